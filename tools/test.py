@@ -1,0 +1,8 @@
+"""``visionattn test``, from a clone: ``python tools/test.py --help``."""
+
+import sys
+
+from visionattn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["test", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""``visionattn train``, from a clone: ``python tools/train.py --help``."""
+
+import sys
+
+from visionattn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

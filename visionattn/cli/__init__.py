@@ -1,0 +1,64 @@
+"""The commands: ``visionattn train|test|infer|...``; ``tools/*.py`` are doors to the same functions.
+
+Each command is one module with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args) -> int``, the exit
+status. A module is imported only when its command is called, so ``visionattn --help`` stays quick.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from visionattn import __version__
+from visionattn.errors import VisionattnError
+
+COMMANDS = {
+    "train": "train a model from a config",
+    "test": "measure a checkpoint on a config's test data",
+    "infer": "run a trained model on images, folders, globs or videos",
+    "data": "make the sample data, or fetch a public dataset",
+}
+
+
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """The argument parser of one command."""
+    module = importlib.import_module(f"visionattn.cli.{command}")
+    parser = argparse.ArgumentParser(prog=f"visionattn {command}", description=module.__doc__)
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback when something fails")
+    return parser
+
+
+def usage() -> str:
+    """The text of ``visionattn --help``."""
+    lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: visionattn COMMAND [arguments]   (visionattn COMMAND --help for each)", "", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"visionattn {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"error: there is no command {argv[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    command = importlib.import_module(f"visionattn.cli.{argv[0]}")
+    args = build_parser(argv[0]).parse_args(argv[1:])
+    try:
+        return command.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, VisionattnError):
+            text = f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)"
+        print(f"error: {text}", file=sys.stderr)
+        return 1

@@ -1,0 +1,69 @@
+"""The errors a user can meet. The commands print their message as one line; nothing else ends a command.
+
+A message names the thing (file, key, argument), says what is wrong with it, and what to do.
+"""
+
+import importlib
+from types import ModuleType
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MissingDependencyError",
+    "TrainingError",
+    "VisionattnError",
+    "require",
+]
+
+
+class VisionattnError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class BackendError(VisionattnError, RuntimeError):
+    """A kernel backend was named that cannot run here; the message gives the reason."""
+
+
+class ConfigError(VisionattnError):
+    """A config file is missing, malformed or contradicts itself."""
+
+
+class CheckpointError(VisionattnError):
+    """A checkpoint cannot be read safely, or does not fit the model."""
+
+
+class DataError(VisionattnError):
+    """An image, annotation file or dataset folder is missing, unreadable or inconsistent."""
+
+
+class TrainingError(VisionattnError):
+    """Training cannot go on, such as when the loss is not finite."""
+
+
+class MissingDependencyError(VisionattnError, ImportError):
+    """An optional package is not installed; the message has the command that brings it."""
+
+
+def require(module: str, extra: str = "openmmlab") -> ModuleType:
+    """Import an optional dependency, or raise `MissingDependencyError` with the pip command that brings it.
+
+    Args:
+        module: name to import, such as ``"cv2"``.
+        extra: the extra of this package that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise  # the module is there; something it imports is not
+        raise MissingDependencyError(
+            f"{module} is not installed; run: pip install 'visionattn[{extra}]'"
+        ) from error
+    except ImportError as error:
+        if "libGL" in str(error):
+            raise MissingDependencyError(
+                f"{module} needs the system library libGL; run: apt-get install libgl1"
+            ) from error
+        raise
