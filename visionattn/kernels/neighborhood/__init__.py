@@ -1,0 +1,3 @@
+from visionattn.kernels.neighborhood.api import na1d, na2d, na3d
+
+__all__ = ["na1d", "na2d", "na3d"]

@@ -1,0 +1,213 @@
+"""`na1d`, `na2d`, `na3d`: neighborhood attention on 1-D, 2-D and 3-D maps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from visionattn.kernels import backends
+from visionattn.kernels.neighborhood.ops import neighborhood_attention
+from visionattn.kernels.neighborhood.reference import neighborhood_attention_reference
+
+__all__ = ["na1d", "na2d", "na3d"]
+
+_ARGUMENTS = """
+    The keys of a query form a window of ``kernel_size`` positions per axis around it. Near a border the window is
+    shifted inward, so it always holds that many keys; with ``is_causal`` it ends at the query instead and is cut off
+    at the border. With ``dilation`` a query sees only positions congruent to its own, and all counts are in steps of
+    the dilation; it need not divide the axis. With ``stride`` that many neighboring queries share the window of the
+    middle one (the last one if causal); a stride equal to the kernel size is blocked window attention.
+
+    Args:
+        query: ``[batch, {axes}, heads, head_dim]``.
+        key: ``[batch, {axes}, heads_kv, head_dim]``; ``heads`` must be a multiple of ``heads_kv``, and query head
+            ``h`` reads head ``h // (heads // heads_kv)``.
+        value: ``[batch, {axes}, heads_kv, value_dim]``.
+        kernel_size: window length, one for all axes or one per axis; times the dilation at most the axis.
+        stride: from 1 to the kernel size, one for all axes or one per axis.
+        dilation: at least 1, one for all axes or one per axis.
+        is_causal: one for all axes or one per axis.
+        scale: factor on the query; ``head_dim ** -0.5`` by default.
+        rpb: relative position bias ``[heads, {table}]``, added to the scaled scores: a key ``j`` steps from the
+            query reads entry ``j + kernel_size - 1`` of its axis. Odd kernel sizes only, and no causal axis.
+        additional_keys: ``[batch, extra, heads_kv, head_dim]``, keys that every query attends to as well.
+        additional_values: ``[batch, extra, heads_kv, value_dim]``; both or neither.
+        return_lse: also return the log-sum-exp of the scores.
+        backend: ``"torch"``, ``"reference"``, or None for the best that can run (see `kernels.backends.explain`).
+
+    Returns:
+        ``[batch, {axes}, heads, value_dim]`` in the type of the query; with ``return_lse`` a pair with
+        ``[batch, {axes}, heads]``, the natural logarithm of the softmax denominator over all attended keys, in
+        float32 (float64 for float64). Sums are accumulated in float32 at least.
+
+    Raises:
+        ValueError: for arguments that do not fit together; the message names the argument.
+        BackendError: when the backend named cannot run here.
+    """
+
+
+def _per_axis(name: str, value, rank: int, kind: type) -> tuple:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
+    if len(values) != rank:
+        raise ValueError(f"{name}={value!r} has {len(values)} entries; give one value, or one for each of {rank} axes")
+    for entry in values:
+        if isinstance(entry, bool) != (kind is bool) or not isinstance(entry, (kind, torch.SymInt)):
+            raise ValueError(f"{name}={value!r} must hold {kind.__name__} values only")
+    return values
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor, rank: int) -> None:
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.dim() != rank + 3:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; it must have {rank + 3} dimensions: batch, {rank} spatial, "
+                "heads, head_dim"
+            )
+        if x.dtype != query.dtype or x.device != query.device:
+            raise ValueError(
+                f"{name} is {x.dtype} on {x.device}, but query is {query.dtype} on {query.device}; they must agree"
+            )
+        if x.shape[:-2] != query.shape[:-2]:
+            raise ValueError(
+                f"{name} has batch and map {tuple(x.shape[:-2])}, but query has {tuple(query.shape[:-2])}; "
+                "they must be equal"
+            )
+        if 0 in x.shape[1:]:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; only the batch may be empty")
+    if query.dtype not in backends.DTYPES:
+        raise ValueError(f"query is {query.dtype}; use one of {', '.join(map(str, backends.DTYPES))}")
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(f"key has head_dim {key.shape[-1]}, but query has {query.shape[-1]}; they must be equal")
+    if value.shape[-2] != key.shape[-2]:
+        raise ValueError(f"value has {value.shape[-2]} heads, but key has {key.shape[-2]}; they must be equal")
+    if query.shape[-2] % key.shape[-2]:
+        raise ValueError(
+            f"key has {key.shape[-2]} heads, which does not divide the {query.shape[-2]} heads of query"
+        )
+
+
+def _check_geometry(shape: Sequence[int], kernel_size: tuple, stride: tuple, dilation: tuple) -> None:
+    for axis, (length, k, s, d) in enumerate(zip(shape, kernel_size, stride, dilation, strict=True)):
+        if k < 1:
+            raise ValueError(f"kernel_size={kernel_size} must be at least 1 on every axis")
+        if d < 1:
+            raise ValueError(f"dilation={dilation} must be at least 1 on every axis")
+        if not 1 <= s <= k:
+            raise ValueError(f"stride={stride} must be from 1 to the kernel size {kernel_size} on every axis")
+        if k * d > length:
+            raise ValueError(
+                f"kernel_size={kernel_size} with dilation={dilation} covers {k * d} positions on axis {axis}, which "
+                f"has {length}; kernel size times dilation may be at most the axis"
+            )
+
+
+def _check_bias(rpb: Tensor, query: Tensor, kernel_size: tuple, is_causal: tuple) -> None:
+    expected = (query.shape[-2], *(2 * k - 1 for k in kernel_size))
+    if any(is_causal):
+        raise ValueError("rpb is not defined together with is_causal; use one of them")
+    if any(k % 2 == 0 for k in kernel_size):
+        raise ValueError(f"rpb needs odd kernel sizes; kernel_size={kernel_size}")
+    if tuple(rpb.shape) != expected:
+        raise ValueError(f"rpb has shape {tuple(rpb.shape)}; for kernel_size={kernel_size} it must be {expected}")
+    if rpb.device != query.device:
+        raise ValueError(f"rpb is on {rpb.device}, but query is on {query.device}")
+
+
+def _check_additional(
+    keys: Tensor | None, values: Tensor | None, query: Tensor, key: Tensor, value: Tensor
+) -> None:
+    if keys is None or values is None:
+        raise ValueError("additional_keys and additional_values must be given together")
+    for name, x, like in (("additional_keys", keys, key), ("additional_values", values, value)):
+        expected = (query.shape[0], keys.shape[1] if keys.dim() > 1 else 0, *like.shape[-2:])
+        if tuple(x.shape) != expected or not expected[1]:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; it must be [{query.shape[0]}, extra, {like.shape[-2]}, "
+                f"{like.shape[-1]}] with the same extra >= 1 for keys and values"
+            )
+        if x.dtype != query.dtype or x.device != query.device:
+            raise ValueError(
+                f"{name} is {x.dtype} on {x.device}, but query is {query.dtype} on {query.device}; they must agree"
+            )
+
+
+def _join_additional(
+    out: Tensor, lse: Tensor, query: Tensor, keys: Tensor, values: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Merge in the attention over keys that every query sees: two softmaxes joined by their denominators."""
+    batch, heads, exact = query.shape[0], query.shape[-2], lse.dtype
+    q = (query.flatten(1, -3) * scale).transpose(1, 2)  # [B, heads, tokens, d]
+    k, v = (x.transpose(1, 2).repeat_interleave(heads // x.shape[-2], dim=1) for x in (keys, values))
+    scores = (q @ k.transpose(-1, -2)).to(exact)
+    extra_lse = torch.logsumexp(scores, dim=-1)
+    extra = torch.softmax(scores, dim=-1) @ v.to(exact)
+    extra = extra.transpose(1, 2).reshape(*out.shape)
+    extra_lse = extra_lse.transpose(1, 2).reshape(batch, *lse.shape[1:])
+    share = torch.sigmoid(extra_lse - lse)[..., None]
+    return torch.lerp(out.to(exact), extra, share).to(out.dtype), torch.logaddexp(lse, extra_lse)
+
+
+def _attention(
+    rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v, backend
+):
+    device = query.device.type
+    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        extra_k, extra_v = (x if x is None else x.to(dtype) for x in (extra_k, extra_v))
+        with torch.autocast(device, enabled=False):
+            return _attention(
+                rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v, backend
+            )
+    kernel_size, stride, dilation = (
+        _per_axis(name, entry, rank, int)
+        for name, entry in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
+    )
+    is_causal = _per_axis("is_causal", is_causal, rank, bool)
+    _check_tensors(query, key, value, rank)
+    _check_geometry(query.shape[1 : 1 + rank], kernel_size, stride, dilation)
+    if rpb is not None:
+        _check_bias(rpb, query, kernel_size, is_causal)
+    if extra_k is not None or extra_v is not None:
+        _check_additional(extra_k, extra_v, query, key, value)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    arguments = (query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v)
+    if backends.select(f"na{rank}d", query.device, query.dtype, backend) == "reference":
+        return neighborhood_attention_reference(*arguments)
+    out, lse = neighborhood_attention(query, key, value, rpb, kernel_size, stride, dilation, is_causal, scale)
+    if extra_k is not None:
+        out, lse = _join_additional(out, lse, query, extra_k, extra_v, scale)
+    return out, lse
+
+
+def _define(rank: int, axes: str, table: str):
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        is_causal: bool | Sequence[bool] = False,
+        *,
+        scale: float | None = None,
+        rpb: Tensor | None = None,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+        return_lse: bool = False,
+        backend: str | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        out, lse = _attention(
+            rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb,
+            additional_keys, additional_values, backend,
+        )  # fmt: skip
+        return (out, lse) if return_lse else out
+
+    attention.__name__ = attention.__qualname__ = f"na{rank}d"
+    attention.__doc__ = f"{rank}-D neighborhood attention.\n" + _ARGUMENTS.format(axes=axes, table=table)
+    return attention
+
+
+na1d = _define(1, "length", "2K-1")
+na2d = _define(2, "height, width", "2K-1, 2K-1")
+na3d = _define(3, "depth, height, width", "2K-1, 2K-1, 2K-1")
