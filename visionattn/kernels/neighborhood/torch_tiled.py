@@ -120,8 +120,8 @@ class _Group:
         tiles = self.axes[0][1].count
         per_image = heads * self.queries * self.keys * itemsize * copies
         per_image *= prod(run.count for _, run in self.axes[1:]) * prod(group.count for group, _ in self.axes)
-        images = min(max(CHUNK_BYTES // per_image, 1), batch)
-        rows = min(max(CHUNK_BYTES // (per_image * images), 1), tiles)
+        images = max(min(CHUNK_BYTES // per_image, batch), 1)
+        rows = max(min(CHUNK_BYTES // (per_image * images), tiles), 1)
         for first in range(0, batch, images):
             for row in range(0, tiles, rows):
                 yield slice(row, min(row + rows, tiles)), slice(first, min(first + images, batch))

@@ -1,0 +1,326 @@
+"""`na1d`, `na2d`, `na3d`: semantics, gradients and refusals. The oracle is the dense definition in `reference.py`."""
+
+import random
+
+import pytest
+import torch
+
+from visionattn.errors import BackendError
+from visionattn.kernels import backends, na1d, na2d, na3d
+
+FUNCTIONS = {1: na1d, 2: na2d, 3: na3d}
+LENGTHS = {1: (1, 7, 33, 63, 100), 2: (5, 7, 12, 14, 23), 3: (3, 4, 6, 9)}
+# Largest error seen over the sweep is a quarter of these. bf16 and fp16 are compared with the definition evaluated
+# in float32 on the same rounded inputs, so that the tolerance is that of the arithmetic, not of the inputs.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def random_case(seed: int, rank: int | None = None) -> dict:
+    """A legal problem with every option mixed: odd sizes, windows as long as the axis, uneven dilation, extras."""
+    draw = random.Random(seed)
+    rank = rank or draw.choice([1, 2, 2, 2, 3])
+    shape, kernel, stride, dilation = [], [], [], []
+    for _ in range(rank):
+        length = draw.choice(LENGTHS[rank])
+        k = draw.randint(1, min(length, 13))
+        shape.append(length)
+        kernel.append(k)
+        stride.append(draw.choice([1, 1, draw.randint(1, k)]))
+        dilation.append(draw.choice([1, draw.randint(1, length // k)]))
+    causal = [draw.random() < 0.25 for _ in range(rank)]
+    rpb = all(k % 2 for k in kernel) and not any(causal)
+    heads_kv = draw.choice([1, 2])
+    return dict(
+        rank=rank, shape=shape, kernel=kernel, stride=stride, dilation=dilation, causal=causal,
+        batch=draw.choice([1, 2]), heads_kv=heads_kv, heads=heads_kv * draw.choice([1, 1, 2]),
+        dim=draw.choice([1, 8, 24]), value_dim=draw.choice([None, None, 5]), rpb=rpb,
+        extra=draw.choice([0, 0, 3]), scale=draw.choice([None, 0.3]), seed=seed,
+    )  # fmt: skip
+
+
+def make_inputs(case: dict, dtype: torch.dtype) -> dict:
+    generator = torch.Generator().manual_seed(case["seed"])
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    lead, kv, dim = (case["batch"], *case["shape"]), case["heads_kv"], case["dim"]
+    value_dim = case["value_dim"] or dim
+    inputs = dict(query=draw(*lead, case["heads"], dim), key=draw(*lead, kv, dim), value=draw(*lead, kv, value_dim))
+    if case["rpb"]:
+        inputs["rpb"] = draw(case["heads"], *(2 * k - 1 for k in case["kernel"]))
+    if case["extra"]:
+        inputs["additional_keys"] = draw(case["batch"], case["extra"], kv, dim)
+        inputs["additional_values"] = draw(case["batch"], case["extra"], kv, value_dim)
+    return inputs
+
+
+def run(case: dict, inputs: dict, backend: str):
+    """Output, lse and every gradient, for a loss that also depends on the lse."""
+    inputs = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    out, lse = FUNCTIONS[case["rank"]](
+        **inputs, kernel_size=case["kernel"], stride=case["stride"], dilation=case["dilation"],
+        is_causal=case["causal"], scale=case["scale"], return_lse=True, backend=backend,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    loss = (out * weight).sum() + (lse * torch.randn(lse.shape, generator=generator).to(lse.dtype)).sum()
+    loss.backward()
+    return {"out": out.detach(), "lse": lse.detach(), **{f"grad of {n}": x.grad for n, x in inputs.items()}}
+
+
+def assert_agree(case: dict, dtype: torch.dtype) -> None:
+    inputs = make_inputs(case, dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    expected = run(case, {name: x.to(exact) for name, x in inputs.items()}, "reference")
+    actual = run(case, inputs, "torch")
+    for name, want in expected.items():
+        got = actual[name]
+        assert got.dtype == (exact if name == "lse" else dtype), (name, got.dtype)
+        assert got.shape == want.shape
+        limit = TOLERANCE[dtype] * max(1.0, want.abs().max().item())
+        error = (got.to(exact) - want).abs().max().item()
+        assert error <= limit, f"{name}: {error:.2e} > {limit:.2e} for {case}"
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fill memory that is not initialised with NaN, so that an output nobody wrote is seen."""
+    settings = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = settings[0]
+    torch.use_deterministic_algorithms(settings[1])
+
+
+@pytest.mark.parametrize("block", range(20))
+def test_random_sweep_float64(block, poisoned_memory):
+    for seed in range(block * 25, block * 25 + 25):
+        assert_agree(random_case(seed), torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_random_sweep_by_type(dtype, poisoned_memory):
+    for seed in range(1000, 1030):
+        assert_agree(random_case(seed), dtype)
+
+
+def test_large_map_in_chunks(monkeypatch, poisoned_memory):
+    from visionattn.kernels.neighborhood import torch_tiled
+
+    monkeypatch.setattr(torch_tiled, "CHUNK_BYTES", 20_000)
+    case = random_case(0) | dict(
+        rank=2, shape=[37, 41], kernel=[7, 5], stride=[1, 1], dilation=[2, 3], causal=[False, False],
+        batch=3, rpb=True, heads=2, heads_kv=2,
+    )  # fmt: skip
+    assert_agree(case, torch.float64)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_gradcheck(rank):
+    case = random_case(7, rank) | dict(
+        shape=[5] * rank, kernel=[3] * rank, stride=[1] * rank, dilation=[1] * rank, causal=[False] * rank,
+        rpb=True, extra=2, batch=1, heads=2, heads_kv=1, dim=2, value_dim=3,
+    )  # fmt: skip
+    inputs = make_inputs(case, torch.float64)
+
+    def call(*values):
+        return FUNCTIONS[rank](
+            **dict(zip(inputs, values, strict=True)), kernel_size=3, return_lse=True, backend="torch"
+        )
+
+    assert torch.autograd.gradcheck(call, tuple(inputs.values()), fast_mode=rank > 1)
+
+
+@pytest.mark.parametrize(
+    ("length", "kernel", "stride", "dilation", "causal", "position", "attended"),
+    [  # worked by hand from the definition
+        (10, 3, 1, 4, False, 0, None),  # groups 2 and 3 have two positions only: refused
+        (10, 3, 1, 3, False, 0, [0, 3, 6]),
+        (10, 3, 1, 3, False, 9, [3, 6, 9]),
+        (10, 3, 1, 3, False, 4, [1, 4, 7]),
+        (6, 4, 1, 1, False, 3, [1, 2, 3, 4]),
+        (6, 4, 2, 1, False, 3, [1, 2, 3, 4]),
+        (6, 4, 2, 1, False, 4, [2, 3, 4, 5]),
+        (8, 4, 4, 1, False, 5, [4, 5, 6, 7]),
+        (8, 3, 1, 1, True, 0, [0]),
+        (8, 3, 1, 1, True, 5, [3, 4, 5]),
+        (8, 3, 3, 1, True, 3, [3]),
+        (8, 3, 3, 1, True, 4, [3, 4]),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_windows_by_hand(backend, length, kernel, stride, dilation, causal, position, attended):
+    query = torch.zeros(1, length, 1, 1)
+    value = torch.eye(length)[None, :, None, :]  # the output is the attention row itself
+    if attended is None:
+        with pytest.raises(ValueError, match="kernel_size"):
+            na1d(query, query, value, kernel, stride, dilation, causal, backend=backend)
+        return
+    out = na1d(query, query, value, kernel, stride, dilation, causal, backend=backend)
+    assert out[0, position, 0].nonzero().flatten().tolist() == attended
+    torch.testing.assert_close(out[0, position, 0, attended], torch.full((len(attended),), 1 / len(attended)))
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_bias_reads_the_entry_of_the_offset(backend):
+    zero = torch.zeros(1, 9, 9, 1, 4)
+    rpb = torch.zeros(1, 5, 5)
+    rpb[0, 2 + 1, 2 - 1] = 50.0  # one row below, one column to the left
+    value = torch.arange(81.0).reshape(1, 9, 9, 1, 1).expand(1, 9, 9, 1, 4)
+    out = na2d(zero, zero, value, 3, rpb=rpb, backend=backend)
+    assert out[0, 4, 4, 0, 0].item() == pytest.approx(5 * 9 + 3)
+    assert out[0, 0, 4, 0, 0].item() == pytest.approx(1 * 9 + 3)
+    dilated = na2d(zero, zero, value, 3, dilation=3, rpb=rpb, backend=backend)
+    assert dilated[0, 4, 4, 0, 0].item() == pytest.approx(7 * 9 + 1)  # offsets count steps of the dilation
+
+
+def test_zero_scale_is_not_the_default():
+    q, k = torch.randn(2, 1, 9, 1, 4).unbind()
+    value = torch.eye(9)[None, :, None, :]
+    assert torch.allclose(na1d(q, k, value, 3, scale=0.0)[0, 4, 0, 3:6], torch.tensor(1 / 3))
+
+
+def test_non_contiguous_inputs():
+    qkv = torch.randn(2, 11, 3, 2, 8, 13, dtype=torch.float64).permute(2, 0, 1, 5, 3, 4)
+    out = na2d(*qkv, kernel_size=(3, 5), dilation=(2, 1), backend="torch")
+    expected = na2d(*(x.contiguous() for x in qkv), kernel_size=(3, 5), dilation=(2, 1), backend="reference")
+    torch.testing.assert_close(out, expected)
+    shared = torch.randn(1, 11, 13, 1, 8, dtype=torch.float64).expand(2, -1, -1, 2, -1).requires_grad_()
+    out = na2d(shared, shared, shared, 3, backend="torch")
+    (gradient,) = torch.autograd.grad(out.square().sum(), shared)
+    expected = na2d(shared, shared, shared, 3, backend="reference")
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), shared)[0])
+
+
+def test_same_bits_twice():
+    case = random_case(3, 2)
+    inputs = make_inputs(case, torch.float32)
+    first, second = run(case, inputs, "torch"), run(case, inputs, "torch")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_compile_without_graph_break():
+    q, k, v = torch.randn(3, 1, 8, 8, 2, 8).unbind()
+    rpb = torch.randn(2, 5, 5)
+
+    def block(q, k, v, rpb):
+        return na2d(q * 2, k, v, 3, dilation=2, rpb=rpb) + 1
+
+    inputs = [x.requires_grad_() for x in (q, k, v, rpb)]
+    eager = torch.autograd.grad(block(*inputs).square().sum(), inputs)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    for a, b in zip(eager, torch.autograd.grad(compiled(*inputs).square().sum(), inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_export():
+    class Block(torch.nn.Module):
+        def forward(self, x):
+            return na2d(x, x, x, 3)
+
+    x = torch.randn(1, 8, 8, 2, 8)
+    torch.testing.assert_close(torch.export.export(Block(), (x,)).module()(x), Block()(x))
+
+
+@pytest.mark.parametrize("rpb", [True, False])
+def test_operator_registration(rpb):
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 6, 7, 2, 4).unbind())
+    table = torch.randn(2, 5, 5, requires_grad=True) if rpb else None
+    geometry = ([3, 3], [1, 1], [2, 1], [False, False], 0.5)
+    torch.library.opcheck(torch.ops.visionattn.neighborhood_attention.default, (q, k, v, table, *geometry))
+
+
+def test_autocast():
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 9, 9, 2, 8).unbind())
+    rpb = torch.randn(2, 5, 5, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = na2d(q, k, v, 3, rpb=rpb)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), na2d(q, k, v, 3, rpb=rpb), atol=5e-2, rtol=0)
+    out.float().sum().backward()
+    assert q.grad.dtype == rpb.grad.dtype == torch.float32
+
+
+def test_empty_batch():
+    x = torch.randn(0, 8, 8, 2, 4)
+    assert na2d(x, x, x, 3).shape == x.shape
+
+
+X = torch.zeros(1, 8, 8, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        (dict(kernel_size=9), ["kernel_size=(9, 9)", "axis 0", "8"]),
+        (dict(kernel_size=3, dilation=3), ["dilation=(3, 3)", "9 positions", "8"]),
+        (dict(kernel_size=3, stride=4), ["stride=(4, 4)", "(3, 3)"]),
+        (dict(kernel_size=3, stride=0), ["stride=(0, 0)"]),
+        (dict(kernel_size=0), ["kernel_size=(0, 0)", "at least 1"]),
+        (dict(kernel_size=3, dilation=0), ["dilation=(0, 0)"]),
+        (dict(kernel_size=(3, 3, 3)), ["kernel_size=(3, 3, 3)", "3 entries", "2 axes"]),
+        (dict(kernel_size=3.0), ["kernel_size=3.0", "int"]),
+        (dict(kernel_size=3, is_causal=1), ["is_causal=1", "bool"]),
+        (dict(query=X[0]), ["query", "(8, 8, 4, 6)", "5 dimensions"]),
+        (dict(key=X.double()), ["key", "float64", "float32"]),
+        (dict(key=X[:, :7]), ["key", "(1, 7, 8)", "(1, 8, 8)"]),
+        (dict(key=X[..., :5]), ["key", "head_dim 5", "6"]),
+        (dict(key=X[..., :3, :]), ["value has 4 heads", "key has 3"]),
+        (dict(key=X[..., :3, :], value=X[..., :3, :]), ["3 heads", "4 heads"]),
+        (dict(key=X.to("meta")), ["key", "meta", "cpu"]),
+        (dict(query=X.long(), key=X.long(), value=X.long()), ["query", "int64", "float32"]),
+        (dict(rpb=torch.zeros(4, 5, 7)), ["rpb", "(4, 5, 7)", "(4, 5, 5)"]),
+        (dict(kernel_size=4, rpb=torch.zeros(4, 7, 7)), ["rpb", "odd"]),
+        (dict(is_causal=True, rpb=torch.zeros(4, 5, 5)), ["rpb", "is_causal"]),
+        (dict(additional_keys=X[:, 0]), ["additional_values", "together"]),
+        (dict(additional_keys=X[:, 0], additional_values=X[:, 0, :2]), ["additional_values", "extra"]),
+    ],
+)
+def test_bad_input_names_the_argument(kwargs, words):
+    arguments = dict(query=X, key=X, value=X, kernel_size=3) | kwargs
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words are checked below
+        na2d(**arguments)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_named_backend_is_never_replaced(monkeypatch):
+    with pytest.raises(BackendError, match="no backend 'cuda'"):
+        na2d(X, X, X, 3, backend="cuda")
+    monkeypatch.setenv("VISIONATTN_BACKEND", "nonsense")
+    with pytest.raises(BackendError, match="nonsense"):
+        na2d(X, X, X, 3)
+    assert na2d(X, X, X, 3, backend="torch").shape == X.shape
+
+
+def test_explain_gives_reasons():
+    choices = {c.backend: c for c in backends.explain("na2d", "cpu", torch.float32)}
+    assert choices["torch"].can_run
+    assert choices["reference"].can_run
+    assert backends.select("na2d", torch.device("cpu"), torch.float32) == "torch"
+    refused = backends.explain("na2d", "cpu", torch.int32)
+    assert not any(c.can_run for c in refused)
+    assert "int32" in refused[0].reason
+    with pytest.raises(ValueError, match="na4d"):
+        backends.explain("na4d")
+
+
+def test_recorded_operator_cases(shared_dir):
+    """Outputs and gradients of the published library, forward and backward."""
+    paths = sorted((shared_dir / "parity" / "na").glob("natten_op_*.pt"))
+    assert paths
+    for path in paths:
+        fixture = torch.load(path, weights_only=True)
+        for backend in ("torch", "reference"):
+            q, k, v = (fixture[name].clone().requires_grad_() for name in "qkv")
+            out, lse = FUNCTIONS[len(fixture["shape"])](
+                q, k, v, fixture["kernel_size"], fixture["stride"], fixture["dilation"], fixture["is_causal"],
+                additional_keys=fixture["extra_k"], additional_values=fixture["extra_v"],
+                return_lse=True, backend=backend,
+            )  # fmt: skip
+            (out * fixture["dout"]).sum().backward()
+            pairs = dict(out=out, lse=lse, dq=q.grad, dk=k.grad, dv=v.grad)
+            for name, got in pairs.items():
+                error = (got - fixture[name]).abs().max().item()
+                assert error <= 1e-5, f"{path.name} {backend} {name}: {error:.2e}"
