@@ -1,0 +1,33 @@
+"""Overlap of axis-aligned boxes."""
+
+import torch
+from torch import Tensor
+
+from .common import operator, work_dtype
+
+__all__ = ["bbox_overlaps"]
+
+
+@operator
+def bbox_overlaps(
+    bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
+) -> None:
+    """IoU (mode 0), or intersection over the first box's area (mode 1), written into `ious`.
+
+    Args:
+        bboxes1: ``[N, 4]``, (x1, y1, x2, y2).
+        bboxes2: ``[M, 4]``, or ``[N, 4]`` when aligned.
+        ious: ``[N, M]``, or ``[N]`` when aligned.
+        aligned: compare row i with row i only.
+        offset: 0 or 1, added to widths and heights; also the least denominator, so with 0 the overlap of two
+            empty boxes is NaN.
+    """
+    dtype = work_dtype(bboxes1, bboxes2)
+    a, b = bboxes1.to(dtype), bboxes2.to(dtype)
+    area_a, area_b = ((t[:, 2:] - t[:, :2] + offset).prod(-1) for t in (a, b))
+    if not aligned:
+        a, area_a = a[:, None], area_a[:, None]
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + offset
+    intersection = sides.clamp(min=0).prod(-1)
+    base = area_a + area_b - intersection if mode == 0 else area_a.expand_as(intersection)
+    ious.copy_(intersection / base.clamp(min=offset))

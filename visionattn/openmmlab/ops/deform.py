@@ -1,0 +1,217 @@
+"""Deformable convolution, v1 and v2 (modulated), on torchvision's kernels."""
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .common import operator, work_dtype
+
+__all__ = [
+    "deform_conv_backward_input",
+    "deform_conv_backward_parameters",
+    "deform_conv_forward",
+    "modulated_deform_conv_backward",
+    "modulated_deform_conv_forward",
+]
+
+# torchvision computes all gradients of a convolution at once, mmcv asks for those of the weight in a second
+# call with the same grad_output: the first call leaves them here for the second.
+_weight_grads: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _convolve(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, geometry: tuple
+) -> Tensor:
+    dtype = work_dtype(input)
+    use_mask = mask is not None
+    mask = mask if use_mask else input.new_zeros(1)
+    bias = bias if bias is not None else input.new_zeros(weight.size(0))
+    tensors = (t.to(dtype) for t in (input, weight, offset, mask, bias))
+    return torch.ops.torchvision.deform_conv2d(*tensors, *geometry, use_mask)
+
+
+def _gradients(
+    grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, geometry: tuple
+) -> tuple[Tensor, ...]:
+    """Gradients of input, weight, offset, mask and bias."""
+    dtype = work_dtype(input)
+    use_mask = mask is not None
+    mask = mask if use_mask else input.new_zeros(1)
+    tensors = (
+        t.to(dtype) for t in (grad_output, input, weight, offset, mask, input.new_zeros(weight.size(0)))
+    )
+    return torch.ops.torchvision._deform_conv2d_backward(*tensors, *geometry, use_mask)
+
+
+@operator
+def deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Deformable convolution (Dai et al., 2017) into `output` ``[N, C_out, H_out, W_out]``.
+
+    Args:
+        input: ``[N, C_in, H, W]``.
+        weight: ``[C_out, C_in / group, kH, kW]``.
+        offset: ``[N, deformable_group * kH * kW * 2, H_out, W_out]``, (y, x) per kernel position, in pixels.
+        output: written in place.
+        columns, ones, im2col_step: work space of compiled kernels; unused.
+        kW, kH, dW, dH, padW, padH, dilationW, dilationH: kernel, stride, padding, dilation per axis.
+        group, deformable_group: groups of channels sharing weights, and sharing offsets.
+    """
+    if not output.numel():
+        return
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    output.copy_(_convolve(input, weight, offset, None, None, geometry))
+
+
+@operator
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> None:
+    """Gradients of `deform_conv_forward` in input and offset, written into `grad_input` and `grad_offset`."""
+    if not grad_output.numel():
+        return
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    grads = _gradients(grad_output, input, weight, offset, None, geometry)
+    grad_input.copy_(grads[0])
+    grad_offset.copy_(grads[2])
+    _weight_grads[grad_output] = (input.data_ptr(), offset.data_ptr(), grad_output._version, grads[1])
+
+
+@operator
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    scale: float,
+    im2col_step: int,
+) -> None:
+    """Gradient of `deform_conv_forward` in the weight, times `scale`, written into `grad_weight`."""
+    if not grad_output.numel():
+        return
+    *same, grad = _weight_grads.pop(grad_output, (None,))
+    if same != [input.data_ptr(), offset.data_ptr(), grad_output._version]:
+        geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+        # the gradient in the weight does not depend on its values
+        grad = _gradients(grad_output, input, torch.zeros_like(grad_weight), offset, None, geometry)[1]
+    grad_weight.copy_(grad * scale)
+
+
+@operator
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    """Modulated deformable convolution (Zhu et al., 2019) into `output` ``[N, C_out, H_out, W_out]``.
+
+    Args:
+        input, weight, offset: as in `deform_conv_forward`.
+        bias: ``[C_out]``, read only `with_bias`.
+        mask: ``[N, deformable_group * kernel_h * kernel_w, H_out, W_out]``, a factor per kernel position.
+        output: written in place.
+        ones, columns: work space of compiled kernels; unused.
+    """
+    if not output.numel():
+        return
+    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    output.copy_(_convolve(input, weight, offset, mask, bias if with_bias else None, geometry))
+
+
+@operator
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> None:
+    """Gradients of `modulated_deform_conv_forward`, written into the five ``grad_*`` tensors."""
+    if not grad_output.numel():
+        return
+    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    targets = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
+    grads = _gradients(grad_output, input, weight, offset, mask, geometry)
+    for target, grad in zip(targets[: 5 if with_bias else 4], grads, strict=False):
+        target.copy_(grad)

@@ -1,0 +1,233 @@
+"""RoIAlign and RoIPool: features of fixed size from boxes of any size."""
+
+import torch
+from torch import Tensor
+
+from .common import (
+    MAX_ELEMENTS,
+    add_at_positions,
+    bilinear_taps,
+    channels_last_rows,
+    first_maximum,
+    operator,
+    sample_rows,
+    work_dtype,
+)
+
+__all__ = ["roi_align_backward", "roi_align_forward", "roi_pool_backward", "roi_pool_forward"]
+
+MAX_POOL = 0  # pool_mode; 1 is the average
+NOWHERE = -2.0  # position recorded for a bin without samples: outside every map, so it gets no gradient
+
+
+def sample_axis(start: Tensor, size: Tensor, bins: int, sampling_ratio: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where RoIAlign samples along one axis.
+
+    Args:
+        start, size: ``[R]``, of the boxes, in pixels of the map.
+        bins: number of bins along the axis.
+        sampling_ratio: samples in a bin; 0 takes ``ceil(size / bins)``, which differs from box to box.
+
+    Returns:
+        Positions ``[R, bins, S]``; ``[R, S]``, which of the S samples the box uses; ``[R]``, how many.
+    """
+    bin_size = size / bins
+    count = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else bin_size.ceil().clamp(min=0)
+    most = int(count.max()) if len(count) else 0
+    sample = torch.arange(max(most, 1), device=start.device, dtype=start.dtype)
+    step = bin_size / count.clamp(min=1)
+    first = start[:, None] + torch.arange(bins, device=start.device, dtype=start.dtype) * bin_size[:, None]
+    positions = first[:, :, None] + ((sample + 0.5) * step[:, None])[:, None]
+    return positions, sample < count[:, None], count
+
+
+def box_edges(rois: Tensor, spatial_scale: float, aligned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Start and size of boxes ``[R, 5]`` on the map: (y, x, height, width), each ``[R]``."""
+    x1, y1, x2, y2 = (rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)).unbind(1)
+    height, width = y2 - y1, x2 - x1
+    if not aligned:
+        height, width = height.clamp(min=1), width.clamp(min=1)
+    return y1, x1, height, width
+
+
+def _max_align(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> None:
+    channels, height, width = input.shape[1:]
+    bins_h, bins_w = output.shape[2:]
+    start_y, start_x, size_y, size_x = box_edges(rois, spatial_scale, aligned)
+    ys, use_y, _ = sample_axis(start_y, size_y, bins_h, sampling_ratio)
+    xs, use_x, _ = sample_axis(start_x, size_x, bins_w, sampling_ratio)
+    rows, batch = channels_last_rows(input), rois[:, 0].long()
+    per_box = bins_h * bins_w * ys.size(2) * xs.size(2) * channels
+    for part in torch.arange(len(rois), device=rois.device).split(max(1, MAX_ELEMENTS // per_box)):
+        shape = (len(part), bins_h, bins_w, ys.size(2), xs.size(2))
+        y = ys[part][:, :, None, :, None].expand(shape).flatten(3)
+        x = xs[part][:, None, :, None, :].expand(shape).flatten(3)
+        use = (use_y[part][:, :, None] & use_x[part][:, None]).flatten(1)[:, None, None]
+        index, weight = bilinear_taps(y, x, height, width)
+        index = index + (batch[part] * (height * width))[:, None, None, None, None]
+        best, which, some = first_maximum(sample_rows(rows, index, weight), use)
+        output[part] = best.permute(0, 3, 1, 2).to(output)
+        for target, position in ((argmax_y, y), (argmax_x, x)):
+            at = torch.where(some, position.gather(3, which), NOWHERE)
+            target[part] = at.permute(0, 3, 1, 2).to(target)
+
+
+@operator
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """RoIAlign (He et al., 2017): bilinear samples in each bin, averaged or their maximum, into `output`.
+
+    Args:
+        input: ``[N, C, H, W]``.
+        rois: ``[R, 5]``, (image in the batch, x1, y1, x2, y2) in pixels of the image.
+        output: ``[R, C, aligned_height, aligned_width]``.
+        argmax_y, argmax_x: like output for the maximum, where it was found; unused for the average.
+        aligned_height, aligned_width: bins along each axis.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin and axis; 0 for one per pixel, rounded up.
+        pool_mode: 0 maximum, 1 average. A bin without samples gives 0.
+        aligned: shift by half a pixel, as pixel centres ask; else boxes are at least one pixel wide.
+    """
+    if not output.numel():
+        return
+    dtype = work_dtype(input)
+    input, rois = input.to(dtype), rois.to(dtype)
+    if pool_mode == MAX_POOL:
+        _max_align(input, rois, output, argmax_y, argmax_x, spatial_scale, sampling_ratio, aligned)
+        return
+    output.copy_(
+        torch.ops.torchvision.roi_align(
+            input, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+        )
+    )
+
+
+@operator
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Gradient of `roi_align_forward` in its input, written into `grad_input` ``[N, C, H, W]``."""
+    if not grad_output.numel():
+        grad_input.zero_()
+        return
+    dtype = work_dtype(grad_output)
+    grad_output, rois = grad_output.to(dtype), rois.to(dtype)
+    if pool_mode == MAX_POOL:
+        grad = torch.zeros_like(grad_input, dtype=dtype, memory_format=torch.contiguous_format)
+        channel = torch.arange(grad.size(1), device=grad.device)[:, None, None]
+        plane = rois[:, 0].long()[:, None, None, None] * grad.size(1) + channel
+        add_at_positions(grad, plane, argmax_y.to(dtype), argmax_x.to(dtype), grad_output)
+    else:
+        grad = torch.ops.torchvision._roi_align_backward(
+            grad_output,
+            rois,
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            *grad_input.shape,
+            sampling_ratio,
+            aligned,
+        )
+    grad_input.copy_(grad)
+
+
+def _pool_axis(low: Tensor, high: Tensor, bins: int, limit: int) -> tuple[Tensor, Tensor]:
+    """Pixels of each bin along one axis: numbers ``[R, bins, S]`` and which of the S belong to the bin."""
+    bin_size = ((high - low) / bins)[:, None]
+    number = torch.arange(bins + 1, device=low.device, dtype=low.dtype)
+    first = (number[:-1] * bin_size + low[:, None]).floor().clamp(0, limit).long()
+    last = (number[1:] * bin_size + low[:, None]).ceil().clamp(0, limit).long()
+    pixel = first[..., None] + torch.arange(max(int((last - first).max()), 1), device=low.device)
+    return pixel, pixel < last[..., None]
+
+
+@operator
+def roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """RoIPool (Girshick, 2015) with unrounded boxes, as mmcv has it: maximum over the pixels a bin touches.
+
+    Args:
+        input: ``[N, C, H, W]``.
+        rois: ``[R, 5]``, (image in the batch, x1, y1, x2, y2), the last pixel included.
+        output: ``[R, C, pooled_height, pooled_width]``, written in place; 0 for empty bins.
+        argmax: like output, integer: where in the flattened map the maximum was, -1 for empty bins.
+        pooled_height, pooled_width: bins along each axis.
+        spatial_scale: pixels of the map per pixel of the image.
+    """
+    if not output.numel():
+        return
+    channels, height, width = input.shape[1:]
+    rois = rois.to(work_dtype(rois))
+    x1, y1 = (rois[:, 1:3] * spatial_scale).unbind(1)
+    x2, y2 = ((rois[:, 3:] + 1) * spatial_scale).unbind(1)
+    ys, use_y = _pool_axis(y1, y2, pooled_height, height)
+    xs, use_x = _pool_axis(x1, x2, pooled_width, width)
+    proper = ((x2 > x1) & (y2 > y1))[:, None, None, None]
+    rows, batch = channels_last_rows(input), rois[:, 0].long()
+    per_box = pooled_height * pooled_width * ys.size(2) * xs.size(2) * channels
+    for part in torch.arange(len(rois), device=rois.device).split(max(1, MAX_ELEMENTS // per_box)):
+        use = (use_y[part][:, :, None, :, None] & use_x[part][:, None, :, None, :]).flatten(3) & proper[part]
+        place = (ys[part][:, :, None, :, None] * width + xs[part][:, None, :, None, :]).flatten(3) * use
+        best, which, some = first_maximum(
+            rows[place + (batch[part] * height * width)[:, None, None, None]], use
+        )
+        output[part] = best.permute(0, 3, 1, 2)
+        at = torch.where(some, place.gather(3, which), -1)
+        argmax[part] = at.permute(0, 3, 1, 2).to(argmax)
+
+
+@operator
+def roi_pool_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """Gradient of `roi_pool_forward` in its input, written into `grad_input` ``[N, C, H, W]``."""
+    channels, height, width = grad_input.shape[1:]
+    grad = grad_input.new_zeros(grad_input.numel(), dtype=work_dtype(grad_output))
+    channel = torch.arange(channels, device=grad.device)[:, None, None]
+    plane = rois[:, 0].long()[:, None, None, None] * channels + channel
+    place = plane * (height * width) + argmax.clamp(min=0)
+    grad.index_add_(0, place.flatten(), (grad_output.to(grad.dtype) * (argmax >= 0)).flatten())
+    grad_input.copy_(grad.view_as(grad_input))
