@@ -1,0 +1,7 @@
+"""Backbones, one file per family; importing this registers them with timm."""
+
+from visionattn.backbones import dinat as dinat
+from visionattn.backbones._variants import DILATION_PRESETS, resolve_dilations
+from visionattn.backbones._weights import LoadReport, load_official
+
+__all__ = ["DILATION_PRESETS", "LoadReport", "load_official", "resolve_dilations"]
