@@ -1,0 +1,64 @@
+"""Errors of building what a config describes, as one line each."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmengine import registry as root
+from mmengine.registry import Registry
+
+from visionattn.errors import ConfigError, VisionattnError
+from visionattn.openmmlab.options import close_matches
+
+__all__ = ["building"]
+
+
+@contextmanager
+def building(name: str) -> Iterator[None]:
+    """Turn what goes wrong while a config's objects are built into a `ConfigError` that names the config.
+
+    Args:
+        name: the config, for messages.
+    """
+    try:
+        yield
+    except VisionattnError:
+        raise
+    except (KeyError, RuntimeError) as error:
+        text = str(error.args[0]) if error.args else ""
+        unknown = re.match(r"(\S+) is not in the (\w+)::([\w ]+) registry", text)
+        if unknown:
+            known = _names(unknown[3])
+            raise ConfigError(
+                f"{name}: type={unknown[1]!r} is not known{close_matches(unknown[1], known)}"
+            ) from error
+        if failed := re.match(r"Failed to get (\S+)", text):
+            raise ConfigError(
+                f"{name}: type={failed[1]!r} is not known{close_matches(failed[1], _names(None))}"
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
+        raise ConfigError(f"{name}: the key {text!r} is missing") from error
+    except TypeError as error:
+        text = " ".join(str(error).split())
+        if "argument" not in text:
+            raise
+        raise ConfigError(f"{name}: {text}") from error
+
+
+def _names(kind: str | None) -> set[str]:
+    """Names registered under registries of a kind (``model``, ``hook``, ...), or under all."""
+    names: set[str] = set()
+
+    def collect(registry: Registry) -> None:
+        names.update(registry.module_dict)
+        for scope, child in registry.children.items():
+            if scope == "visionattn":
+                names.update(f"visionattn.{n}" for n in child.module_dict)
+            else:
+                collect(child)
+
+    for registry in vars(root).values():
+        if isinstance(registry, Registry) and (kind is None or registry.name == kind):
+            collect(registry)
+    return names

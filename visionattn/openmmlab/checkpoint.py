@@ -1,0 +1,371 @@
+"""Checkpoints of plain tensors and plain metadata: read with ``weights_only=True``, written atomically.
+
+`read` is the only function here that opens a weights file, and it has no allow-list: a file that asks for any
+callable or class beyond PyTorch's own tensor types is refused, with the offending type named. `install` puts
+`read` and `write` in place of mmengine's loaders and writer, so that code of mmdet and mmseg goes through them.
+"""
+
+import io
+import os
+import re
+import sys
+import tempfile
+import urllib.error
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint as mm
+from torch import Tensor, nn
+
+from visionattn.errors import CheckpointError, require
+
+__all__ = ["candidates", "fit", "install", "newest", "plain", "read", "state_dict_of", "write"]
+
+REMEDY = (
+    "if you trust its author, open it elsewhere and save only its tensors: "
+    "torch.save(checkpoint['state_dict'], NEW_FILE)"
+)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint file without running any code that it may carry.
+
+    Args:
+        path: a ``.pth``/``.pt`` file of PyTorch or a ``.safetensors`` file.
+        map_location: as for `torch.load`.
+
+    Returns:
+        What was saved; for safetensors a dict of tensors.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or holds more than tensors and plain values.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint file")
+    if path.suffix == ".safetensors":
+        device = "cpu" if not isinstance(map_location, (str, torch.device)) else str(map_location)
+        try:
+            return dict(require("safetensors.torch").load_file(path, device=device))
+        except Exception as error:  # safetensors raises its own class, which says what is malformed
+            raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (
+        Exception
+    ) as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... by the damage
+        raise CheckpointError(_refusal(path, error)) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a dict of weights")
+    return checkpoint
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    text = str(error)
+    for pattern in (
+        r"Unsupported global: GLOBAL ([\w.]+)",
+        r"[Uu]nsupported (?:class|operand|type)[: ]+([\w.]+)",
+        r"Trying to (?:instantiate unsupported class|call reduce for unrecognized function) ([\w.<> ]+)",
+        r"blocked module\W+([\w.]+)",
+        r"GLOBAL ([\w.]+)",
+    ):
+        if found := re.search(pattern, text):
+            return f"{path}: refused, it needs the type {found[1]}, which could run code; {REMEDY}"
+    if "Weights only load failed" in text and "Unsupported" in text:
+        return f"{path}: refused, it holds more than tensors and plain values; {REMEDY}"
+    reason = re.split(r"[.\n]", text)[0][:120] or type(error).__name__
+    return f"{path}: cut short or not a PyTorch checkpoint ({reason}); copy or download it again"
+
+
+def state_dict_of(checkpoint: Mapping[str, Any]) -> "OrderedDict[str, Tensor]":
+    """The weights in a checkpoint, whichever of the usual keys they are under, without DDP's ``module.``."""
+    weights: Any = checkpoint
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(checkpoint.get(key), Mapping):
+            weights = checkpoint[key]
+            break
+    return OrderedDict((re.sub(r"^module\.", "", k), v) for k, v in weights.items() if isinstance(v, Tensor))
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------
+
+
+def fit(
+    model: nn.Module, checkpoint: Mapping[str, Any], path: str | os.PathLike, strict: bool = True
+) -> list[str]:
+    """Load a checkpoint's weights into a model.
+
+    Args:
+        model: receives the weights.
+        checkpoint: what `read` returned.
+        path: its file, for messages.
+        strict: every tensor of either side must have its match of the same shape on the other.
+
+    Returns:
+        One line for each tensor that did not fit; always empty if ``strict``.
+
+    Raises:
+        CheckpointError: ``strict`` and something does not fit, or not a single tensor fits.
+    """
+    weights = state_dict_of(checkpoint)
+    own = model.state_dict()
+    problems, usable = [], OrderedDict()
+    for name, tensor in own.items():
+        if name not in weights:
+            if not name.endswith("num_batches_tracked"):
+                problems.append(f"{name} is missing from the file")
+        elif weights[name].shape != tensor.shape:
+            problems.append(
+                f"{name} is {list(weights[name].shape)} in the file and {list(tensor.shape)} in the model"
+            )
+        else:
+            usable[name] = weights[name]
+    problems += [f"{name} is in the file but not in the model" for name in weights if name not in own]
+    if problems and (strict or not usable):
+        shown = "; ".join(problems[:3])
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(f"{path}: does not fit the model: {shown}{more}. {_origin(checkpoint)}")
+    model.load_state_dict(usable, strict=False)
+    return problems
+
+
+def _origin(checkpoint: Mapping[str, Any]) -> str:
+    """Where a checkpoint seems to come from, as advice."""
+    meta = checkpoint.get("meta") if isinstance(checkpoint.get("meta"), Mapping) else {}
+    classes = list((meta.get("dataset_meta") or {}).get("classes") or [])
+    known = []
+    if meta.get("config_name"):
+        known.append(f"by the config {meta['config_name']}")
+    if classes:
+        shown = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+        known.append(f"for the {len(classes)} classes {shown}")
+    if known:
+        return f"It was saved {' '.join(known)}; name the config that it was trained with"
+    return "Name the config that it was trained with"
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any, where: str = "checkpoint") -> Any:
+    """Turn a value into tensors, numbers, strings, lists, tuples and dicts, or raise `CheckpointError`."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        # Subclasses (enums, str subclasses) would be pickled by reference to their class.
+        if type(value) in (type(None), bool, int, float, str, bytes):
+            return value
+        base = next(t for t in (bool, int, float, str, bytes) if isinstance(value, t))
+        return base(value)
+    if isinstance(value, Tensor):
+        value = value.detach()
+        return value.as_subclass(Tensor).cpu() if type(value) is not Tensor else value.cpu()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        if value.dtype == object or value.dtype.kind in "US":
+            return plain(value.tolist(), where)
+        return torch.from_numpy(np.ascontiguousarray(value).copy())
+    if isinstance(value, HistoryBuffer):
+        values, counts = value.data
+        return {
+            "values": torch.tensor(np.asarray(values, dtype=np.float64)),
+            "counts": torch.tensor(np.asarray(counts, dtype=np.float64)),
+        }
+    if isinstance(value, Mapping):
+        result: dict = OrderedDict() if isinstance(value, OrderedDict) else {}
+        for key, item in value.items():
+            result[plain(key, where)] = plain(item, f"{where}.{key}")
+        if hasattr(value, "_metadata"):  # module versions, which load_state_dict reads
+            result._metadata = plain(value._metadata, where)  # type: ignore[attr-defined]
+        return result
+    if isinstance(value, tuple):
+        return tuple(plain(item, where) for item in value)
+    if isinstance(value, (list, set, frozenset)) or type(value).__name__ == "deque":
+        return [plain(item, where) for item in value]
+    if isinstance(value, (torch.dtype, torch.device, os.PathLike)):
+        return str(value)
+    raise CheckpointError(
+        f"{where} holds a {type(value).__module__}.{type(value).__qualname__}, which cannot be saved safely; "
+        "keep it out of the checkpoint or turn it into numbers and strings"
+    )
+
+
+def write(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Save a checkpoint so that the file is always the old one or the new one, whole.
+
+    The bytes go to a temporary file in the same folder, are synced to the disk, checked to need no class beyond
+    tensors, and the file is renamed over ``path``; then the folder is synced.
+
+    Raises:
+        CheckpointError: something in it is not plain, or the disk is full or not writable.
+    """
+    path = Path(path)
+    with io.BytesIO() as buffer:
+        torch.save(plain(checkpoint), buffer)
+        buffer.seek(0)
+        if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(buffer):
+            raise CheckpointError(f"{path}: not saved, it would need the type {unsafe[0]} to be read back")
+        write_bytes(path, buffer.getbuffer())
+
+
+def write_bytes(path: str | os.PathLike, data: Any) -> None:
+    """Replace a file's content atomically and durably (temporary file, fsync, rename, fsync of the folder)."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # other systems cannot open a folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- finding ---------------------------------------------------------------------------------------------------
+
+NUMBERED = re.compile(r"^(epoch|iter)_(\d+)\.pth$")
+
+
+def candidates(folder: str | os.PathLike) -> list[Path]:
+    """The numbered checkpoints (``iter_200.pth``, ``epoch_3.pth``) of a folder, newest first."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    found = [(int(m[2]), p) for p in folder.iterdir() if (m := NUMBERED.match(p.name))]
+    # Numbers order files of one kind; where a folder has both kinds, the time of writing decides between them.
+    kinds: dict[str, list[tuple[int, Path]]] = {}
+    for number, path in found:
+        kinds.setdefault(path.name.split("_")[0], []).append((number, path))
+    queues = [[p for _, p in sorted(group, reverse=True)] for group in kinds.values()]
+    ordered: list[Path] = []
+    while any(queues):
+        queue = max((q for q in queues if q), key=lambda q: q[0].stat().st_mtime_ns)
+        ordered.append(queue.pop(0))
+    return ordered
+
+
+def newest(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a folder that reads whole, and why each newer one was passed over.
+
+    Returns:
+        ``(path, reasons)``; the path is None where no checkpoint can be read.
+    """
+    reasons = []
+    for path in candidates(folder):
+        try:
+            read(path)
+        except CheckpointError as error:
+            reasons.append(str(error))
+        else:
+            return path, reasons
+    return None, reasons
+
+
+# --- in mmengine's place ---------------------------------------------------------------------------------------
+
+
+def _with_history(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Give the plain log history of a checkpoint the class that mmengine's message hub expects."""
+    hub = checkpoint.get("message_hub")
+    if isinstance(hub, dict):
+        scalars = hub.get("log_scalars") or {}
+        for name, item in scalars.items():
+            if isinstance(item, dict) and set(item) == {"values", "counts"}:
+                scalars[name] = HistoryBuffer(item["values"].tolist(), item["counts"].tolist())
+    return checkpoint
+
+
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """mmengine's loader of local files, by `read`."""
+    return _with_history(read(filename, map_location))
+
+
+def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None, **_: Any) -> dict:
+    """Download a checkpoint once into PyTorch's hub folder, then `read` it."""
+    folder = Path(model_dir or os.path.join(torch.hub.get_dir(), "checkpoints"))
+    target = folder / Path(filename.split("?")[0]).name
+    if not target.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = re.search(r"-([a-f0-9]{8,})\.", target.name)
+        try:
+            torch.hub.download_url_to_file(
+                filename, str(target), digest[1] if digest else None, progress=False
+            )
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{filename}: cannot be downloaded ({error}); fetch it by other means and name the file"
+            ) from error
+    return load_from_local(str(target), map_location)
+
+
+def _load_named(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Checkpoints named in mmengine's tables (``torchvision://``, ``open-mmlab://``, ``mmcls://``)."""
+    scheme, name = filename.split("://", 1)
+    if scheme in ("torchvision", "modelzoo"):
+        table = mm.get_torchvision_models()
+    elif scheme == "mmcls":
+        table = mm.get_mmcls_models()
+    else:
+        table = mm.get_external_models()
+        name = mm.get_deprecated_model_names().get(name, name)
+    if name not in table:
+        raise CheckpointError(f"{filename}: no checkpoint of this name is known; give a file or an address")
+    loader = load_from_http if re.match(r"https?://", table[name]) else load_from_local
+    checkpoint = loader(table[name], map_location)
+    return mm._process_mmcls_checkpoint(checkpoint) if scheme == "mmcls" else checkpoint
+
+
+def _refuse_remote(filename: str, map_location: Any = None) -> dict[str, Any]:
+    raise CheckpointError(f"{filename}: copy it to this machine first and name the file")
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], filename: str, *_: Any, **__: Any) -> None:
+    """mmengine's writer, by `write`."""
+    write(checkpoint, filename)
+
+
+_STOCK_WRITER = mm.save_checkpoint
+
+
+def install() -> None:
+    """Put `read` and `write` in the place of mmengine's own loaders and writer; safe to call again."""
+    register = mm.CheckpointLoader.register_scheme
+    register("", load_from_local, force=True)
+    register(("http://", "https://"), load_from_http, force=True)
+    register(
+        ("torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://", "mmcls://"),
+        _load_named,
+        force=True,
+    )
+    register(("pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://"), _refuse_remote, force=True)
+    mm.load_from_local, mm.load_from_http = load_from_local, load_from_http
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "mmengine" and getattr(module, "save_checkpoint", None) is _STOCK_WRITER:
+            module.save_checkpoint = save_checkpoint

@@ -1,0 +1,242 @@
+"""The ``custom_data`` block of a config: any COCO-format folder, named in three options.
+
+```python
+custom_data = dict(root="", train_ann="train.json", val_ann="val.json")
+```
+
+is all a config says, and a user trains on their own data with::
+
+    --cfg-options custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json
+
+Keys of the block:
+
+root:
+    the data folder; the other paths are relative to it unless they are absolute.
+train_ann, val_ann, test_ann:
+    COCO JSON files. Without ``test_ann`` the test data is the validation data.
+train_img, val_img, test_img:
+    image folders. None, the default, looks where the images usually lie: beside the annotation file, in
+    ``root``, and in ``images``, ``train``, ``images/train``, ``train2017``, ... below it.
+classes:
+    ``"auto"``, the default, takes the categories of the training file in its order; or a list of names.
+
+After the options are applied, `resolve_custom_data` fills in, for the train, val and test dataloaders, the
+innermost dataset's ``ann_file``, ``data_prefix``, ``metainfo`` (classes and a palette); the evaluators'
+``ann_file``; and every ``num_classes`` in the model's heads (not in an RPN, which only tells object from
+background). The classes found are written into the block, so that the resolved config that a run leaves in its
+work dir needs no annotation file to build the model.
+"""
+
+import colorsys
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from visionattn.errors import ConfigError, DataError
+
+__all__ = ["check_data", "coco_datasets", "palette", "resolve_custom_data"]
+
+SPLITS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
+UNTOUCHED_HEADS = ("rpn_head", "backbone", "data_preprocessor")
+
+
+def palette(count: int) -> list[tuple[int, int, int]]:
+    """``count`` well separated RGB colours, the same at every call."""
+    golden = 0.61803398875
+    shades = ((0.75, 0.95), (0.95, 0.75), (0.55, 0.9))
+    colours = (colorsys.hsv_to_rgb((0.02 + i * golden) % 1.0, *shades[i % 3]) for i in range(count))
+    return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colours]
+
+
+def resolve_custom_data(config: Config, name: str = "config") -> None:
+    """Fill in datasets, evaluators and heads from the ``custom_data`` block, in place; without one, do nothing.
+
+    Raises:
+        ConfigError: the block lacks a key or has a wrong one.
+        DataError: an annotation file is missing or malformed, or its images are not found.
+    """
+    block = config.get("custom_data")
+    if block is None:
+        return
+    for key in ("train_ann", "val_ann"):
+        if not block.get(key):
+            raise ConfigError(
+                f"{name}: custom_data.{key} is not set; give --cfg-options custom_data.{key}=FILE.json"
+            )
+    root = Path(str(block.get("root") or ".")).expanduser()
+    if not isinstance(block.get("classes"), (list, tuple)):
+        if not root.is_dir():
+            raise DataError(
+                f"custom_data.root: {root} is not a folder; give --cfg-options custom_data.root=FOLDER"
+            )
+        categories = _load(_under(root, block["train_ann"]))["categories"]
+        block["classes"] = [str(c["name"]) for c in categories]
+    classes = list(block["classes"])
+    metainfo = {"classes": tuple(classes), "palette": palette(len(classes))}
+    for split, loader in SPLITS.items():
+        source = split if block.get(f"{split}_ann") else "val"
+        ann = _under(root, block[f"{source}_ann"])
+        if config.get(loader):
+            given = block.get(f"{source}_img")
+            images = _under(root, given) if given else _find_images(root, ann, source)
+            for dataset in coco_datasets(config[loader]["dataset"], any_file=True):
+                dataset["ann_file"] = str(ann)
+                dataset["data_root"] = ""
+                dataset["data_prefix"] = {"img": str(images)}
+                dataset["metainfo"] = dict(metainfo)
+        evaluators = config.get(f"{split}_evaluator") or []
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+            if "Coco" in str(evaluator.get("type")):
+                evaluator["ann_file"] = str(ann)
+    _set_num_classes(config["model"], len(classes))
+
+
+def _under(root: Path, path: str | os.PathLike) -> Path:
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else Path(os.path.abspath(root / path))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such annotation file") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a readable COCO JSON file ({error})") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(k), list) for k in ("images", "categories")
+    ):
+        raise DataError(f"{path}: not in COCO format, which has the lists images, annotations and categories")
+    if not content["categories"]:
+        raise DataError(f"{path}: its list of categories is empty")
+    if not all(isinstance(c, dict) and "id" in c and "name" in c for c in content["categories"]):
+        raise DataError(f"{path}: a category lacks its id or name")
+    return content
+
+
+def _find_images(root: Path, ann: Path, split: str) -> Path:
+    """The folder in which the first image of an annotation file lies."""
+    if not ann.is_file():  # a resolved config on another machine: only its model is needed there
+        return root
+    images = _load(ann)["images"]
+    if not images:
+        raise DataError(f"{ann}: has no images")
+    first = str(images[0].get("file_name", ""))
+    tails = (
+        "",
+        "images",
+        f"images/{split}",
+        split,
+        f"{split}2017",
+        f"images/{split}2017",
+        "JPEGImages",
+        ann.stem,
+    )
+    folders = [folder / tail for folder in dict.fromkeys((root.absolute(), ann.parent)) for tail in tails]
+    for folder in folders:
+        if first and (folder / first).is_file():
+            return folder
+    raise DataError(
+        f"{ann}: its first image {first!r} is neither in {root} nor in the usual folders below it; "
+        f"give the image folder as --cfg-options custom_data.{split}_img=FOLDER"
+    )
+
+
+def coco_datasets(dataset: Any, any_file: bool = False) -> Iterator[Any]:
+    """The dicts of the COCO datasets in a dataloader's dataset, inside of wrappers such as RepeatDataset."""
+    if isinstance(dataset, Mapping):
+        inner = dataset.get("dataset")
+        if inner is not None:
+            yield from coco_datasets(inner, any_file)
+        elif isinstance(dataset.get("datasets"), (list, tuple)):
+            for part in dataset["datasets"]:
+                yield from coco_datasets(part, any_file)
+        elif "Coco" in str(dataset.get("type")) or any_file:
+            yield dataset
+
+
+def _set_num_classes(part: Any, count: int) -> None:
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            if key == "num_classes":
+                part[key] = count  # type: ignore[index]
+            elif key not in UNTOUCHED_HEADS:
+                _set_num_classes(value, count)
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            _set_num_classes(item, count)
+
+
+# --- checks before a run ---------------------------------------------------------------------------------------
+
+
+def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> list[str]:
+    """Check the COCO datasets of a config, and that their files' categories are the classes of the config.
+
+    mmdet silently drops the boxes of a category that is not among the classes, and numbers the classes by the
+    order of the file; both would train a model on wrong labels.
+
+    Returns:
+        One line for each split: its number of images and boxes.
+
+    Raises:
+        DataError: from `visionattn.data.coco_check.check_coco`, or because classes and categories differ.
+    """
+    from visionattn.data.coco_check import check_coco
+
+    lines, seen = [], set()
+    for split in splits:
+        loader = config.get(SPLITS[split])
+        if not loader:
+            continue
+        for dataset in coco_datasets(loader["dataset"]):
+            ann, images = dataset_paths(dataset)
+            if (ann, images) in seen:
+                continue
+            seen.add((ann, images))
+            check_coco(ann, images)
+            content = _load(ann)
+            _check_classes(ann, [str(c["name"]) for c in content["categories"]], _classes(dataset))
+            lines.append(
+                f"{split}: {len(content['images'])} images, {len(content.get('annotations', []))} objects"
+            )
+    return lines
+
+
+def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Annotation file and image folder of a dataset's config, as mmengine joins them."""
+    root = Path(str(dataset.get("data_root") or ""))
+    prefix = (dataset.get("data_prefix") or {}).get("img", "")
+    return root / str(dataset.get("ann_file", "")), root / str(prefix or "")
+
+
+def _classes(dataset: Mapping[str, Any]) -> list[str]:
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if classes is None:
+        from visionattn.openmmlab.options import find_class
+
+        classes = getattr(find_class(dataset["type"]), "METAINFO", {}).get("classes", ())
+    return [classes] if isinstance(classes, str) else [str(c) for c in classes]
+
+
+def _check_classes(ann: Path, categories: list[str], classes: list[str]) -> None:
+    if categories == classes:
+        return
+    absent = [c for c in categories if c not in classes]
+    unknown = [c for c in classes if c not in categories]
+    remedy = "set the dataset's metainfo=dict(classes=...) to the file's categories in its order"
+    if absent:
+        raise DataError(
+            f"{ann}: its category {absent[0]!r} is not among the config's classes {classes[:6]}; {remedy}"
+        )
+    if unknown:
+        raise DataError(
+            f"{ann}: has no category {unknown[0]!r}, which is one of the config's classes; {remedy}"
+        )
+    raise DataError(
+        f"{ann}: its categories {categories[:6]} are in another order than the config's classes; {remedy}"
+    )

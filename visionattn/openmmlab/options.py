@@ -1,0 +1,153 @@
+"""Which keys an option may add to a config: the arguments of the class that the dict around it names."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmengine import registry as root
+from mmengine.config import Config
+from mmengine.registry import Registry
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+from visionattn.errors import ConfigError
+
+__all__ = ["check_key", "close_matches", "find_class"]
+
+# Dicts without a ``type`` whose keys are names that the user chooses.
+FREE = {"metainfo", "data_prefix", "filter_cfg", "backend_args", "custom_keys", "mapping", "keymap", "meta"}
+
+# What this package and mmengine read from the top level besides the arguments of Runner.
+TOP = {
+    "activation_checkpointing",
+    "compile",
+    "custom_data",
+    "custom_imports",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "sync_bn",
+    "task",
+    "tta_model",
+    "tta_pipeline",
+}
+
+
+def _parameters(function: Any) -> set[str]:
+    return {
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in ("self", "runner", "dataloader")
+    }
+
+
+LOADER = _parameters(DataLoader.__init__) | {"dataset", "num_batch_per_epoch", "drop_last"}
+KNOWN: dict[str, set[str]] = {
+    "train_dataloader": LOADER,
+    "val_dataloader": LOADER,
+    "test_dataloader": LOADER,
+    "train_cfg": {"by_epoch", "type"} | _parameters(EpochBasedTrainLoop.__init__) | _parameters(IterBasedTrainLoop.__init__),
+    "val_cfg": {"type", "fp16"},
+    "test_cfg": {"type", "fp16"},
+    "randomness": {"seed", "diff_rank_seed", "deterministic"},
+    "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
+    "env_cfg.mp_cfg": {"mp_start_method", "opencv_num_threads"},
+    "env_cfg.dist_cfg": {"backend", "timeout", "init_backend"},
+    "auto_scale_lr": {"enable", "base_batch_size"},
+    "optim_wrapper.clip_grad": {"type", "max_norm", "norm_type", "error_if_nonfinite", "foreach", "clip_value"},
+    "optim_wrapper.paramwise_cfg": {
+        "lr_mult", "decay_mult", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult",
+        "dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "custom_keys",
+    },
+    "custom_data": {
+        "root", "train_ann", "val_ann", "test_ann", "train_img", "val_img", "test_img", "classes",
+    },
+}  # fmt: skip
+
+
+def close_matches(word: str, known: Iterable[str]) -> str:
+    """``; did you mean ...?`` or, without anything close, what there is; empty for nothing."""
+    names = sorted({str(k) for k in known if not str(k).startswith("_")})
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    if not names:
+        return ""
+    return f"; there are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+
+
+def find_class(name: Any) -> Any:
+    """The class or function that a ``type`` names, in whichever registry has it, or None."""
+    if not isinstance(name, str):
+        return name if callable(name) else None
+    scopes = [""] if "." in name else ["", "mmdet.", "mmseg."]
+    for registry in vars(root).values():
+        if isinstance(registry, Registry):
+            for scope in scopes:
+                try:
+                    found = registry.get(scope + name)
+                except Exception:  # a registry raises various errors for what it does not know
+                    found = None
+                if found is not None:
+                    return found
+    return None
+
+
+def _accepted(cls: Any) -> set[str] | None:
+    """Names of the arguments that a class takes, following ``**kwargs`` to its bases; None: takes any."""
+    if getattr(cls, "open_arguments", False):
+        return None
+    if not inspect.isclass(cls):
+        signature = inspect.signature(cls)
+        if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            return None
+        return _parameters(cls)
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base is object or "__init__" not in vars(base):
+            continue
+        names |= _parameters(base.__init__)
+        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(base.__init__).parameters.values()):
+            return names
+    return None
+
+
+def check_key(config: Config | None, around: Any, path: list[str], key: str) -> None:
+    """Accept a key that the dict ``around`` it does not have yet, or raise `ConfigError` with close matches.
+
+    Args:
+        config: where ``path`` starts; not needed for judging, None is fine.
+        around: the dict in which the last part of ``path`` would be set.
+        path: the parts of the key so far.
+        key: the whole option key, for the message.
+    """
+    name, parent = path[-1], ".".join(path[:-1])
+    if not isinstance(around, Mapping):
+        raise ConfigError(f"--cfg-options {key}: {parent} is {around!r}, it has no part {name!r}")
+    if not parent:
+        known = set(around) | TOP | _parameters(Runner.__init__)
+        if name in known:
+            return
+        raise ConfigError(f"--cfg-options {key}: the config has no {name!r}{close_matches(name, known)}")
+    if parent in KNOWN:
+        known = KNOWN[parent] | set(around)
+        if name in known:
+            return
+        raise ConfigError(f"--cfg-options {key}: {parent} has no {name!r}{close_matches(name, known)}")
+    if path[-2] in FREE or not around:
+        return
+    if "type" in around and (cls := find_class(around["type"])) is not None:
+        accepted = _accepted(cls)
+        if accepted is None or name in accepted:
+            return
+        raise ConfigError(
+            f"--cfg-options {key}: {parent} ({around['type']}) takes no {name!r}"
+            f"{close_matches(name, accepted | set(around))}"
+        )
+    if "type" in around:  # cannot judge what is not known here; building the model names the unknown type
+        return
+    raise ConfigError(
+        f"--cfg-options {key}: {parent} has no {name!r}{close_matches(name, around)}; "
+        "to add a key, write a config with _base_"
+    )

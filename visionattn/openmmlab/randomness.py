@@ -1,0 +1,165 @@
+"""Randomness as a function of (seed, iteration), so that a resumed run repeats an unbroken one bit for bit.
+
+Nothing has to be saved for that. The order of the samples comes from mmengine's own seeded samplers, which
+`StepSampler` walks to the right position without reading a single image; each sample is augmented under random
+generators seeded from (seed, rank, iteration, place in the batch); and before each iteration the generators that
+the model uses are seeded from (seed, rank, iteration). The number of data workers changes nothing.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from torch.utils.data import DataLoader, Dataset
+
+__all__ = ["SeededDataset", "StepSampler", "resumable_loader", "seed_iteration", "words"]
+
+MODEL, SAMPLE = 1, 2  # apart, so that dropout and augmentation never share a stream
+
+
+def words(*key: int) -> tuple[int, int, int, int]:
+    """Four independent 32-bit seeds from whole numbers ≥ 0."""
+    return tuple(int(w) for w in np.random.SeedSequence(key).generate_state(4))  # type: ignore[return-value]
+
+
+def seed_iteration(seed: int, iteration: int) -> None:
+    """Seed Python, NumPy and PyTorch (all devices) for one training iteration of this rank."""
+    first, second, third, fourth = words(seed, MODEL, get_rank(), iteration)
+    random.seed(first)
+    np.random.seed(second)
+    torch.manual_seed((third << 32 | fourth) & 0x7FFFFFFFFFFFFFFF)
+
+
+@contextmanager
+def _seeded(key: tuple[int, ...], generators: list[Any]) -> Iterator[None]:
+    """Seed the CPU generators from ``key`` inside, and leave them as they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first, second, third, fourth = words(*key)
+    random.seed(first)
+    np.random.seed(second)
+    torch.random.default_generator.manual_seed(third)
+    for compose in generators:  # albumentations has generators of its own
+        compose.set_random_state(np.random.default_rng(fourth), random.Random(fourth))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class SeededDataset(Dataset):
+    """A dataset whose items are ``(index, iteration, place)`` of another's, augmented the same at every reading.
+
+    Attributes are those of the dataset inside, for reading and for setting: hooks look for ``metainfo`` and put
+    new pipelines in place.
+    """
+
+    def __init__(self, dataset: Any, seed: int, rank: int) -> None:
+        self.__dict__.update(dataset=dataset, _seed=seed, _rank=rank, _found=(None, []))
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Any:
+        index, iteration, place = key
+        with _seeded((self._seed, SAMPLE, self._rank, iteration, place), self._generators()):
+            return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "dataset" not in self.__dict__:  # while it is being unpickled in a worker
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.dataset, name, value)
+
+    def _generators(self) -> list[Any]:
+        pipeline = getattr(self.dataset, "pipeline", None)
+        if self._found[0] is not pipeline or pipeline is None:
+            self.__dict__["_found"] = (pipeline, list(_albumentations(self.dataset, set())))
+        return self._found[1]
+
+
+def _albumentations(part: Any, seen: set[int]) -> Iterator[Any]:
+    """The outermost albumentations objects inside datasets, pipelines and transforms."""
+    if id(part) in seen or isinstance(part, (str, bytes, int, float, np.ndarray, torch.Tensor, type(None))):
+        return
+    seen.add(id(part))
+    if hasattr(part, "set_random_state") and hasattr(part, "py_random"):
+        yield part
+    elif isinstance(part, (list, tuple)):
+        if len(part) < 100:  # transforms, not a list of samples
+            for item in part:
+                yield from _albumentations(item, seen)
+    elif hasattr(part, "__dict__") and not isinstance(part, type):
+        for value in vars(part).values():
+            if isinstance(value, (list, tuple)) or hasattr(value, "__dict__"):
+                yield from _albumentations(value, seen)
+
+
+class StepSampler:
+    """The batches of a sampler from any iteration on, each index with its iteration and its place in the batch.
+
+    Args:
+        batches: a batch sampler of PyTorch or mmdet over a seeded sampler.
+        endless: go on to the next pass after the end of one, as iteration-based training does.
+    """
+
+    def __init__(self, batches: Any, endless: bool) -> None:
+        self.batches = batches
+        self.endless = endless
+        self.epoch = 0
+        self.first = 0
+
+    @property
+    def sampler(self) -> Any:
+        """The sampler of single indices; mmengine's hooks look for it here."""
+        return getattr(self.batches, "sampler", None)
+
+    def start(self, epoch: int, first: int) -> None:
+        """Begin the next walk at iteration ``first``; for endless ones ``epoch`` is ignored."""
+        self.epoch, self.first = epoch, first
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        epoch = 0 if self.endless else self.epoch
+        iteration = 0 if self.endless else epoch * len(self.batches)
+        while True:
+            if hasattr(self.sampler, "set_epoch"):
+                self.sampler.set_epoch(epoch)
+            before = iteration
+            for batch in self.batches:
+                if iteration >= self.first:
+                    yield [(index, iteration, place) for place, index in enumerate(batch)]
+                iteration += 1
+            if not self.endless or iteration == before:
+                return
+            epoch += 1
+
+
+def resumable_loader(loader: DataLoader, seed: int, endless: bool) -> DataLoader:
+    """The same data as ``loader``, read by a `StepSampler` through a `SeededDataset`."""
+    extra: dict[str, Any] = {}
+    if loader.num_workers > 0:
+        extra = {
+            "prefetch_factor": loader.prefetch_factor,
+            "persistent_workers": loader.persistent_workers,
+            "multiprocessing_context": loader.multiprocessing_context,
+        }
+    return DataLoader(
+        SeededDataset(loader.dataset, seed, get_rank()),
+        batch_sampler=StepSampler(loader.batch_sampler, endless),  # type: ignore[arg-type]
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        **extra,
+    )

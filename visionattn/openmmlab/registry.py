@@ -1,0 +1,18 @@
+"""The registries whose names a config writes as ``visionattn.<Name>``.
+
+mmengine reads a dotted type as ``scope.name`` and looks for the scope among the children of the root registry,
+so one child each under the scope ``visionattn`` is found from mmdet's and mmseg's registries alike.
+"""
+
+from mmengine import registry as root
+from mmengine.registry import Registry
+
+__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TRANSFORMS"]
+
+SCOPE = "visionattn"
+
+MODELS = Registry("model", scope=SCOPE, parent=root.MODELS, locations=["visionattn.openmmlab"])
+DATASETS = Registry("dataset", scope=SCOPE, parent=root.DATASETS, locations=["visionattn.openmmlab"])
+TRANSFORMS = Registry("transform", scope=SCOPE, parent=root.TRANSFORMS, locations=["visionattn.openmmlab"])
+METRICS = Registry("metric", scope=SCOPE, parent=root.METRICS, locations=["visionattn.openmmlab"])
+HOOKS = Registry("hook", scope=SCOPE, parent=root.HOOKS, locations=["visionattn.openmmlab"])
