@@ -24,7 +24,7 @@ def _convolve(
 ) -> Tensor:
     dtype = work_dtype(input)
     use_mask = mask is not None
-    mask = mask if use_mask else input.new_zeros(1)
+    mask = mask if use_mask else input.new_zeros(len(input), 1)  # never read
     bias = bias if bias is not None else input.new_zeros(weight.size(0))
     tensors = (t.to(dtype) for t in (input, weight, offset, mask, bias))
     return torch.ops.torchvision.deform_conv2d(*tensors, *geometry, use_mask)
@@ -36,7 +36,7 @@ def _gradients(
     """Gradients of input, weight, offset, mask and bias."""
     dtype = work_dtype(input)
     use_mask = mask is not None
-    mask = mask if use_mask else input.new_zeros(1)
+    mask = mask if use_mask else input.new_zeros(len(input), 1)  # never read
     tensors = (
         t.to(dtype) for t in (grad_output, input, weight, offset, mask, input.new_zeros(weight.size(0)))
     )
