@@ -1,0 +1,1 @@
+"""Data: sample scenes, public datasets, checks of annotation files, image transforms."""

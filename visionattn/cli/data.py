@@ -1,0 +1,74 @@
+"""Make the sample data, or fetch a public dataset, check it and convert it to COCO JSON or index masks.
+
+Without a NAME, the datasets are listed. Data goes to a cache folder ($VISIONATTN_CACHE, or
+~/.cache/visionattn) unless --out names another.
+"""
+
+import argparse
+from pathlib import Path
+
+from visionattn.data.public import INSTRUCTIONS, PUBLIC_SETS, fetch_public
+from visionattn.data.samples import build_digit_scenes
+from visionattn.errors import DataError
+
+_SAMPLES = "samples"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``visionattn data``."""
+    names = [_SAMPLES, *PUBLIC_SETS, *INSTRUCTIONS]
+    parser.add_argument("name", metavar="NAME", nargs="?", choices=names, help=", ".join(names))
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder to make")
+    parser.add_argument(
+        "--archive", metavar="FILE", type=Path, help="use this downloaded .zip, not the network"
+    )
+    parser.add_argument("--url", metavar="URL", help="download the archive from here, such as a mirror")
+    parser.add_argument("--sha256", metavar="HEX", help="digest that the archive must have")
+
+
+def run(args: argparse.Namespace) -> int:
+    """List, make, fetch or explain; returns 0."""
+    if args.name is None:
+        _list()
+        return 0
+    if args.name not in PUBLIC_SETS:
+        options = ("archive", "url", "sha256") + (("out",) if args.name in INSTRUCTIONS else ())
+        for option in options:
+            if getattr(args, option) is not None:
+                raise DataError(f"--{option} does not apply to {args.name!r}; leave it out")
+    if args.name in INSTRUCTIONS:
+        print(INSTRUCTIONS[args.name].text)
+    elif args.name == _SAMPLES:
+        folder = build_digit_scenes(args.out)
+        print(f"samples: {folder}\nsources and licences: {folder / 'README.txt'}")
+    else:
+        if args.archive is not None and args.url is not None:
+            raise DataError("--archive and --url exclude each other; give one of them")
+        folder, report = fetch_public(
+            args.name, args.out, archive=args.archive, url=args.url, sha256=args.sha256
+        )
+        known = PUBLIC_SETS[args.name]
+        print(f"{args.name}: {folder}" + (" (was there already)" if report is None else ""))
+        if report is not None:
+            print("images: " + ", ".join(f"{count} {split}" for split, count in report.images.items()))
+            for note in report.notes:
+                print(f"note: {note}")
+        print(f"split: {known.split}\nlicence: {known.licence}\nsource: {known.source}")
+    return 0
+
+
+def _list() -> None:
+    print("Made here, without a network:")
+    _row(
+        _SAMPLES, "20 MB", "CC BY 2.0 (photographs)", "handwritten digits drawn on photographs: boxes, masks"
+    )
+    print("Fetched, checked and converted:")
+    for known in PUBLIC_SETS.values():
+        _row(known.name, known.size, known.licence, known.what)
+    print("Explained, to be fetched by hand:")
+    for known in INSTRUCTIONS.values():
+        _row(known.name, known.size, known.licence, known.what)
+
+
+def _row(name: str, size: str, licence: str, what: str) -> None:
+    print(f"  {name:<11} {what}\n  {'':<11} {size}; {licence}")

@@ -1,0 +1,225 @@
+"""Download a zip archive and unpack it, trusting neither the network nor the archive."""
+
+import errno
+import hashlib
+import http.client
+import os
+import stat
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from visionattn import __version__
+from visionattn.errors import DataError, require
+
+__all__ = ["check_sha256", "download", "unpack"]
+
+_CHUNK = 1 << 18
+_RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_REMEDY = "check the connection and proxy, or download it elsewhere and pass it with --archive FILE"
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    max_bytes: int,
+    sha256: str | None = None,
+    timeout: float = 30.0,
+    attempts: int = 3,
+    backoff: float = 1.0,
+) -> Path:
+    """Download `url` to `target`, which appears only when it is complete.
+
+    Args:
+        url: an http or https address.
+        target: the file to write; its folder must exist.
+        max_bytes: stop as soon as more than this arrives or is announced.
+        sha256: hexadecimal digest the file must have.
+        timeout: seconds without any data before an attempt is given up.
+        attempts: how often to try; passing failures are tried again, others (such as 404) are not.
+        backoff: seconds to wait after the first failure, doubled after each.
+
+    Raises:
+        DataError: one line with the address, what happened, and the remedy.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise DataError(
+            f"{url} is not an http or https address; give one, or pass a file with --archive FILE"
+        )
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.part-", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        for attempt in range(attempts):
+            try:
+                _attempt(url, temporary, max_bytes, timeout)
+                break
+            except (OSError, http.client.HTTPException, EOFError) as error:
+                final = isinstance(error, urllib.error.HTTPError) and error.code not in _RETRY_STATUS
+                if isinstance(error, OSError) and error.errno in (
+                    errno.ENOSPC,
+                    errno.EDQUOT,
+                ):
+                    raise DataError(f"cannot store {url} in {target.parent}: {error.strerror}") from error
+                if final or attempt == attempts - 1:
+                    tried = "" if final or attempts == 1 else f" ({attempts} attempts)"
+                    raise DataError(f"cannot download {url}: {_reason(error)}{tried}; {_REMEDY}") from error
+                time.sleep(backoff * 2**attempt)
+        if sha256 is not None:
+            check_sha256(temporary, sha256, url)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _attempt(url: str, target: Path, max_bytes: int, timeout: float) -> None:
+    progress_bars = require("rich.progress")
+    console = require("rich.console").Console(stderr=True)
+    request = urllib.request.Request(url, headers={"User-Agent": f"visionattn/{__version__}"})
+    with urllib.request.urlopen(request, timeout=timeout) as response, target.open("wb") as file:
+        announced = response.headers.get("Content-Length", "")
+        expected = int(announced) if announced.isdecimal() else None
+        if expected is not None and expected > max_bytes:
+            raise _too_large(url, expected, max_bytes)
+        columns = (
+            progress_bars.TextColumn("{task.description}"),
+            progress_bars.BarColumn(),
+            progress_bars.DownloadColumn(),
+            progress_bars.TransferSpeedColumn(),
+            progress_bars.TimeRemainingColumn(),
+        )
+        received = 0
+        with progress_bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("download", total=expected)
+            while chunk := response.read(_CHUNK):
+                received += len(chunk)
+                if received > max_bytes:
+                    raise _too_large(url, received, max_bytes)
+                file.write(chunk)
+                bar.update(task, advance=len(chunk))
+        if expected is not None and received != expected:
+            raise EOFError(f"the transfer ended after {received:,} of {expected:,} bytes")
+
+
+def check_sha256(file: Path, sha256: str, name: str | None = None) -> None:
+    """Compare a file's SHA-256 with the hexadecimal digest `sha256`; raise `DataError` if they differ."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256.strip().lower():
+        raise DataError(
+            f"{name or file} has SHA-256 {digest.hexdigest()}, not {sha256.strip().lower()} as asked; "
+            "do not use it unless you know why it changed"
+        )
+
+
+def _too_large(url: str, size: int, limit: int) -> DataError:
+    return DataError(
+        f"{url} gives {size:,} bytes or more, and this set has at most {limit:,}; "
+        "it is not what was expected: look at the address in a browser"
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answered {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError):
+        inner = error.reason
+        return f"no connection ({getattr(inner, 'strerror', None) or inner})"
+    if isinstance(error, TimeoutError):
+        return "the server stopped sending"
+    if isinstance(error, http.client.IncompleteRead):
+        return "the transfer was cut short"
+    return str(error) or type(error).__name__
+
+
+def unpack(
+    archive: Path,
+    target: Path,
+    *,
+    wanted: Callable[[str], bool],
+    max_bytes: int,
+    max_files: int,
+) -> int:
+    """Unpack the wanted files of a zip archive below the folder `target`, and return their number.
+
+    Only plain files are written, never links. An entry whose name leads out of `target` condemns the whole
+    archive, wanted or not. The size is bounded by what comes out, not by what the archive announces.
+
+    Args:
+        archive: a .zip file.
+        target: an existing folder.
+        wanted: says by an entry's path in the archive whether to unpack it.
+        max_bytes: bound on the sum of unpacked bytes.
+        max_files: bound on the number of entries.
+
+    Raises:
+        DataError: not a zip archive, damaged, too large, or with an unsafe entry.
+    """
+    if not archive.is_file():
+        raise DataError(f"archive {archive} does not exist; give the path of a downloaded .zip file")
+    if not zipfile.is_zipfile(archive):
+        with archive.open("rb") as stream:
+            start = stream.read(16)
+        raise DataError(
+            f"{archive} is not a complete zip archive (it starts with {start!r}); download the .zip again"
+        )
+    try:
+        with zipfile.ZipFile(archive) as file:
+            entries = file.infolist()
+            if len(entries) > max_files:
+                raise DataError(
+                    f"{archive} holds {len(entries):,} entries, and this set has at most {max_files:,}; "
+                    "it is not the expected archive"
+                )
+            for entry in entries:
+                _refuse_unsafe(archive, entry.filename)
+            return _unpack_entries(file, archive, target, wanted, max_bytes)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{archive} is damaged or unusual ({error}); download it again") from error
+
+
+def _unpack_entries(
+    file: zipfile.ZipFile, archive: Path, target: Path, wanted: Callable[[str], bool], max_bytes: int
+) -> int:
+    written = count = 0
+    for entry in file.infolist():
+        kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the archive was not made on Unix
+        if entry.is_dir() or kind not in (0, stat.S_IFREG) or not wanted(entry.filename):
+            continue
+        path = target.joinpath(*PurePosixPath(entry.filename).parts)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with file.open(entry) as source, path.open("xb") as copy:
+                while chunk := source.read(_CHUNK):
+                    written += len(chunk)
+                    if written > max_bytes:
+                        raise DataError(
+                            f"{archive} unpacks to more than the {max_bytes:,} bytes this set may have; "
+                            "it is not the expected archive"
+                        )
+                    copy.write(chunk)
+        except FileExistsError:
+            raise DataError(f"{archive} holds {entry.filename!r} twice; download it again") from None
+        except OSError as error:
+            raise DataError(f"cannot unpack {entry.filename!r} to {target}: {error.strerror}") from error
+        count += 1
+    return count
+
+
+def _refuse_unsafe(archive: Path, name: str) -> None:
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
+        raise DataError(
+            f"{archive} holds {name!r}, which would be written outside its folder; "
+            "the archive is not trustworthy: do not use it"
+        )

