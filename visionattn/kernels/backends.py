@@ -26,9 +26,7 @@ class Availability:
     reason: str = ""
 
 
-def explain(
-    op: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> list[Availability]:
+def explain(op: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> list[Availability]:
     """Each backend of an operator, best first, whether it can run with this device and type, and why not.
 
     Args:
@@ -69,6 +67,4 @@ def select(op: str, device: torch.device, dtype: torch.dtype, backend: str | Non
             if choice.can_run:
                 return named
             raise BackendError(f"{op}: backend {named!r} cannot run: {choice.reason}")
-    raise BackendError(
-        f"{op} has no backend {named!r}; there are {', '.join(repr(c.backend) for c in choices)}"
-    )
+    raise BackendError(f"{op} has no backend {named!r}; there are {', '.join(repr(c.backend) for c in choices)}")

@@ -86,7 +86,10 @@ def assert_agree(case: dict, dtype: torch.dtype) -> None:
 @pytest.fixture
 def poisoned_memory():
     """Fill memory that is not initialised with NaN, so that an output nobody wrote is seen."""
-    settings = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    settings = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.are_deterministic_algorithms_enabled(),
+    )
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
     yield
@@ -107,9 +110,10 @@ def test_random_sweep_by_type(dtype, poisoned_memory):
 
 
 def test_large_map_in_chunks(monkeypatch, poisoned_memory):
-    from visionattn.kernels.neighborhood import torch_tiled
+    from visionattn.kernels.neighborhood import torch_strips, torch_tiles
 
-    monkeypatch.setattr(torch_tiled, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(torch_tiles, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(torch_strips, "STRIP_BYTES", 20_000)
     case = random_case(0) | dict(
         rank=2, shape=[37, 41], kernel=[7, 5], stride=[1, 1], dilation=[2, 3], causal=[False, False],
         batch=3, rpb=True, heads=2, heads_kv=2,

@@ -81,9 +81,7 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor, rank: int) -> None
     if value.shape[-2] != key.shape[-2]:
         raise ValueError(f"value has {value.shape[-2]} heads, but key has {key.shape[-2]}; they must be equal")
     if query.shape[-2] % key.shape[-2]:
-        raise ValueError(
-            f"key has {key.shape[-2]} heads, which does not divide the {query.shape[-2]} heads of query"
-        )
+        raise ValueError(f"key has {key.shape[-2]} heads, which does not divide the {query.shape[-2]} heads of query")
 
 
 def _check_geometry(shape: Sequence[int], kernel_size: tuple, stride: tuple, dilation: tuple) -> None:
@@ -113,9 +111,7 @@ def _check_bias(rpb: Tensor, query: Tensor, kernel_size: tuple, is_causal: tuple
         raise ValueError(f"rpb is on {rpb.device}, but query is on {query.device}")
 
 
-def _check_additional(
-    keys: Tensor | None, values: Tensor | None, query: Tensor, key: Tensor, value: Tensor
-) -> None:
+def _check_additional(keys: Tensor | None, values: Tensor | None, query: Tensor, key: Tensor, value: Tensor) -> None:
     if keys is None or values is None:
         raise ValueError("additional_keys and additional_values must be given together")
     for name, x, like in (("additional_keys", keys, key), ("additional_values", values, value)):
@@ -157,7 +153,19 @@ def _attention(
         extra_k, extra_v = (x if x is None else x.to(dtype) for x in (extra_k, extra_v))
         with torch.autocast(device, enabled=False):
             return _attention(
-                rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v, backend
+                rank,
+                query,
+                key,
+                value,
+                kernel_size,
+                stride,
+                dilation,
+                is_causal,
+                scale,
+                rpb,
+                extra_k,
+                extra_v,
+                backend,
             )
     kernel_size, stride, dilation = (
         _per_axis(name, entry, rank, int)

@@ -9,7 +9,7 @@ in-group positions. Definitions follow Hassani et al., "Neighborhood Attention T
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["AxisGroups", "AxisRun", "axis_groups", "axis_runs", "axis_windows"]
+__all__ = ["AxisGroups", "AxisPlan", "AxisRun", "axis_groups", "axis_plan", "axis_runs", "axis_windows"]
 
 
 @dataclass(frozen=True)
@@ -83,3 +83,50 @@ def axis_runs(n: int, kernel: int, stride: int, causal: bool, tile: int) -> tupl
         else:
             runs.append(AxisRun(query, len(chunk), key, halo, 1, tile, relative))
     return tuple(runs)
+
+
+@dataclass(frozen=True)
+class AxisPlan:
+    """An axis cut into ``count`` tiles with halos of one length at equal distances, so that one view holds them all.
+
+    Tile ``i`` has the queries ``i * tile ...`` and the keys ``i * tile - before ...``, ``halo`` of them. Both may
+    reach past the axis: keys that do are masked, queries that do (``padding`` of them) attend to anything.
+    ``windows[i][t]`` is the half-open interval of keys of query ``t``, counted from the first key of its tile.
+    """
+
+    length: int
+    tile: int
+    count: int
+    before: int
+    halo: int
+    windows: tuple[tuple[tuple[int, int], ...], ...]
+    alike: tuple[tuple[int, int], ...]  # (first, count) of neighboring tiles with equal windows
+
+    @property
+    def padding(self) -> int:
+        return self.tile * self.count - self.length
+
+    @property
+    def keys(self) -> int:
+        """Length of the axis with the keys that halos reach past its ends."""
+        return (self.count - 1) * self.tile + self.halo
+
+
+@lru_cache(maxsize=1024)
+def axis_plan(n: int, kernel: int, stride: int, causal: bool, tile: int) -> AxisPlan:
+    """Cut an axis of ``n`` positions into tiles of ``tile`` queries that all have halos of the same length."""
+    windows = axis_windows(n, kernel, stride, causal)
+    count = -(-n // tile)
+    before = max(p // tile * tile - start for p, (start, _) in enumerate(windows))
+    halo = before + max(end - p // tile * tile for p, (_, end) in enumerate(windows))
+    relative, alike = [], []
+    for i in range(count):
+        chunk = windows[i * tile : (i + 1) * tile]
+        shift = before - i * tile
+        filled = [(start + shift, end + shift) for start, end in chunk] + [(0, halo)] * (tile - len(chunk))
+        if relative and relative[-1] == tuple(filled):
+            alike[-1] = (alike[-1][0], alike[-1][1] + 1)
+        else:
+            alike.append((i, 1))
+        relative.append(tuple(filled))
+    return AxisPlan(n, tile, count, before, halo, tuple(relative), tuple(alike))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionattn.kernels.neighborhood import torch_tiled
+from visionattn.kernels.neighborhood import torch_strips, torch_tiles
 
 __all__ = ["neighborhood_attention"]
 
@@ -24,7 +24,7 @@ def _problem(kernel_size, stride, dilation, is_causal):
 
 @torch.library.impl(NAME, "CompositeExplicitAutograd")
 def _forward(q, k, v, rpb, kernel_size, stride, dilation, is_causal, scale):
-    return torch_tiled.forward(q, k, v, rpb, _problem(kernel_size, stride, dilation, is_causal), scale)
+    return torch_strips.forward(q, k, v, rpb, _problem(kernel_size, stride, dilation, is_causal), scale)
 
 
 @torch.library.register_fake(NAME)
@@ -36,11 +36,9 @@ def _(q, k, v, rpb, kernel_size, stride, dilation, is_causal, scale):
 
 
 @torch.library.impl(f"{NAME}_backward", "CompositeExplicitAutograd")
-def _backward(
-    grad_out, grad_lse, q, k, v, rpb, out, lse, kernel_size, stride, dilation, is_causal, scale
-):
+def _backward(grad_out, grad_lse, q, k, v, rpb, out, lse, kernel_size, stride, dilation, is_causal, scale):
     problem = _problem(kernel_size, stride, dilation, is_causal)
-    dq, dk, dv, drpb = torch_tiled.backward(grad_out, grad_lse, q, k, v, rpb, out, lse, problem, scale)
+    dq, dk, dv, drpb = torch_tiles.backward(grad_out, grad_lse, q, k, v, rpb, out, lse, problem, scale)
     return dq, dk, dv, q.new_empty(0) if drpb is None else drpb
 
 
@@ -81,6 +79,4 @@ def neighborhood_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by the portable backend; arguments have been checked by `api`."""
-    return torch.ops.visionattn.neighborhood_attention(
-        q, k, v, rpb, kernel_size, stride, dilation, is_causal, scale
-    )
+    return torch.ops.visionattn.neighborhood_attention(q, k, v, rpb, kernel_size, stride, dilation, is_causal, scale)

@@ -82,9 +82,7 @@ def neighborhood_attention_reference(
     logits = (q * scale) @ k.transpose(-1, -2)
     if rpb is not None:
         logits = logits + _bias(rpb.to(exact), shape, kernel_size, dilation)
-    tables = [
-        _attended(*axis) for axis in zip(shape, kernel_size, stride, dilation, is_causal, strict=True)
-    ]
+    tables = [_attended(*axis) for axis in zip(shape, kernel_size, stride, dilation, is_causal, strict=True)]
     logits = logits.masked_fill(~_mask(shape, tables).to(logits.device), -torch.inf)
     if additional_keys is not None:
         extra = (q * scale) @ flat(additional_keys).transpose(-1, -2)

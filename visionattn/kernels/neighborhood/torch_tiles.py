@@ -1,4 +1,4 @@
-"""Neighborhood attention in plain PyTorch: queries in tiles, each against the halo of keys its windows cover.
+"""Backward of the portable backend: queries in tiles, each against the halo of keys its windows cover.
 
 A tile of 8×8 queries with a 7×7 window needs 14×14 keys, and its attention is one small dense product. Tiles that
 look alike (the same windows relative to their halo) are read through one strided view, so an axis takes three
@@ -15,10 +15,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from visionattn.kernels.neighborhood.dense import outer, padded_table, scores, window_table
 from visionattn.kernels.neighborhood.geometry import AxisGroups, AxisRun, axis_groups, axis_runs
 from visionattn.kernels.neighborhood.tiles import choose_tiles
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward"]
 
 # Bytes of one chunk's scores. A few megabytes keep the products in cache and bound the memory of large maps.
 CHUNK_BYTES = 1 << 22
@@ -141,27 +142,12 @@ def _groups(problem: _Problem, shape: tuple[int, ...], batch: int, width: int) -
     return tuple(result)
 
 
-def _outer(tables: list[Tensor], combine) -> Tensor:
-    """Combine per-axis ``[tile, halo]`` tables to one ``[queries, keys]`` table."""
-    result = tables[0]
-    for table in tables[1:]:
-        result = combine(result[:, None, :, None], table[None, :, None, :])
-        result = result.reshape(result.shape[0] * result.shape[1], -1)
-    return result
-
-
-def _allowed(run: AxisRun) -> Tensor:
-    keys = torch.arange(run.halo)
-    bounds = torch.tensor(run.windows)
-    return (keys >= bounds[:, :1]) & (keys < bounds[:, 1:])
-
-
 @lru_cache(maxsize=256)
 def _mask(runs: tuple[AxisRun, ...], dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """Additive mask ``[queries, keys]``: 0 or -inf; None where every key of the halo is attended."""
     if all(run.full for run in runs):
         return None
-    allowed = _outer([_allowed(run) for run in runs], torch.logical_and)
+    allowed = outer([window_table(run.windows, run.halo) for run in runs], torch.logical_and)
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -torch.inf).to(device)
 
 
@@ -171,8 +157,8 @@ def _bias_index(runs: tuple[AxisRun, ...], kernel: tuple[int, ...], device: torc
     index = torch.zeros(1, 1, dtype=torch.long)
     for run, k in zip(runs, kernel, strict=True):
         offset = (run.key - run.query) + torch.arange(run.halo) - torch.arange(run.tile)[:, None] + k - 1
-        index = _outer([index * (2 * k - 1), offset], torch.add)
-    allowed = _outer([_allowed(run) for run in runs], torch.logical_and)
+        index = outer([index * (2 * k - 1), offset], torch.add)
+    allowed = outer([window_table(run.windows, run.halo) for run in runs], torch.logical_and)
     return index.masked_fill_(~allowed, prod(2 * k - 1 for k in kernel)).flatten().to(device)
 
 
@@ -184,58 +170,6 @@ def _bias(group: _Group, table: Tensor | None, like: Tensor) -> Tensor | None:
         return None if mask is None else mask[None]
     index = _bias_index(runs, group.problem.kernel, like.device)
     return table.index_select(1, index).view(-1, group.queries, group.keys)
-
-
-def _padded_table(rpb: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if rpb is None:
-        return None
-    table = rpb.to(dtype).flatten(1)
-    return torch.cat([table, table.new_full((table.shape[0], 1), -torch.inf)], dim=1)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Dense attention of ``[N, heads, positions, d]``: output and the logarithm of the softmax denominator."""
-    if q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
-        mask = None if bias is None else bias[None].expand(q.shape[0], q.shape[1], -1, -1)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, False, attn_mask=mask, scale=scale
-        )
-        return out, lse
-    scores = _scores(q, k, bias, scale)
-    lse = torch.logsumexp(scores, dim=-1)
-    return torch.exp(scores - lse[..., None]).to(v.dtype) @ v, lse
-
-
-def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    scores = ((q * scale) @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
-    return scores if bias is None else scores.add_(bias)
-
-
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None, problem: tuple, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of ``[B, *spatial, heads, d]`` tensors; ``problem`` is (kernel, stride, dilation, causal).
-
-    Returns:
-        ``[B, *spatial, heads, dim_v]`` in the type of ``q`` and ``[B, *spatial, heads]`` in float32 (float64).
-    """
-    batch, *shape, heads, dim = q.shape
-    out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    lse = q.new_empty((*q.shape[:-1], 1), dtype=torch.promote_types(q.dtype, torch.float32))
-    table = _padded_table(rpb, q.dtype)
-    for group in _groups(_Problem(*problem), tuple(shape), batch * heads, dim):
-        bias = _bias(group, table, q)
-        for chunk in group.chunks(batch, heads, 1, q.element_size()):
-            o, s = _attend(
-                group.matrices(q, heads, "query", chunk),
-                group.matrices(k, heads, "key", chunk),
-                group.matrices(v, heads, "key", chunk),
-                bias,
-                scale,
-            )
-            group.store(out, o, chunk)
-            group.store(lse, s[..., None], chunk)
-    return out, lse.squeeze(-1)
 
 
 def backward(
@@ -250,13 +184,13 @@ def backward(
     problem: tuple,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of `forward` with respect to q, k, v and rpb. Scores are computed again, tile by tile."""
+    """Gradients of `torch_strips.forward` with respect to q, k, v and rpb. Scores are computed again, tile by tile."""
     batch, *shape, heads, dim = q.shape
     exact = torch.promote_types(q.dtype, torch.float32)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk = torch.zeros_like(k, dtype=exact, memory_format=torch.contiguous_format)
     dv = torch.zeros_like(v, dtype=exact, memory_format=torch.contiguous_format)
-    table = _padded_table(rpb, exact)
+    table = padded_table(rpb, exact)
     dtable = None if table is None else torch.zeros_like(table)
     # d(score) = probability * (d(probability) - delta); a gradient of the lse enters with the opposite sign.
     delta = (grad_out.to(exact) * out.to(exact)).sum(-1, keepdim=True)
@@ -268,11 +202,10 @@ def backward(
         dbias = None
         for chunk in group.chunks(batch, heads, 2, exact.itemsize):
             qt, kt, vt = (
-                group.matrices(x, heads, which, chunk).to(exact)
-                for x, which in ((q, "query"), (k, "key"), (v, "key"))
+                group.matrices(x, heads, which, chunk).to(exact) for x, which in ((q, "query"), (k, "key"), (v, "key"))
             )
             got = group.matrices(grad_out, heads, "query", chunk).to(exact)
-            probability = _scores(qt, kt, bias, scale)
+            probability = scores(qt, kt, bias, scale)
             probability.sub_(group.matrices(lse, heads, "query", chunk)).exp_()
             group.accumulate(dv, probability.transpose(-1, -2) @ got, heads, chunk)
             dscore = got @ vt.transpose(-1, -2)
