@@ -1,0 +1,295 @@
+"""Draw predictions on a picture: masks, boxes, labels, maps of classes.
+
+Everything scales with the picture, a class has the same colour in every picture, and a label never covers
+another: it moves around its box to where it hides least, then shrinks to the class name, and where even that
+finds no room it is left out. In a crowd, where labels would hide the picture, a legend counts each class.
+"""
+
+import colorsys
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from visionattn.errors import require
+from visionattn.inference.results import Prediction
+
+cv2 = require("cv2")
+
+__all__ = ["class_color", "draw_prediction"]
+
+# The first classes get colours chosen to differ from one another, and from skin, sky and grass.
+PALETTE_RGB = (
+    (255, 82, 70),
+    (38, 139, 255),
+    (255, 196, 38),
+    (52, 208, 104),
+    (178, 102, 255),
+    (20, 206, 220),
+    (255, 122, 196),
+    (172, 222, 40),
+    (255, 140, 40),
+    (98, 108, 255),
+    (0, 170, 136),
+    (222, 64, 160),
+)
+MASK_OPACITY = 0.45
+MAP_OPACITY = 0.55
+HALO_OPACITY = 0.25
+BORDER_OPACITY = 0.4
+FONT_WEIGHT = 500  # medium, on a scale of 100 to 1000
+MAX_LABELED = 0.25
+"""Share of the picture that labels may cover before a legend takes their place."""
+
+
+def class_color(index: int) -> tuple[int, int, int]:
+    """The colour (blue, green, red) of a class, the same in every picture."""
+    if index < len(PALETTE_RGB):
+        red, green, blue = PALETTE_RGB[index]
+    else:  # steps of the golden ratio never come back to a hue
+        step = index - len(PALETTE_RGB)
+        hue = step * 0.6180339887 % 1
+        rgb = colorsys.hsv_to_rgb(hue, (0.85, 0.5, 0.95)[step % 3], (0.72, 1.0, 0.55)[step % 3])
+        red, green, blue = (round(255 * value) for value in rgb)
+    return blue, green, red
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Sizes in pixels that suit a picture."""
+
+    line: int
+    font: int
+    padding: int
+
+    @classmethod
+    def of(cls, height: int, width: int) -> "_Scale":
+        side = (height * width) ** 0.5
+        return cls(
+            line=1 if side < 160 else max(2, round(side / 420)),
+            font=max(10, round(8 + side / 85)),
+            padding=max(2, round(side / 350)),
+        )
+
+
+def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
+    """A copy of the BGR uint8 picture ``[H, W, 3]`` with the prediction drawn on it."""
+    out = image.copy()
+    scale = _Scale.of(*prediction.image_size)
+    labels = _Labels(out.shape[0], out.shape[1], scale)
+    if prediction.semantic is not None:
+        _paint_map(out, prediction.semantic, prediction.classes, scale)
+        labels.add_regions(prediction.semantic, prediction.classes)
+    if len(prediction):
+        panoptic = prediction.semantic is not None and prediction.masks is not None
+        if prediction.masks is not None:
+            _paint_masks(out, prediction, scale, opacity=0 if panoptic else MASK_OPACITY)
+        if not panoptic:  # there the boxes would be of segments that fill the picture
+            _paint_boxes(out, prediction, scale)
+            labels.add_boxes(prediction)
+    labels.paint(out)
+    return out
+
+
+def _blend(region: np.ndarray, where: np.ndarray, color: tuple[int, int, int], opacity: float) -> None:
+    region[where] = (region[where] * (1 - opacity) + np.array(color) * opacity + 0.5).astype(np.uint8)
+
+
+def _paint_masks(out: np.ndarray, prediction: Prediction, scale: _Scale, opacity: float) -> None:
+    masks = prediction.masks
+    for index in np.argsort(prediction.scores, kind="stable"):  # the surest on top
+        crop, (x, y) = masks.crops[index], masks.corners[index]
+        if crop.size == 0:
+            continue
+        color = class_color(int(prediction.labels[index]))
+        if opacity:
+            _blend(out[y : y + crop.shape[0], x : x + crop.shape[1]], crop, color, opacity)
+        contours, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(x, y))
+        cv2.drawContours(out, contours, -1, color, max(1, scale.line // 2), cv2.LINE_AA)
+
+
+def _paint_boxes(out: np.ndarray, prediction: Prediction, scale: _Scale) -> None:
+    height, width = prediction.image_size
+    corners = np.rint(prediction.boxes).astype(np.int64)
+    corners[:, 0::2] = corners[:, 0::2].clip(0, width - 1)
+    corners[:, 1::2] = corners[:, 1::2].clip(0, height - 1)
+    line = scale.line if prediction.masks is None else max(1, scale.line // 2)  # masks show the object already
+    if line > 2:  # a faint dark rim shows the line on any background, but would outweigh a thin one
+        halo = np.zeros((height, width), np.uint8)
+        for x0, y0, x1, y1 in corners.tolist():
+            cv2.rectangle(halo, (x0, y0), (x1, y1), 1, line + 2)
+        _blend(out, halo.astype(bool), (0, 0, 0), HALO_OPACITY)
+    for index in np.argsort(prediction.scores, kind="stable"):
+        x0, y0, x1, y1 = corners[index].tolist()
+        cv2.rectangle(out, (x0, y0), (x1, y1), class_color(int(prediction.labels[index])), line)
+
+
+def _is_class(value: int, classes: tuple[str, ...]) -> bool:
+    return 0 <= value < len(classes) and classes[value].lower() != "background"
+
+
+def _paint_map(out: np.ndarray, semantic: np.ndarray, classes: tuple[str, ...], scale: _Scale) -> None:
+    present = [int(value) for value in np.unique(semantic) if _is_class(int(value), classes)]
+    for value in present:
+        _blend(out, semantic == value, class_color(value), MAP_OPACITY)
+    border = np.zeros(semantic.shape, np.uint8)
+    border[:, 1:] |= semantic[:, 1:] != semantic[:, :-1]
+    border[1:] |= semantic[1:] != semantic[:-1]
+    if scale.line > 1:
+        border = cv2.dilate(border, np.ones((scale.line, scale.line), np.uint8))
+    _blend(out, border.astype(bool), (255, 255, 255), BORDER_OPACITY)
+
+
+@lru_cache(maxsize=1)
+def _font() -> "cv2.FontFace":
+    return cv2.FontFace("sans")  # comes with OpenCV, and finds letters it lacks in "uni", which has all
+
+
+@dataclass(frozen=True)
+class _Label:
+    x: int
+    y: int
+    width: int
+    height: int
+    text: str
+    color: tuple[int, int, int]
+
+
+class _Labels:
+    """The labels of one picture, each placed when it is added, and painted together at the end."""
+
+    def __init__(self, height: int, width: int, scale: _Scale):
+        self.height, self.width, self.scale = height, width, scale
+        self.label_height = round(scale.font * 1.25) + scale.padding
+        self.placed: list[_Label] = []
+
+    def _text_width(self, text: str) -> int:
+        box = cv2.getTextSize((0, 0), text, (0, 0), _font(), self.scale.font, FONT_WEIGHT)
+        return box[2] + 2 * self.scale.padding
+
+    def _fit(self, text: str, share: float = 1.0) -> str:
+        """The text, cut with an ellipsis where it is wider than this share of the picture."""
+        if self._text_width(text) <= self.width * share:
+            return text
+        while text and self._text_width(text + "…") > self.width * share:
+            text = text[:-1]
+        return text + "…" if text else ""
+
+    def add_boxes(self, prediction: Prediction) -> None:
+        """Label boxes with class and score, the surest first; or where that hides too much, add a legend."""
+        names = [self._fit(name, 0.5) for name in prediction.names]
+        texts = [f"{name} {score:.2f}" for name, score in zip(names, prediction.scores, strict=True)]
+        crowd = MAX_LABELED * self.width * self.height
+        if self._area(texts) > crowd:
+            texts = names
+        if self._area(texts) > crowd:
+            self._add_legend(prediction)
+            return
+        boxes = prediction.boxes.astype(np.float64)
+        for index in np.argsort(-prediction.scores, kind="stable"):
+            for text in (texts[index], names[index]):
+                spot = self._spot(boxes, int(index), self._text_width(text)) if names[index] else None
+                if spot is not None:
+                    self._place(*spot, text, int(prediction.labels[index]))
+                    break
+
+    def _area(self, texts: list[str]) -> int:
+        return sum(map(self._text_width, texts)) * self.label_height
+
+    def _place(self, x: int, y: int, text: str, label: int) -> None:
+        size = self._text_width(text), self.label_height
+        self.placed.append(_Label(x, y, *size, text, class_color(label)))
+
+    def _add_legend(self, prediction: Prediction) -> None:
+        """Each class with its number of boxes, the most frequent first, top down while room lasts."""
+        values, counts = np.unique(prediction.labels, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        room = max(1, self.height // self.label_height)
+        for row, index in enumerate(order[:room]):
+            name = self._fit(prediction.classes[values[index]], 0.5)
+            self._place(0, row * self.label_height, f"{name}: {counts[index]}", int(values[index]))
+
+    def _spot(self, boxes: np.ndarray, index: int, width: int) -> tuple[int, int] | None:
+        """Where a label of this width hides least, or None where it could only cover another label."""
+        height, rim = self.label_height, (self.scale.line + 1) // 2
+        x0, y0, x1, y1 = boxes[index]
+        left, right, above, below = x0 - rim, x1 + rim - width, y0 - rim - height, y1 + rim
+        spots = np.array(
+            [
+                (left, above),
+                (left, below),
+                (right, above),
+                (right, below),
+                (left, y0 - rim),
+                (left, y1 + rim - height),
+                (x1 + rim, y0 - rim),
+                (x0 - rim - width, y0 - rim),
+            ]
+        )
+        spots[:, 0] = spots[:, 0].round().clip(0, max(0, self.width - width))
+        spots[:, 1] = spots[:, 1].round().clip(0, max(0, self.height - height))
+        rectangles = np.concatenate([spots, spots + np.array([width, height])], axis=1)
+        free = np.ones(len(spots), dtype=bool)
+        if self.placed:
+            taken = np.array([(p.x, p.y, p.x + p.width, p.y + p.height) for p in self.placed], np.float64)
+            free = _overlap(rectangles, taken).sum(axis=1) == 0
+        if not free.any():
+            return None
+        hidden = _overlap(rectangles, boxes)
+        own = hidden[:, index] / max(1.0, (x1 - x0) * (y1 - y0))
+        others = (hidden.sum(axis=1) - hidden[:, index]) / (width * height)
+        cost = own + np.minimum(others, 2) + 0.03 * np.arange(len(spots)) + np.where(free, 0, np.inf)
+        x, y = spots[int(np.argmin(cost))]
+        return int(x), int(y)
+
+    def add_regions(self, semantic: np.ndarray, classes: tuple[str, ...]) -> None:
+        """Label each class of a map in the roomiest place of its largest region, where it fits."""
+        shrink = max(1, max(self.height, self.width) // 512)  # a place need not be exact
+        small = semantic[::shrink, ::shrink]
+        values, counts = np.unique(small, return_counts=True)
+        for value in values[np.argsort(-counts, kind="stable")].tolist():
+            if not _is_class(value, classes):
+                continue
+            text = self._fit(classes[value])
+            width, height = self._text_width(text), self.label_height
+            inside = np.pad(small == value, 1).astype(np.uint8)  # the picture's edge is an edge of the region
+            depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
+            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            if depth[row, column] * shrink * 2 < height * 0.8:
+                continue
+            x = int(np.clip(column * shrink - width // 2, 0, max(0, self.width - width)))
+            y = int(np.clip(row * shrink - height // 2, 0, max(0, self.height - height)))
+            taken = [p for p in self.placed if _meet((x, y, width, height), (p.x, p.y, p.width, p.height))]
+            if text and not taken:
+                self._place(x, y, text, value)
+
+    def paint(self, out: np.ndarray) -> None:
+        """Paint the labels on the BGR picture."""
+        capital = 0.7 * self.scale.font  # height of a capital letter
+        for label in self.placed:
+            end = label.x + label.width - 1, label.y + label.height - 1
+            cv2.rectangle(out, (label.x, label.y), end, label.color, cv2.FILLED)
+            start = label.x + self.scale.padding, label.y + round((label.height + capital) / 2)
+            cv2.putText(out, label.text, start, _ink(label.color), _font(), self.scale.font, FONT_WEIGHT)
+
+
+def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever has the higher contrast on a BGR colour (WCAG 2 relative luminance)."""
+    linear = [(c / 255) / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
+    luminance = 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
+    return (0, 0, 0) if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else (255, 255, 255)
+
+
+def _overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Area in common of each rectangle of ``[N, 4]`` with each of ``[M, 4]``: ``[N, M]``."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    return (high - low).clip(min=0).prod(axis=2)
+
+
+def _meet(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Whether two rectangles given as x, y, width, height overlap."""
+    return all(
+        first[axis] < second[axis] + second[axis + 2] and second[axis] < first[axis] + first[axis + 2]
+        for axis in (0, 1)
+    )

@@ -1,0 +1,227 @@
+"""Run a predictor over files and write what it finds: overlays, raw maps, and JSON.
+
+In the results' folder:
+
+- ``<name>.png``: an image's overlay; ``<name>.mp4``: a video's.
+- ``maps/<name>.png``: from models that classify pixels, the class number of each pixel.
+- ``predictions.json``: one record per input, under "images", with its boxes and masks as COCO results or,
+  where it could not be read, the reason.
+- ``<name>.frames.json``: the same of each frame of a video.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionattn import __version__
+from visionattn.errors import DataError
+from visionattn.inference.images import Source, read_image
+from visionattn.inference.predictor import Predictor
+from visionattn.inference.results import Prediction
+from visionattn.inference.writing import JsonRecords, output_names, write_png
+
+__all__ = ["PREDICTIONS_FILE", "Plan", "Summary", "plan_files", "predict_files"]
+
+PREDICTIONS_FILE = "predictions.json"
+BATCH_PIXELS = 64_000_000
+"""Images are read ahead for one batch, but no further than this."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which input's results go under which name in which folder."""
+
+    sources: Sequence[Source]
+    names: Sequence[str]
+    out: Path
+
+
+@dataclass
+class Summary:
+    """What came of a run over files.
+
+    Attributes:
+        images, videos, frames: how many were predicted on; a video's frames do not count as images.
+        failed: (file, reason) of each input that could not be read, or not to its end.
+        found: number of boxes by class; from models that classify pixels, share of all pixels by class.
+        seconds: time in the model.
+    """
+
+    images: int = 0
+    videos: int = 0
+    frames: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    found: Counter = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+def plan_files(sources: Sequence[Source], out: Path) -> Plan:
+    """Choose the results' names and make their folder.
+
+    Raises:
+        DataError: the folder cannot be made, or a result would overwrite an input.
+    """
+    names = output_names(sources)
+    inputs = {source.path.resolve() for source in sources}
+    for source, name in zip(sources, names, strict=True):
+        target = out / f"{name}{'.mp4' if source.is_video else '.png'}"
+        if target.resolve() in inputs:
+            raise DataError(f"--out {out}: the results would overwrite the input {target}; name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out}: the folder cannot be made ({error.strerror})") from error
+    return Plan(sources, names, out)
+
+
+def predict_files(
+    predictor: Predictor,
+    plan: Plan,
+    about: dict[str, Any],
+    on_progress: Callable[[int], None] = lambda count: None,
+    on_error: Callable[[str], None] = lambda message: None,
+) -> Summary:
+    """Predict on every file of the plan and write the results.
+
+    An input that cannot be read is reported and passed over. Memory holds one batch at a time.
+
+    Args:
+        predictor: the model.
+        plan: from `plan_files`.
+        about: what the predictions file says of the model, such as its config and checkpoint.
+        on_progress: called with the number of images or frames done since the last call.
+        on_error: called with one line for each input that could not be read.
+
+    Raises:
+        DataError: a result cannot be written.
+    """
+    run = _Run(predictor, plan, on_progress, on_error)
+    ids = predictor.category_ids or range(1, len(predictor.classes) + 1)
+    head = {
+        "visionattn": __version__,
+        "model": about,
+        "settings": asdict(predictor.options),
+        "categories": [{"id": i, "name": n} for i, n in zip(ids, predictor.classes, strict=True)],
+    }
+    with JsonRecords(plan.out / PREDICTIONS_FILE, head, "images") as records:
+        for record in run.records():
+            records.add(record)
+    return run.summary
+
+
+class _Run:
+    def __init__(self, predictor: Predictor, plan: Plan, on_progress: Callable, on_error: Callable):
+        self.predictor, self.plan, self.summary = predictor, plan, Summary()
+        self.on_progress, self.on_error = on_progress, on_error
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One record per input, in order."""
+        batch: list[tuple[int, np.ndarray | DataError]] = []
+        pixels = 0
+        for index, source in enumerate(self.plan.sources):
+            if source.is_video:
+                yield from self._images(batch)
+                batch, pixels = [], 0
+                yield self._video(index)
+                continue
+            image = self._read(source.path)
+            batch.append((index, image))
+            pixels += 0 if isinstance(image, DataError) else image.shape[0] * image.shape[1]
+            if len(batch) >= self.predictor.options.batch_size or pixels >= BATCH_PIXELS:
+                yield from self._images(batch)
+                batch, pixels = [], 0
+        yield from self._images(batch)
+
+    def _read(self, path: Path) -> np.ndarray | DataError:
+        try:
+            return read_image(path, self.predictor.options.max_pixels)
+        except DataError as error:
+            return error
+
+    def _images(self, batch: list[tuple[int, np.ndarray | DataError]]) -> Iterator[dict[str, Any]]:
+        predictions = iter(self.predictor.predict([x for _, x in batch if not isinstance(x, DataError)]))
+        for index, image in batch:
+            path, name = self.plan.sources[index].path, self.plan.names[index]
+            record = {"image_id": index, "file": str(path)}
+            if isinstance(image, DataError):
+                record["error"] = self._failed(path, image)
+            else:
+                prediction = next(predictions)
+                write_png(self.plan.out / f"{name}.png", prediction.draw(image))
+                record |= _size(prediction) | {"overlay": f"{name}.png"} | self._found(prediction, index)
+                if prediction.semantic is not None:
+                    record["map"] = self._write_map(name, prediction)
+                self.summary.images += 1
+            yield record
+            self.on_progress(1)
+
+    def _failed(self, path: Path, error: DataError) -> str:
+        reason = str(error)
+        self.summary.failed.append((str(path), reason))
+        self.on_error(reason)
+        return reason
+
+    def _found(self, prediction: Prediction, image_id: int) -> dict[str, Any]:
+        """What a record says of a prediction; adds to the summary."""
+        self.summary.seconds += prediction.seconds
+        record: dict[str, Any] = {"seconds": round(prediction.seconds, 5)}
+        if self.predictor.task != "semantic":
+            self.summary.found.update(prediction.names)
+            record["detections"] = prediction.to_coco(image_id)
+        if prediction.semantic is not None:
+            values, counts = np.unique(prediction.semantic, return_counts=True)
+            classes = self.predictor.classes
+            shares = {
+                classes[value]: round(count / prediction.semantic.size, 5)
+                for value, count in zip(values.tolist(), counts.tolist(), strict=True)
+                if 0 <= value < len(classes)
+            }
+            record["pixel_shares"] = shares
+            if self.predictor.task == "semantic":
+                self.summary.found.update(shares)
+        return record
+
+    def _write_map(self, name: str, prediction: Prediction) -> str:
+        folder = self.plan.out / "maps"
+        folder.mkdir(exist_ok=True)
+        kind = np.uint8 if prediction.semantic.max() <= 255 else np.uint16
+        write_png(folder / f"{name}.png", prediction.semantic.astype(kind))
+        return f"maps/{name}.png"
+
+    def _video(self, index: int) -> dict[str, Any]:
+        from visionattn.inference.video import VideoReader, VideoWriter
+
+        path, name = self.plan.sources[index].path, self.plan.names[index]
+        record: dict[str, Any] = {"image_id": index, "file": str(path)}
+        before, frames = self.summary.seconds, 0
+        try:
+            with VideoReader(path, self.predictor.options.max_pixels) as reader:
+                size = {"width": reader.width, "height": reader.height}
+                record |= size | {
+                    "fps": reader.fps,
+                    "overlay": f"{name}.mp4",
+                    "frames_file": f"{name}.frames.json",
+                }
+                writer = VideoWriter(self.plan.out / f"{name}.mp4", reader.width, reader.height, reader.fps)
+                head = {"file": str(path), **size, "fps": reader.fps}
+                with writer, JsonRecords(self.plan.out / f"{name}.frames.json", head, "frames") as records:
+                    for frame, prediction in enumerate(self.predictor.stream(reader)):
+                        writer.write(prediction.draw())
+                        found = self._found(prediction, frame)
+                        records.add({"frame": frame, "time": round(frame / reader.fps, 4), **found})
+                        frames += 1
+                        self.summary.frames += 1
+                        self.on_progress(1)
+                self.summary.videos += 1
+                reader.check_complete()
+        except DataError as error:
+            record["error"] = self._failed(path, error)
+        return record | {"frames": frames, "seconds": round(self.summary.seconds - before, 5)}
+
+
+def _size(prediction: Prediction) -> dict[str, int]:
+    return {"width": prediction.image_size[1], "height": prediction.image_size[0]}

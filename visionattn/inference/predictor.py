@@ -1,0 +1,262 @@
+"""A trained model as a function from pictures to predictions.
+
+>>> predictor = Predictor.from_run("work_dirs/x")
+>>> prediction = predictor("photo.jpg")
+>>> prediction.boxes, prediction.names, prediction.draw()
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from visionattn.errors import CheckpointError, ConfigError, VisionattnError
+from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
+from visionattn.inference.results import InstanceMasks, Prediction
+from visionattn.inference.tiling import flip_prediction, merge_by_nms, merge_tiles, tile_grid
+
+__all__ = ["Options", "Predictor", "pick_device"]
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of that name, or without one the first GPU if there is any, else the CPU.
+
+    Raises:
+        ConfigError: the name is none, or that device is not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is not known; use cpu, cuda or cuda:0, cuda:1, ...") from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (found.index or 0) >= count:
+            raise ConfigError(f"device {device} is not there; PyTorch sees {count} CUDA devices; use cpu?")
+    return found
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a `Predictor` goes about it.
+
+    Attributes:
+        score_thr: boxes with a lower score are left out.
+        batch_size: pictures (or tiles) that go through the model together. Only pictures of one size do, so
+            that what the model says of one does not depend on the others.
+        tile: side in pixels of the tiles that larger images are cut into; None takes each image whole.
+        overlap: pixels shared by neighboring tiles, a quarter of `tile` unless given. Objects larger than
+            that may be found in pieces.
+        tta: look at each picture mirrored too, and merge what is found.
+        max_pixels: image files with more pixels are refused.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    score_thr: float = 0.3
+    batch_size: int = 8
+    tile: int | None = None
+    overlap: int | None = None
+    tta: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self):
+        if not 0 <= self.score_thr <= 1:  # NaN fails too
+            raise ConfigError(f"--score-thr must be in 0..1, got {self.score_thr}")
+        if self.options.batch_size < 1:
+            raise ConfigError(f"--batch-size must be at least 1, got {self.options.batch_size}")
+        if self.max_pixels < 1:
+            raise ConfigError(f"--max-pixels must be at least 1, got {self.max_pixels}")
+        if self.tile is None:
+            if self.overlap is not None:
+                raise ConfigError("--overlap is the overlap of tiles; give --tile too, or leave it out")
+            return
+        if self.tile < 32:
+            raise ConfigError(f"--tile must be at least 32 pixels, got {self.tile}")
+        if self.overlap is None:
+            object.__setattr__(self, "overlap", self.tile // 4)
+        if not 0 <= self.overlap < self.tile:
+            raise ConfigError(f"--overlap must be in 0..{self.tile - 1} for --tile {self.tile}, got {self.overlap}")
+
+
+class Predictor:
+    """A model ready to predict.
+
+    Args:
+        config: config file of the model, or a loaded config.
+        checkpoint: its weights.
+        device: where to run; the first GPU if there is one, else the CPU.
+        options: the fields of `Options`, such as ``score_thr=0.5``.
+
+    Raises:
+        ConfigError: the config, the device or an option is wrong, or the model cannot be tiled.
+        CheckpointError: the checkpoint cannot be read safely, or does not fit the model.
+    """
+
+    def __init__(self, config: Any, checkpoint: str | Path, device: str | torch.device | None = None, **options):
+        from visionattn.openmmlab.api import load_model
+
+        checked = Options(**options)
+        self._set_up(load_model(config, checkpoint, device=pick_device(device)), checked)
+
+    @classmethod
+    def from_run(cls, work_dir: str | Path, device: str | torch.device | None = None, **options) -> "Predictor":
+        """The model that a training run left in its folder, by its best checkpoint or else its last."""
+        from visionattn.openmmlab.api import find_run
+
+        return cls(*find_run(work_dir), device, **options)
+
+    @classmethod
+    def from_model(cls, loaded: Any, **options) -> "Predictor":
+        """From a `visionattn.openmmlab.api.LoadedModel`, or anything with its attributes and methods."""
+        self = cls.__new__(cls)
+        self._set_up(loaded, Options(**options))
+        return self
+
+    def _set_up(self, loaded: Any, options: Options) -> None:
+        self.loaded, self.options = loaded, options
+        self.classes, self.task = tuple(loaded.classes), loaded.task
+        self.category_ids = _category_ids(loaded.cfg, self.classes)
+        if self.task in ("semantic", "panoptic") and (options.tile or options.tta):
+            raise ConfigError(f"--tile and --tta work on boxes, and this is a {self.task} model; leave them out")
+
+    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+        """Predict on one picture, or on a list of them.
+
+        Args:
+            images: a path, a uint8 array (BGR ``[H, W, 3]`` or gray ``[H, W]``), a PIL image, or a list or
+                tuple of such.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        if isinstance(images, (list, tuple)):
+            return list(self.stream(images))
+        return next(self.stream([images]))
+
+    def stream(self, images: Iterable[Any]) -> Iterator[Prediction]:
+        """Predict on any number of pictures, holding one batch of them at a time."""
+        source = iter(images)
+        while chunk := list(islice(source, self.options.batch_size)):
+            paths = [Path(item) if isinstance(item, (str, Path)) else None for item in chunk]
+            arrays = [self._to_array(item) for item in chunk]
+            for path, array, prediction in zip(paths, arrays, self.predict(arrays), strict=True):
+                yield replace(prediction, path=path, image=array if path is None else None)
+
+    def _to_array(self, item: Any) -> np.ndarray:
+        if isinstance(item, (str, Path)):
+            return read_image(item, self.options.max_pixels)
+        if not isinstance(item, np.ndarray):
+            if not hasattr(item, "getexif"):
+                raise TypeError(f"an image must be a path, an array or a PIL image, got {type(item).__name__}")
+            check_size("image", *item.size, self.options.max_pixels)
+            return to_bgr(item)
+        if item.dtype != np.uint8 or item.ndim not in (2, 3) or item.shape[2:] not in ((), (1,), (3,)):
+            raise ValueError(f"an array must be uint8, [H, W, 3] or [H, W], got {item.dtype} {item.shape}")
+        if item.size == 0:
+            raise ValueError(f"an array must have pixels, got shape {item.shape}")
+        if item.ndim == 3 and item.shape[2] == 3:
+            return item
+        return np.repeat(item.reshape(*item.shape[:2], 1), 3, axis=2)
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """Predict on arrays in memory, BGR uint8 ``[H, W, 3]``, of any sizes."""
+        tile, overlap = self.options.tile, self.options.overlap
+        results: list[Prediction | None] = [None] * len(images)
+        whole = []
+        for index, image in enumerate(images):
+            height, width = image.shape[:2]
+            if tile is None or max(height, width) <= tile:
+                whole.append(index)
+                continue
+            tiles = tile_grid(height, width, tile, overlap)
+            found = self._views([image[y0:y1, x0:x1] for x0, y0, x1, y1 in tiles])
+            results[index] = merge_tiles(found, tiles, (height, width))
+        for index, prediction in zip(whole, self._views([images[i] for i in whole]), strict=True):
+            results[index] = prediction
+        return results
+
+    def _views(self, images: list[np.ndarray]) -> list[Prediction]:
+        found = self._batches(images)
+        if not self.options.tta:
+            return found
+        mirrored = self._batches([np.ascontiguousarray(image[:, ::-1]) for image in images])
+        return [merge_by_nms([a, flip_prediction(b)]) for a, b in zip(found, mirrored, strict=True)]
+
+    def _batches(self, images: list[np.ndarray]) -> list[Prediction]:
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            by_shape.setdefault(image.shape, []).append(index)
+        results: list[Prediction | None] = [None] * len(images)
+        for indices in by_shape.values():
+            for start in range(0, len(indices), self.options.batch_size):
+                batch = indices[start : start + self.options.batch_size]
+                for index, prediction in zip(batch, self._forward([images[i] for i in batch]), strict=True):
+                    results[index] = prediction
+        return results
+
+    def _forward(self, batch: list[np.ndarray]) -> list[Prediction]:
+        start = time.perf_counter()
+        try:
+            outputs = self.loaded.predict([np.ascontiguousarray(image) for image in batch])
+        except torch.OutOfMemoryError as error:
+            height, width = batch[0].shape[:2]
+            raise VisionattnError(
+                f"the GPU's memory does not hold {len(batch)} pictures of {width}x{height}; use a smaller "
+                "--batch-size, --tile for large images, or --device cpu"
+            ) from error
+        seconds = (time.perf_counter() - start) / len(batch)
+        return [
+            self._prediction(output, image.shape[:2], seconds) for output, image in zip(outputs, batch, strict=True)
+        ]
+
+    def _prediction(self, output: dict[str, Any], size: tuple[int, int], seconds: float) -> Prediction:
+        common = {"classes": self.classes, "category_ids": self.category_ids, "seconds": seconds}
+        semantic = output.get("semantic")
+        if output.get("boxes") is None:
+            return Prediction(size, semantic=semantic, **common)
+        boxes = np.asarray(output["boxes"], dtype=np.float32).reshape(-1, 4)
+        scores = np.asarray(output["scores"], dtype=np.float32)
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise CheckpointError("the model puts out NaN or infinity; its checkpoint is from a failed training")
+        keep = np.flatnonzero(scores >= self.options.score_thr)
+        keep = keep[np.argsort(-scores[keep], kind="stable")]
+        boxes = boxes[keep]
+        boxes[:, 0::2] = boxes[:, 0::2].clip(0, size[1])
+        boxes[:, 1::2] = boxes[:, 1::2].clip(0, size[0])
+        labels = np.asarray(output["labels"], dtype=np.int64)[keep]
+        if len(labels) and labels.max() >= len(self.classes):
+            raise ConfigError(
+                f"the model finds class number {labels.max()} but only {len(self.classes)} are named; "
+                "set metainfo.classes of the config's test dataset"
+            )
+        masks = output.get("masks")
+        return Prediction(
+            size,
+            boxes=boxes,
+            scores=scores[keep],
+            labels=labels,
+            masks=None if masks is None else InstanceMasks.from_dense(np.asarray(masks)[keep]),
+            semantic=semantic,
+            **common,
+        )
+
+
+def _category_ids(cfg: Any, classes: tuple[str, ...]) -> tuple[int, ...] | None:
+    """``test_dataloader.dataset.metainfo.category_ids`` of the config, where it says so."""
+    node = cfg
+    for key in ("test_dataloader", "dataset", "metainfo", "category_ids"):
+        node = node.get(key) if hasattr(node, "get") else None
+        if node is None:
+            return None
+    ids = tuple(int(value) for value in node)
+    if len(ids) != len(classes):
+        raise ConfigError(f"metainfo.category_ids has {len(ids)} ids for {len(classes)} classes")
+    return ids

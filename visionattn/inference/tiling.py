@@ -1,0 +1,148 @@
+"""Detection on large images tile by tile, and the merging of boxes found in several views of one image.
+
+Neighboring tiles overlap. An object that a tile's border cuts is found there as a fragment, and whole in the
+next tile, provided the overlap is as wide as the object. Merging drops the fragment for the whole, whichever
+scored higher, then removes duplicates by non-maximum suppression within each class. An object larger than the
+overlap may stay in pieces: choose the overlap by the largest object that matters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from visionattn.errors import require
+from visionattn.inference.results import InstanceMasks, Prediction
+
+__all__ = ["Tile", "flip_prediction", "merge_by_nms", "merge_tiles", "tile_grid"]
+
+Tile = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels of the image, x1 and y1 not included."""
+
+NMS_IOU = 0.6
+FRAGMENT_COVER = 0.7
+"""Share of a cut box that must lie inside another for it to be a fragment of that one."""
+
+
+def tile_grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
+    """Cover an image with square tiles, evenly spaced and all of one size.
+
+    Args:
+        height, width: size of the image in pixels.
+        tile: side of a tile in pixels; an image that is smaller along an axis is taken whole along it.
+        overlap: pixels that neighbors share at least, less than `tile`.
+
+    Returns:
+        The tiles, row by row.
+    """
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1 pixel, got {tile}")
+    if not 0 <= overlap < tile:
+        raise ValueError(f"overlap must be at least 0 and less than the tile's {tile} pixels, got {overlap}")
+    rows, columns = _starts(height, tile, overlap), _starts(width, tile, overlap)
+    return [(x, y, min(x + tile, width), min(y + tile, height)) for y in rows for x in columns]
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    if length <= tile:
+        return [0]
+    count = -((overlap - length) // (tile - overlap))  # ceil((length - overlap) / (tile - overlap))
+    return [round(index * (length - tile) / (count - 1)) for index in range(count)]
+
+
+def merge_tiles(
+    predictions: Sequence[Prediction],
+    tiles: Sequence[Tile],
+    image_size: tuple[int, int],
+    iou_thr: float = NMS_IOU,
+) -> Prediction:
+    """One prediction for the image from one per tile, in the tiles' own coordinates.
+
+    Give only boxes above the score threshold: a whole box removes its fragments whatever the scores.
+
+    Args:
+        predictions: what the model says of each tile.
+        tiles: where the tiles lie.
+        image_size: (height, width) of the image in pixels.
+        iou_thr: boxes of one class that overlap more than this are one object.
+    """
+    moved = [_move(p, tile, image_size) for p, tile in zip(predictions, tiles, strict=True)]
+    tile_of = np.repeat(np.arange(len(tiles)), [len(p) for p in moved])
+    merged = _concatenate(moved)
+    fragment = _fragments(merged, tile_of, np.array(tiles, dtype=np.float64).reshape(-1, 4))
+    return merge_by_nms([merged.select(~fragment)], iou_thr)
+
+
+def merge_by_nms(predictions: Sequence[Prediction], iou_thr: float = NMS_IOU) -> Prediction:
+    """All boxes of several predictions on one image, less those that a surer one of their class overlaps.
+
+    Args:
+        predictions: at least one, all in the coordinates of the same image.
+        iou_thr: intersection over union from which two boxes of a class count as one object.
+    """
+    ops = require("torchvision.ops")
+    merged = _concatenate(predictions)
+    boxes, scores, labels = (torch.from_numpy(a.copy()) for a in (merged.boxes, merged.scores, merged.labels))
+    # float64, for batched_nms keeps classes apart by moving their boxes far off
+    keep = ops.batched_nms(boxes.double(), scores.double(), labels, iou_thr)
+    return merged.select(keep.numpy())
+
+
+def flip_prediction(prediction: Prediction) -> Prediction:
+    """The prediction as it is on the image mirrored left to right."""
+    width = prediction.image_size[1]
+    boxes = prediction.boxes.copy()
+    boxes[:, [0, 2]] = width - prediction.boxes[:, [2, 0]]
+    masks = None if prediction.masks is None else prediction.masks.flipped()
+    return replace(prediction, boxes=boxes, masks=masks)
+
+
+def _move(prediction: Prediction, tile: Tile, image_size: tuple[int, int]) -> Prediction:
+    x, y = tile[:2]
+    boxes = prediction.boxes + np.array([x, y, x, y], dtype=np.float32)
+    masks = None if prediction.masks is None else prediction.masks.moved((x, y), image_size)
+    return replace(prediction, boxes=boxes, masks=masks, image_size=image_size, image=None)
+
+
+def _concatenate(predictions: Sequence[Prediction]) -> Prediction:
+    if len({p.image_size for p in predictions}) != 1:
+        raise ValueError("give at least one prediction, and all of one image")
+    masks = None
+    if all(p.masks is not None for p in predictions):
+        crops = [crop for p in predictions for crop in p.masks.crops]
+        corners = [corner for p in predictions for corner in p.masks.corners]
+        masks = InstanceMasks(crops, corners, predictions[0].image_size)
+    return replace(
+        predictions[0],
+        boxes=np.concatenate([p.boxes for p in predictions]),
+        scores=np.concatenate([p.scores for p in predictions]),
+        labels=np.concatenate([p.labels for p in predictions]),
+        masks=masks,
+        seconds=sum(p.seconds for p in predictions),
+    )
+
+
+def _fragments(prediction: Prediction, tile_of: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+    """Which boxes ``[N]`` are pieces, cut by a tile's border, of a box in another tile."""
+    boxes = prediction.boxes.astype(np.float64)
+    height, width = prediction.image_size
+    home = tiles[tile_of]
+    # A detector seldom puts a cut box exactly on the border. To call a whole box cut does no harm: it goes
+    # only if another box covers it and reaches as far.
+    margin = np.maximum(2.0, 0.01 * (home[:, 2:] - home[:, :2]).max(axis=1, initial=0))[:, None]
+    inner = np.stack([home[:, 0] > 0, home[:, 1] > 0, home[:, 2] < width, home[:, 3] < height], axis=1)
+    cut = inner & (np.abs(boxes - home) <= margin)
+    whole = ~cut.any(axis=1)
+    area = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)
+    fragment = np.zeros(len(boxes), dtype=bool)
+    for index in np.flatnonzero(~whole):
+        box = boxes[index]
+        low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+        covers = (high - low).clip(min=0).prod(axis=1) >= FRAGMENT_COVER * max(area[index], 1e-9)
+        reach = np.concatenate([box[:2] - boxes[:, :2], boxes[:, 2:] - box[2:]], axis=1)  # beyond each side
+        beyond = (reach >= -margin) | ~cut[index]
+        larger = (area > area[index]) | ((area == area[index]) & (np.arange(len(boxes)) < index))
+        other = (tile_of != tile_of[index]) & (prediction.labels == prediction.labels[index])
+        fragment[index] = (other & covers & beyond.all(axis=1) & (whole | larger)).any()
+    return fragment

@@ -1,0 +1,112 @@
+"""Result files: names that never collide, and JSON that grows as results come and appears when complete."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionattn.errors import DataError, require
+from visionattn.inference.images import Source
+
+__all__ = ["JsonRecords", "output_names", "write_png"]
+
+
+def output_names(sources: Sequence[Source]) -> list[str]:
+    """A file name without suffix for the results of each source, no two alike even where case does not count.
+
+    The name is the source's own. Where several share it, they get what tells them apart: the suffix
+    (``x_jpg``, ``x_png``), else as many of their folders as it takes (``a_x``, ``b_x``), else a number.
+    """
+    choices = [_choices(source.path.resolve()) for source in sources]
+    level = [0] * len(choices)
+    while True:
+        names = [choice[at] for choice, at in zip(choices, level, strict=True)]
+        counts = Counter(name.casefold() for name in names)
+        stuck = True
+        for index, name in enumerate(names):
+            if counts[name.casefold()] > 1 and level[index] + 1 < len(choices[index]):
+                level[index] += 1
+                stuck = False
+        if stuck:
+            break
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        number = 2
+        while names[index].casefold() in taken:
+            names[index] = f"{name}_{number}"
+            number += 1
+        taken.add(names[index].casefold())
+    return names
+
+
+def _choices(path: Path) -> list[str]:
+    folders = path.parts[1:-1]
+    names = []
+    for depth in range(len(folders) + 1):
+        prefix = folders[len(folders) - depth :]
+        names.append("_".join([*prefix, path.stem]))
+        if path.suffix:
+            names.append("_".join([*prefix, f"{path.stem}_{path.suffix[1:]}"]))
+    return names
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write a picture, BGR or gray, 8 or 16 bits, as PNG.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    cv2 = require("cv2")
+    done, data = cv2.imencode(".png", image)
+    if not done:
+        raise DataError(f"{path}: the picture of {image.shape} cannot be written as PNG")
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+class JsonRecords:
+    """A JSON object with a list that grows record by record, so that memory holds one of them.
+
+    The file appears under its name, complete, when the block ends. If an error ends it, what there is goes to
+    ``<name>.partial.json`` with ``"complete": false``, and a file of an earlier run stays as it was.
+
+    Args:
+        path: the file, ending in .json.
+        head: what the object holds before the list.
+        key: name of the list.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any], key: str):
+        self.path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._head, self._key, self._count = head, key, 0
+
+    def __enter__(self) -> "JsonRecords":
+        try:
+            self._file = self._temporary.open("w", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error.strerror})") from error
+        lines = [f"{_plain(key)}: {_plain(value)}," for key, value in self._head.items()]
+        self._file.write("\n".join(["{", *lines, f"{_plain(self._key)}: ["]))
+        return self
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append one record of plain values."""
+        self._file.write(("," if self._count else "") + "\n" + _plain(record))
+        self._count += 1
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self._file:
+            self._file.write(f'\n],\n"complete": {_plain(kind is None)}\n}}\n')
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        os.replace(self._temporary, self.path if kind is None else self.path.with_suffix(".partial.json"))
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
