@@ -82,9 +82,7 @@ def camvid_files() -> dict[str, bytes | str]:
         for number in range(count):
             name = f"{split}_{number}.png"
             files[f"{root}/{split}/{name}"] = _image(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
-            files[f"{root}/{split}annot/{name}"] = _image(
-                np.tile(np.arange(12, dtype=np.uint8)[:, None], (1, 16))
-            )
+            files[f"{root}/{split}annot/{name}"] = _image(np.tile(np.arange(12, dtype=np.uint8)[:, None], (1, 16)))
             lines.append(f"/SegNet/CamVid/{split}/{name} /SegNet/CamVid/{split}annot/{name}\n")
         files[f"{root}/{split}.txt"] = "".join(lines)
     return files

@@ -120,9 +120,7 @@ def test_same_arguments_same_bytes_and_another_seed_others(tmp_path: Path, folde
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     assert all((folder / p).read_bytes() == (again / p).read_bytes() for p in files)
     other = build_digit_scenes(tmp_path / "other", train=2, test=1, seed=1)
-    assert (other / "images/train/000001.jpg").read_bytes() != (
-        folder / "images/train/000001.jpg"
-    ).read_bytes()
+    assert (other / "images/train/000001.jpg").read_bytes() != (folder / "images/train/000001.jpg").read_bytes()
 
 
 def test_made_once_and_again_when_arguments_change_or_a_file_is_lost(tmp_path: Path):

@@ -92,16 +92,14 @@ def convert_bccd(source: Path, target: Path) -> Converted:
                 )
             shutil.copyfile(photo, images_dir / photo.name)
             tree.write(voc_dir / f"{stem}.xml", encoding="utf-8")
-        categories = [
-            {"id": n, "name": name, "supercategory": "cell"} for n, name in enumerate(BCCD_CLASSES, 1)
-        ]
+        categories = [{"id": n, "name": name, "supercategory": "cell"} for n, name in enumerate(BCCD_CLASSES, 1)]
         _write_coco(target, split, f"BCCD {split}", "MIT", images, annotations, categories)
         _write_list(target, split, stems)
         result.images[split] = len(stems)
     if dropped:
-        result.notes.append(f"{dropped} boxes of zero size were left out")
+        result.notes.append(f"boxes of zero size, left out: {dropped}")
     if clipped:
-        result.notes.append(f"{clipped} boxes were clipped by up to a pixel")
+        result.notes.append(f"boxes clipped by up to a pixel: {clipped}")
     return result
 
 
@@ -168,9 +166,7 @@ def convert_nuclei(source: Path, target: Path, seed: int = 0) -> Converted:
             record = {"id": image_id, "file_name": f"{name}.jpg", "width": width, "height": height}
             images.append({**record, "stain": stains[name]})
             for fields in _instances(labels):
-                annotations.append(
-                    {"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, **fields}
-                )
+                annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": 1, **fields})
             image = require("PIL.Image").fromarray(pixels)
             image.save(images_dir / f"{name}.jpg", quality=95, subsampling=0)
             require("PIL.Image").fromarray(labels).save(masks_dir / f"{name}.png")
@@ -180,9 +176,9 @@ def convert_nuclei(source: Path, target: Path, seed: int = 0) -> Converted:
         _write_list(target, split, names)
         result.images[split] = len(names)
     if shared:
-        result.notes.append(f"{shared} pixels that belong to several nuclei were given to the smallest")
+        result.notes.append(f"pixels of several nuclei, given to the smallest: {shared}")
     if lost:
-        result.notes.append(f"{lost} masks were empty or wholly covered by smaller ones, and left out")
+        result.notes.append(f"masks that were empty or wholly covered by smaller ones, left out: {lost}")
     return result
 
 
@@ -262,17 +258,14 @@ def convert_camvid(source: Path, target: Path) -> Converted:
             raise DataError(f"{listed} does not list pairs of image and mask; {_AGAIN}")
         images_dir, masks_dir = _make(target / "images" / split), _make(target / "annotations" / split)
         pairs = [
-            [_plain_name(PurePosixPath(p).name, listed) for p in paths[i : i + 2]]
-            for i in range(0, len(paths), 2)
+            [_plain_name(PurePosixPath(p).name, listed) for p in paths[i : i + 2]] for i in range(0, len(paths), 2)
         ]
         pixels_of = np.zeros(256, dtype=np.int64)
         for image_name, mask_name in _progress(pairs, f"CamVid, {split}"):
             image = _read(root / split / image_name, "RGB")
             mask = _read(root / f"{split}annot" / mask_name, None)
             if mask.shape != image.shape[:2]:
-                raise DataError(
-                    f"{split}/{mask_name}: mask {mask.shape} and image {image.shape} differ; {_AGAIN}"
-                )
+                raise DataError(f"{split}/{mask_name}: mask {mask.shape} and image {image.shape} differ; {_AGAIN}")
             if mask.max() > len(CAMVID_CLASSES):
                 raise DataError(f"{split}/{mask_name} holds the index {mask.max()}, above 11; {_AGAIN}")
             labels = np.where(mask == len(CAMVID_CLASSES), 255, mask).astype(np.uint8)
@@ -306,9 +299,7 @@ def _find(source: Path, *marks: str) -> Path:
     for folder in folders:
         if all((folder / mark).exists() for mark in marks):
             return folder
-    raise DataError(
-        f"the archive has no folder with {' and '.join(marks)}; it is not the expected one, or incomplete"
-    )
+    raise DataError(f"the archive has no folder with {' and '.join(marks)}; it is not the expected one, or incomplete")
 
 
 def _plain_name(name: str, listed: Path) -> str:
@@ -323,9 +314,7 @@ def _read(file: Path, mode: str | None) -> np.ndarray:
     try:
         with image_module.open(file) as image:
             if image.width * image.height > _MAX_PIXELS:
-                raise DataError(
-                    f"image {file} is {image.width}x{image.height}, larger than any in this set; {_AGAIN}"
-                )
+                raise DataError(f"image {file} is {image.width}x{image.height}, larger than any in this set; {_AGAIN}")
             return np.asarray(image if mode is None or image.mode == mode else image.convert(mode))
     except FileNotFoundError:
         raise DataError(f"image {file} is missing; {_AGAIN}") from None
@@ -357,6 +346,4 @@ def _write_coco(
 
 def _progress(items: list, label: str) -> Iterable:
     console = require("rich.console").Console(stderr=True)
-    return require("rich.progress").track(
-        items, description=label, console=console, disable=not console.is_terminal
-    )
+    return require("rich.progress").track(items, description=label, console=console, disable=not console.is_terminal)
