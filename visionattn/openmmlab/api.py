@@ -70,9 +70,7 @@ class LoadedModel:
         samples = [self._pipeline({"img": image, "img_id": i}) for i, image in enumerate(images)]
         prepared = time.perf_counter()
         outputs = self.model.test_step(pseudo_collate(samples))
-        results = [
-            self._result(output, image.shape[:2]) for output, image in zip(outputs, images, strict=True)
-        ]
+        results = [self._result(output, image.shape[:2]) for output, image in zip(outputs, images, strict=True)]
         end = time.perf_counter()
         count = len(images)
         for result in results:

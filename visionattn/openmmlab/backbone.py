@@ -116,9 +116,7 @@ def _bare(model_name: str) -> str:
     return model_name.split(".", 1)[0]
 
 
-def _create(
-    model_name: str, out_indices: tuple[int, ...], pretrained: Any, kwargs: dict[str, Any]
-) -> nn.Module:
+def _create(model_name: str, out_indices: tuple[int, ...], pretrained: Any, kwargs: dict[str, Any]) -> nn.Module:
     if not timm.is_model(_bare(model_name)):
         close = difflib.get_close_matches(_bare(model_name), timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() gives the names"
@@ -130,9 +128,7 @@ def _create(
         or any(not isinstance(i, int) for i in out_indices)
         or list(out_indices) != sorted(set(out_indices))
     ):
-        raise ConfigError(
-            f"backbone out_indices={out_indices} must be rising whole numbers, such as (0, 1, 2, 3)"
-        )
+        raise ConfigError(f"backbone out_indices={out_indices} must be rising whole numbers, such as (0, 1, 2, 3)")
     extra: dict[str, Any] = {}
     if pretrained and pretrained is not True:
         path = Path(str(pretrained)).expanduser()
@@ -150,8 +146,7 @@ def _create(
         raise ConfigError(f"backbone {model_name}: {_argument_problem(model_name, kwargs, error)}") from error
     except (AssertionError, IndexError) as error:
         raise ConfigError(
-            f"backbone {model_name}: out_indices={out_indices} asks for a level that the model does not have "
-            f"({error})"
+            f"backbone {model_name}: out_indices={out_indices} asks for a level that the model does not have ({error})"
         ) from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
@@ -219,8 +214,4 @@ def _first_stages(net: nn.Module, count: int) -> list[nn.Module]:
         last = stages[count - 1]
         end = 1 + max(i for i, name in enumerate(names) if name == last or name.startswith(f"{last}."))
     later = names[end:]
-    return [
-        module
-        for name, module in named[:end]
-        if name and not any(other.startswith(f"{name}.") for other in later)
-    ]
+    return [module for name, module in named[:end] if name and not any(other.startswith(f"{name}.") for other in later)]

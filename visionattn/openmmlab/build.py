@@ -29,9 +29,7 @@ def building(name: str) -> Iterator[None]:
         unknown = re.match(r"(\S+) is not in the (\w+)::([\w ]+) registry", text)
         if unknown:
             known = _names(unknown[3])
-            raise ConfigError(
-                f"{name}: type={unknown[1]!r} is not known{close_matches(unknown[1], known)}"
-            ) from error
+            raise ConfigError(f"{name}: type={unknown[1]!r} is not known{close_matches(unknown[1], known)}") from error
         if failed := re.match(r"Failed to get (\S+)", text):
             raise ConfigError(
                 f"{name}: type={failed[1]!r} is not known{close_matches(failed[1], _names(None))}"

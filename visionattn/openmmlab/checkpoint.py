@@ -5,16 +5,16 @@ callable or class beyond PyTorch's own tensor types is refused, with the offendi
 `read` and `write` in place of mmengine's loaders and writer, so that code of mmdet and mmseg goes through them.
 """
 
-import io
 import os
 import re
 import sys
 import tempfile
 import urllib.error
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from visionattn.errors import CheckpointError, require
 
-__all__ = ["candidates", "fit", "install", "newest", "plain", "read", "state_dict_of", "write"]
+__all__ = ["candidates", "fit", "install", "newest", "plain", "read", "state_dict_of", "write", "write_text"]
 
 REMEDY = (
     "if you trust its author, open it elsewhere and save only its tensors: "
@@ -59,9 +59,7 @@ def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... by the damage
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... by the damage
         raise CheckpointError(_refusal(path, error)) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a dict of weights")
@@ -98,9 +96,7 @@ def state_dict_of(checkpoint: Mapping[str, Any]) -> "OrderedDict[str, Tensor]":
 # --- fitting ---------------------------------------------------------------------------------------------------
 
 
-def fit(
-    model: nn.Module, checkpoint: Mapping[str, Any], path: str | os.PathLike, strict: bool = True
-) -> list[str]:
+def fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | os.PathLike, strict: bool = True) -> list[str]:
     """Load a checkpoint's weights into a model.
 
     Args:
@@ -123,9 +119,7 @@ def fit(
             if not name.endswith("num_batches_tracked"):
                 problems.append(f"{name} is missing from the file")
         elif weights[name].shape != tensor.shape:
-            problems.append(
-                f"{name} is {list(weights[name].shape)} in the file and {list(tensor.shape)} in the model"
-            )
+            problems.append(f"{name} is {list(weights[name].shape)} in the file and {list(tensor.shape)} in the model")
         else:
             usable[name] = weights[name]
     problems += [f"{name} is in the file but not in the model" for name in weights if name not in own]
@@ -165,7 +159,9 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
         return base(value)
     if isinstance(value, Tensor):
         value = value.detach()
-        return value.as_subclass(Tensor).cpu() if type(value) is not Tensor else value.cpu()
+        value = (value.as_subclass(Tensor) if type(value) is not Tensor else value).cpu()
+        whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+        return value if whole else value.clone()  # torch.save would write all that a view is a view of
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -200,30 +196,36 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
 def write(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Save a checkpoint so that the file is always the old one or the new one, whole.
 
-    The bytes go to a temporary file in the same folder, are synced to the disk, checked to need no class beyond
-    tensors, and the file is renamed over ``path``; then the folder is synced.
+    It goes to a temporary file in the same folder, is synced to the disk, checked to need no class beyond
+    tensors, and renamed over ``path``; then the folder is synced.
 
     Raises:
         CheckpointError: something in it is not plain, or the disk is full or not writable.
     """
-    path = Path(path)
-    with io.BytesIO() as buffer:
-        torch.save(plain(checkpoint), buffer)
-        buffer.seek(0)
-        if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(buffer):
+    content = plain(checkpoint)
+    with _replacing(path) as (stream, temporary):
+        torch.save(content, stream)
+        stream.flush()
+        if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
             raise CheckpointError(f"{path}: not saved, it would need the type {unsafe[0]} to be read back")
-        write_bytes(path, buffer.getbuffer())
 
 
-def write_bytes(path: str | os.PathLike, data: Any) -> None:
-    """Replace a file's content atomically and durably (temporary file, fsync, rename, fsync of the folder)."""
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replace a text file as `write` replaces a checkpoint."""
+    with _replacing(path) as (stream, _):
+        stream.write(text.encode())
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike) -> Iterator[tuple[IO[bytes], str]]:
+    """A temporary file that takes the place of ``path`` when the block ends well, atomically and durably."""
     path = Path(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            yield stream, temporary
             stream.flush()
             os.fsync(stream.fileno())
         umask = os.umask(0)
@@ -233,6 +235,8 @@ def write_bytes(path: str | os.PathLike, data: Any) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except RuntimeError as error:  # torch's zip writer on a full disk
+        raise CheckpointError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
@@ -315,9 +319,7 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: str | Non
         folder.mkdir(parents=True, exist_ok=True)
         digest = re.search(r"-([a-f0-9]{8,})\.", target.name)
         try:
-            torch.hub.download_url_to_file(
-                filename, str(target), digest[1] if digest else None, progress=False
-            )
+            torch.hub.download_url_to_file(filename, str(target), digest[1] if digest else None, progress=False)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"{filename}: cannot be downloaded ({error}); fetch it by other means and name the file"

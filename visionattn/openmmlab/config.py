@@ -53,9 +53,7 @@ def load_config(
     except Exception as error:  # a config is a program and can raise anything
         raise ConfigError(f"{_place(path, error)}: {type(error).__name__}: {_short(error)}") from error
     if "model" not in config:
-        raise ConfigError(
-            f"{path}: has no `model`; it is a part for other configs' _base_, or the wrong file"
-        )
+        raise ConfigError(f"{path}: has no `model`; it is a part for other configs' _base_, or the wrong file")
     if cfg_options:
         options = cfg_options if isinstance(cfg_options, Mapping) else parse_options(cfg_options)
         apply_options(config, options)
@@ -89,9 +87,7 @@ def _check_file(path: Path, chain: list[Path]) -> None:
         if "{{$" in text:  # environment variables are put in before Python sees the text
             return
         line = getattr(error, "lineno", None)
-        raise ConfigError(
-            f"{path}{f', line {line}' if line else ''}: {getattr(error, 'msg', error)}"
-        ) from error
+        raise ConfigError(f"{path}{f', line {line}' if line else ''}: {getattr(error, 'msg', error)}") from error
     for base in _bases(tree):
         if "::" not in base:
             _check_file(Path(os.path.normpath(path.parent / base)), [*chain, path.resolve()])
@@ -99,9 +95,7 @@ def _check_file(path: Path, chain: list[Path]) -> None:
 
 def _bases(tree: ast.Module) -> list[str]:
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == "_base_" for t in node.targets
-        ):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "_base_" for t in node.targets):
             try:
                 value = ast.literal_eval(node.value)
             except ValueError:
@@ -221,9 +215,7 @@ def _value(text: str, old: Any, key: str) -> Any:
     if isinstance(old, str) and not isinstance(new, str):
         return text
     if isinstance(old, (dict, list)) and new is not None and not isinstance(new, (dict, list, tuple)):
-        raise ConfigError(
-            f"--cfg-options {key}={text}: this is a whole group; name a key in it, as {key}.NAME=VALUE"
-        )
+        raise ConfigError(f"--cfg-options {key}={text}: this is a whole group; name a key in it, as {key}.NAME=VALUE")
     if isinstance(old, (int, float)) and not isinstance(old, bool) and isinstance(new, str):
         raise ConfigError(f"--cfg-options {key}={text}: its value now is the number {old}; give a number")
     if isinstance(old, tuple) and isinstance(new, list):

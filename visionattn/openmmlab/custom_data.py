@@ -64,15 +64,11 @@ def resolve_custom_data(config: Config, name: str = "config") -> None:
         return
     for key in ("train_ann", "val_ann"):
         if not block.get(key):
-            raise ConfigError(
-                f"{name}: custom_data.{key} is not set; give --cfg-options custom_data.{key}=FILE.json"
-            )
+            raise ConfigError(f"{name}: custom_data.{key} is not set; give --cfg-options custom_data.{key}=FILE.json")
     root = Path(str(block.get("root") or ".")).expanduser()
     if not isinstance(block.get("classes"), (list, tuple)):
         if not root.is_dir():
-            raise DataError(
-                f"custom_data.root: {root} is not a folder; give --cfg-options custom_data.root=FOLDER"
-            )
+            raise DataError(f"custom_data.root: {root} is not a folder; give --cfg-options custom_data.root=FOLDER")
         categories = _load(_under(root, block["train_ann"]))["categories"]
         block["classes"] = [str(c["name"]) for c in categories]
     classes = list(block["classes"])
@@ -107,9 +103,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: there is no such annotation file") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a readable COCO JSON file ({error})") from error
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(k), list) for k in ("images", "categories")
-    ):
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
         raise DataError(f"{path}: not in COCO format, which has the lists images, annotations and categories")
     if not content["categories"]:
         raise DataError(f"{path}: its list of categories is empty")
@@ -201,9 +195,7 @@ def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> li
             check_coco(ann, images)
             content = _load(ann)
             _check_classes(ann, [str(c["name"]) for c in content["categories"]], _classes(dataset))
-            lines.append(
-                f"{split}: {len(content['images'])} images, {len(content.get('annotations', []))} objects"
-            )
+            lines.append(f"{split}: {len(content['images'])} images, {len(content.get('annotations', []))} objects")
     return lines
 
 
@@ -230,13 +222,7 @@ def _check_classes(ann: Path, categories: list[str], classes: list[str]) -> None
     unknown = [c for c in classes if c not in categories]
     remedy = "set the dataset's metainfo=dict(classes=...) to the file's categories in its order"
     if absent:
-        raise DataError(
-            f"{ann}: its category {absent[0]!r} is not among the config's classes {classes[:6]}; {remedy}"
-        )
+        raise DataError(f"{ann}: its category {absent[0]!r} is not among the config's classes {classes[:6]}; {remedy}")
     if unknown:
-        raise DataError(
-            f"{ann}: has no category {unknown[0]!r}, which is one of the config's classes; {remedy}"
-        )
-    raise DataError(
-        f"{ann}: its categories {categories[:6]} are in another order than the config's classes; {remedy}"
-    )
+        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is one of the config's classes; {remedy}")
+    raise DataError(f"{ann}: its categories {categories[:6]} are in another order than the config's classes; {remedy}")

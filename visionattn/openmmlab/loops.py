@@ -78,9 +78,7 @@ class IterLoop(IterBasedTrainLoop):
         self._epoch = self._iter = 0
         self.val_begin, self.val_interval = val_begin, val_interval
         self.stop_training = False
-        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(
-            val_interval, dynamic_intervals
-        )
+        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(val_interval, dynamic_intervals)
         runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
 
     def run(self) -> nn.Module:
@@ -105,6 +103,4 @@ class IterLoop(IterBasedTrainLoop):
         return runner.model
 
     def _validation_due(self) -> bool:
-        return self._iter >= self.val_begin and (
-            self._iter % self.val_interval == 0 or self._iter == self._max_iters
-        )
+        return self._iter >= self.val_begin and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)

@@ -16,7 +16,17 @@ import torch
 from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["SeededDataset", "StepSampler", "resumable_loader", "seed_iteration", "words"]
+from visionattn.errors import DataError, VisionattnError
+
+__all__ = [
+    "NamedDataset",
+    "SeededDataset",
+    "StepSampler",
+    "resumable_loader",
+    "seed_iteration",
+    "with_named_errors",
+    "words",
+]
 
 MODEL, SAMPLE = 1, 2  # apart, so that dropout and augmentation never share a stream
 
@@ -52,20 +62,29 @@ def _seeded(key: tuple[int, ...], generators: list[Any]) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-class SeededDataset(Dataset):
-    """A dataset whose items are ``(index, iteration, place)`` of another's, augmented the same at every reading.
+class NamedDataset(Dataset):
+    """A dataset that names the image when one cannot be read.
 
     Attributes are those of the dataset inside, for reading and for setting: hooks look for ``metainfo`` and put
     new pipelines in place.
     """
 
-    def __init__(self, dataset: Any, seed: int, rank: int) -> None:
-        self.__dict__.update(dataset=dataset, _seed=seed, _rank=rank, _found=(None, []))
+    def __init__(self, dataset: Any) -> None:
+        self.__dict__["dataset"] = dataset
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Any:
-        index, iteration, place = key
-        with _seeded((self._seed, SAMPLE, self._rank, iteration, place), self._generators()):
+    def __getitem__(self, index: int) -> Any:
+        try:
             return self.dataset[index]
+        except VisionattnError:
+            raise
+        except Exception as error:
+            raise DataError(f"{self._name(index)}: cannot be read or augmented ({_reason(error)})") from error
+
+    def _name(self, index: int) -> str:
+        try:
+            return str(self.dataset.get_data_info(index)["img_path"])
+        except Exception:  # wrappers of datasets differ in what they know
+            return f"item {index} of {type(self.dataset).__name__}"
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -77,6 +96,18 @@ class SeededDataset(Dataset):
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.dataset, name, value)
+
+
+class SeededDataset(NamedDataset):
+    """A dataset whose items are ``(index, iteration, place)`` of another's, augmented alike at every reading."""
+
+    def __init__(self, dataset: Any, seed: int, rank: int) -> None:
+        self.__dict__.update(dataset=dataset, _seed=seed, _rank=rank, _found=(None, []))
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Any:  # type: ignore[override]
+        index, iteration, place = key
+        with _seeded((self._seed, SAMPLE, self._rank, iteration, place), self._generators()):
+            return super().__getitem__(index)
 
     def _generators(self) -> list[Any]:
         pipeline = getattr(self.dataset, "pipeline", None)
@@ -146,6 +177,18 @@ class StepSampler:
 
 def resumable_loader(loader: DataLoader, seed: int, endless: bool) -> DataLoader:
     """The same data as ``loader``, read by a `StepSampler` through a `SeededDataset`."""
+    dataset = loader.dataset.dataset if type(loader.dataset) is NamedDataset else loader.dataset
+    return _like(loader, SeededDataset(dataset, seed, get_rank()), StepSampler(loader.batch_sampler, endless))
+
+
+def with_named_errors(loader: DataLoader) -> DataLoader:
+    """The same data as ``loader``, through a `NamedDataset`."""
+    if isinstance(loader.dataset, NamedDataset) or not hasattr(loader.dataset, "__getitem__"):
+        return loader
+    return _like(loader, NamedDataset(loader.dataset), loader.batch_sampler)
+
+
+def _like(loader: DataLoader, dataset: Dataset, batch_sampler: Any) -> DataLoader:
     extra: dict[str, Any] = {}
     if loader.num_workers > 0:
         extra = {
@@ -154,8 +197,8 @@ def resumable_loader(loader: DataLoader, seed: int, endless: bool) -> DataLoader
             "multiprocessing_context": loader.multiprocessing_context,
         }
     return DataLoader(
-        SeededDataset(loader.dataset, seed, get_rank()),
-        batch_sampler=StepSampler(loader.batch_sampler, endless),  # type: ignore[arg-type]
+        dataset,
+        batch_sampler=batch_sampler,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
@@ -163,3 +206,7 @@ def resumable_loader(loader: DataLoader, seed: int, endless: bool) -> DataLoader
         worker_init_fn=loader.worker_init_fn,
         **extra,
     )
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

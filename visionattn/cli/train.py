@@ -1,0 +1,96 @@
+"""Train a model from a config; put checkpoints, log and learning curve into a work dir."""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("config", metavar="CONFIG", help="config file, such as configs/demo/digits.py")
+    parser.add_argument(
+        "--work-dir", metavar="DIR", help="where to put what comes out (default: work_dirs/<config name>)"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on from this checkpoint, or from the newest in the work dir",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision (needs CUDA)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of all randomness (default: the config's, or 0)")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on a CPU (default 1)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change keys of the config, such as train_cfg.max_iters=100",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM."""
+    from visionattn.errors import require
+
+    require("mmengine")
+    from visionattn.openmmlab.hooks import Interrupted
+    from visionattn.openmmlab.launch import launch
+
+    options = {
+        "config": args.config,
+        "cfg_options": args.cfg_options,
+        "work_dir": args.work_dir,
+        "resume": args.resume,
+        "amp": args.amp,
+        "seed": args.seed,
+    }
+    started = time.monotonic()
+    try:
+        result = launch(options, args.devices)
+    except Interrupted as stop:
+        print(f"stopped after iteration {stop.iteration}", end="")
+        print(f", saved {_short(stop.checkpoint)}" if stop.checkpoint else "; no checkpoint was saved yet")
+        if stop.checkpoint:
+            print(f"go on with: {_command('train', args.config, *_where(args), '--resume')}")
+        return 128 + stop.signal
+    if result is None:  # another process than the first under torchrun
+        return 0
+    print(f"done: {result.iterations} iterations in {timedelta(seconds=round(time.monotonic() - started))}")
+    if result.best_metrics:
+        from visionattn.openmmlab.progress import format_metrics
+
+        print(f"best validation  {format_metrics(result.best_metrics)}")
+    for label, path in (
+        ("checkpoint", result.best or result.checkpoint),
+        ("curve", result.curve),
+        ("log", result.log),
+    ):
+        if path:
+            print(f"{label:<11}{_short(path)}")
+    print(f"next: {_command('infer', 'IMAGE_OR_FOLDER', '--run', _short(result.work_dir))}")
+    return 0
+
+
+def _where(args: argparse.Namespace) -> list[str]:
+    words = ["--work-dir", args.work_dir] if args.work_dir else []
+    return words + (["--cfg-options", *args.cfg_options] if args.cfg_options else [])
+
+
+def _command(command: str, *words: object) -> str:
+    """The command as this person calls it: through tools/ or as visionattn."""
+    script = Path(sys.argv[0])
+    door = f"python {script.parent / f'{command}.py'}" if script.parent.name == "tools" else f"visionattn {command}"
+    return f"{door} {shlex.join(str(w) for w in words)}"
+
+
+def _short(path: object) -> str:
+    relative = os.path.relpath(str(path))
+    return str(path) if relative.startswith("..") else relative

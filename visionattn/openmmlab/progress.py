@@ -1,0 +1,198 @@
+"""What a person sees of a run: one moving line while it trains, one line per validation; the rest is in the log."""
+
+import contextlib
+import io
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from visionattn.openmmlab.curve import METRICS_FILE, draw_curve, short_names
+from visionattn.openmmlab.registry import HOOKS
+
+__all__ = ["ProgressHook", "format_metrics", "screen", "to_log"]
+
+
+def screen() -> Console:
+    """The console of this process; silent on all ranks but the first."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not is_main_process())
+
+
+class _LogStream(io.TextIOBase):
+    """A text stream whose lines go to a logger: for what pycocotools and others print."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self.logger, self.rest = logger, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                self.logger.info(line.rstrip())
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def to_log(logger: logging.Logger) -> Iterator[None]:
+    """Send prints and Python warnings to the log file of a run."""
+
+    def show(message: Any, category: Any, filename: str, lineno: int, *_: Any, **__: Any) -> None:
+        logger.info(f"{filename}:{lineno}: {category.__name__}: {message}")
+
+    with contextlib.redirect_stdout(_LogStream(logger)), warnings.catch_warnings():  # type: ignore[type-var]
+        warnings.showwarning = show
+        yield
+
+
+def format_metrics(metrics: dict[str, float], limit: int = 8) -> str:
+    """``AP 0.431  AP50 0.702``: the first few metrics, with as many digits as they are worth."""
+    shown = [(n, v) for n, v in metrics.items() if v >= 0][:limit] or list(metrics.items())[:limit]
+    return "  ".join(f"{name} {value:.3f}" if abs(value) <= 1 else f"{name} {value:.1f}" for name, value in shown)
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """A progress bar on a terminal, a plain line every ``interval`` iterations elsewhere; writes ``metrics.jsonl``.
+
+    Args:
+        interval: iterations between two records and between two plain lines.
+        console: where to show; None: the standard output at the time of building.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, interval: int = 50, console: Console | None = None) -> None:
+        self.interval = interval
+        self.console = console or screen()
+        self.best: float | None = None
+        self.last_metrics: dict[str, float] = {}
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._val_task: Any = None
+        self._started = 0.0
+        self._first = 0
+
+    # training
+
+    def before_train(self, runner: Any) -> None:
+        """Start the bar at the iteration of the run."""
+        self._started, self._first = time.monotonic(), runner.iter
+        if self.console.is_terminal and not self.console.quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=runner.max_iters, completed=runner.iter, text="")
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Move the bar; every ``interval`` iterations write a record."""
+        done = runner.iter + 1
+        if self._bar is not None:
+            loss = float(outputs["loss"]) if outputs and "loss" in outputs else float("nan")
+            self._bar.update(self._task, completed=done, text=f"loss {loss:.3f}  lr {self._rate(runner):.1e}")
+        if done % self.interval and done != runner.max_iters:
+            return
+        record = self._record(runner, done)
+        self._append(runner, record)
+        if self._bar is None:
+            left = (runner.max_iters - done) * (time.monotonic() - self._started) / max(done - self._first, 1)
+            losses = "  ".join(f"{k} {v:.3f}" for k, v in record.items() if "loss" in k)
+            self.console.print(
+                f"iter {done}/{runner.max_iters}  {losses}  lr {record['lr']:.1e}  ETA {timedelta(seconds=round(left))}"
+            )
+
+    def after_train(self, runner: Any) -> None:
+        """Take the bar off and draw the curve."""
+        self.close()
+        if is_main_process():
+            draw_curve(runner.work_dir)
+
+    def close(self) -> None:
+        """Take the bar off the screen; also when a run ends early."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    # validation
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Show a second bar while validating."""
+        if self._bar is not None:
+            self._val_task = self._bar.add_task("  val", total=len(runner.val_dataloader), text="")
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Move the second bar."""
+        if self._bar is not None and self._val_task is not None:
+            self._bar.update(self._val_task, completed=batch_idx + 1)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """One line of metrics on the screen, one record in the file."""
+        if self._bar is not None and self._val_task is not None:
+            self._bar.remove_task(self._val_task)
+            self._val_task = None
+        self.last_metrics = short_names(metrics or {})
+        done = runner.iter
+        runner.message_hub.update_info("validated_iter", done)
+        self.console.print(f"validation at iteration {done}: {format_metrics(self.last_metrics)}")
+        self._append(runner, {"iter": done, "val": self.last_metrics})
+
+    # tests
+
+    def before_test_epoch(self, runner: Any) -> None:
+        """Show a bar while testing."""
+        if self.console.is_terminal and not self.console.quiet:
+            self._bar = Progress(
+                TextColumn("test"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
+                console=self.console, transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task("test", total=len(runner.test_dataloader))
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=batch_idx + 1)
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Take the bar off."""
+        self.close()
+
+    def _rate(self, runner: Any) -> float:
+        return float(next(iter(runner.optim_wrapper.get_lr().values()))[0])
+
+    def _record(self, runner: Any, done: int) -> dict[str, Any]:
+        """Means since the last record of everything that the model reports in training."""
+        scalars = runner.message_hub.log_scalars
+        window = (done - 1) % self.interval + 1
+        record: dict[str, Any] = {"iter": done, "lr": float(scalars["train/lr"].current())}
+        names = sorted((n for n in scalars if n.startswith("train/")), key=lambda n: (n != "train/loss", n))
+        for name in names:
+            short = name.removeprefix("train/")
+            if short not in ("lr", "base_lr", "time", "data_time"):
+                record[short] = float(scalars[name].mean(window))
+        record["seconds"] = round(float(scalars["train/time"].mean(window)), 4) if "train/time" in scalars else None
+        return record
+
+    def _append(self, runner: Any, record: dict[str, Any]) -> None:
+        if is_main_process():
+            with open(Path(runner.work_dir) / METRICS_FILE, "a") as stream:
+                stream.write(json.dumps(record) + "\n")

@@ -1,0 +1,242 @@
+"""Train and test from a config: the functions behind ``visionattn train`` and ``visionattn test``."""
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.logging import MMLogger
+
+from visionattn.errors import CheckpointError, ConfigError, DataError, TrainingError
+from visionattn.openmmlab import checkpoint as checkpoints
+from visionattn.openmmlab.build import building
+from visionattn.openmmlab.curve import METRICS_FILE, cut_records, draw_curve, read_records
+from visionattn.openmmlab.custom_data import check_data
+from visionattn.openmmlab.hooks import stop_signals
+from visionattn.openmmlab.progress import screen, to_log
+from visionattn.openmmlab.runner import Runner
+
+__all__ = ["TrainResult", "train"]
+
+
+@dataclass
+class TrainResult:
+    """What a training run left.
+
+    Attributes:
+        work_dir: its folder.
+        config: the resolved config in it.
+        checkpoint: the last checkpoint.
+        best: the best one by validation, if the config saves it.
+        curve: the picture of the learning curve.
+        log: the log file.
+        iterations: how many were done.
+        seconds: wall time of this process's part.
+        metrics: of the last validation, under short names (``AP``, ``AP50``).
+        best_metrics: of the best validation by the first metric.
+    """
+
+    work_dir: Path
+    config: Path
+    checkpoint: Path | None
+    best: Path | None
+    curve: Path | None
+    log: Path
+    iterations: int
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    config: Config,
+    *,
+    work_dir: str | os.PathLike | None = None,
+    resume: bool | str | os.PathLike = False,
+    amp: bool = False,
+    seed: int | None = None,
+    distributed: bool = False,
+) -> TrainResult:
+    """Train the model of a config.
+
+    Args:
+        config: from `load_config`.
+        work_dir: folder for checkpoints and logs; default ``work_dirs/<config name>``.
+        resume: True goes on from the newest whole checkpoint in the work dir, or starts anew if there is none;
+            a path goes on from that file.
+        amp: mixed precision; needs CUDA.
+        seed: of all randomness; default the config's ``randomness.seed``, else 0. A resumed run keeps its seed.
+        distributed: this is one of several processes, with the environment variables of torchrun set.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before anything is trained.
+        TrainingError: the loss or a gradient was not finite, or memory ran out.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+    """
+    console = screen()
+    name = Path(config.filename).name if config.filename else "config"
+    _check_trainable(config, name)
+    folder = Path(work_dir or config.get("work_dir") or Path("work_dirs") / Path(name).stem)
+    config.work_dir = str(folder)
+    source = _resume_source(folder, resume, console)
+    config.resume = source is not None
+    if source is not None:
+        config.load_from = str(source)
+    config.randomness = {**(config.get("randomness") or {}), "seed": _seed(config, seed, source)}
+    if amp:
+        _use_amp(config, name)
+    config.launcher = "pytorch" if distributed else "none"
+    if distributed and not torch.cuda.is_available():
+        config.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False,
+            "find_unused_parameters": config.get("find_unused_parameters", False),
+        }  # fmt: skip
+    data = check_data(config) if int(os.environ.get("RANK", 0)) == 0 else []
+
+    with _quiet(), building(name):
+        runner = Runner.from_cfg(config)
+    if is_main_process():
+        _prepare_folder(folder, source, runner)
+    parameters = sum(p.numel() for p in runner.bare_model.parameters())
+    console.print(f"{name}: {runner.model_name}, {parameters / 1e6:.2f} M parameters, on {_device(runner)}")
+    for line in data:
+        console.print(line)
+    console.print(f"work dir {folder}")
+    started = time.monotonic()
+    try:
+        with to_log(runner.logger), stop_signals(runner.stopper), building(name), _plain_errors(name):
+            runner.train()
+    finally:
+        runner.progress.close()
+        if is_main_process() and read_records(folder):
+            draw_curve(folder, Path(name).stem)
+    return _result(runner, folder, name, time.monotonic() - started)
+
+
+def _check_trainable(config: Config, name: str) -> None:
+    for key in ("train_dataloader", "train_cfg", "optim_wrapper"):
+        if not config.get(key):
+            raise ConfigError(f"{name}: has no `{key}`, which training needs")
+
+
+def _resume_source(folder: Path, resume: bool | str | os.PathLike, console: Any) -> Path | None:
+    if resume is False or resume is None:
+        return None
+    if resume is not True:
+        checkpoints.read(resume)
+        return Path(resume)
+    found, reasons = checkpoints.newest(folder)
+    for reason in reasons:
+        console.print(f"warning: passed over {reason}")
+    if found is None and reasons:
+        raise CheckpointError(f"{folder}: none of its checkpoints can be read; the newest: {reasons[0]}")
+    console.print(f"resuming {found}" if found else f"nothing to resume in {folder}: starting anew")
+    return found
+
+
+def _seed(config: Config, seed: int | None, source: Path | None) -> int:
+    if source is not None:
+        saved = (checkpoints.read(source).get("meta") or {}).get("seed")
+        if saved is not None:
+            if seed is not None and seed != saved:
+                raise ConfigError(f"{source}: its run has the seed {saved}, not {seed}; resume without --seed")
+            return int(saved)
+    if seed is None:
+        seed = (config.get("randomness") or {}).get("seed")
+    if seed is not None and int(seed) < 0:
+        raise ConfigError(f"the seed {seed} is negative; give a whole number from 0 on")
+    return 0 if seed is None else int(seed)
+
+
+def _use_amp(config: Config, name: str) -> None:
+    if not torch.cuda.is_available():
+        raise ConfigError("--amp needs a CUDA device, and PyTorch sees none here; leave it out")
+    kind = str(config.optim_wrapper.get("type", "OptimWrapper"))
+    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
+        raise ConfigError(f"{name}: --amp cannot be combined with optim_wrapper type={kind!r}")
+    config.optim_wrapper.type = "AmpOptimWrapper"
+    config.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def _prepare_folder(folder: Path, source: Path | None, runner: Runner) -> None:
+    """Keep what an earlier run left here apart from a new one; cut the records of a resumed one to its start."""
+    if source is not None:
+        meta = checkpoints.read(source).get("meta") or {}
+        if source.parent.resolve() == folder.resolve():
+            cut_records(folder, int(meta.get("iter", 0)))
+        return
+    old = [*checkpoints.candidates(folder), *folder.glob("best_*.pth"), *folder.glob(METRICS_FILE)]
+    if old:
+        aside = folder / f"before_{runner.timestamp}"
+        aside.mkdir(exist_ok=True)
+        for file in [*old, folder / "last_checkpoint", folder / "curve.png"]:
+            if file.is_file():
+                file.rename(aside / file.name)
+        runner.progress.console.print(f"moved the files of an earlier run to {aside}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No INFO lines while the runner is being built, before it has a log file of its own."""
+    if not MMLogger._instance_dict:
+        MMLogger.get_instance("visionattn", logger_name="visionattn", log_level=logging.ERROR)
+    yield
+
+
+@contextmanager
+def _plain_errors(name: str) -> Iterator[None]:
+    """What goes wrong inside of a run, as one line."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise TrainingError(
+            f"{name}: out of GPU memory; lower train_dataloader.batch_size or the image size, or use --amp"
+        ) from error
+    except DataError as error:
+        # a data worker sends its traceback as the message; its last line is the message itself
+        found = re.findall(r"DataError: (.+)", str(error))
+        if "Traceback" in str(error) and found:
+            raise DataError(found[-1]) from error
+        raise
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error) and "exited" in str(error):
+            raise TrainingError(
+                f"{name}: a data worker died, most often for lack of memory; lower train_dataloader.num_workers"
+            ) from error
+        raise
+
+
+def _device(runner: Runner) -> str:
+    device = next(runner.bare_model.parameters()).device
+    if device.type == "cuda":
+        return f"{runner.world_size} x {torch.cuda.get_device_name(device)}"
+    processes = f"{runner.world_size} processes of " if runner.world_size > 1 else ""
+    return f"{device.type.upper()}, {processes}{torch.get_num_threads()} threads"
+
+
+def _result(runner: Runner, folder: Path, name: str, seconds: float) -> TrainResult:
+    scored = [r["val"] for r in read_records(folder) if r.get("val")]
+    first = next(iter(scored[-1]), None) if scored else None
+    best = max((s for s in scored if first in s), key=lambda s: s[first]) if first else {}
+    best_files = sorted(folder.glob("best_*.pth"), key=lambda p: -p.stat().st_mtime_ns)
+    curve = folder / "curve.png"
+    return TrainResult(
+        work_dir=folder,
+        config=folder / Path(name).with_suffix(".py"),
+        checkpoint=next(iter(checkpoints.candidates(folder)), None),
+        best=next(iter(best_files), None),
+        curve=curve if curve.is_file() else None,
+        log=Path(runner.log_dir) / f"{runner.timestamp}.log",
+        iterations=runner.iter,
+        seconds=seconds,
+        metrics=scored[-1] if scored else {},
+        best_metrics=best,
+    )
