@@ -62,7 +62,7 @@ def test_list(capsys: pytest.CaptureFixture):
 def test_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     from visionattn.cli import data
 
-    few = partial(data.build_digit_scenes, train=2, test=1, size=64)
+    few = partial(data.build_digit_scenes, train=2, test=1, size=128)
     monkeypatch.setattr(data, "build_digit_scenes", few)
     assert main(["data", "samples", "--out", str(tmp_path / "made")]) == 0
     assert str(tmp_path / "made") in capsys.readouterr().out

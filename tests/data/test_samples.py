@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from visionattn.data.coco_check import check_coco
 from visionattn.data.folders import STAMP
-from visionattn.data.samples import CLASSES, build_digit_scenes
+from visionattn.data.samples import CLASSES, _blend, _render, build_digit_scenes
 from visionattn.errors import DataError
 
 
@@ -107,6 +107,28 @@ def test_train_and_test_share_no_digit_and_no_photograph_half(folder: Path):
     assert {photo for photo, _ in halves[0]} == {"china.jpg", "flower.jpg"}
 
 
+def test_the_splits_use_all_digits_and_share_none(tmp_path: Path):
+    """With at least 4 digits in an image, so many images need every digit of their part."""
+    made = build_digit_scenes(tmp_path / "made", train=360, test=90, size=128)
+    used = [{a["digit_index"] for a in _load(made, split)["annotations"]} for split in ("train", "test")]
+    assert used == [set(range(1437)), set(range(1437, 1797))]
+
+
+@pytest.mark.parametrize("extent", [12.0, 24.0, 72.0])
+def test_mask_is_where_the_colour_covers_more_than_half(extent: float):
+    rng = np.random.default_rng(0)
+    for glyph in load_digits().images[:10].astype(np.float32) / 16:
+        alpha = _render(glyph, extent, 12.0, 0.1, 0.4)
+        image = np.full((100, 100, 3), 30, dtype=np.uint8)
+        mask = _blend(rng, image, alpha, 5, 9)
+        change = np.abs(image.astype(float) - 30).max(axis=2)
+        share = change / change.max() * alpha.max()
+        assert mask.any()
+        assert share[mask > 0].min() > 0.45
+        assert share[mask == 0].max() < 0.55
+        assert abs(max(alpha.shape) - extent) <= max(3, 0.1 * extent)
+
+
 def test_sources_and_plain_photograph(folder: Path):
     text = (folder / "README.txt").read_text()
     for part in ("CC BY 2.0", "danielbuechele", "Optical Recognition of Handwritten Digits", "BSD-3-Clause"):
@@ -124,25 +146,25 @@ def test_same_arguments_same_bytes_and_another_seed_others(tmp_path: Path, folde
 
 
 def test_made_once_and_again_when_arguments_change_or_a_file_is_lost(tmp_path: Path):
-    made = build_digit_scenes(tmp_path / "a", train=2, test=1, size=64)
+    made = build_digit_scenes(tmp_path / "a", train=2, test=1, size=128)
     stamp = made / STAMP
     before = stamp.stat().st_ino
-    assert build_digit_scenes(tmp_path / "a", train=2, test=1, size=64) == made
+    assert build_digit_scenes(tmp_path / "a", train=2, test=1, size=128) == made
     assert stamp.stat().st_ino == before
     (made / "images/train/000002.jpg").unlink()
-    build_digit_scenes(tmp_path / "a", train=2, test=1, size=64)
+    build_digit_scenes(tmp_path / "a", train=2, test=1, size=128)
     assert (made / "images/train/000002.jpg").is_file()
-    build_digit_scenes(tmp_path / "a", train=1, test=1, size=64)
+    build_digit_scenes(tmp_path / "a", train=1, test=1, size=128)
     assert len(list((made / "images/train").iterdir())) == 1
 
 
 def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VISIONATTN_CACHE", str(tmp_path / "cache"))
-    assert build_digit_scenes(train=1, test=1, size=64) == tmp_path / "cache" / "samples"
+    assert build_digit_scenes(train=1, test=1, size=128) == tmp_path / "cache" / "samples"
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["samples"]
 
 
-@pytest.mark.parametrize("wrong", [{"train": 0}, {"test": -1}, {"size": 32}, {"seed": -1}, {"train": 1.5}])
+@pytest.mark.parametrize("wrong", [{"train": 0}, {"test": -1}, {"size": 127}, {"seed": -1}, {"train": 1.5}])
 def test_arguments_out_of_range(tmp_path: Path, wrong: dict):
     with pytest.raises(DataError, match=next(iter(wrong))):
         build_digit_scenes(tmp_path / "x", **wrong)
@@ -160,7 +182,7 @@ def test_a_killed_build_leaves_nothing_in_its_place(tmp_path: Path):
         "        if split == 'test' and number == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield scene\n"
         "samples._scenes = scenes\n"
-        "samples.build_digit_scenes(sys.argv[1], train=2, test=3, size=64)\n"
+        "samples.build_digit_scenes(sys.argv[1], train=2, test=3, size=128)\n"
     )
     target = tmp_path / "samples"
     killed = subprocess.run([sys.executable, "-c", code, str(target)], env={**os.environ}, check=False)
@@ -168,5 +190,5 @@ def test_a_killed_build_leaves_nothing_in_its_place(tmp_path: Path):
     assert not target.exists()
     leftovers = list(tmp_path.iterdir())
     assert leftovers, "the build was killed before it had begun"
-    build_digit_scenes(target, train=2, test=3, size=64)
+    build_digit_scenes(target, train=2, test=3, size=128)
     assert check_coco(target / "instances_test.json", target / "images" / "test").images == 3

@@ -93,9 +93,7 @@ def check_coco(
     ann_file, image_dir = Path(ann_file), Path(image_dir)
     data = _load(ann_file)
     if not image_dir.is_dir():
-        raise DataError(
-            f"image folder {image_dir} does not exist; name the folder with the images of {ann_file}"
-        )
+        raise DataError(f"image folder {image_dir} does not exist; name the folder with the images of {ann_file}")
     problems = _Problems(ann_file, max(1, max_problems))
     categories = _check_categories(data["categories"], problems)
     sizes = _check_images(data["images"], image_dir, problems)
@@ -125,16 +123,10 @@ def _load(ann_file: Path) -> dict[str, list]:
     except OSError as error:
         raise DataError(f"annotation file {ann_file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{ann_file} is not JSON text; export the annotations as COCO JSON in UTF-8"
-        ) from error
+        raise DataError(f"{ann_file} is not JSON text; export the annotations as COCO JSON in UTF-8") from error
     except (ValueError, RecursionError) as error:
-        where = (
-            f" (line {error.lineno}, column {error.colno}: {error.msg})" if hasattr(error, "lineno") else ""
-        )
-        raise DataError(
-            f"{ann_file} is not valid JSON{where}; it may be cut short: copy or export it again"
-        ) from error
+        where = f" (line {error.lineno}, column {error.colno}: {error.msg})" if hasattr(error, "lineno") else ""
+        raise DataError(f"{ann_file} is not valid JSON{where}; it may be cut short: copy or export it again") from error
     if not isinstance(data, dict):
         raise DataError(
             f"{ann_file} is not in COCO layout: its top level is a {type(data).__name__}, not an object with "
@@ -143,9 +135,7 @@ def _load(ann_file: Path) -> dict[str, list]:
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             what = "has no" if key not in data else "needs a list as its"
-            raise DataError(
-                f'{ann_file} is not in COCO layout: it {what} "{key}"; export it as COCO instances'
-            )
+            raise DataError(f'{ann_file} is not in COCO layout: it {what} "{key}"; export it as COCO instances')
     for key in ("images", "categories"):
         if not data[key]:
             raise DataError(f'{ann_file}: "{key}" is empty; name a file that lists {key}')
@@ -196,9 +186,7 @@ def _check_images(records: list, image_dir: Path, problems: _Problems) -> dict[A
         else:
             sizes[image_id] = (width, height)
         if not isinstance(name, str) or not name or "\0" in name:
-            problems.add(
-                f"image {_short(image_id)} has file_name {_short(name)}", "write the image's file name"
-            )
+            problems.add(f"image {_short(image_id)} has file_name {_short(name)}", "write the image's file name")
         elif _escapes(name):
             problems.add(
                 f"file_name {_short(name)} of image {_short(image_id)} leads out of the image folder",
@@ -267,33 +255,23 @@ class _AnnotationChecker:
     def check(self, annotation: Any) -> None:
         if not _has_id(annotation):
             position = len(self.seen) + 1
-            self.problems.add(
-                f"an annotation near number {position} has no usable id", "give each a unique id"
-            )
+            self.problems.add(f"an annotation near number {position} has no usable id", "give each a unique id")
             return
         ann_id = annotation["id"]
         if ann_id in self.seen:
-            self.problems.add(
-                f"annotation id {_short(ann_id)} is used more than once", "give each a unique id"
-            )
+            self.problems.add(f"annotation id {_short(ann_id)} is used more than once", "give each a unique id")
             return
         self.seen.add(ann_id)
         missing = [key for key in _ANNOTATION_KEYS if key not in annotation]
         if missing:
-            self._add(
-                annotation, f"has no {_short(missing[0])}", f"write {', '.join(_ANNOTATION_KEYS)} for each"
-            )
+            self._add(annotation, f"has no {_short(missing[0])}", f"write {', '.join(_ANNOTATION_KEYS)} for each")
             return
         image_id, category_id = annotation["image_id"], annotation["category_id"]
         if not _hashable(image_id) or image_id not in self.names:
-            self._add(
-                annotation, f"names image_id {_short(image_id)}, which is not there", "add or remove it"
-            )
+            self._add(annotation, f"names image_id {_short(image_id)}, which is not there", "add or remove it")
             return
         if not _hashable(category_id) or category_id not in self.categories:
-            self._add(
-                annotation, f"names category_id {_short(category_id)}, which is not there", "add the category"
-            )
+            self._add(annotation, f"names category_id {_short(category_id)}, which is not there", "add the category")
         self.annotated.add(image_id)
         self.crowds += bool(annotation["iscrowd"])
         size = self.sizes.get(image_id)
@@ -326,9 +304,7 @@ class _AnnotationChecker:
         if not finite:
             self._add(annotation, f"{shown} or its area is not finite", remedy)
         elif w < 0 or h < 0:
-            self._add(
-                annotation, f"{shown} has a negative width or height", "boxes are [x, y, width, height]"
-            )
+            self._add(annotation, f"{shown} has a negative width or height", "boxes are [x, y, width, height]")
         elif not inside:
             out = max(-x, -y, x + w - size[0], y + h - size[1])
             self._add(

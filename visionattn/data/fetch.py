@@ -50,9 +50,7 @@ def download(
         DataError: one line with the address, what happened, and the remedy.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DataError(
-            f"{url} is not an http or https address; give one, or pass a file with --archive FILE"
-        )
+        raise DataError(f"{url} is not an http or https address; give one, or pass a file with --archive FILE")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.part-", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -170,9 +168,7 @@ def unpack(
     if not zipfile.is_zipfile(archive):
         with archive.open("rb") as stream:
             start = stream.read(16)
-        raise DataError(
-            f"{archive} is not a complete zip archive (it starts with {start!r}); download the .zip again"
-        )
+        raise DataError(f"{archive} is not a complete zip archive (it starts with {start!r}); download the .zip again")
     try:
         with zipfile.ZipFile(archive) as file:
             entries = file.infolist()

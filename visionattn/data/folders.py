@@ -135,6 +135,4 @@ def _umask() -> int:
 
 def _unwritable(target: Path, error: OSError) -> DataError:
     reason = error.strerror or str(error)
-    return DataError(
-        f"cannot write {target}: {reason}; name another folder with --out, or set VISIONATTN_CACHE to one"
-    )
+    return DataError(f"cannot write {target}: {reason}; name another folder with --out, or set VISIONATTN_CACHE to one")

@@ -68,14 +68,14 @@ def build_digit_scenes(
         out_dir: the folder; ``samples`` in `cache_dir` when None.
         train: number of train images, at least 1.
         test: number of test images, at least 1.
-        size: image height and width in pixels, at least 64; digits are 24 to 72 pixels high or wide at 256,
+        size: image height and width in pixels, at least 128; digits are 24 to 72 pixels high or wide at 256,
             and in proportion at other sizes.
         seed: seed of everything random, not negative.
 
     Raises:
         DataError: an argument is out of range, or the folder cannot be written or holds other files.
     """
-    for name, value, least in (("train", train, 1), ("test", test, 1), ("size", size, 64), ("seed", seed, 0)):
+    for name, value, least in (("train", train, 1), ("test", test, 1), ("size", size, 128), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise DataError(f"sample data: {name} is {value!r}; give a whole number of at least {least}")
     target = Path(out_dir).expanduser() if out_dir is not None else cache_dir() / "samples"
@@ -104,9 +104,7 @@ def build_digit_scenes(
             scenes = _scenes(rng, count, size, split, photos, glyphs, labels, pool)
             _write_split(folder, split, scenes, seed)
         (folder / "photo.jpg").write_bytes(photo_files[0].read_bytes())
-        readme = _README.format(
-            **stamp, first_test=first_test, sklearn=sklearn.__version__, photo_terms=terms.strip()
-        )
+        readme = _README.format(**stamp, first_test=first_test, sklearn=sklearn.__version__, photo_terms=terms.strip())
         (folder / "README.txt").write_text(readme, encoding="utf-8")
     return target
 
@@ -202,12 +200,13 @@ def _render(glyph: np.ndarray, extent: float, angle: float, shear: float, level:
     """Opacity of the enlarged digit, `[h, w]` float32 in 0..1, cropped to where it is above 0.
 
     The 8x8 grey values are interpolated to a smooth surface, and the digit is where this surface is above
-    `level` of its maximum; the edge is about 1.5 pixels wide. `extent` is the longer side of the result.
+    `level` of its maximum; the edge is about 1.5 pixels wide. `extent` is the longer side of the result,
+    which does not become smaller than the 8x8 digit itself.
     """
     cv2 = require("cv2")
     source = cv2.copyMakeBorder(glyph / glyph.max(), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=0.0)
     centre = (source.shape[0] - 1) / 2
-    scale = extent / glyph.shape[0]
+    scale = max(1.0, extent / glyph.shape[0])  # below 1, strokes would fall between the pixels
     alpha = np.zeros((1, 1), dtype=np.float32)
     for _ in range(2):  # the second time with the scale that the first one shows to be right
         side = int(np.ceil(source.shape[0] * scale * 1.5)) + 4
@@ -218,11 +217,10 @@ def _render(glyph: np.ndarray, extent: float, angle: float, shear: float, level:
         surface = cv2.warpAffine(
             source, np.column_stack([linear, offset]), (side, side), flags=cv2.INTER_CUBIC, borderValue=0.0
         )
-        surface /= surface.max()  # so that some of it is above `level` at every scale
         alpha = np.clip((surface - level) * scale / 1.5 + 0.5, 0, 1)
         rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
         alpha = alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        scale *= extent / max(alpha.shape)
+        scale = max(1.0, scale * extent / max(alpha.shape))
     return alpha
 
 
