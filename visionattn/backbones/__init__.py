@@ -1,6 +1,8 @@
 """Backbones, one file per family; importing this registers them with timm."""
 
 from visionattn.backbones import dinat as dinat
+from visionattn.backbones import dinat_isotropic as dinat_isotropic
+from visionattn.backbones import dinat_s as dinat_s
 from visionattn.backbones._variants import DILATION_PRESETS, resolve_dilations
 from visionattn.backbones._weights import LoadReport, load_official
 

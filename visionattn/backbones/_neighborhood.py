@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, create_classifier, trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
@@ -17,6 +18,7 @@ __all__ = [
     "NeighborhoodBlock",
     "NeighborhoodLevel",
     "check_levels",
+    "default_cfg",
     "drop_path_rates",
 ]
 
@@ -34,6 +36,29 @@ def check_levels(**per_level: Sequence[Any]) -> None:
     if len(lengths) != 1 or 0 in lengths:
         given = ", ".join(f"{name}={tuple(values)}" for name, values in per_level.items())
         raise ValueError(f"these need the same number of entries, one per level: {given}")
+
+
+def default_cfg(path: str = "", **kwargs: Any) -> dict[str, Any]:
+    """A pretrained cfg for timm, with the weights at `path` on the authors' site; no path, no weights."""
+    published = {
+        "url": f"https://shi-labs.com/projects/{path}",
+        "license": "mit",
+        "origin_url": "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
+        "paper_ids": "arXiv:2204.07143" if path.startswith("nat/") else "arXiv:2209.15001",
+    }
+    return {
+        **(published if path else {}),
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj.0",
+        "classifier": "head",
+        **kwargs,
+    }
 
 
 class NeighborhoodBlock(nn.Module):

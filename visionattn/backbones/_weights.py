@@ -124,7 +124,9 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
             "the model has no classifier" if name.startswith("head.") else "the model has no final norm"
         )
     dense = not any(name.startswith("head.") for name in (*given, *dropped))
-    for name in own.keys() - given.keys() - missing.keys():
+    for name in own:
+        if name in given or name in missing:
+            continue
         if name.endswith("relative_position_index"):
             missing[name] = "computed by the model"
         elif _OUT_NORM.fullmatch(name):
@@ -244,7 +246,7 @@ def describe(state_dict: Mapping[str, Any]) -> str:
             return f"{family} of unpublished size ({sizes})"
     for family, pattern in (
         ("Swin", r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
-        ("DaViT", r"main_blocks\.0\..*|stages\.0\.blocks\.0\.(spatial|channel)_block\..*"),
+        ("DaViT", r"main_blocks\.0\..*|stages\.0\.blocks\.0\.0\.cpe1\..*"),
         ("BiFormer", r"downsample_layers\.0\.0\..*|.*\.attn\.router\..*"),
         ("ViT", r"blocks\.0\.attn\.qkv\.weight"),
         ("ResNet", r"layer1\.0\.conv1\.weight"),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
@@ -23,6 +22,7 @@ from visionattn.backbones._neighborhood import (
     NeighborhoodLevel,
     NormLayer,
     check_levels,
+    default_cfg,
     drop_path_rates,
 )
 from visionattn.backbones._variants import DINAT, resolve_dilations
@@ -169,51 +169,29 @@ class DiNAT(NeighborhoodBackbone):
         return self.norm(x)
 
 
-def _cfg(path: str = "", **kwargs: Any) -> dict[str, Any]:
-    published = {
-        "url": f"https://shi-labs.com/projects/{path}",
-        "license": "mit",
-        "origin_url": "https://github.com/SHI-Labs/Neighborhood-Attention-Transformer",
-        "paper_ids": "arXiv:2204.07143" if path.startswith("nat/") else "arXiv:2209.15001",
-    }
-    return {
-        **(published if path else {}),
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj.0",
-        "classifier": "head",
-        **kwargs,
-    }
-
-
 _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 _IN1K = "dinat/checkpoints/imagenet1k"
 _IN22K = "dinat/checkpoints/imagenet22k"
 
 default_cfgs = generate_default_cfgs(
     {
-        "nat_mini.in1k": _cfg("nat/checkpoints/CLS/nat_mini.pth"),
-        "nat_tiny.in1k": _cfg("nat/checkpoints/CLS/nat_tiny.pth"),
-        "nat_small.in1k": _cfg("nat/checkpoints/CLS/nat_small.pth"),
-        "nat_base.in1k": _cfg("nat/checkpoints/CLS/nat_base.pth"),
-        "dinat_pico": _cfg(),
-        "dinat_mini.in1k": _cfg(f"{_IN1K}/dinat_mini_in1k_224.pth"),
-        "dinat_tiny.in1k": _cfg(f"{_IN1K}/dinat_tiny_in1k_224.pth"),
-        "dinat_small.in1k": _cfg(f"{_IN1K}/dinat_small_in1k_224.pth"),
-        "dinat_base.in1k": _cfg(f"{_IN1K}/dinat_base_in1k_224.pth"),
-        "dinat_large.in22k_ft_in1k_224": _cfg(f"{_IN1K}/dinat_large_in22k_in1k_224.pth"),
-        "dinat_large.in22k_ft_in1k_384": _cfg(f"{_IN1K}/dinat_large_in22k_in1k_384.pth", **_AT_384),
-        "dinat_large.in22k": _cfg(f"{_IN22K}/dinat_large_in22k_224.pth", num_classes=21841),
-        "dinat_large_11x11.in22k_ft_in1k_384": _cfg(
+        "nat_mini.in1k": default_cfg("nat/checkpoints/CLS/nat_mini.pth"),
+        "nat_tiny.in1k": default_cfg("nat/checkpoints/CLS/nat_tiny.pth"),
+        "nat_small.in1k": default_cfg("nat/checkpoints/CLS/nat_small.pth"),
+        "nat_base.in1k": default_cfg("nat/checkpoints/CLS/nat_base.pth"),
+        "dinat_pico": default_cfg(),
+        "dinat_mini.in1k": default_cfg(f"{_IN1K}/dinat_mini_in1k_224.pth"),
+        "dinat_tiny.in1k": default_cfg(f"{_IN1K}/dinat_tiny_in1k_224.pth"),
+        "dinat_small.in1k": default_cfg(f"{_IN1K}/dinat_small_in1k_224.pth"),
+        "dinat_base.in1k": default_cfg(f"{_IN1K}/dinat_base_in1k_224.pth"),
+        "dinat_large.in22k_ft_in1k_224": default_cfg(f"{_IN1K}/dinat_large_in22k_in1k_224.pth"),
+        "dinat_large.in22k_ft_in1k_384": default_cfg(f"{_IN1K}/dinat_large_in22k_in1k_384.pth", **_AT_384),
+        "dinat_large.in22k": default_cfg(f"{_IN22K}/dinat_large_in22k_224.pth", num_classes=21841),
+        "dinat_large_11x11.in22k_ft_in1k_384": default_cfg(
             f"{_IN1K}/dinat_large_in22k_in1k_384_11x11.pth", **_AT_384
         ),
         # Trained at 224 with kernel 7; only its position biases are interpolated, for fine-tuning at 384.
-        "dinat_large_11x11.in22k": _cfg(
+        "dinat_large_11x11.in22k": default_cfg(
             f"{_IN22K}/dinat_large_in22k_224_11x11interp.pth", num_classes=21841, **_AT_384
         ),
     }

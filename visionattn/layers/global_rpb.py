@@ -1,0 +1,82 @@
+"""Global attention over a map of fixed size with a relative position bias, as in ViT-rpb.
+
+Hassani and Shi, "Dilated Neighborhood Attention Transformer" (arXiv 2209.15001), section 4. It is
+neighborhood attention whose kernel is the whole map, and its bias table is laid out the same way.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_module, trunc_normal_
+from torch import Tensor, nn
+
+__all__ = ["GlobalAttentionRpb"]
+
+
+@register_notrace_module
+class GlobalAttentionRpb(nn.Module):
+    """Multi-head attention of every place to every place, ``[batch, height, width, dim]`` to the same shape.
+
+    Args:
+        dim: channels; a multiple of `num_heads`.
+        num_heads: attention heads.
+        size: height and width of the map, fixed. The bias of query (y, x) and key (y', x') is
+            ``rpb[head, y' - y + height - 1, x' - x + width - 1]``.
+        qkv_bias: whether the query, key and value projection has a bias.
+        qk_scale: factor on the logits; None means ``(dim / num_heads) ** -0.5``.
+        attn_drop: dropout of the attention probabilities.
+        proj_drop: dropout after the output projection.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: `dim` is not a multiple of `num_heads`, or the input is not of the fixed size.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        size: tuple[int, int],
+        *,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads, but dim={dim} and num_heads={num_heads}")
+        height, width = size
+        self.size = (height, width)
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = float(qk_scale) if qk_scale is not None else self.head_dim**-0.5
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.rpb = nn.Parameter(
+            torch.empty(num_heads, 2 * height - 1, 2 * width - 1, device=device, dtype=dtype)
+        )
+        trunc_normal_(self.rpb, std=0.02)
+        # Saved with the weights, because the published files have it.
+        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+        offset_y = y - y[:, None] + height - 1
+        offset_x = x - x[:, None] + width - 1
+        index = offset_y[:, None, :, None] * (2 * width - 1) + offset_x[None, :, None, :]
+        self.register_buffer("relative_position_index", index.reshape(height * width, height * width))
+        self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, height, width, dim]`` to the same shape."""
+        batch, height, width, dim = x.shape
+        if (height, width) != self.size:
+            raise ValueError(f"the map must be of size {self.size}, got {(height, width)}")
+        qkv = self.qkv(x).view(batch, height * width, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        places = height * width
+        bias = self.rpb.flatten(1)[:, self.relative_position_index.flatten()].view(1, -1, places, places)
+        dropout = self.attn_drop if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
+        out = out.transpose(1, 2).reshape(batch, height, width, dim)
+        return self.proj_drop(self.proj(out))
