@@ -37,15 +37,15 @@ def slow(features, masks, kernel_size, groups, scale):
 def make(kernel_size, groups, scale, dtype=torch.float64):
     generator = torch.Generator().manual_seed(9)
     features = torch.randn(2, 4, 3, 2, generator=generator, dtype=torch.float64)
-    masks = torch.randn(
-        2, groups * kernel_size**2, 3 * scale, 2 * scale, generator=generator, dtype=torch.float64
-    )
+    masks = torch.randn(2, groups * kernel_size**2, 3 * scale, 2 * scale, generator=generator, dtype=torch.float64)
     return features.to(dtype), masks.to(dtype)
 
 
+@pytest.mark.parametrize("chunk", [1 << 24, 1])  # the whole map at once; row by row
 @pytest.mark.parametrize("naive", [False, True])
 @pytest.mark.parametrize(("kernel_size", "groups", "scale"), [(3, 1, 2), (5, 2, 2), (1, 1, 1), (3, 4, 3)])
-def test_forward_and_backward(kernel_size, groups, scale, naive):
+def test_forward_and_backward(kernel_size, groups, scale, naive, chunk, monkeypatch):
+    monkeypatch.setattr("visionattn.openmmlab.ops.carafe.MAX_ELEMENTS", chunk)
     arguments = {"kernel_size": kernel_size, "group_size": groups, "scale_factor": scale}
     leaves = [t.requires_grad_() for t in make(kernel_size, groups, scale)]
     expected = slow(*leaves, kernel_size, groups, scale)

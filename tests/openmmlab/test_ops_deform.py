@@ -49,12 +49,8 @@ def slow(input, weight, offset, mask, geometry):
                             dy, dx = offset[n, (part * taps + k) * 2 : (part * taps + k) * 2 + 2, oy, ox]
                             y = oy * stride[0] - padding[0] + k // kernel[1] * dilation[0] + dy
                             x = ox * stride[1] - padding[1] + k % kernel[1] * dilation[1] + dx
-                            value = (
-                                bilinear(input[n, source], y, x) * weight[o, c, k // kernel[1], k % kernel[1]]
-                            )
-                            total = total + (
-                                value * mask[n, part * taps + k, oy, ox] if mask is not None else value
-                            )
+                            value = bilinear(input[n, source], y, x) * weight[o, c, k // kernel[1], k % kernel[1]]
+                            total = total + (value * mask[n, part * taps + k, oy, ox] if mask is not None else value)
                     rows.append(total)
     return torch.stack(rows).view(batch, weight.size(0), *offset.shape[2:])
 
@@ -114,9 +110,7 @@ def test_deform_conv(geometry):
         for got, wanted in zip((grad_input, grad_weight, grad_offset), grads, strict=True):
             torch.testing.assert_close(got, wanted)
         grad_weight.fill_(math.nan)
-    deform.deform_conv_backward_parameters(
-        input, offset, grad_output, grad_weight, work, work, scale=0.5, **arguments
-    )
+    deform.deform_conv_backward_parameters(input, offset, grad_output, grad_weight, work, work, scale=0.5, **arguments)
     torch.testing.assert_close(grad_weight, grads[1] / 2)
 
 
@@ -185,6 +179,39 @@ def test_modulated_deform_conv(geometry, with_bias):
     grads = torch.autograd.grad(expected, leaves, grad_output)
     for result, wanted in zip([*got, grad_bias][: len(leaves)], grads, strict=True):
         torch.testing.assert_close(result, wanted)
+
+
+def test_larger_offsets_are_read_as_memory():
+    """What mmdet's DyHead relies on: of larger maps, the first numbers of each image count, in output layout."""
+    geometry = GEOMETRIES[1]
+    (input, weight, offset, mask), plain = make(geometry)
+    work, arguments = input.new_empty(0), v2_arguments(geometry) | {"with_bias": False}
+    grad_output = torch.randn_like(plain)
+
+    def run(offset, mask):
+        output = torch.full_like(plain, math.nan)
+        deform.modulated_deform_conv_forward(input, weight, work, work, offset, mask, output, work, **arguments)
+        grads = [torch.full_like(t, math.nan) for t in (input, weight, work, offset, mask)]
+        deform.modulated_deform_conv_backward(
+            input, weight, work, work, offset, mask, work, *grads, grad_output, **arguments
+        )
+        return output, grads
+
+    def enlarge(maps):
+        larger = torch.randn(*maps.shape[:2], maps.size(2) * 2, maps.size(3) + 1, dtype=maps.dtype)
+        larger.flatten(1)[:, : maps[0].numel()] = maps.flatten(1)
+        return larger
+
+    output, grads = run(offset, mask)
+    larger_output, larger_grads = run(enlarge(offset), enlarge(mask))
+    assert torch.equal(larger_output, output)
+    for grad, larger in zip(grads[:3], larger_grads[:3], strict=True):
+        assert torch.equal(larger, grad)
+    for grad, larger in zip(grads[3:], larger_grads[3:], strict=True):
+        assert torch.equal(larger.flatten(1)[:, : grad[0].numel()], grad.flatten(1))
+        assert larger.flatten(1)[:, grad[0].numel() :].count_nonzero() == 0
+    with pytest.raises(RuntimeError, match="output dims"):
+        run(offset[..., 1:], mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -34,9 +34,7 @@ def _walk(boxes: Tensor, pool_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 @operator
-def border_align_forward(
-    input: Tensor, boxes: Tensor, output: Tensor, argmax_idx: Tensor, pool_size: int
-) -> None:
+def border_align_forward(input: Tensor, boxes: Tensor, output: Tensor, argmax_idx: Tensor, pool_size: int) -> None:
     """BorderAlign (Qiu et al., 2020): maximum of ``pool_size + 1`` samples on each side, into `output`.
 
     Args:
@@ -58,9 +56,7 @@ def border_align_forward(
     per_box = batch * 4 * (pool_size + 1) * channels
     size = max(1, MAX_ELEMENTS // per_box)
     for part in (slice(i, i + size) for i in range(0, boxes.size(1), size)):
-        index, weight = bilinear_taps(
-            y[:, part] + step * dy[:, part], x[:, part] + step * dx[:, part], height, width
-        )
+        index, weight = bilinear_taps(y[:, part] + step * dy[:, part], x[:, part] + step * dx[:, part], height, width)
         values = sample_rows(rows, index + side * (height * width), weight)
         best, which, _ = first_maximum(values, torch.ones_like(values[..., 0], dtype=torch.bool))
         output[:, :, part] = best.permute(0, 3, 1, 2).to(output)

@@ -9,9 +9,7 @@ __all__ = ["bbox_overlaps"]
 
 
 @operator
-def bbox_overlaps(
-    bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
-) -> None:
+def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
     """IoU (mode 0), or intersection over the first box's area (mode 1), written into `ious`.
 
     Args:

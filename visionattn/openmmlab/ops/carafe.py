@@ -6,31 +6,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import operator, work_dtype
+from .common import MAX_ELEMENTS, operator, work_dtype
 
 __all__ = ["carafe_backward", "carafe_forward", "carafe_naive_backward", "carafe_naive_forward"]
 
 
-def _neighbours(features: Tensor, kernel_size: int) -> Iterator[Tensor]:
-    """The padded map seen from each of the ``kernel_size ** 2`` neighbour positions, as views."""
-    height, width = features.shape[-2] - kernel_size + 1, features.shape[-1] - kernel_size + 1
+def _rows(features: Tensor, kernel_size: int) -> Iterator[slice]:
+    """Rows of the map to handle at a time: a table of all neighbours is ``kernel_size ** 2`` times the map."""
+    per_row = features.numel() // features.size(2) * kernel_size**2
+    step = max(1, MAX_ELEMENTS // per_row)
+    return (slice(i, min(i + step, features.size(2))) for i in range(0, features.size(2), step))
+
+
+def _padded(features: Tensor, kernel_size: int, groups: int) -> Tensor:
+    """Features with a border of zeros, channels last: ``[N, H+, W+, G, C/G]``."""
+    padded = F.pad(features.to(work_dtype(features)), [kernel_size // 2] * 4)
+    return padded.unflatten(1, (groups, -1)).permute(0, 3, 4, 1, 2).contiguous()
+
+
+def _shifts(padded: Tensor, rows: slice, kernel_size: int) -> Iterator[Tensor]:
+    """The given rows of the map seen from each neighbour position, as views ``[N, h, W, G, C/G]``."""
+    width = padded.size(2) - kernel_size + 1
     for i in range(kernel_size):
         for j in range(kernel_size):
-            yield features[..., i : i + height, j : j + width]
+            yield padded[:, rows.start + i : rows.stop + i, j : j + width]
 
 
-def _split(
-    features: Tensor, masks: Tensor, upsampled: Tensor, kernel_size: int, groups: int, scale: int
-) -> tuple:
-    """Views with shared axes: features padded ``[N, G, C/G, H+, W+]``, masks ``[k*k, N, G, 1, H, s, W, s]``,
-    upsampled ``[N, G, C/G, H, s, W, s]``."""
-    batch, channels, height, width = features.shape
-    dtype, reach = work_dtype(features), kernel_size // 2
-    padded = F.pad(features.to(dtype), [reach] * 4)
-    padded = padded.view(batch, groups, channels // groups, height + 2 * reach, width + 2 * reach)
-    masks = masks.to(dtype).reshape(batch, groups, kernel_size**2, 1, height, scale, width, scale)
-    upsampled = upsampled.to(dtype).reshape(batch, groups, channels // groups, height, scale, width, scale)
-    return padded, masks.permute(2, 0, 1, 3, 4, 5, 6, 7), upsampled
+def _by_pixel(upsampled: Tensor, groups: int, scale: int, rows: slice) -> Tensor:
+    """Rows of a map ``[N, G * X, H * s, W * s]`` as ``[N, h, W, G, s * s, X]``: a matrix per low pixel."""
+    part = upsampled[:, :, rows.start * scale : rows.stop * scale].to(work_dtype(upsampled))
+    part = part.unflatten(1, (groups, -1)).unflatten(3, (-1, scale)).unflatten(5, (-1, scale))
+    return part.permute(0, 3, 5, 1, 4, 6, 2).flatten(4, 5)
+
+
+def _write_by_pixel(target: Tensor, values: Tensor, scale: int, rows: slice) -> None:
+    """The reverse of `_by_pixel`: write ``[N, h, W, G, s * s, X]`` to the rows of ``[N, G * X, H * s, W * s]``."""
+    part = values.unflatten(4, (scale, scale)).permute(0, 3, 6, 1, 4, 2, 5)
+    part = part.flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    target[:, :, rows.start * scale : rows.stop * scale] = part.to(target)
 
 
 @operator
@@ -47,12 +60,11 @@ def carafe_naive_forward(
         group_size: groups of channels sharing a mixture.
         scale_factor: integer upsampling factor.
     """
-    padded, mixture, total = _split(
-        features, masks, torch.zeros_like(output), kernel_size, group_size, scale_factor
-    )
-    for mask_k, feature_k in zip(mixture, _neighbours(padded, kernel_size), strict=True):
-        total.addcmul_(mask_k, feature_k[..., None, :, None])
-    output.copy_(total.view_as(output))
+    padded = _padded(features, kernel_size, group_size)
+    for rows in _rows(features, kernel_size):
+        around = torch.stack(list(_shifts(padded, rows, kernel_size)), 4)
+        mixture = _by_pixel(masks, group_size, scale_factor, rows).to(around.dtype)
+        _write_by_pixel(output, mixture @ around, scale_factor, rows)
 
 
 @operator
@@ -67,19 +79,19 @@ def carafe_naive_backward(
     scale_factor: int,
 ) -> None:
     """Gradients of `carafe_naive_forward`, written into `bottom_grad` (features) and `mask_grad`."""
-    padded, mixture, grad = _split(features, masks, top_grad, kernel_size, group_size, scale_factor)
+    padded = _padded(features, kernel_size, group_size)
     padded_grad = torch.zeros_like(padded)
-    mixture_grad = []
-    for mask_k, feature_k, grad_k in zip(
-        mixture, _neighbours(padded, kernel_size), _neighbours(padded_grad, kernel_size), strict=True
-    ):
-        grad_k += (grad * mask_k).sum((-3, -1))
-        mixture_grad.append((grad * feature_k[..., None, :, None]).sum(2))
+    for rows in _rows(features, kernel_size):
+        around = torch.stack(list(_shifts(padded, rows, kernel_size)), 4)
+        mixture = _by_pixel(masks, group_size, scale_factor, rows).to(around.dtype)
+        grad = _by_pixel(top_grad, group_size, scale_factor, rows).to(around.dtype)
+        _write_by_pixel(mask_grad, grad @ around.mT, scale_factor, rows)
+        around_grad = mixture.mT @ grad
+        for shift, part in zip(_shifts(padded_grad, rows, kernel_size), around_grad.unbind(4), strict=True):
+            shift += part
     reach = kernel_size // 2
-    height, width = features.shape[2:]
-    inner = padded_grad.flatten(1, 2)[..., reach : reach + height, reach : reach + width]
-    bottom_grad.copy_(inner)
-    mask_grad.copy_(torch.stack(mixture_grad, 2).view_as(mask_grad))
+    inner = padded_grad[:, reach : reach + features.size(2), reach : reach + features.size(3)]
+    bottom_grad.copy_(inner.permute(0, 3, 4, 1, 2).flatten(1, 2))
 
 
 @operator
@@ -120,6 +132,4 @@ def carafe_backward(
     scale_factor: int,
 ) -> None:
     """Gradients of `carafe_forward`, written into `bottom_grad` and `mask_grad`; other buffers are unused."""
-    carafe_naive_backward(
-        top_grad, rfeatures, masks, bottom_grad, mask_grad, kernel_size, group_size, scale_factor
-    )
+    carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, kernel_size, group_size, scale_factor)

@@ -1,6 +1,7 @@
 """Deformable convolution, v1 and v2 (modulated), on torchvision's kernels."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -37,9 +38,7 @@ def _gradients(
     dtype = work_dtype(input)
     use_mask = mask is not None
     mask = mask if use_mask else input.new_zeros(len(input), 1)  # never read
-    tensors = (
-        t.to(dtype) for t in (grad_output, input, weight, offset, mask, input.new_zeros(weight.size(0)))
-    )
+    tensors = (t.to(dtype) for t in (grad_output, input, weight, offset, mask, input.new_zeros(weight.size(0))))
     return torch.ops.torchvision._deform_conv2d_backward(*tensors, *geometry, use_mask)
 
 
@@ -143,6 +142,26 @@ def deform_conv_backward_parameters(
     grad_weight.copy_(grad * scale)
 
 
+def _read_as(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Offsets or masks ``[N, K, H, W]`` as maps of the output's size ``[N, K, *size]``.
+
+    Compiled kernels never look at H and W: they read the memory of each image as if its maps had the output's
+    size. mmdet's DyHead passes maps of the finer level, and its published weights were trained on such reads.
+    """
+    if maps.shape[2:] == size or maps[0, 0].numel() < size[0] * size[1]:
+        return maps  # too small is an error, which torchvision reports
+    return maps.flatten(1)[:, : maps.size(1) * size[0] * size[1]].unflatten(1, (maps.size(1), *size))
+
+
+def _write_as_read(target: Tensor, grad: Tensor) -> None:
+    """Store the gradient of `_read_as` in its argument."""
+    if target.shape == grad.shape:
+        target.copy_(grad)
+    else:
+        grad = grad.flatten(1)
+        target.copy_(F.pad(grad, (0, target[0].numel() - grad.size(1))).view_as(target))
+
+
 @operator
 def modulated_deform_conv_forward(
     input: Tensor,
@@ -177,6 +196,7 @@ def modulated_deform_conv_forward(
     if not output.numel():
         return
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    offset, mask = (_read_as(t, output.shape[2:]) for t in (offset, mask))
     output.copy_(_convolve(input, weight, offset, mask, bias if with_bias else None, geometry))
 
 
@@ -211,7 +231,11 @@ def modulated_deform_conv_backward(
     if not grad_output.numel():
         return
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
-    targets = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
+    offset, mask = (_read_as(t, grad_output.shape[2:]) for t in (offset, mask))
     grads = _gradients(grad_output, input, weight, offset, mask, geometry)
-    for target, grad in zip(targets[: 5 if with_bias else 4], grads, strict=False):
-        target.copy_(grad)
+    grad_input.copy_(grads[0])
+    grad_weight.copy_(grads[1])
+    _write_as_read(grad_offset, grads[2])
+    _write_as_read(grad_mask, grads[3])
+    if with_bias:
+        grad_bias.copy_(grads[4])

@@ -30,9 +30,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     return torch.ops.torchvision.nms(boxes, scores, threshold)
 
 
-def _overlaps(
-    box: np.ndarray, area: np.ndarray, others: np.ndarray, areas: np.ndarray, offset: int
-) -> np.ndarray:
+def _overlaps(box: np.ndarray, area: np.ndarray, others: np.ndarray, areas: np.ndarray, offset: int) -> np.ndarray:
     """IoU of one box ``[4]`` with ``others [N, 4]``; NaN where both are empty, which compares false."""
     width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0]) + offset
     height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1]) + offset

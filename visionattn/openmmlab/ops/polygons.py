@@ -32,9 +32,7 @@ def _rotated_corners(boxes: Tensor) -> Tensor:
     centre, half, angle = boxes[:, :2], boxes[:, 2:4] / 2, boxes[:, 4]
     along = torch.stack((angle.cos(), angle.sin()), -1) * half[:, :1]
     across = torch.stack((-angle.sin(), angle.cos()), -1) * half[:, 1:]
-    return (
-        torch.stack((-along - across, along - across, along + across, -along + across), 1) + centre[:, None]
-    )
+    return torch.stack((-along - across, along - across, along + across, -along + across), 1) + centre[:, None]
 
 
 def _corners_in(points: Tensor, quad: Tensor) -> Tensor:
@@ -108,9 +106,7 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int
         mode_flag: 0 for IoU, 1 for intersection over the first box's area.
         aligned: compare row i with row i only.
     """
-    _write_overlaps(
-        _rotated_corners(boxes1.double()), _rotated_corners(boxes2.double()), ious, mode_flag, aligned
-    )
+    _write_overlaps(_rotated_corners(boxes1.double()), _rotated_corners(boxes2.double()), ious, mode_flag, aligned)
 
 
 @operator
@@ -158,9 +154,7 @@ def nms_rotated(
         iou_threshold: in [0, 1].
         multi_label: whether dets carries labels.
     """
-    return _greedy(
-        _rotated_corners(dets[:, :5].double()), scores, dets[:, 5] if multi_label else None, iou_threshold
-    )
+    return _greedy(_rotated_corners(dets[:, :5].double()), scores, dets[:, 5] if multi_label else None, iou_threshold)
 
 
 @operator

@@ -205,9 +205,7 @@ def roi_pool_forward(
     for part in torch.arange(len(rois), device=rois.device).split(max(1, MAX_ELEMENTS // per_box)):
         use = (use_y[part][:, :, None, :, None] & use_x[part][:, None, :, None, :]).flatten(3) & proper[part]
         place = (ys[part][:, :, None, :, None] * width + xs[part][:, None, :, None, :]).flatten(3) * use
-        best, which, some = first_maximum(
-            rows[place + (batch[part] * height * width)[:, None, None, None]], use
-        )
+        best, which, some = first_maximum(rows[place + (batch[part] * height * width)[:, None, None, None]], use)
         output[part] = best.permute(0, 3, 1, 2)
         at = torch.where(some, place.gather(3, which), -1)
         argmax[part] = at.permute(0, 3, 1, 2).to(argmax)
