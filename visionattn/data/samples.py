@@ -217,7 +217,8 @@ def _render(glyph: np.ndarray, extent: float, angle: float, shear: float, level:
         surface = cv2.warpAffine(
             source, np.column_stack([linear, offset]), (side, side), flags=cv2.INTER_CUBIC, borderValue=0.0
         )
-        alpha = np.clip((surface - level) * scale / 1.5 + 0.5, 0, 1)
+        slope = max(scale / 1.5, 0.5 / level)  # the latter keeps small digits clear of a haze around them
+        alpha = np.clip((surface - level) * slope + 0.5, 0, 1)
         rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
         alpha = alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         scale = max(1.0, scale * extent / max(alpha.shape))
