@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [_SAMPLES, *PUBLIC_SETS, *INSTRUCTIONS]
     parser.add_argument("name", metavar="NAME", nargs="?", choices=names, help=", ".join(names))
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to make")
-    parser.add_argument(
-        "--archive", metavar="FILE", type=Path, help="use this downloaded .zip, not the network"
-    )
+    parser.add_argument("--archive", metavar="FILE", type=Path, help="use this downloaded .zip, not the network")
     parser.add_argument("--url", metavar="URL", help="download the archive from here, such as a mirror")
     parser.add_argument("--sha256", metavar="HEX", help="digest that the archive must have")
 
@@ -44,9 +42,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         if args.archive is not None and args.url is not None:
             raise DataError("--archive and --url exclude each other; give one of them")
-        folder, report = fetch_public(
-            args.name, args.out, archive=args.archive, url=args.url, sha256=args.sha256
-        )
+        folder, report = fetch_public(args.name, args.out, archive=args.archive, url=args.url, sha256=args.sha256)
         known = PUBLIC_SETS[args.name]
         print(f"{args.name}: {folder}" + (" (was there already)" if report is None else ""))
         if report is not None:
@@ -59,9 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _list() -> None:
     print("Made here, without a network:")
-    _row(
-        _SAMPLES, "20 MB", "CC BY 2.0 (photographs)", "handwritten digits drawn on photographs: boxes, masks"
-    )
+    _row(_SAMPLES, "20 MB", "CC BY 2.0 (photographs)", "handwritten digits drawn on photographs: boxes, masks")
     print("Fetched, checked and converted:")
     for known in PUBLIC_SETS.values():
         _row(known.name, known.size, known.licence, known.what)
