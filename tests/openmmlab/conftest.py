@@ -1,6 +1,7 @@
 """A tiny COCO dataset of coloured rectangles and a tiny detector config, for the tests of this folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -104,9 +105,7 @@ def make_coco(folder: Path, count: int = 8, size: int = 64) -> Path:
     return folder
 
 
-def write_config(
-    path: Path, root: Path, *, by_epoch: bool = False, save: int | None = None, **options: str
-) -> Path:
+def write_config(path: Path, root: Path, *, by_epoch: bool = False, save: int | None = None, **options: str) -> Path:
     """The tiny config for the data at ``root``: 8 iterations, or 2 epochs of 4."""
     values = {
         "root": str(root),
@@ -120,7 +119,7 @@ def write_config(
     values.update(options)
     text = CONFIG
     for key, value in values.items():
-        text = text.replace("{%s!r}" % key, repr(value)).replace("{%s}" % key, str(value))
+        text = text.replace(f"{{{key}!r}}", repr(value)).replace(f"{{{key}}}", str(value))
     path.write_text(text)
     return path
 
@@ -134,6 +133,12 @@ def _one_thread() -> None:
 def coco_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny dataset: ``train.json``, ``val.json``, ``images/``."""
     return make_coco(tmp_path_factory.mktemp("coco"))
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., Path]:
+    """`write_config`: test modules cannot import from a conftest."""
+    return write_config
 
 
 @pytest.fixture

@@ -25,8 +25,7 @@ def _missed_validation(loop: Any, due: bool) -> None:
     """Validate on resuming where the run was killed between saving a checkpoint and the end of its validation."""
     runner = loop.runner
     if due and runner.val_loop is not None and loop.iter > 0:
-        info = runner.message_hub.runtime_info
-        if info.get("validated_iter") != loop.iter:
+        if loop.iter not in runner.validated:
             runner.val_loop.run()
 
 

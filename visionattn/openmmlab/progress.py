@@ -72,12 +72,11 @@ class ProgressHook(Hook):
         console: where to show; None: the standard output at the time of building.
     """
 
-    priority = "VERY_LOW"
+    priority = "LOWEST"  # a validation is on record only when its checkpoint has been saved
 
     def __init__(self, interval: int = 50, console: Console | None = None) -> None:
         self.interval = interval
         self.console = console or screen()
-        self.best: float | None = None
         self.last_metrics: dict[str, float] = {}
         self._bar: Progress | None = None
         self._task: Any = None
@@ -151,7 +150,6 @@ class ProgressHook(Hook):
             self._val_task = None
         self.last_metrics = short_names(metrics or {})
         done = runner.iter
-        runner.message_hub.update_info("validated_iter", done)
         self.console.print(f"validation at iteration {done}: {format_metrics(self.last_metrics)}")
         self._append(runner, {"iter": done, "val": self.last_metrics})
 

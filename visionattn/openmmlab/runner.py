@@ -45,6 +45,8 @@ class Runner(StockRunner):
     - a loss or gradient that is not finite ends the run before the step.
     """
 
+    validated: frozenset[int] = frozenset()  # iterations whose validation is on record, when resuming
+
     def setup_env(self, env_cfg: dict) -> None:
         """As mmengine; without CUDA, processes talk through gloo, which its launcher does not know."""
         if self.distributed and not torch.distributed.is_initialized() and not torch.cuda.is_available():

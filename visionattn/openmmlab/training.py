@@ -103,6 +103,8 @@ def train(
 
     with _quiet(), building(name):
         runner = Runner.from_cfg(config)
+    if source is not None and source.parent.resolve() == folder.resolve():  # known to every process alike
+        runner.validated = frozenset(r["iter"] for r in read_records(folder) if "val" in r)
     if is_main_process():
         _prepare_folder(folder, source, runner)
     parameters = sum(p.numel() for p in runner.bare_model.parameters())
