@@ -254,7 +254,8 @@ class _Labels:
             width, height = self._text_width(text), self.label_height
             inside = np.pad(small == value, 1).astype(np.uint8)  # the picture's edge is an edge of the region
             depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
-            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            roomy = np.argwhere(depth >= 0.95 * depth.max())
+            row, column = roomy[np.abs(roomy - roomy.mean(axis=0)).sum(axis=1).argmin()].tolist()
             if depth[row, column] * shrink * 2 < height * 0.8:
                 continue
             x = int(np.clip(column * shrink - width // 2, 0, max(0, self.width - width)))

@@ -70,8 +70,8 @@ class Options:
     def __post_init__(self):
         if not 0 <= self.score_thr <= 1:  # NaN fails too
             raise ConfigError(f"--score-thr must be in 0..1, got {self.score_thr}")
-        if self.options.batch_size < 1:
-            raise ConfigError(f"--batch-size must be at least 1, got {self.options.batch_size}")
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.max_pixels < 1:
             raise ConfigError(f"--max-pixels must be at least 1, got {self.max_pixels}")
         if self.tile is None:

@@ -30,7 +30,9 @@ class VideoReader:
         self.path = Path(path)
         if not self.path.is_file():
             raise DataError(f"{path}: there is no such video file")
+        level = cv2.utils.logging.setLogLevel(0)  # OpenCV would warn on the screen of what the next error says
         self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        cv2.utils.logging.setLogLevel(level)
         if not self._capture.isOpened():
             raise DataError(f"{path}: not a video that can be read, or it is damaged or cut short")
         self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
@@ -76,6 +78,8 @@ class VideoReader:
 class VideoWriter:
     """Write BGR uint8 frames of one size to an MP4 file, which appears under its name when it is complete.
 
+    An odd width or height grows by one pixel, for the format has only even ones.
+
     Raises:
         DataError: the file cannot be written.
     """
@@ -84,7 +88,8 @@ class VideoWriter:
         self.path, self._partial = path, path.with_name(f".{path.stem}.partial.mp4")
         self._size = (height, width, 3)
         code = cv2.VideoWriter_fourcc(*"mp4v")  # the one MP4 encoder that every OpenCV wheel has
-        self._writer = cv2.VideoWriter(str(self._partial), cv2.CAP_FFMPEG, code, fps, (width, height))
+        even = width + width % 2, height + height % 2  # an odd row or column would be cut off
+        self._writer = cv2.VideoWriter(str(self._partial), cv2.CAP_FFMPEG, code, fps, even)
         if not self._writer.isOpened():
             raise DataError(f"{path}: cannot write a video of {width}x{height} there")
 
@@ -92,6 +97,9 @@ class VideoWriter:
         """Append a frame."""
         if frame.shape != self._size:
             raise ValueError(f"a frame must be of shape {self._size}, got {frame.shape}")
+        height, width = frame.shape[:2]
+        if height % 2 or width % 2:
+            frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         self._writer.write(frame)
 
     def __enter__(self) -> "VideoWriter":

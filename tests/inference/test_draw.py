@@ -1,0 +1,151 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from visionattn.inference.draw import _ink, _Labels, _Scale, class_color, draw_prediction
+from visionattn.inference.results import InstanceMasks, Prediction
+
+CLASSES = ("person", "traffic light", "background")
+
+
+def made(size, boxes, labels=None, **options) -> Prediction:
+    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    labels = np.zeros(len(boxes), int) if labels is None else np.array(labels)
+    scores = np.linspace(0.9, 0.4, len(boxes)).astype(np.float32)
+    return Prediction(size, CLASSES, boxes=boxes, scores=scores, labels=labels, **options)
+
+
+def labels_of(prediction: Prediction) -> _Labels:
+    height, width = prediction.image_size
+    labels = _Labels(height, width, _Scale.of(height, width))
+    labels.add_boxes(prediction)
+    return labels
+
+
+def test_colors_are_stable_and_all_different():
+    colors = [class_color(index) for index in range(150)]
+    assert colors == [class_color(index) for index in range(150)]
+    assert len(set(colors)) == 150
+    first = np.array(colors[:20], dtype=float)
+    distances = np.linalg.norm(first[:, None] - first[None], axis=2)[np.triu_indices(20, 1)]
+    assert distances.min() > 30
+
+
+def test_text_contrasts_with_its_background():
+    """WCAG asks for a ratio of 4.5 for text of this size."""
+
+    def luminance(bgr):
+        c = np.array(bgr[::-1]) / 255
+        return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    for index in range(200):
+        a, b = sorted((luminance(class_color(index)), luminance(_ink(class_color(index)))))
+        assert (b + 0.05) / (a + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize("size", [(256, 256), (480, 640), (1400, 2000)])
+def test_labels_stay_inside_and_never_overlap(size):
+    rng = np.random.default_rng(0)
+    height, width = size
+    low = rng.uniform(-0.1, 0.8, (14, 2)) * [width, height]
+    boxes = np.concatenate([low, low + rng.uniform(0.05, 0.3, (14, 2)) * [width, height]], axis=1)
+    labels = labels_of(made(size, boxes, rng.integers(0, 2, 14)))
+    assert len(labels.placed) >= 8
+    for label in labels.placed:
+        assert 0 <= label.x <= label.x + label.width <= width
+        assert 0 <= label.y <= label.y + label.height <= height
+    for a, b in combinations(labels.placed, 2):
+        apart_x = a.x + a.width <= b.x or b.x + b.width <= a.x
+        apart_y = a.y + a.height <= b.y or b.y + b.height <= a.y
+        assert apart_x or apart_y
+
+
+def test_label_is_at_its_box():
+    labels = labels_of(made((480, 640), [[200, 200, 300, 300]]))
+    (label,) = labels.placed
+    assert label.text == "person 0.90"
+    assert abs(label.x - 200) <= 3
+    assert 0 <= 200 - (label.y + label.height) <= 3
+
+
+def test_labels_grow_with_the_picture():
+    small, large = _Scale.of(256, 256), _Scale.of(1500, 2000)
+    assert 10 <= small.font < large.font < 60
+    assert small.line < large.line
+
+
+def test_crowd_gets_a_legend():
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 600, (300, 2))
+    labels = labels_of(made((640, 640), np.concatenate([low, low + 15], axis=1), [0] * 200 + [1] * 100))
+    assert [label.text for label in labels.placed] == ["person: 200", "traffic light: 100"]
+
+
+def test_long_names_are_cut_but_their_score_is_not():
+    long = Prediction(
+        (200, 300),
+        ("a name that goes on and on and on and on and on and on",),
+        boxes=np.array([[100, 100, 150, 150]], np.float32),
+        scores=np.array([0.5], np.float32),
+        labels=np.array([0]),
+    )
+    (label,) = labels_of(long).placed
+    assert label.text.startswith("a name that")
+    assert label.text.endswith("… 0.50")
+    assert label.x + label.width <= 300
+
+
+def test_box_line_has_the_colour_of_its_class():
+    image = np.full((400, 400, 3), 128, np.uint8)
+    drawn = draw_prediction(image, made((400, 400), [[100, 100, 300, 300]], [1]))
+    assert tuple(drawn[200, 100]) == class_color(1)
+    assert tuple(drawn[300, 200]) == class_color(1)
+    assert (drawn[150:250, 150:250] == 128).all()
+
+
+def test_masks_are_blended_and_outlined():
+    image = np.full((400, 400, 3), 128, np.uint8)
+    dense = np.zeros((1, 400, 400), dtype=bool)
+    dense[0, 120:280, 120:280] = True
+    drawn = draw_prediction(image, made((400, 400), [[100, 100, 300, 300]], masks=InstanceMasks.from_dense(dense)))
+    inside = drawn[200, 200].astype(float)
+    np.testing.assert_allclose(inside, 0.55 * 128 + 0.45 * np.array(class_color(0)), atol=1)
+    np.testing.assert_allclose(drawn[200, 120].astype(float), class_color(0), atol=20)  # antialiased
+    assert (drawn[110, 110] == 128).all()
+
+
+def test_map_colours_classes_but_not_background_or_ignored():
+    image = np.full((300, 300, 3), 128, np.uint8)
+    semantic = np.full((300, 300), 255)
+    semantic[:, 100:200] = 1
+    semantic[:, 200:] = 2  # background
+    drawn = draw_prediction(image, Prediction((300, 300), CLASSES, semantic=semantic))
+    np.testing.assert_allclose(drawn[20, 120], 0.45 * 128 + 0.55 * np.array(class_color(1)), atol=1)
+    assert (drawn[:, :95] == 128).all()
+    assert (drawn[:, 205:] == 128).all()
+    label = class_color(1)  # filled, about the middle of its region
+    assert (drawn[100:200, 100:200] == label).all(axis=2).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (7, 9)])
+def test_tiny_pictures(size):
+    dense = np.ones((1, *size), dtype=bool)
+    image = np.zeros((*size, 3), np.uint8)
+    found = made(size, [[0, 0, size[1], size[0]]], masks=InstanceMasks.from_dense(dense))
+    assert draw_prediction(image, found).shape == image.shape
+    assert draw_prediction(image, made(size, [])).shape == image.shape
+    assert draw_prediction(image, Prediction(size, CLASSES, semantic=np.zeros(size, int))).shape == image.shape
+
+
+def test_names_in_any_script():
+    found = Prediction(
+        (200, 200),
+        ("交通灯 é щ",),
+        boxes=np.array([[50, 50, 150, 150]], np.float32),
+        scores=np.array([0.5], np.float32),
+        labels=np.array([0]),
+    )
+    drawn = draw_prediction(np.full((200, 200, 3), 128, np.uint8), found)
+    unknown = Prediction(**{**vars(found), "classes": ("??? ? ?",)})
+    assert (drawn != draw_prediction(np.full((200, 200, 3), 128, np.uint8), unknown)).any()
