@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from visionattn.kernels.neighborhood.dense import outer, padded_table, scores, window_table
+from visionattn.kernels.neighborhood.dense import outer, padded_table, window_table
 from visionattn.kernels.neighborhood.geometry import AxisGroups, AxisRun, axis_groups, axis_runs
 from visionattn.kernels.neighborhood.tiles import choose_tiles
 
@@ -197,25 +197,28 @@ def backward(
     if grad_lse is not None:
         delta = delta - grad_lse.to(exact)[..., None]
     lse = lse[..., None]
+    scaled = q.to(exact) * scale
     for group in _groups(_Problem(*problem), tuple(shape), batch * heads, dim):
         bias = _bias(group, table, dq.new_empty(0, dtype=exact))
         dbias = None
         for chunk in group.chunks(batch, heads, 2, exact.itemsize):
             qt, kt, vt = (
-                group.matrices(x, heads, which, chunk).to(exact) for x, which in ((q, "query"), (k, "key"), (v, "key"))
+                group.matrices(x, heads, which, chunk).to(exact) for x, which in ((scaled, "query"), (k, "key"), (v, "key"))
             )
             got = group.matrices(grad_out, heads, "query", chunk).to(exact)
-            probability = scores(qt, kt, bias, scale)
+            probability = qt @ kt.transpose(-1, -2)
+            if bias is not None:
+                probability.add_(bias)
             probability.sub_(group.matrices(lse, heads, "query", chunk)).exp_()
             group.accumulate(dv, probability.transpose(-1, -2) @ got, heads, chunk)
             dscore = got @ vt.transpose(-1, -2)
             dscore.sub_(group.matrices(delta, heads, "query", chunk)).mul_(probability)
             if dtable is not None:
                 dbias = dscore.sum(0) if dbias is None else dbias.add_(dscore.sum(0))
-            group.store(dq, (dscore @ kt).mul_(scale), chunk)
-            group.accumulate(dk, (dscore.transpose(-1, -2) @ qt).mul_(scale), heads, chunk)
+            group.store(dq, dscore @ kt, chunk)
+            group.accumulate(dk, dscore.transpose(-1, -2) @ qt, heads, chunk)
         if dtable is not None:
             index = _bias_index(tuple(run for _, run in group.axes), group.problem.kernel, q.device)
             dtable.index_add_(1, index, dbias.flatten(1))
     drpb = None if rpb is None else dtable[:, :-1].reshape(rpb.shape).to(rpb.dtype)
-    return dq, dk.to(k.dtype), dv.to(v.dtype), drpb
+    return dq.mul_(scale), dk.to(k.dtype), dv.to(v.dtype), drpb
