@@ -39,7 +39,7 @@ def assert_same_run(folder: Path, reference: Path, last: str) -> None:
         assert torch.equal(ours[name], theirs[name]), name
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Stands for a power cut in the tests that do not need a real one."""
 
 
@@ -48,7 +48,7 @@ def crash_after(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
 
     def crashing(self, runner, *args, **kwargs):
         if runner.iter + 1 == iteration:
-            raise Crash
+            raise CrashError
         return original(self, runner, *args, **kwargs)
 
     monkeypatch.setattr(StopHook, "after_train_iter", crashing)
@@ -87,7 +87,7 @@ def test_resumed_run_is_the_unbroken_one(tmp_path, coco_dir, make_config, unbrok
     config = make_config(tmp_path / "tiny.py", coco_dir)
     with monkeypatch.context() as patch:
         crash_after(patch, 5)
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             train(load_config(config), work_dir=tmp_path / "run")
     assert records(tmp_path / "run")[-1]["iter"] == 5
     result = train(load_config(config), work_dir=tmp_path / "run", resume=True)
@@ -103,7 +103,7 @@ def test_resumed_epochs_are_the_unbroken_ones(tmp_path, coco_dir, make_config, u
     )
     with monkeypatch.context() as patch:
         crash_after(patch, 7)
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             train(config, work_dir=tmp_path / "run")
     assert (tmp_path / "run" / "last_checkpoint").read_text().endswith("iter_6.pth")
     train(config, work_dir=tmp_path / "run", resume=True)
@@ -154,14 +154,16 @@ def test_half_written_checkpoint_is_passed_over(tmp_path, coco_dir, make_config,
     config = make_config(tmp_path / "tiny.py", coco_dir)
     with monkeypatch.context() as patch:
         crash_after(patch, 5)
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             train(load_config(config), work_dir=tmp_path / "run")
     newest = tmp_path / "run" / "iter_4.pth"
     newest.write_bytes(newest.read_bytes()[:2000])
     capsys.readouterr()
     train(load_config(config), work_dir=tmp_path / "run", resume=True)
     shown = capsys.readouterr().out
-    assert "warning: passed over" in shown and "iter_4.pth" in shown and "resuming" in shown
+    assert "warning: passed over" in shown
+    assert "iter_4.pth" in shown
+    assert "resuming" in shown
     assert_same_run(tmp_path / "run", unbroken, "iter_8.pth")
 
 
@@ -176,8 +178,8 @@ def test_only_broken_checkpoints_is_an_error(tmp_path, coco_dir, make_config):
 def test_kill_during_validation_loses_no_validation(tmp_path, coco_dir, make_config, unbroken, monkeypatch):
     config = make_config(tmp_path / "tiny.py", coco_dir)
     with monkeypatch.context() as patch:
-        patch.setattr(StopHook, "after_val_iter", lambda *_, **__: (_ for _ in ()).throw(Crash))
-        with pytest.raises(Crash):
+        patch.setattr(StopHook, "after_val_iter", lambda *_, **__: (_ for _ in ()).throw(CrashError))
+        with pytest.raises(CrashError):
             train(load_config(config), work_dir=tmp_path / "run")
     train(load_config(config), work_dir=tmp_path / "run", resume=True)
     assert records(tmp_path / "run") == records(unbroken)
@@ -230,7 +232,8 @@ def test_not_finite_stops_before_the_step(tmp_path, coco_dir, make_config, monke
     assert all(torch.equal(v, seen[k]) for k, v in head.state_dict().items()), "no step was taken"
     report = json.loads((tmp_path / "run" / "nonfinite_iter_3_rank_0.json").read_text())
     assert report["what"] == what
-    assert len(report["images"]) == 2 and all(name.endswith(".png") for name in report["images"])
+    assert len(report["images"]) == 2
+    assert all(name.endswith(".png") for name in report["images"])
     assert bool(report["parameters"]) == (what == "gradient")
 
 

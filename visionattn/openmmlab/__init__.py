@@ -14,7 +14,7 @@ from visionattn.errors import require
 
 require("mmengine")
 
-from visionattn.openmmlab import ops
+from visionattn.openmmlab import ops  # noqa: E402
 
 ops.install()  # before the first import of mmdet or mmseg
 
@@ -26,12 +26,12 @@ warnings.filterwarnings("ignore", message=r".*torch\.meshgrid.*")
 warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp.*")
 warnings.filterwarnings("ignore", message=r".*`Visualizer` backend is not initialized.*")
 
-from visionattn.openmmlab import checkpoint
+from visionattn.openmmlab import checkpoint  # noqa: E402
 
 checkpoint.install()
 
-from visionattn.openmmlab.backbone import Backbone
-from visionattn.openmmlab.hooks import CheckpointHook, StopHook
-from visionattn.openmmlab.progress import ProgressHook
+from visionattn.openmmlab.backbone import Backbone  # noqa: E402
+from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
+from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 
 __all__ = ["Backbone", "CheckpointHook", "ProgressHook", "StopHook"]

@@ -1,6 +1,5 @@
 """Trained models for other code: load one, give it images, get plain NumPy results."""
 
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,14 +12,13 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from torch import nn
 
 from visionattn.errors import CheckpointError, ConfigError
 from visionattn.openmmlab import checkpoint as checkpoints
-from visionattn.openmmlab.build import building
+from visionattn.openmmlab.build import building, quiet
 from visionattn.openmmlab.config import load_config
 from visionattn.openmmlab.custom_data import palette as make_palette
 
@@ -149,9 +147,8 @@ def load_model(
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device}: PyTorch sees no CUDA device here; use cpu")
-    _quiet()
     _drop_initialisation(cfg["model"])
-    with building(name), DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
+    with quiet(), building(name), DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
         model = revert_sync_batchnorm(MODELS.build(cfg["model"]))
         pipeline = _array_pipeline(cfg, name)
     checkpoints.fit(model, loaded, checkpoint)
@@ -167,12 +164,6 @@ def load_model(
         meta={k: meta[k] for k in ("iter", "epoch", "seed", "config_name") if k in meta},
         _pipeline=pipeline,
     )
-
-
-def _quiet() -> None:
-    """Keep mmengine's INFO lines off the screen outside of a run, which has a log file for them."""
-    if not MMLogger._instance_dict:
-        MMLogger.get_instance("visionattn", logger_name="visionattn", log_level=logging.ERROR)
 
 
 def _drop_initialisation(part: Any) -> None:

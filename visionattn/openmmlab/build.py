@@ -1,16 +1,19 @@
 """Errors of building what a config describes, as one line each."""
 
+import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine import registry as root
+from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 
 from visionattn.errors import ConfigError, VisionattnError
 from visionattn.openmmlab.options import close_matches
 
-__all__ = ["building"]
+__all__ = ["building", "quiet"]
 
 
 @contextmanager
@@ -60,3 +63,13 @@ def _names(kind: str | None) -> set[str]:
         if isinstance(registry, Registry) and (kind is None or registry.name == kind):
             collect(registry)
     return names
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No INFO lines and warnings while objects are built, before there is a log file for them."""
+    if not MMLogger._instance_dict:
+        MMLogger.get_instance("visionattn", logger_name="visionattn", log_level=logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

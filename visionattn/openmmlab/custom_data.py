@@ -38,7 +38,7 @@ from mmengine.config import Config
 
 from visionattn.errors import ConfigError, DataError
 
-__all__ = ["check_data", "coco_datasets", "palette", "resolve_custom_data"]
+__all__ = ["SPLITS", "coco_datasets", "load_coco", "palette", "resolve_custom_data"]
 
 SPLITS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
 UNTOUCHED_HEADS = ("rpn_head", "backbone", "data_preprocessor")
@@ -69,7 +69,7 @@ def resolve_custom_data(config: Config, name: str = "config") -> None:
     if not isinstance(block.get("classes"), (list, tuple)):
         if not root.is_dir():
             raise DataError(f"custom_data.root: {root} is not a folder; give --cfg-options custom_data.root=FOLDER")
-        categories = _load(_under(root, block["train_ann"]))["categories"]
+        categories = load_coco(_under(root, block["train_ann"]))["categories"]
         block["classes"] = [str(c["name"]) for c in categories]
     classes = list(block["classes"])
     metainfo = {"classes": tuple(classes), "palette": palette(len(classes))}
@@ -96,7 +96,8 @@ def _under(root: Path, path: str | os.PathLike) -> Path:
     return path if path.is_absolute() else Path(os.path.abspath(root / path))
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_coco(path: Path) -> dict[str, Any]:
+    """Read a COCO JSON file as far as its images and categories, or raise `DataError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -116,7 +117,7 @@ def _find_images(root: Path, ann: Path, split: str) -> Path:
     """The folder in which the first image of an annotation file lies."""
     if not ann.is_file():  # a resolved config on another machine: only its model is needed there
         return root
-    images = _load(ann)["images"]
+    images = load_coco(ann)["images"]
     if not images:
         raise DataError(f"{ann}: has no images")
     first = str(images[0].get("file_name", ""))
@@ -163,66 +164,3 @@ def _set_num_classes(part: Any, count: int) -> None:
     elif isinstance(part, (list, tuple)):
         for item in part:
             _set_num_classes(item, count)
-
-
-# --- checks before a run ---------------------------------------------------------------------------------------
-
-
-def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> list[str]:
-    """Check the COCO datasets of a config, and that their files' categories are the classes of the config.
-
-    mmdet silently drops the boxes of a category that is not among the classes, and numbers the classes by the
-    order of the file; both would train a model on wrong labels.
-
-    Returns:
-        One line for each split: its number of images and boxes.
-
-    Raises:
-        DataError: from `visionattn.data.coco_check.check_coco`, or because classes and categories differ.
-    """
-    from visionattn.data.coco_check import check_coco
-
-    lines, seen = [], set()
-    for split in splits:
-        loader = config.get(SPLITS[split])
-        if not loader:
-            continue
-        for dataset in coco_datasets(loader["dataset"]):
-            ann, images = dataset_paths(dataset)
-            if (ann, images) in seen:
-                continue
-            seen.add((ann, images))
-            check_coco(ann, images)
-            content = _load(ann)
-            _check_classes(ann, [str(c["name"]) for c in content["categories"]], _classes(dataset))
-            lines.append(f"{split}: {len(content['images'])} images, {len(content.get('annotations', []))} objects")
-    return lines
-
-
-def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
-    """Annotation file and image folder of a dataset's config, as mmengine joins them."""
-    root = Path(str(dataset.get("data_root") or ""))
-    prefix = (dataset.get("data_prefix") or {}).get("img", "")
-    return root / str(dataset.get("ann_file", "")), root / str(prefix or "")
-
-
-def _classes(dataset: Mapping[str, Any]) -> list[str]:
-    classes = (dataset.get("metainfo") or {}).get("classes")
-    if classes is None:
-        from visionattn.openmmlab.options import find_class
-
-        classes = getattr(find_class(dataset["type"]), "METAINFO", {}).get("classes", ())
-    return [classes] if isinstance(classes, str) else [str(c) for c in classes]
-
-
-def _check_classes(ann: Path, categories: list[str], classes: list[str]) -> None:
-    if categories == classes:
-        return
-    absent = [c for c in categories if c not in classes]
-    unknown = [c for c in classes if c not in categories]
-    remedy = "set the dataset's metainfo=dict(classes=...) to the file's categories in its order"
-    if absent:
-        raise DataError(f"{ann}: its category {absent[0]!r} is not among the config's classes {classes[:6]}; {remedy}")
-    if unknown:
-        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is one of the config's classes; {remedy}")
-    raise DataError(f"{ann}: its categories {categories[:6]} are in another order than the config's classes; {remedy}")

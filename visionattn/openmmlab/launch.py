@@ -108,7 +108,7 @@ def _worker(rank: int, count: int, port: int, options: dict[str, Any], results: 
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     if rank:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         result = _train(options, distributed=True)
         if rank == 0:

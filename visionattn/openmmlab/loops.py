@@ -24,9 +24,8 @@ def _loader(runner: Any, dataloader: DataLoader | dict, endless: bool) -> DataLo
 def _missed_validation(loop: Any, due: bool) -> None:
     """Validate on resuming where the run was killed between saving a checkpoint and the end of its validation."""
     runner = loop.runner
-    if due and runner.val_loop is not None and loop.iter > 0:
-        if loop.iter not in runner.validated:
-            runner.val_loop.run()
+    if due and runner.val_loop is not None and loop.iter > 0 and loop.iter not in runner.validated:
+        runner.val_loop.run()
 
 
 class EpochLoop(EpochBasedTrainLoop):

@@ -42,12 +42,13 @@ def _parameters(function: Any) -> set[str]:
     }
 
 
+LOOPS = _parameters(EpochBasedTrainLoop.__init__) | _parameters(IterBasedTrainLoop.__init__)
 LOADER = _parameters(DataLoader.__init__) | {"dataset", "num_batch_per_epoch", "drop_last"}
 KNOWN: dict[str, set[str]] = {
     "train_dataloader": LOADER,
     "val_dataloader": LOADER,
     "test_dataloader": LOADER,
-    "train_cfg": {"by_epoch", "type"} | _parameters(EpochBasedTrainLoop.__init__) | _parameters(IterBasedTrainLoop.__init__),
+    "train_cfg": {"by_epoch", "type"} | LOOPS,
     "val_cfg": {"type", "fp16"},
     "test_cfg": {"type", "fp16"},
     "randomness": {"seed", "diff_rank_seed", "deterministic"},

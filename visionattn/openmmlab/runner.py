@@ -31,9 +31,10 @@ __all__ = ["Runner"]
 _COUNT = itertools.count()
 
 # Facts of the running process, which a resumed run has its own of.
-_NOT_RESUMED = frozenset(
-    "cfg seed experiment_name mmengine_version max_epochs max_iters dataset_meta loop_stage eta epoch iter".split()
-)
+_NOT_RESUMED = {
+    "cfg", "seed", "experiment_name", "mmengine_version", "max_epochs", "max_iters", "dataset_meta", "loop_stage",
+    "eta", "epoch", "iter",
+}  # fmt: skip
 
 
 class Runner(StockRunner):

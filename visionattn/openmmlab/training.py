@@ -1,6 +1,5 @@
 """Train and test from a config: the functions behind ``visionattn train`` and ``visionattn test``."""
 
-import logging
 import os
 import re
 import time
@@ -13,18 +12,17 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.logging import MMLogger
 
 from visionattn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from visionattn.openmmlab import checkpoint as checkpoints
-from visionattn.openmmlab.build import building
+from visionattn.openmmlab.build import building, quiet
 from visionattn.openmmlab.curve import METRICS_FILE, cut_records, draw_curve, read_records
-from visionattn.openmmlab.custom_data import check_data
+from visionattn.openmmlab.data_checks import check_data
 from visionattn.openmmlab.hooks import stop_signals
 from visionattn.openmmlab.progress import screen, to_log
 from visionattn.openmmlab.runner import Runner
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "plain_errors", "train"]
 
 
 @dataclass
@@ -101,7 +99,7 @@ def train(
         }  # fmt: skip
     data = check_data(config) if int(os.environ.get("RANK", 0)) == 0 else []
 
-    with _quiet(), building(name):
+    with quiet(), building(name):
         runner = Runner.from_cfg(config)
     if source is not None and source.parent.resolve() == folder.resolve():  # known to every process alike
         runner.validated = frozenset(r["iter"] for r in read_records(folder) if "val" in r)
@@ -114,7 +112,7 @@ def train(
     console.print(f"work dir {folder}")
     started = time.monotonic()
     try:
-        with to_log(runner.logger), stop_signals(runner.stopper), building(name), _plain_errors(name):
+        with to_log(runner.logger), stop_signals(runner.stopper), building(name), plain_errors(name):
             runner.train()
     finally:
         runner.progress.close()
@@ -186,15 +184,7 @@ def _prepare_folder(folder: Path, source: Path | None, runner: Runner) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No INFO lines while the runner is being built, before it has a log file of its own."""
-    if not MMLogger._instance_dict:
-        MMLogger.get_instance("visionattn", logger_name="visionattn", log_level=logging.ERROR)
-    yield
-
-
-@contextmanager
-def _plain_errors(name: str) -> Iterator[None]:
+def plain_errors(name: str) -> Iterator[None]:
     """What goes wrong inside of a run, as one line."""
     try:
         yield

@@ -1,0 +1,86 @@
+"""Measure a checkpoint on a config's test data; write the figures and the predictions."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+__test__ = False  # a command, not a test of pytest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("config", metavar="CONFIG", help="config file, or the work dir of a training run")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        help="weights to measure (default: the best in the work dir, work_dirs/<config name>)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="where to write (default: test/ beside the checkpoint)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change keys of the config, such as test_dataloader.batch_size=4",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Test; returns 0."""
+    from visionattn.errors import require
+
+    require("mmengine")
+    from rich.console import Console
+
+    from visionattn.openmmlab.api import find_run
+    from visionattn.openmmlab.config import load_config
+    from visionattn.openmmlab.testing import test
+
+    config_file, checkpoint = Path(args.config), args.checkpoint
+    if config_file.is_dir():
+        config_file, found = find_run(config_file)
+        checkpoint = checkpoint or found
+    config = load_config(config_file, args.cfg_options)
+    if checkpoint is None:
+        checkpoint = find_run(config.get("work_dir") or Path("work_dirs") / config_file.stem)[1]
+    out = Path(args.out) if args.out else Path(checkpoint).parent / "test"
+    result = test(config, checkpoint, out)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{checkpoint} on {result.images} images, {result.seconds:.1f} s")
+    console.print(_metrics_table(result.metrics))
+    for kind, rows in result.per_class.items():
+        console.print(_class_table(kind, rows))
+    for file in result.files:
+        relative = os.path.relpath(file)
+        console.print(f"written: {file if relative.startswith('..') else relative}")
+    return 0
+
+
+def _number(value: float) -> str:
+    if value < 0:
+        return "-"
+    return f"{value:.3f}" if value <= 1 else f"{value:.2f}"
+
+
+def _metrics_table(metrics: dict[str, float]) -> Any:
+    from rich.table import Table
+
+    table = Table("metric", "value")
+    table.columns[1].justify = "right"
+    for name, value in metrics.items():
+        table.add_row(name, _number(value))
+    return table
+
+
+def _class_table(kind: str, rows: dict[str, dict[str, float]]) -> Any:
+    from rich.table import Table
+
+    table = Table("class", "AP", "AP50", title="boxes" if kind == "bbox" else "masks", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in rows.items():
+        table.add_row(name, _number(row["AP"]), _number(row["AP50"]))
+    return table
