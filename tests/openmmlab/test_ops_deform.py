@@ -231,6 +231,23 @@ def test_dtypes_and_zero_offsets(dtype):
     torch.testing.assert_close(output, plain, **tolerance)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_offset_that_is_no_number_reads_zero(bad):
+    """As a diverged model gives; it reads beyond the border instead of beyond the memory."""
+    geometry = GEOMETRIES[0]
+    (input, weight, offset, _), plain = make(geometry)
+    work, outputs, arguments = input.new_empty(0), [], v1_arguments(geometry)
+    for value in (bad, 100):
+        offset[:, 3] = value
+        outputs.append(torch.full_like(plain, math.nan))
+        deform.deform_conv_forward(input, weight, offset, outputs[-1], work, work, **arguments)
+        grads = [torch.full_like(t, math.nan) for t in (input, offset)]
+        deform.deform_conv_backward_input(input, offset, plain, *grads, weight, work, **arguments)
+        outputs += grads
+    for got, wanted in zip(outputs[:3], outputs[3:], strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_empty_batch():
     geometry = GEOMETRIES[0]
     (input, weight, offset, mask), plain = make(geometry)

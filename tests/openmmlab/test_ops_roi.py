@@ -138,8 +138,7 @@ def slow_roi_pool(maps, rois):
                         math.ceil(x1 + (x2 - x1) / BINS[1] * (j + 1)),
                     ]
                     rows, columns = (
-                        [min(max(v, 0), limit) for v in pair]
-                        for pair, limit in ((rows, height), (columns, width))
+                        [min(max(v, 0), limit) for v in pair] for pair, limit in ((rows, height), (columns, width))
                     )
                     part = plane[rows[0] : rows[1], columns[0] : columns[1]]
                     proper = part.numel() and x2 > x1 and y2 > y1
@@ -170,9 +169,7 @@ def test_roi_pool(dtype):
 @pytest.mark.parametrize("with_offset", [True, False])
 @pytest.mark.parametrize("chunk", [1 << 24, 1])
 def test_deform_roi_pool(ratio, with_offset, chunk, monkeypatch):
-    monkeypatch.setattr(
-        "visionattn.openmmlab.ops.deform_roi.MAX_ELEMENTS", chunk
-    )  # all boxes at once; one by one
+    monkeypatch.setattr("visionattn.openmmlab.ops.deform_roi.MAX_ELEMENTS", chunk)  # all boxes at once; one by one
     maps = feature_map().requires_grad_()
     rois = ROIS[[0, 1, 3, 5, 6]] + torch.tensor([0, 0.37, 0.41, 0.43, 0.59])  # no sample on a pixel centre
     offset = upstream_gradient((len(rois), 2, *BINS)).requires_grad_() if with_offset else None
@@ -184,9 +181,7 @@ def test_deform_roi_pool(ratio, with_offset, chunk, monkeypatch):
 
     grad_output = upstream_gradient(output.shape)
     grad_input, grad_offset = torch.full_like(maps, math.nan), torch.full_like(given, math.nan)
-    deform_roi_pool_backward(
-        grad_output, maps.detach(), rois, given, grad_input, grad_offset, *BINS, SCALE, ratio, 0.1
-    )
+    deform_roi_pool_backward(grad_output, maps.detach(), rois, given, grad_input, grad_offset, *BINS, SCALE, ratio, 0.1)
     grads = torch.autograd.grad(expected, (maps, offset) if with_offset else (maps,), grad_output)
     torch.testing.assert_close(grad_input, grads[0])
     if with_offset:
@@ -220,6 +215,39 @@ def test_border_align(chunk, monkeypatch):
     border_align_backward(grad_output, boxes, argmax, grad_input, pool_size)
     (grad,) = torch.autograd.grad(expected, maps, grad_output)
     torch.testing.assert_close(grad_input, grad)
+
+
+@pytest.mark.parametrize("column", [0, 1, 4])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_boxes_that_are_no_numbers_pool_to_zero(bad, column):
+    """As a diverged model gives; the other boxes are unharmed."""
+    maps, rois = feature_map(), ROIS[:3].clone()
+    rois[1, column] = bad
+
+    def pool(rois):
+        results = []
+        shape = (len(rois), 2, *BINS)
+        for mode in (0, 1):
+            output, argmax_y, argmax_x = (maps.new_full(shape, math.nan) for _ in range(3))
+            arguments = (*BINS, SCALE, 2, mode, True)
+            roi_align_forward(maps, rois, output, argmax_y, argmax_x, *arguments)
+            grad = torch.full_like(maps, math.nan)
+            roi_align_backward(output, rois, argmax_y, argmax_x, grad, *arguments)
+            results.append((output, grad))
+        output, argmax = maps.new_full(shape, math.nan), torch.zeros(shape, dtype=torch.int)
+        roi_pool_forward(maps, rois, output, argmax, *BINS, SCALE)
+        roi_pool_backward(output, rois, argmax, grad := torch.full_like(maps, math.nan), *BINS, SCALE)
+        results.append((output, grad))
+        output, none = maps.new_full(shape, math.nan), maps.new_zeros(0)
+        deform_roi_pool_forward(maps, rois, none, output, *BINS, SCALE, 2, 0.1)
+        grad = torch.full_like(maps, math.nan)
+        deform_roi_pool_backward(output, maps, rois, none, grad, none, *BINS, SCALE, 2, 0.1)
+        return [*results, (output, grad)]
+
+    for (output, grad), (other, other_grad) in zip(pool(rois), pool(rois[[0, 2]]), strict=True):
+        assert torch.equal(output[[0, 2]], other)
+        assert output[1].count_nonzero() == 0
+        torch.testing.assert_close(grad, other_grad)
 
 
 def test_no_boxes():

@@ -56,8 +56,8 @@ def bilinear_taps(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor
         ``index [..., 4]``, int64, into the flattened map, and ``weight [..., 4]``, zero for those outside.
     """
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    y = y.clamp(0, height - 1)
-    x = x.clamp(0, width - 1)
+    y = y.where(inside, 0).clamp(0, height - 1)  # NaN is not inside
+    x = x.where(inside, 0).clamp(0, width - 1)
     y0 = y.detach().floor()
     x0 = x.detach().floor()
     dy, dx = y - y0, x - x0

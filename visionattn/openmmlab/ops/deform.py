@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+import torchvision  # noqa: F401  registers the operators used below
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -20,26 +21,38 @@ __all__ = [
 _weight_grads: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
+FAR = 1e6  # pixels: an offset that leads outside every map
+
+
+def _prepare(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The tensors as torchvision wants them: of one dtype, none missing, no offset NaN.
+
+    Compiled mmcv reads zero at an offset that is NaN; torchvision's CPU kernel reads out of bounds.
+    """
+    mask = mask if mask is not None else input.new_zeros(len(input), 1)
+    bias = bias if bias is not None else input.new_zeros(weight.size(0))
+    dtype = work_dtype(input)
+    input, weight, offset, mask, bias = (t.to(dtype) for t in (input, weight, offset, mask, bias))
+    return input, weight, offset.nan_to_num(FAR, FAR, -FAR), mask, bias
+
+
 def _convolve(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, geometry: tuple
 ) -> Tensor:
-    dtype = work_dtype(input)
-    use_mask = mask is not None
-    mask = mask if use_mask else input.new_zeros(len(input), 1)  # never read
-    bias = bias if bias is not None else input.new_zeros(weight.size(0))
-    tensors = (t.to(dtype) for t in (input, weight, offset, mask, bias))
-    return torch.ops.torchvision.deform_conv2d(*tensors, *geometry, use_mask)
+    tensors = _prepare(input, weight, offset, mask, bias)
+    return torch.ops.torchvision.deform_conv2d(*tensors, *geometry, mask is not None)
 
 
 def _gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, geometry: tuple
 ) -> tuple[Tensor, ...]:
     """Gradients of input, weight, offset, mask and bias."""
-    dtype = work_dtype(input)
-    use_mask = mask is not None
-    mask = mask if use_mask else input.new_zeros(len(input), 1)  # never read
-    tensors = (t.to(dtype) for t in (grad_output, input, weight, offset, mask, input.new_zeros(weight.size(0))))
-    return torch.ops.torchvision._deform_conv2d_backward(*tensors, *geometry, use_mask)
+    tensors = _prepare(input, weight, offset, mask, None)
+    return torch.ops.torchvision._deform_conv2d_backward(
+        grad_output.to(tensors[0].dtype), *tensors, *geometry, mask is not None
+    )
 
 
 @operator

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .common import MAX_ELEMENTS, bilinear_taps, channels_last_rows, operator, sample_rows, work_dtype
-from .roi import box_edges, sample_axis
+from .roi import box_edges, finite_rois, sample_axis
 
 __all__ = ["deform_roi_pool_backward", "deform_roi_pool_forward"]
 
@@ -76,7 +76,7 @@ def deform_roi_pool_forward(
     if not output.numel():
         return
     dtype, bins = work_dtype(input), (pooled_height, pooled_width)
-    input, rois = input.to(dtype), rois.to(dtype)
+    input, rois = input.to(dtype), finite_rois(rois, dtype)
     for part in _parts(rois, bins, spatial_scale, sampling_ratio):
         shift = offset[part].to(dtype) if offset.numel() else None
         output[part] = _pool(input, rois[part], shift, bins, spatial_scale, sampling_ratio, gamma).to(output)
@@ -105,7 +105,7 @@ def deform_roi_pool_backward(
         grad_input.zero_()
         return
     dtype, bins = work_dtype(input), (pooled_height, pooled_width)
-    rois, grad_output = rois.to(dtype), grad_output.to(dtype)
+    rois, grad_output = finite_rois(rois, dtype), grad_output.to(dtype)
     leaf = input.detach().to(dtype).requires_grad_()
     total = torch.zeros_like(leaf)
     for part in _parts(rois, bins, spatial_scale, sampling_ratio):

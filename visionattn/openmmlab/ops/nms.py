@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torchvision  # noqa: F401  registers the operators used below
 from torch import Tensor
 
 from .common import operator, work_dtype

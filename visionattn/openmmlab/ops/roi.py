@@ -1,6 +1,7 @@
 """RoIAlign and RoIPool: features of fixed size from boxes of any size."""
 
 import torch
+import torchvision  # noqa: F401  registers the operators used below
 from torch import Tensor
 
 from .common import (
@@ -18,6 +19,16 @@ __all__ = ["roi_align_backward", "roi_align_forward", "roi_pool_backward", "roi_
 
 MAX_POOL = 0  # pool_mode; 1 is the average
 NOWHERE = -2.0  # position recorded for a bin without samples: outside every map, so it gets no gradient
+
+
+def finite_rois(rois: Tensor, dtype: torch.dtype) -> Tensor:
+    """Boxes ``[R, 5]`` in `dtype`; one with NaN or infinity becomes a box outside every map, which pools to 0.
+
+    A diverged model produces such boxes, and torchvision's CPU kernel reads out of bounds for them.
+    """
+    rois = rois.to(dtype)
+    outside = rois.new_tensor([0, -1e6, -1e6, -1e6, -1e6])
+    return torch.where(rois.isfinite().all(1, keepdim=True), rois, outside)
 
 
 def sample_axis(start: Tensor, size: Tensor, bins: int, sampling_ratio: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +122,7 @@ def roi_align_forward(
     if not output.numel():
         return
     dtype = work_dtype(input)
-    input, rois = input.to(dtype), rois.to(dtype)
+    input, rois = input.to(dtype), finite_rois(rois, dtype)
     if pool_mode == MAX_POOL:
         _max_align(input, rois, output, argmax_y, argmax_x, spatial_scale, sampling_ratio, aligned)
         return
@@ -141,7 +152,7 @@ def roi_align_backward(
         grad_input.zero_()
         return
     dtype = work_dtype(grad_output)
-    grad_output, rois = grad_output.to(dtype), rois.to(dtype)
+    grad_output, rois = grad_output.to(dtype), finite_rois(rois, dtype)
     if pool_mode == MAX_POOL:
         grad = torch.zeros_like(grad_input, dtype=dtype, memory_format=torch.contiguous_format)
         channel = torch.arange(grad.size(1), device=grad.device)[:, None, None]
@@ -194,7 +205,7 @@ def roi_pool_forward(
     if not output.numel():
         return
     channels, height, width = input.shape[1:]
-    rois = rois.to(work_dtype(rois))
+    rois = finite_rois(rois, work_dtype(rois))
     x1, y1 = (rois[:, 1:3] * spatial_scale).unbind(1)
     x2, y2 = ((rois[:, 3:] + 1) * spatial_scale).unbind(1)
     ys, use_y = _pool_axis(y1, y2, pooled_height, height)
@@ -225,6 +236,7 @@ def roi_pool_backward(
     channels, height, width = grad_input.shape[1:]
     grad = grad_input.new_zeros(grad_input.numel(), dtype=work_dtype(grad_output))
     channel = torch.arange(channels, device=grad.device)[:, None, None]
+    rois = finite_rois(rois, work_dtype(rois))
     plane = rois[:, 0].long()[:, None, None, None] * channels + channel
     place = plane * (height * width) + argmax.clamp(min=0)
     grad.index_add_(0, place.flatten(), (grad_output.to(grad.dtype) * (argmax >= 0)).flatten())
