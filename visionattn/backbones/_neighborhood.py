@@ -195,9 +195,7 @@ class NeighborhoodBackbone(nn.Module):
         for level in out_norms:
             if not 0 <= level < len(feature_info):
                 raise ValueError(f"out_norms must be levels from 0 to {len(feature_info) - 1}, got {level}")
-            self.add_module(
-                f"norm{level}", norm_layer(feature_info[level]["num_chs"], device=device, dtype=dtype)
-            )
+            self.add_module(f"norm{level}", norm_layer(feature_info[level]["num_chs"], device=device, dtype=dtype))
         self.head_drop = nn.Dropout(drop_rate)
         self._set_classifier(num_classes, global_pool, device, dtype)
         for module in self.modules():

@@ -105,9 +105,7 @@ def _fit(pattern: tuple[int, ...], depth: int) -> list[Dilation]:
     return [pattern[(start + block) % len(pattern)] for block in range(depth)]
 
 
-def resolve_dilations(
-    dilations: str | Sequence[Sequence[int]] | None, depths: Sequence[int]
-) -> list[list[Dilation]]:
+def resolve_dilations(dilations: str | Sequence[Sequence[int]] | None, depths: Sequence[int]) -> list[list[Dilation]]:
     """The dilation of every block, as one list per level.
 
     Args:
@@ -136,9 +134,7 @@ def resolve_dilations(
             )
         return [_fit(pattern, depth) for pattern, depth in zip(preset, depths, strict=True)]
     if isinstance(dilations, int) or len(dilations) != len(depths):
-        raise ValueError(
-            f"dilations must have one sequence for each of {len(depths)} levels, got {dilations!r}"
-        )
+        raise ValueError(f"dilations must have one sequence for each of {len(depths)} levels, got {dilations!r}")
     for level, (given, depth) in enumerate(zip(dilations, depths, strict=True)):
         if isinstance(given, int) or len(given) != depth:
             raise ValueError(f"dilations[{level}] must have {depth} values, one per block: {given!r}")

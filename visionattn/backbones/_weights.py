@@ -100,19 +100,13 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
     """
     inner = getattr(model, "model", model)  # timm's feature wrapper
     if not hasattr(inner, "convert_official"):
-        raise TypeError(
-            f"load_official does not know {type(inner).__name__}; it takes the backbones of visionattn"
-        )
+        raise TypeError(f"load_official does not know {type(inner).__name__}; it takes the backbones of visionattn")
     conversion = inner.convert_official(state_dict)
     own = inner.state_dict()
     given, dropped = conversion.state_dict, dict(conversion.dropped)
     missing: dict[str, str] = {}
 
-    if (
-        "head.weight" in given
-        and "head.weight" in own
-        and given["head.weight"].shape != own["head.weight"].shape
-    ):
+    if "head.weight" in given and "head.weight" in own and given["head.weight"].shape != own["head.weight"].shape:
         classes, expected = given["head.weight"].shape[0], own["head.weight"].shape[0]
         for name in ("head.weight", "head.bias"):
             given.pop(name, None)
@@ -120,9 +114,7 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
             missing[name] = f"the checkpoint's classifier is for {classes} classes"
     for name in [n for n in given if n not in own and n.startswith(("head.", "norm."))]:
         del given[name]
-        dropped[name] = (
-            "the model has no classifier" if name.startswith("head.") else "the model has no final norm"
-        )
+        dropped[name] = "the model has no classifier" if name.startswith("head.") else "the model has no final norm"
     dense = not any(name.startswith("head.") for name in (*given, *dropped))
     for name in own:
         if name in given or name in missing:

@@ -135,9 +135,7 @@ class DiNAT(NeighborhoodBackbone):
                     num_heads[level],
                     per_block[level],
                     drop_path=[next(rates) for _ in range(depth)],
-                    downsample=ConvDownsample(dim, norm_layer, **dd)
-                    if level < len(depths) - 1
-                    else nn.Identity(),
+                    downsample=ConvDownsample(dim, norm_layer, **dd) if level < len(depths) - 1 else nn.Identity(),
                     attn_kwargs=dict(
                         kernel_size=kernel_size,
                         qkv_bias=qkv_bias,
@@ -157,9 +155,7 @@ class DiNAT(NeighborhoodBackbone):
                 )
             )
             feature_info.append({"num_chs": dim, "reduction": 4 * 2**level, "module": f"levels.{level}"})
-        self._build_head(
-            in_chans, num_classes, global_pool, drop_rate, norm_layer, feature_info, out_norms, **dd
-        )
+        self._build_head(in_chans, num_classes, global_pool, drop_rate, norm_layer, feature_info, out_norms, **dd)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``[B, in_chans, H, W]`` to normed features ``[B, H/32, W/32, num_features]`` (rounded up)."""
@@ -187,9 +183,7 @@ default_cfgs = generate_default_cfgs(
         "dinat_large.in22k_ft_in1k_224": default_cfg(f"{_IN1K}/dinat_large_in22k_in1k_224.pth"),
         "dinat_large.in22k_ft_in1k_384": default_cfg(f"{_IN1K}/dinat_large_in22k_in1k_384.pth", **_AT_384),
         "dinat_large.in22k": default_cfg(f"{_IN22K}/dinat_large_in22k_224.pth", num_classes=21841),
-        "dinat_large_11x11.in22k_ft_in1k_384": default_cfg(
-            f"{_IN1K}/dinat_large_in22k_in1k_384_11x11.pth", **_AT_384
-        ),
+        "dinat_large_11x11.in22k_ft_in1k_384": default_cfg(f"{_IN1K}/dinat_large_in22k_in1k_384_11x11.pth", **_AT_384),
         # Trained at 224 with kernel 7; only its position biases are interpolated, for fine-tuning at 384.
         "dinat_large_11x11.in22k": default_cfg(
             f"{_IN22K}/dinat_large_in22k_224_11x11interp.pth", num_classes=21841, **_AT_384
@@ -202,15 +196,9 @@ def _create_dinat(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     architecture = dict(DINAT[variant])
     if kwargs.get("dilations") is None:
         kwargs.pop("dilations", None)
-        cfg = resolve_pretrained_cfg(
-            variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
-        )
+        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
         # Kernel 11 needs no schedule of its own: at 384 the one of kernel 7 at 224 fills the maps.
-        if (
-            "dilations" in architecture
-            and (cfg.input_size or (0,))[-1] == 384
-            and "kernel_size" not in architecture
-        ):
+        if "dilations" in architecture and (cfg.input_size or (0,))[-1] == 384 and "kernel_size" not in architecture:
             architecture["dilations"] = "classification_384"
     return build_model_with_cfg(
         DiNAT,

@@ -261,9 +261,7 @@ def _flat_dilations(dilations: str | Sequence[int] | None, depth: int) -> list[A
         dilated = 2 if dilations == "classification" else "auto"
         return [dilated if block % 2 else 1 for block in range(depth)]
     if isinstance(dilations, str):
-        raise ValueError(
-            f"dilations={dilations!r} is not a schedule here; there are 'classification', 'auto'"
-        )
+        raise ValueError(f"dilations={dilations!r} is not a schedule here; there are 'classification', 'auto'")
     if isinstance(dilations, int) or len(dilations) != depth:
         raise ValueError(f"dilations must have {depth} values, one per block, got {dilations!r}")
     if not all(isinstance(d, int) and d >= 1 for d in dilations):

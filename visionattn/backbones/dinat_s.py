@@ -138,9 +138,7 @@ class DiNATS(NeighborhoodBackbone):
             )
             reduction = patch_size * 2**level
             feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"layers.{level}"})
-        self._build_head(
-            in_chans, num_classes, global_pool, drop_rate, norm_layer, feature_info, out_norms, **dd
-        )
+        self._build_head(in_chans, num_classes, global_pool, drop_rate, norm_layer, feature_info, out_norms, **dd)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``[B, in_chans, H, W]`` to normed features ``[B, H/32, W/32, num_features]`` (rounded up)."""
@@ -160,9 +158,7 @@ default_cfgs = generate_default_cfgs(
         "dinat_s_small.in1k": default_cfg(f"{_IN1K}/dinat_s_small_in1k_224.pth", **_STEM),
         "dinat_s_base.in1k": default_cfg(f"{_IN1K}/dinat_s_base_in1k_224.pth", **_STEM),
         "dinat_s_large.in22k_ft_in1k_224": default_cfg(f"{_IN1K}/dinat_s_large_in1k_224.pth", **_STEM),
-        "dinat_s_large.in22k_ft_in1k_384": default_cfg(
-            f"{_IN1K}/dinat_s_large_in1k_384.pth", **_STEM, **_AT_384
-        ),
+        "dinat_s_large.in22k_ft_in1k_384": default_cfg(f"{_IN1K}/dinat_s_large_in1k_384.pth", **_STEM, **_AT_384),
         "dinat_s_large.in22k": default_cfg(
             "dinat/checkpoints/imagenet22k/dinat_s_large_in22k_224.pth", num_classes=21841, **_STEM
         ),
@@ -174,9 +170,7 @@ def _create_dinat_s(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     architecture = dict(DINAT_S[variant])
     if kwargs.get("dilations") is None:
         kwargs.pop("dilations", None)
-        cfg = resolve_pretrained_cfg(
-            variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
-        )
+        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
         if (cfg.input_size or (0,))[-1] == 384:
             architecture["dilations"] = "classification_384"
     return build_model_with_cfg(

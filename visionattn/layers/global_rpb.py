@@ -54,9 +54,7 @@ class GlobalAttentionRpb(nn.Module):
         self.scale = float(qk_scale) if qk_scale is not None else self.head_dim**-0.5
         self.attn_drop = attn_drop
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
-        self.rpb = nn.Parameter(
-            torch.empty(num_heads, 2 * height - 1, 2 * width - 1, device=device, dtype=dtype)
-        )
+        self.rpb = nn.Parameter(torch.empty(num_heads, 2 * height - 1, 2 * width - 1, device=device, dtype=dtype))
         trunc_normal_(self.rpb, std=0.02)
         # Saved with the weights, because the published files have it.
         y, x = torch.arange(height, device=device), torch.arange(width, device=device)

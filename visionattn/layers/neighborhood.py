@@ -103,9 +103,7 @@ class NeighborhoodAttentionBase(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, *spatial, dim]`` to ``[batch, *spatial, dim]``."""
         if x.dim() != self.rank + 2:
-            raise ValueError(
-                f"the input must have {self.rank + 2} axes (batch, spatial, channels), got {x.dim()}"
-            )
+            raise ValueError(f"the input must have {self.rank + 2} axes (batch, spatial, channels), got {x.dim()}")
         # All integer work is on plain lists, so that the same lines run eagerly, compiled and scripted.
         size = [x.shape[axis + 1] for axis in range(self.rank)]
         dilation = self.dilation
@@ -147,9 +145,7 @@ class NeighborhoodAttentionBase(nn.Module):
 
     def extra_repr(self) -> str:
         dilation = "auto" if self.auto_dilation else self.dilation
-        return (
-            f"dim={self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, dilation={dilation}"
-        )
+        return f"dim={self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, dilation={dilation}"
 
 
 @register_notrace_module  # fx cannot trace decisions that depend on the size of the map
