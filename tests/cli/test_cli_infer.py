@@ -88,10 +88,11 @@ def test_folder_with_a_broken_file(run_dir, shots, tmp_path, capsys):
     argv = ["infer", str(shots), "--run", str(run_dir), "--out", str(out), "--score-thr", "0", "--device", "cpu"]
     assert main(argv) == 1
     printed = capsys.readouterr()
-    assert "2 images, 1 inputs failed" in printed.out
+    assert "2 images, 1 input failed" in printed.out
     assert "detections: 12 (" in printed.out
     assert f"results: {out}" in printed.out
     assert printed.err.count("skipped: ") == 1
+    assert "Warning" not in printed.err
     assert f"{shots / 'b' / 'cut.jpg'}: damaged or truncated" in printed.err
     content = json.loads((out / "predictions.json").read_text())
     assert content["model"]["config"] == str(run_dir / "tiny.py")
@@ -148,7 +149,7 @@ def test_video(run_dir, tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["infer", str(tmp_path / "v.mp4"), "--run", str(run_dir), "--out", str(out), "--device", "cpu"]
     assert main(argv) == 0
-    assert "1 videos with 5 frames" in capsys.readouterr().out
+    assert "0 images, 1 video with 5 frames" in capsys.readouterr().out
     assert {p.name for p in out.iterdir()} == {"v.mp4", "v.frames.json", "predictions.json"}
 
 

@@ -6,6 +6,7 @@ An input that cannot be read is reported and passed over, and the exit status is
 import argparse
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from visionattn.errors import ConfigError, DataError, require
@@ -74,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     out = _out_folder(args)
     sources = find_inputs(args.inputs, exclude=out)
     config, checkpoint = _model_files(args)
-    predictor = Predictor(config, checkpoint, device, **vars(options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OpenMMLab's, of its own deprecated names
+        predictor = Predictor(config, checkpoint, device, **vars(options))
     plan = plan_files(sources, out)
     about = {
         "config": str(config),
@@ -172,11 +175,11 @@ def _progress():
 
 def _print_summary(summary, predictor, out: Path, elapsed: float) -> None:
     pictures = summary.images + summary.frames
-    parts = [f"{summary.images} images"]
+    parts = [_count(summary.images, "image")]
     if summary.videos:
-        parts.append(f"{summary.videos} videos with {summary.frames} frames")
+        parts.append(f"{_count(summary.videos, 'video')} with {_count(summary.frames, 'frame')}")
     if summary.failed:
-        parts.append(f"{len(summary.failed)} inputs failed")
+        parts.append(f"{_count(len(summary.failed), 'input')} failed")
     print(", ".join(parts))
     if predictor.task == "semantic":
         shares = {name: value / max(1, pictures) for name, value in summary.found.most_common()}
@@ -191,3 +194,7 @@ def _print_summary(summary, predictor, out: Path, elapsed: float) -> None:
     else:
         print("error: not one of the inputs could be read", file=sys.stderr)
     print(f"results: {out}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
