@@ -33,9 +33,7 @@ def slow_sigmoid(x, target, weight, gamma, alpha):
         factor = weight[label] if len(weight) and 0 <= label < CLASSES else 1
         for c, v in enumerate(row):
             p = 1 / (1 + torch.exp(-v))
-            loss = (
-                -alpha * (1 - p) ** gamma * p.log() if c == label else -(1 - alpha) * p**gamma * (1 - p).log()
-            )
+            loss = -alpha * (1 - p) ** gamma * p.log() if c == label else -(1 - alpha) * p**gamma * (1 - p).log()
             rows.append(loss * factor)
     return torch.stack(rows).view_as(x)
 

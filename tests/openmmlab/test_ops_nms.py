@@ -93,9 +93,7 @@ def test_softnms(method, offset, ties):
     if ties:
         scores = (scores * 4).round() / 4
     dets = torch.full((60, 5), math.nan, dtype=torch.float64)
-    keep = softnms(
-        boxes, scores, dets, iou_threshold=0.3, sigma=0.5, min_score=0.05, method=method, offset=offset
-    )
+    keep = softnms(boxes, scores, dets, iou_threshold=0.3, sigma=0.5, min_score=0.05, method=method, offset=offset)
     expected = slow_softnms(boxes, scores, 0.3, 0.5, 0.05, method, offset)
     assert keep.tolist() == [item[2] for item in expected]
     assert 2 < len(keep) < 60
@@ -155,6 +153,4 @@ def test_bbox_overlaps(mode, offset, dtype):
     np.testing.assert_allclose(matrix.numpy(), expected, atol=tolerance)
     rows = torch.full((9,), math.nan, dtype=dtype)
     bbox_overlaps(a, b, rows, mode=mode, aligned=True, offset=offset)
-    np.testing.assert_allclose(
-        rows.numpy(), [overlap(p, q) for p, q in zip(a, b, strict=True)], atol=tolerance
-    )
+    np.testing.assert_allclose(rows.numpy(), [overlap(p, q) for p, q in zip(a, b, strict=True)], atol=tolerance)
