@@ -69,6 +69,13 @@ def test_label_is_at_its_box():
     assert 0 <= 200 - (label.y + label.height) <= 3
 
 
+def test_label_goes_where_it_hides_no_small_object():
+    """Above its box, the usual place, it would cover the second box."""
+    labels = labels_of(made((480, 640), [[200, 200, 300, 300], [210, 185, 222, 197]]))
+    (first,) = (label for label in labels.placed if label.text == "person 0.90")
+    assert not (first.x < 222 and first.x + first.width > 210 and first.y < 197 and first.y + first.height > 185)
+
+
 def test_labels_grow_with_the_picture():
     small, large = _Scale.of(256, 256), _Scale.of(1500, 2000)
     assert 10 <= small.font < large.font < 60

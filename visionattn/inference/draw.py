@@ -235,10 +235,9 @@ class _Labels:
             free = _overlap(rectangles, taken).sum(axis=1) == 0
         if not free.any():
             return None
-        hidden = _overlap(rectangles, boxes)
-        own = hidden[:, index] / max(1.0, (x1 - x0) * (y1 - y0))
-        others = (hidden.sum(axis=1) - hidden[:, index]) / (width * height)
-        cost = own + np.minimum(others, 2) + 0.03 * np.arange(len(spots)) + np.where(free, 0, np.inf)
+        # what a small box loses to a label weighs more than a corner of a large one
+        share = _overlap(rectangles, boxes) / (boxes[:, 2:] - boxes[:, :2]).clip(min=1).prod(axis=1)
+        cost = share.sum(axis=1) + 0.03 * np.arange(len(spots)) + np.where(free, 0, np.inf)
         x, y = spots[int(np.argmin(cost))]
         return int(x), int(y)
 
