@@ -1,0 +1,27 @@
+# The demo: handwritten digits on photographs, made on this machine by `visionattn data samples --out data/samples`.
+_base_ = "../detection/atss/atss_dinat-pico_fpn_coco_custom.py"
+
+custom_data = dict(
+    root="data/samples",
+    train_ann="instances_train.json",
+    val_ann="instances_test.json",
+    train_img="images/train",
+    val_img="images/test",
+)
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(256, 256), keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(
+        type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    ),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

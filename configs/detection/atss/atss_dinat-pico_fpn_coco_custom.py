@@ -1,0 +1,47 @@
+# Your own data: any folder with images and COCO JSON files. Classes are read from the training file.
+#
+#   python tools/train.py configs/detection/atss/atss_dinat-pico_fpn_coco_custom.py --cfg-options \
+#       custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json
+_base_ = [
+    "../../_base_/models/atss_dinat-pico_fpn.py",
+    "../../_base_/schedules/adamw_iters.py",
+    "../../_base_/default_runtime.py",
+]
+
+custom_data = dict(root="", train_ann="", val_ann="", train_img=None, val_img=None)
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="RandomChoiceResize", scales=[(288, 216), (320, 240), (360, 270), (400, 300)], keep_ratio=True),
+    dict(type="RandomFlip", prob=[0.3, 0.2], direction=["horizontal", "vertical"]),
+    dict(type="PhotoMetricDistortion", brightness_delta=24, hue_delta=9),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(320, 240), keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(
+        type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    ),
+]
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type="InfiniteSampler", shuffle=True),
+    dataset=dict(
+        type="CocoDataset",
+        filter_cfg=dict(filter_empty_gt=True, min_size=0),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(type="CocoDataset", test_mode=True, pipeline=test_pipeline),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="CocoMetric", metric="bbox")
+test_evaluator = val_evaluator
