@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from mmengine.model import BaseModule
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -133,15 +134,16 @@ def _create(model_name: str, out_indices: tuple[int, ...], pretrained: Any, kwar
     if pretrained and pretrained is not True:
         path = Path(str(pretrained)).expanduser()
         extra["pretrained_cfg_overlay"] = {"state_dict": checkpoints.state_dict_of(checkpoints.read(path))}
+    arguments = {"features_only": True, "out_indices": out_indices, **kwargs}
     try:
-        return timm.create_model(
-            model_name,
-            pretrained=bool(pretrained),
-            features_only=True,
-            out_indices=out_indices,
-            **extra,
-            **kwargs,
-        )
+        if not extra:
+            return timm.create_model(model_name, pretrained=bool(pretrained), **arguments)
+        before = torch.get_rng_state()
+        fresh = timm.create_model(model_name, **arguments)
+        torch.set_rng_state(before)
+        loaded = timm.create_model(model_name, pretrained=True, **extra, **arguments)
+        _check_all_loaded(loaded, fresh, model_name, str(pretrained))
+        return loaded
     except TypeError as error:
         raise ConfigError(f"backbone {model_name}: {_argument_problem(model_name, kwargs, error)}") from error
     except (AssertionError, IndexError) as error:
@@ -158,6 +160,18 @@ def _create(model_name: str, out_indices: tuple[int, ...], pretrained: Any, kwar
                 "download them by other means and give pretrained=PATH, or pretrained=None to start from scratch"
             ) from error
         raise CheckpointError(f"{pretrained}: does not fit backbone {model_name} ({reason})") from error
+
+
+def _check_all_loaded(loaded: nn.Module, fresh: nn.Module, model_name: str, path: str) -> None:
+    """timm loads what fits and stays silent about the rest: what still has its random start was not loaded."""
+    start = dict(fresh.named_parameters())
+    weights = {n: p for n, p in loaded.named_parameters() if p.ndim > 1}  # norms and biases may start as they end
+    missing = [n for n, p in weights.items() if torch.equal(p, start[n])]
+    if missing:
+        raise CheckpointError(
+            f"{path}: does not fit backbone {model_name}: {len(missing)} of {len(weights)} weights are not in it, "
+            f"such as {missing[0]}; name a checkpoint of this model"
+        )
 
 
 def _argument_problem(model_name: str, kwargs: dict[str, Any], error: TypeError) -> str:

@@ -32,6 +32,10 @@ def building(name: str) -> Iterator[None]:
         unknown = re.match(r"(\S+) is not in the (\w+)::([\w ]+) registry", text)
         if unknown:
             known = _names(unknown[3])
+            if unknown[1] in known:
+                raise ConfigError(
+                    f"{name}: type={unknown[1]!r} is of another package; set default_scope = 'mmdet' (or 'mmseg')"
+                ) from error
             raise ConfigError(f"{name}: type={unknown[1]!r} is not known{close_matches(unknown[1], known)}") from error
         if failed := re.match(r"Failed to get (\S+)", text):
             raise ConfigError(

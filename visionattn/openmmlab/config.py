@@ -202,8 +202,12 @@ def _value(text: str, old: Any, key: str) -> Any:
         return low == "true"
     if low in ("none", "null"):
         return None
+    if old is None and re.search(r"(_from|_dir|root|_ann|_img|checkpoint|pretrained|file)$", key):
+        return text  # a path, in which a comma is a comma
     try:
         new = ast.literal_eval(text)
+        if isinstance(new, tuple) and not text.strip().startswith("("):
+            new = list(new)
     except (ValueError, SyntaxError):
         if not isinstance(old, str) and re.fullmatch(r"\[.*\]|\(.*\)", text.strip()):
             items = [_value(t.strip(), None, key) for t in text.strip()[1:-1].split(",") if t.strip()]

@@ -1,5 +1,6 @@
 """Hooks of a training run: checkpoints that survive a kill, and a stop that loses nothing."""
 
+import inspect
 import signal
 import threading
 from collections import deque
@@ -17,6 +18,7 @@ from mmengine.hooks import Hook
 from visionattn.errors import ConfigError
 from visionattn.openmmlab.checkpoint import write_text
 from visionattn.openmmlab.loops import EpochLoop
+from visionattn.openmmlab.options import close_matches
 from visionattn.openmmlab.registry import HOOKS
 
 __all__ = ["CheckpointHook", "Interrupted", "StopHook", "any_rank", "stop_signals"]
@@ -52,6 +54,13 @@ class CheckpointHook(StockCheckpointHook):
 
     Takes the same arguments. Nothing outside of the run's own folder is ever deleted.
     """
+
+    def __init__(self, **arguments: Any) -> None:
+        known = inspect.signature(StockCheckpointHook.__init__).parameters
+        for name in arguments:  # mmengine would swallow a mistyped one
+            if name not in known:
+                raise ConfigError(f"CheckpointHook takes no argument {name!r}{close_matches(name, known)}")
+        super().__init__(**arguments)
 
     def before_train(self, runner: Any) -> None:
         """Take up the list of kept files of a resumed run."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine import registry as root
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -99,6 +100,8 @@ def _accepted(cls: Any) -> set[str] | None:
     """Names of the arguments that a class takes, following ``**kwargs`` to its bases; None: takes any."""
     if getattr(cls, "open_arguments", False):
         return None
+    if cls is CheckpointHook:  # its **kwargs go nowhere
+        return _parameters(cls.__init__)
     if not inspect.isclass(cls):
         signature = inspect.signature(cls)
         if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):

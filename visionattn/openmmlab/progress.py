@@ -98,6 +98,8 @@ class ProgressHook(Hook):
                 TextColumn("ETA"),
                 TimeRemainingColumn(compact=True),
                 console=self.console,
+                redirect_stdout=False,  # prints go to the log
+                redirect_stderr=False,
             )
             self._bar.start()
             self._task = self._bar.add_task("train", total=runner.max_iters, completed=runner.iter, text="")
@@ -150,7 +152,8 @@ class ProgressHook(Hook):
             self._val_task = None
         self.last_metrics = short_names(metrics or {})
         done = runner.iter
-        self.console.print(f"validation at iteration {done}: {format_metrics(self.last_metrics)}")
+        text = format_metrics(self.last_metrics) or "nothing found yet"  # mmdet gives no metrics then
+        self.console.print(f"validation at iteration {done}: {text}")
         self._append(runner, {"iter": done, "val": self.last_metrics})
 
     # tests
@@ -160,7 +163,7 @@ class ProgressHook(Hook):
         if self.console.is_terminal and not self.console.quiet:
             self._bar = Progress(
                 TextColumn("test"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-                console=self.console, transient=True,
+                console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False,
             )  # fmt: skip
             self._bar.start()
             self._task = self._bar.add_task("test", total=len(runner.test_dataloader))
