@@ -1,5 +1,7 @@
 """The timm adapter."""
 
+import importlib.util
+
 import pytest
 import timm
 import torch
@@ -95,9 +97,11 @@ def test_frozen_stages_of_a_transformer():
     backbone = Backbone("dinat_pico", frozen_stages=1).train()
     free = {n for n, p in backbone.named_parameters() if p.requires_grad}
     frozen = {n for n, p in backbone.named_parameters() if not p.requires_grad}
-    assert frozen and all("levels.0" in n or "patch_embed" in n for n in frozen)
+    assert frozen
+    assert all("levels.0" in n or "patch_embed" in n for n in frozen)
     assert not any("levels.0" in n or "patch_embed" in n for n in free)
-    assert any("levels.1" in n for n in free) and "norm0.weight" in free
+    assert any("levels.1" in n for n in free)
+    assert "norm0.weight" in free
 
 
 def test_norm_eval():
@@ -142,3 +146,20 @@ def test_pretrained_file(tmp_path):
 def test_mistakes(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         Backbone(**kwargs)
+
+
+def test_published_detection_backbone(shared_dir, tmp_path):
+    """Names, output norms and dilations of the published dense DiNAT, read from a detector's checkpoint."""
+    spec = importlib.util.spec_from_file_location("fill", shared_dir / "parity" / "fill.py")
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    fixture = torch.load(shared_dir / "parity/dinat/dinat_dense_detection_mini_256x320.pt", weights_only=True)
+    weights = {f"backbone.{k}": v for k, v in fill.official_state_dict(fixture).items()}
+    checkpoints.write({"state_dict": weights}, tmp_path / "det.pth")
+    dilations = fixture["meta"]["dilations"]
+    backbone = Backbone("dinat_mini", dilations=dilations, pretrained=str(tmp_path / "det.pth")).eval()
+    assert sum(p.numel() for p in backbone.parameters()) == fixture["n_params"]
+    with torch.no_grad():
+        outputs = backbone(fill.fixture_input(fixture))
+    for out, expected in zip(outputs, fixture["outputs"], strict=True):
+        assert (out - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())

@@ -12,11 +12,11 @@ from torch import nn
 
 pytest.importorskip("mmengine")
 
-import visionattn.openmmlab  # noqa: F401
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, save_checkpoint
 from mmengine.runner import checkpoint as stock
 
+import visionattn.openmmlab  # noqa: F401
 from visionattn.errors import CheckpointError
 from visionattn.openmmlab import checkpoint as checkpoints
 
@@ -61,7 +61,9 @@ def test_malicious_file_is_refused_on_every_road(bomb, road, monkeypatch):
         ROADS[road](bomb)
     assert not (bomb.parent / "exploded").exists()
     text = str(refusal.value)
-    assert "bomb.pth: refused" in text and "mkdir" in text and "save only its tensors" in text
+    assert "bomb.pth: refused" in text
+    assert "mkdir" in text
+    assert "save only its tensors" in text
 
 
 def test_the_bomb_works(bomb):
@@ -80,7 +82,7 @@ def test_old_style_pickle_is_refused(tmp_path):
 def test_a_class_of_mmengine_is_refused_by_name(tmp_path):
     """What mmengine itself would save."""
     torch.save({"state_dict": {}, "message_hub": {"loss": HistoryBuffer([1.0], [1])}}, tmp_path / "mm.pth")
-    with pytest.raises(CheckpointError, match="needs the type mmengine.logging.history_buffer.HistoryBuffer"):
+    with pytest.raises(CheckpointError, match=r"needs the type mmengine\.logging\.history_buffer\.HistoryBuffer"):
         checkpoints.read(tmp_path / "mm.pth")
 
 
@@ -117,10 +119,15 @@ def test_whatever_a_run_keeps_comes_back_plain(tmp_path, model):
     checkpoints.write(content, tmp_path / "all.pth")
     back = torch.load(tmp_path / "all.pth", weights_only=True)
     assert back["numbers"] == (1, 2.5, True, None, 1.5, 7)
-    assert back["arrays"]["a"].tolist() == [0, 1, 2] and back["arrays"]["names"] == ["x", "y"]
-    assert back["kept"] == [1, 2] and back["set"] == [3] and list(back["order"]) == ["b", "a"]
-    assert back["path"] == "a/b" and back["dtype"] == "torch.float16"
-    assert back["hub"]["values"].tolist() == [1.0, 2.0] and back["hub"]["counts"].tolist() == [1.0, 2.0]
+    assert back["arrays"]["a"].tolist() == [0, 1, 2]
+    assert back["arrays"]["names"] == ["x", "y"]
+    assert back["kept"] == [1, 2]
+    assert back["set"] == [3]
+    assert list(back["order"]) == ["b", "a"]
+    assert back["path"] == "a/b"
+    assert back["dtype"] == "torch.float16"
+    assert back["hub"]["values"].tolist() == [1.0, 2.0]
+    assert back["hub"]["counts"].tolist() == [1.0, 2.0]
     assert back["view"].untyped_storage().nbytes() == 16, "only the two numbers that the view shows"
     assert back["state_dict"]._metadata["1"]["version"] == 2, "batch norm's version, for load_state_dict"
     assert torch.equal(back["state_dict"]["0.weight"], model[0].weight)
@@ -137,7 +144,8 @@ def test_mmengine_saves_and_loads_through_us(tmp_path, model):
     torch.load(tmp_path / "mm.pth", weights_only=True)
     loaded = CheckpointLoader.load_checkpoint(str(tmp_path / "mm.pth"), logger="silent")
     history = loaded["message_hub"]["log_scalars"]["loss"]
-    assert isinstance(history, HistoryBuffer) and history.mean() == 1.5
+    assert isinstance(history, HistoryBuffer)
+    assert history.mean() == 1.5
 
 
 def _hub() -> dict:
@@ -187,7 +195,8 @@ def test_fit_names_what_does_not(model):
         checkpoints.fit(model, {"state_dict": wrong, "meta": meta}, "a.pth")
     text = str(error.value)
     assert "0.weight is [5, 3, 3, 3] in the file and [4, 3, 3, 3] in the model" in text
-    assert "1.bias is missing" in text and "extra is in the file but not in the model" in text
+    assert "1.bias is missing" in text
+    assert "extra is in the file but not in the model" in text
     assert "by the config cells.py for the 2 classes a, b" in text
     before = model[0].weight.clone()
     assert len(checkpoints.fit(model, {"state_dict": wrong}, "a.pth", strict=False)) == 3
@@ -205,7 +214,8 @@ def test_newest_whole_checkpoint(tmp_path):
     (tmp_path / "iter_10.pth").write_bytes(b"half")
     path, reasons = checkpoints.newest(tmp_path)
     assert path == tmp_path / "iter_9.pth"
-    assert len(reasons) == 1 and "iter_10.pth" in reasons[0]
+    assert len(reasons) == 1
+    assert "iter_10.pth" in reasons[0]
 
 
 def test_remote_stores_are_refused():

@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("mmdet")
 
-import visionattn.openmmlab  # noqa: F401
 from mmengine.registry import DefaultScope
 
+import visionattn.openmmlab  # noqa: F401
 from visionattn.errors import ConfigError, DataError
 from visionattn.openmmlab.build import building
 from visionattn.openmmlab.config import load_config, parse_options
@@ -24,7 +24,8 @@ def fails(path, options=None) -> str:
 
 def test_missing_file_names_close_ones(tmp_path, config_file):
     text = fails(tmp_path / "tinny.py")
-    assert "tinny.py does not exist; did you mean" in text and "tiny.py" in text
+    assert "tinny.py does not exist; did you mean" in text
+    assert "tiny.py" in text
 
 
 def test_folder_and_wrong_suffix(tmp_path):
@@ -48,7 +49,8 @@ def test_missing_base(tmp_path):
     (tmp_path / "default_runtime.py").write_text("a = 1\n")
     (tmp_path / "a.py").write_text("_base_ = ['default_runtme.py']\n")
     text = fails(tmp_path / "a.py")
-    assert "a.py: its _base_" in text and "default_runtme.py does not exist; did you mean" in text
+    assert "a.py: its _base_" in text
+    assert "default_runtme.py does not exist; did you mean" in text
     assert "default_runtime.py" in text
 
 
@@ -61,7 +63,8 @@ def test_base_in_a_circle(tmp_path):
 def test_error_while_running_has_its_line(tmp_path):
     (tmp_path / "a.py").write_text("a = 1\nmodel = dict(depth=undefined)\n")
     text = fails(tmp_path / "a.py")
-    assert "a.py, line 2: NameError" in text and "undefined" in text
+    assert "a.py, line 2: NameError" in text
+    assert "undefined" in text
 
 
 def test_no_model(tmp_path):
@@ -123,7 +126,8 @@ def test_good_options_arrive(config_file, option, expected):
     if option == "custom_data.root=1":
         assert value == "1", "what replaces text stays text"
     else:
-        assert value == expected and type(value) is type(expected)
+        assert value == expected
+        assert type(value) is type(expected)
 
 
 def test_options_as_words():

@@ -31,7 +31,7 @@ def test_sound_data(config_file):
 
 
 def test_classes_that_are_not_the_categories(own):
-    folder, config_file = own
+    _folder, config_file = own
     for classes, message in (
         ("[red]", "its category 'blue' is not among the config's classes"),
         ("[red,blue,green]", "has no category 'green', which is one of the config's classes"),
@@ -43,7 +43,7 @@ def test_classes_that_are_not_the_categories(own):
 
 def test_classes_of_the_dataset_class(own):
     """A COCO config pointed at other data: CocoDataset's own 80 classes do not fit."""
-    folder, config_file = own
+    _folder, config_file = own
     config = load_config(config_file)
     del config.train_dataloader.dataset["metainfo"]
     with pytest.raises(DataError, match="its category 'red' is not among"):

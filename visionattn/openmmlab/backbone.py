@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,16 +66,20 @@ class Backbone(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices)
-        self.net = _create(model_name, self.out_indices, pretrained, kwargs)
+        weights = _read_weights(pretrained)
+        self.net = _create(model_name, self.out_indices, pretrained, weights, kwargs)
         info = self.net.feature_info
         self.num_features: list[int] = list(info.channels())
         self.strides: list[int] = list(info.reduction())
         entrypoint = timm.models.model_entrypoint(_bare(model_name))
         own = entrypoint.__module__.startswith("visionattn.")
-        self.out_norm = own and _works_channels_last(self.net) if out_norm is None else bool(out_norm)
+        if out_norm is None:  # `out_norms`: the model brings its own
+            out_norm = own and _works_channels_last(self.net) and not kwargs.get("out_norms")
+        self.out_norm = bool(out_norm)
         if self.out_norm:
             for level, channels in zip(self.out_indices, self.num_features, strict=True):
-                self.add_module(f"norm{level}", LayerNorm2d(channels, eps=1e-5))
+                self.add_module(f"norm{level}", norm := LayerNorm2d(channels, eps=1e-5))
+                _load_norm(norm, f"norm{level}", weights)
         self.norm_eval = norm_eval
         self.frozen_stages = frozen_stages
         self._frozen = _first_stages(self.net, frozen_stages)
@@ -117,7 +122,29 @@ def _bare(model_name: str) -> str:
     return model_name.split(".", 1)[0]
 
 
-def _create(model_name: str, out_indices: tuple[int, ...], pretrained: Any, kwargs: dict[str, Any]) -> nn.Module:
+def _read_weights(pretrained: bool | str | None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file; of a whole detector or segmentor, those of its backbone."""
+    if not pretrained or pretrained is True:
+        return {}
+    weights = checkpoints.state_dict_of(checkpoints.read(Path(str(pretrained)).expanduser()))
+    inside = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    return inside or dict(weights)
+
+
+def _load_norm(norm: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
+    """Output norms are in the published detection and segmentation checkpoints, not in those of classifiers."""
+    found = {key: weights.get(f"{name}.{key}") for key in ("weight", "bias")}
+    if all(v is not None and v.shape == norm.weight.shape for v in found.values()):
+        norm.load_state_dict(found)
+
+
+def _create(
+    model_name: str,
+    out_indices: tuple[int, ...],
+    pretrained: Any,
+    weights: dict[str, Tensor],
+    kwargs: dict[str, Any],
+) -> nn.Module:
     if not timm.is_model(_bare(model_name)):
         close = difflib.get_close_matches(_bare(model_name), timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() gives the names"
@@ -131,9 +158,10 @@ def _create(model_name: str, out_indices: tuple[int, ...], pretrained: Any, kwar
     ):
         raise ConfigError(f"backbone out_indices={out_indices} must be rising whole numbers, such as (0, 1, 2, 3)")
     extra: dict[str, Any] = {}
-    if pretrained and pretrained is not True:
-        path = Path(str(pretrained)).expanduser()
-        extra["pretrained_cfg_overlay"] = {"state_dict": checkpoints.state_dict_of(checkpoints.read(path))}
+    if weights:
+        extra["pretrained_cfg_overlay"] = {
+            "state_dict": {re.sub(r"^net\.(model\.)?", "", k): v for k, v in weights.items()}
+        }
     arguments = {"features_only": True, "out_indices": out_indices, **kwargs}
     try:
         if not extra:

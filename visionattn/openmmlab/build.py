@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 
 from visionattn.errors import ConfigError, VisionattnError
-from visionattn.openmmlab.options import close_matches
+from visionattn.openmmlab.options import accepted_arguments, close_matches, find_class
 
 __all__ = ["building", "quiet"]
 
@@ -48,7 +48,18 @@ def building(name: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if "argument" not in text:
             raise
-        raise ConfigError(f"{name}: {text}") from error
+        raise ConfigError(f"{name}: {_argument(text)}") from error
+
+
+def _argument(text: str) -> str:
+    """A TypeError of a call in words of the config."""
+    if found := re.search(r"([\w.]+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text):
+        cls = find_class(found[1].rsplit(".", 1)[-1])
+        known = accepted_arguments(cls) if cls is not None else None
+        return f"{found[1]} takes no argument {found[2]!r}{close_matches(found[2], known or ())}"
+    if found := re.search(r"([\w.]+)\.__init__\(\) missing .*?: (.+)", text):
+        return f"{found[1]} needs the argument {found[2]}"
+    return text
 
 
 def _names(kind: str | None) -> set[str]:

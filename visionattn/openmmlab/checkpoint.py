@@ -70,15 +70,14 @@ def _refusal(path: Path, error: Exception) -> str:
     text = str(error)
     for pattern in (
         r"Unsupported global: GLOBAL ([\w.]+)",
-        r"[Uu]nsupported (?:class|operand|type)[: ]+([\w.]+)",
+        r"Unsupported class ([\w.]+)",
         r"Trying to (?:instantiate unsupported class|call reduce for unrecognized function) ([\w.<> ]+)",
         r"blocked module\W+([\w.]+)",
         r"GLOBAL ([\w.]+)",
     ):
         if found := re.search(pattern, text):
             return f"{path}: refused, it needs the type {found[1]}, which could run code; {REMEDY}"
-    if "Weights only load failed" in text and "Unsupported" in text:
-        return f"{path}: refused, it holds more than tensors and plain values; {REMEDY}"
+    text = text.split("WeightsUnpickler error:")[-1].strip()
     reason = re.split(r"[.\n]", text)[0][:120] or type(error).__name__
     return f"{path}: cut short or not a PyTorch checkpoint ({reason}); copy or download it again"
 

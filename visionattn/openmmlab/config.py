@@ -106,12 +106,10 @@ def _bases(tree: ast.Module) -> list[str]:
 
 def _similar(path: Path) -> str:
     """``; did you mean ...?`` from the folder that the path names and from the configs folders at hand."""
-    roots = [path.parent, Path("configs"), Path(__file__).resolve().parents[2] / "configs"]
-    known: dict[str, Path] = {}
-    for root in roots:
-        if root.is_dir() and root != Path("."):
-            for file in list(root.rglob("*.py"))[:2000]:
-                known.setdefault(file.stem, file)
+    files = list(path.parent.glob("*.py")) if path.parent.is_dir() else []
+    for root in (Path("configs"), Path(__file__).resolve().parents[2] / "configs"):
+        files += root.rglob("*.py")
+    known = {file.stem: file for file in reversed(files)}
     close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(os.path.relpath(known[name]) for name in close)}?" if close else ""
 

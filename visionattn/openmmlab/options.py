@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from visionattn.errors import ConfigError
 
-__all__ = ["check_key", "close_matches", "find_class"]
+__all__ = ["accepted_arguments", "check_key", "close_matches", "find_class"]
 
 # Dicts without a ``type`` whose keys are names that the user chooses.
 FREE = {"metainfo", "data_prefix", "filter_cfg", "backend_args", "custom_keys", "mapping", "keymap", "meta"}
@@ -96,7 +96,7 @@ def find_class(name: Any) -> Any:
     return None
 
 
-def _accepted(cls: Any) -> set[str] | None:
+def accepted_arguments(cls: Any) -> set[str] | None:
     """Names of the arguments that a class takes, following ``**kwargs`` to its bases; None: takes any."""
     if getattr(cls, "open_arguments", False):
         return None
@@ -142,7 +142,7 @@ def check_key(config: Config | None, around: Any, path: list[str], key: str) -> 
     if path[-2] in FREE or not around:
         return
     if "type" in around and (cls := find_class(around["type"])) is not None:
-        accepted = _accepted(cls)
+        accepted = accepted_arguments(cls)
         if accepted is None or name in accepted:
             return
         raise ConfigError(

@@ -88,6 +88,8 @@ def train(
     config.resume = source is not None
     if source is not None:
         config.load_from = str(source)
+    elif config.get("load_from") and "://" not in str(config.load_from):
+        checkpoints.read(config.load_from)  # before minutes are spent on the rest
     config.randomness = {**(config.get("randomness") or {}), "seed": _seed(config, seed, source)}
     if amp:
         _use_amp(config, name)

@@ -1,0 +1,74 @@
+"""``visionattn test`` as a person uses it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmdet")
+
+from visionattn.cli import main
+
+HELPERS = Path(__file__).resolve().parents[1] / "openmmlab" / "conftest.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with data, a config and a run of four iterations."""
+    spec = importlib.util.spec_from_file_location("openmmlab_helpers", HELPERS)
+    helpers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(helpers)
+    helpers.torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("cli_test")
+    helpers.make_coco(place / "data")
+    helpers.write_config(place / "tiny.py", place / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert main(["train", "tiny.py", "--cfg-options", "train_cfg.max_iters=4"]) == 0
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def fails(capsys, *argv: str) -> str:
+    assert main(["test", *argv]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert "unexpected" not in lines[0]
+    return lines[0]
+
+
+def test_table_and_files(capsys):
+    assert main(["test", "tiny.py", "work_dirs/tiny/iter_4.pth", "--out", "out"]) == 0
+    out = capsys.readouterr().out
+    for word in ("AP50", "red", "blue", "written: out/results.json", "written: out/predictions.bbox.json"):
+        assert word in out, word
+    assert "INFO" not in out
+    record = json.loads(Path("out/results.json").read_text())
+    assert record["config"] == "tiny.py"
+    assert record["images"] == 8
+
+
+@pytest.mark.parametrize("what", ["tiny.py", "work_dirs/tiny"])
+def test_run_is_found_without_naming_the_checkpoint(capsys, what):
+    assert main(["test", what]) == 0
+    assert "work_dirs/tiny/best_" in capsys.readouterr().out
+    assert Path("work_dirs/tiny/test/results.json").is_file()
+
+
+def test_checkpoint_that_does_not_fit(capsys):
+    text = fails(capsys, "tiny.py", "work_dirs/tiny/iter_4.pth", "--cfg-options", "model.neck.out_channels=12",
+                 "model.bbox_head.in_channels=12")  # fmt: skip
+    assert "iter_4.pth: does not fit the model: neck." in text
+    assert "by the config tiny.py for the 2 classes red, blue" in text
+
+
+def test_missing_checkpoint(capsys):
+    assert "none.pth: there is no such checkpoint" in fails(capsys, "tiny.py", "none.pth")
+    text = fails(capsys, "tiny.py", "--cfg-options", "work_dir=elsewhere")
+    assert "elsewhere: there is no such work dir" in text

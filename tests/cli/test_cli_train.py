@@ -1,0 +1,141 @@
+"""``visionattn train`` as a person uses it: what it prints, and one line for each mistake."""
+
+import importlib.util
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmdet")
+
+from visionattn.cli import main
+from visionattn.openmmlab.hooks import StopHook
+
+HELPERS = Path(__file__).resolve().parents[1] / "openmmlab" / "conftest.py"
+
+
+@pytest.fixture(scope="module")
+def helpers():
+    """The tiny dataset and config of the tests of visionattn.openmmlab."""
+    spec = importlib.util.spec_from_file_location("openmmlab_helpers", HELPERS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path, helpers, monkeypatch):
+    helpers.torch.set_num_threads(1)
+    helpers.make_coco(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return helpers.write_config(tmp_path / "tiny.py", tmp_path / "data")
+
+
+def fails(capsys, *argv: str) -> str:
+    """The single line that a failing command prints."""
+    assert main(["train", *argv]) == 1
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    assert "unexpected" not in lines[0]
+    assert "Traceback" not in captured.out
+    return lines[0]
+
+
+def test_train_says_where_everything_is(config, capsys):
+    assert main(["train", str(config), "--cfg-options", "train_cfg.max_iters=4", "--seed", "1"]) == 0
+    out = capsys.readouterr().out
+    for word in (
+        "ATSS, 0.01 M parameters",
+        "train: 8 images",
+        "iter 4/4  loss",
+        "ETA",
+        "validation at iteration 4: AP ",
+        "checkpoint work_dirs/tiny/best_",
+        "curve      work_dirs/tiny/curve.png",
+        "log        work_dirs/tiny/",
+        "--run work_dirs/tiny",
+    ):
+        assert word in out, word
+    assert "INFO" not in out
+    assert "DONE (t=" not in out, "pycocotools prints into the log"
+    assert len(out.splitlines()) < 20
+    assert Path("work_dirs/tiny/tiny.py").is_file()
+
+
+def test_resume_from_the_command_line(config, capsys, monkeypatch):
+    original = StopHook.after_train_iter
+
+    def interrupting(self, runner, *args, **kwargs):
+        if runner.iter + 1 == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, runner, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopHook, "after_train_iter", interrupting)
+        assert main(["train", str(config), "--work-dir", "run"]) == 130
+    out = capsys.readouterr().out
+    assert "stopped after iteration 3, saved run/iter_3.pth" in out
+    assert f"{config} --work-dir run --resume" in out
+    assert main(["train", str(config), "--work-dir", "run", "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "resuming run/iter_3.pth" in out
+    assert "iter 3/8" not in out
+    assert "iter 4/8" in out
+
+
+def test_missing_config(config, capsys):
+    assert "tini.py does not exist; did you mean tiny.py" in fails(capsys, "tini.py")
+
+
+def test_malformed_config(config, capsys):
+    Path("bad.py").write_text("model = dict(\n")
+    assert "bad.py, line 1" in fails(capsys, "bad.py")
+
+
+def test_mistyped_option(config, capsys):
+    text = fails(capsys, "tiny.py", "--cfg-options", "train_cfg.max_iter=4")
+    assert "did you mean max_iters" in text
+
+
+def test_unknown_module_and_argument(config, capsys):
+    text = config.read_text()
+    config.write_text(text.replace('type="FPN"', 'type="FNP"'))
+    assert "type='FNP' is not known" in fails(capsys, "tiny.py")
+    config.write_text(text.replace("num_outs=3", "num_out=3"))
+    assert "FPN takes no argument 'num_out'; did you mean num_outs" in fails(capsys, "tiny.py")
+
+
+def test_annotation_problems(config, capsys):
+    Path("data/val.json").write_text("{")
+    assert "val.json" in fails(capsys, "tiny.py")
+
+
+def test_image_that_does_not_decode(config, capsys):
+    Path("data/images/002.png").write_bytes(b"nothing")
+    assert "002.png: does not open as an image" in fails(capsys, "tiny.py")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_image_that_breaks_while_training(config, capsys, monkeypatch, workers):
+    """The check before the run cannot see a spoilt middle; the line must be as clear, from a worker too."""
+    file = Path("data/images/002.png")
+    content = bytearray(file.read_bytes())
+    content[60:] = bytes(len(content) - 72) + content[-12:]
+    file.write_bytes(content)
+    text = fails(capsys, "tiny.py", "--cfg-options", f"train_dataloader.num_workers={workers}")
+    assert "002.png: cannot be read" in text
+
+
+def test_checkpoint_problems(config, capsys):
+    assert "no.pth: there is no such checkpoint" in fails(capsys, "tiny.py", "--resume", "no.pth")
+    Path("bad.pth").write_bytes(b"PK bad")
+    assert "bad.pth: cut short or not a PyTorch checkpoint" in fails(capsys, "tiny.py", "--resume", "bad.pth")
+    assert "bad.pth" in fails(capsys, "tiny.py", "--cfg-options", "load_from=bad.pth")
+
+
+def test_wrong_devices_and_seed(config, capsys):
+    assert "give 1 or more" in fails(capsys, "tiny.py", "--devices", "0")
+    assert "the seed -1 is negative" in fails(capsys, "tiny.py", "--seed", "-1")

@@ -1,0 +1,160 @@
+"""Loading trained models and using them on arrays."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mmdet")
+
+from mmengine.registry import MODELS, DefaultScope
+
+import visionattn.openmmlab  # noqa: F401
+from visionattn.errors import CheckpointError, ConfigError
+from visionattn.openmmlab import checkpoint as checkpoints
+from visionattn.openmmlab.api import find_run, load_model
+from visionattn.openmmlab.build import quiet
+from visionattn.openmmlab.config import load_config
+
+SEGMENTOR = """
+custom_imports = dict(imports=["visionattn.openmmlab"])
+default_scope = "mmseg"
+data_preprocessor = dict(type="SegDataPreProcessor", mean=[0.0] * 3, std=[255.0] * 3, bgr_to_rgb=True, size=(64, 64),
+                         pad_val=0, seg_pad_val=255)
+model = dict(
+    type="EncoderDecoder", data_preprocessor=data_preprocessor,
+    backbone=dict(type="visionattn.Backbone", model_name="dinat_pico", out_indices=(0, 1, 2, 3)),
+    decode_head=dict(type="FCNHead", in_channels=CHANNELS, in_index=3, channels=8, num_convs=1, num_classes=3,
+                     norm_cfg=dict(type="GN", num_groups=2),
+                     loss_decode=dict(type="CrossEntropyLoss")),
+    train_cfg=dict(), test_cfg=dict(mode="whole"))
+test_dataloader = dict(dataset=dict(
+    type="BaseSegDataset", metainfo=dict(classes=("sky", "road", "car"), palette=[[1, 2, 3], [4, 5, 6], [7, 8, 9]]),
+    pipeline=[dict(type="LoadImageFromFile"), dict(type="Resize", scale=(64, 64), keep_ratio=True),
+              dict(type="LoadAnnotations"), dict(type="PackSegInputs")]))
+"""
+
+
+def save_untrained(config_file: Path, path: Path, meta: dict | None = None) -> None:
+    torch.manual_seed(0)
+    config = load_config(config_file)
+    with quiet(), DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build(config.model)
+    checkpoints.write({"state_dict": model.state_dict(), "meta": meta or {}}, path)
+
+
+@pytest.fixture
+def detector(config_file, tmp_path):
+    save_untrained(config_file, tmp_path / "w.pth", {"iter": 3, "dataset_meta": {"classes": ("red", "blue")}})
+    return config_file, tmp_path / "w.pth"
+
+
+def test_detector(detector, coco_dir):
+    loaded = load_model(*detector)
+    assert (loaded.task, loaded.classes, loaded.meta["iter"]) == ("detection", ("red", "blue"), 3)
+    assert not loaded.model.training
+    assert len(loaded.palette) == 2
+    images = [np.zeros((50, 70, 3), np.uint8), cv2.imread(str(coco_dir / "images" / "000.png"))]
+    results = loaded.predict(images)
+    for result, image in zip(results, images, strict=True):
+        height, width = image.shape[:2]
+        boxes = result["boxes"]
+        assert boxes.shape == (len(result["scores"]), 4)
+        assert len(boxes) > 0
+        assert boxes.dtype == result["scores"].dtype == np.float32
+        assert result["labels"].dtype == np.int64
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2] <= width).all()
+        assert (boxes[:, 3] <= height).all()
+        assert set(result["labels"]) <= {0, 1}
+        assert result["masks"] is None
+        assert result["semantic"] is None
+        assert result["timing"]["total"] >= result["timing"]["model"] > 0
+    assert loaded.predict([]) == []
+
+
+def test_batch_gives_what_single_images_give(detector, coco_dir):
+    loaded = load_model(*detector)
+    images = [cv2.imread(str(p)) for p in sorted((coco_dir / "images").glob("*.png"))[:3]]
+    together = loaded.predict(images)
+    for image, result in zip(images, together, strict=True):
+        (alone,) = loaded.predict([image])
+        np.testing.assert_allclose(alone["boxes"], result["boxes"], atol=1e-3)
+        np.testing.assert_allclose(alone["scores"], result["scores"], atol=1e-5)
+
+
+def test_array_pipeline_is_the_file_pipeline(detector, coco_dir):
+    """The same prediction as mmdet's own way from the file."""
+    from mmcv.transforms import Compose
+    from mmengine.dataset import pseudo_collate
+
+    loaded = load_model(*detector)
+    file = coco_dir / "images" / "001.png"
+    steps = [s for s in loaded.cfg.test_pipeline if s["type"] != "LoadAnnotations"]
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        from mmengine.registry import TRANSFORMS
+
+        pipeline = Compose([TRANSFORMS.build(s) for s in steps])
+    with torch.no_grad():
+        expected = loaded.model.test_step(pseudo_collate([pipeline({"img_path": str(file), "img_id": 0})]))[0]
+    (result,) = loaded.predict([cv2.imread(str(file))])
+    np.testing.assert_array_equal(result["boxes"], expected.pred_instances.bboxes.numpy())
+
+
+def test_segmentor(tmp_path):
+    pytest.importorskip("mmseg")
+    from visionattn.openmmlab import Backbone
+
+    channels = Backbone("dinat_pico").num_features[3]
+    config = tmp_path / "seg.py"
+    config.write_text(SEGMENTOR.replace("CHANNELS", str(channels)))
+    save_untrained(config, tmp_path / "w.pth")
+    loaded = load_model(config, tmp_path / "w.pth")
+    assert (loaded.task, loaded.classes) == ("semantic", ("sky", "road", "car"))
+    assert loaded.palette == [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    (result,) = loaded.predict([np.zeros((40, 60, 3), np.uint8)])
+    assert result["semantic"].shape == (40, 60)
+    assert set(np.unique(result["semantic"])) <= {0, 1, 2}
+    assert result["boxes"].shape == (0, 4)
+    assert result["masks"] is None
+
+
+def test_panoptic_codes():
+    from visionattn.openmmlab.api import _segments
+
+    codes = np.array([[0, 0, 1002], [2001, 2001, 7]])
+    result = _segments(codes, 3)
+    assert result["labels"].tolist() == [0, 2, 1]
+    assert result["masks"].sum((1, 2)).tolist() == [2, 1, 2]
+    assert result["boxes"].tolist() == [[0, 0, 2, 1], [2, 0, 3, 1], [0, 1, 2, 2]]
+    assert result["semantic"].tolist() == [[0, 0, 2], [1, 1, 3]], "3 means no class"
+
+
+def test_what_does_not_fit_is_refused(detector):
+    config_file, weights = detector
+    with pytest.raises(CheckpointError, match=r"w\.pth: does not fit the model: .*for the 2 classes red, blue"):
+        load_model(load_config(config_file, ["custom_data.classes=[a,b,c]"]), weights)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device"):
+            load_model(config_file, weights, "cuda")
+
+
+def test_find_run(tmp_path, detector):
+    with pytest.raises(ConfigError, match="no such work dir"):
+        find_run(tmp_path / "none")
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ConfigError, match="has no config"):
+        find_run(run)
+    (run / "tiny.py").write_text("")
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        find_run(run)
+    for name in ("iter_2.pth", "iter_4.pth"):
+        checkpoints.write({"meta": {}}, run / name)
+    assert find_run(run) == (run / "tiny.py", run / "iter_4.pth")
+    checkpoints.write({"meta": {}}, run / "best_AP_iter_2.pth")
+    assert find_run(run)[1] == run / "best_AP_iter_2.pth"
+    (run / "best_AP_iter_2.pth").write_bytes(b"half")
+    assert find_run(run)[1] == run / "iter_4.pth"
