@@ -20,8 +20,16 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[openmmlab,dev]'
 	@touch $@
 
+DEMO := configs/demo/atss_dinat-pico_fpn_digits.py
+
+# Real handwritten digits on real photographs: make them, train, measure on the held-out part, look at pictures.
 demo: $(STAMP)
-	@$(BIN)/python tools/demo.py
+	$(BIN)/visionattn data samples --out data/samples
+	$(BIN)/python tools/train.py $(DEMO) --work-dir work_dirs/demo
+	$(BIN)/python tools/test.py work_dirs/demo
+	$(BIN)/python tools/infer.py 'data/samples/images/test/*0.jpg' data/samples/photo.jpg --run work_dirs/demo --out outputs/demo
+	@echo
+	@echo "pictures with boxes: outputs/demo/*.png      learning curve: work_dirs/demo/curve.png"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

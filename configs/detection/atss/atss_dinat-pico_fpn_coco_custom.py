@@ -13,7 +13,7 @@ custom_data = dict(root="", train_ann="", val_ann="", train_img=None, val_img=No
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="RandomChoiceResize", scales=[(288, 216), (320, 240), (360, 270), (400, 300)], keep_ratio=True),
+    dict(type="RandomChoiceResize", scales=[(288, 216), (320, 240), (352, 264)], keep_ratio=True),
     dict(type="RandomFlip", prob=[0.3, 0.2], direction=["horizontal", "vertical"]),
     dict(type="PhotoMetricDistortion", brightness_delta=24, hue_delta=9),
     dict(type="PackDetInputs"),
