@@ -61,6 +61,12 @@ def run(args: argparse.Namespace) -> int:
         if stop.checkpoint:
             print(f"go on with: {_command('train', args.config, *_where(args), '--resume')}")
         return 128 + stop.signal
+    except KeyboardInterrupt:  # a second Ctrl-C, or one before training began
+        from visionattn.openmmlab.checkpoint import candidates
+
+        saved = next(iter(candidates(args.work_dir or Path("work_dirs") / Path(args.config).stem)), None)
+        print(f"stopped at once; the last checkpoint is {_short(saved)}" if saved else "stopped; nothing was saved")
+        return 130
     if result is None:  # another process than the first under torchrun
         return 0
     print(f"done: {result.iterations} iterations in {timedelta(seconds=round(time.monotonic() - started))}")

@@ -1,6 +1,7 @@
 """Hooks of a training run: checkpoints that survive a kill, and a stop that loses nothing."""
 
 import inspect
+import os
 import signal
 import threading
 from collections import deque
@@ -206,7 +207,13 @@ class StopHook(Hook):
 def stop_signals(hook: StopHook) -> Iterator[None]:
     """Let the first Ctrl-C or SIGTERM ask the hook to stop the run, and the second stop it at once."""
 
+    owner = os.getpid()
+
     def ask(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a forked data worker: Ctrl-C is its parent's affair, SIGTERM comes from there
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if hook.requested:
             raise KeyboardInterrupt
         hook.requested = number

@@ -1,6 +1,6 @@
 """Training loops that can start in the middle: mmengine's, on the data order of `visionattn.openmmlab.randomness`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -9,7 +9,7 @@ from mmengine.runner.utils import calc_dynamic_intervals
 from torch import nn
 from torch.utils.data import DataLoader
 
-from visionattn.openmmlab.randomness import resumable_loader, seed_iteration
+from visionattn.openmmlab.randomness import reading, resumable_loader, seed_iteration, shut_down
 
 __all__ = ["EpochLoop", "IterLoop"]
 
@@ -43,7 +43,9 @@ class EpochLoop(EpochBasedTrainLoop):
             done % self.val_interval == 0 or done == self._max_epochs
         )  # fmt: skip
         _missed_validation(self, due)
-        return super().run()
+        model = super().run()
+        shut_down(getattr(self.dataloader, "_iterator", None))
+        return model
 
     def run_epoch(self) -> None:
         """Train on the rest of the current epoch."""
@@ -51,9 +53,10 @@ class EpochLoop(EpochBasedTrainLoop):
         self.runner.model.train()
         length = len(self.dataloader)
         self.dataloader.batch_sampler.start(self._epoch, self._iter)
-        for index, batch in enumerate(self.dataloader, start=self._iter - self._epoch * length):
-            seed_iteration(self.runner.seed, self._iter)
-            self.run_iter(index, batch)
+        with reading(self.dataloader) as batches:
+            for index, batch in enumerate(batches, start=self._iter - self._epoch * length):
+                seed_iteration(self.runner.seed, self._iter)
+                self.run_iter(index, batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
 
@@ -87,18 +90,23 @@ class IterLoop(IterBasedTrainLoop):
         _missed_validation(self, self._validation_due())
         if self._iter < self._max_iters:
             self.dataloader.batch_sampler.start(0, self._iter)
-            batches = iter(self.dataloader)
-            while self._iter < self._max_iters and not self.stop_training:
-                runner.model.train()
-                batch = next(batches)
-                seed_iteration(runner.seed, self._iter)
-                self.run_iter(batch)
-                self._decide_current_val_interval()
-                if runner.val_loop is not None and self._validation_due():
-                    runner.val_loop.run()
+            with reading(self.dataloader) as batches:
+                self._train_on(batches)
+            shut_down(batches)
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model
+
+    def _train_on(self, batches: Iterator[Any]) -> None:
+        runner = self.runner
+        while self._iter < self._max_iters and not self.stop_training:
+            runner.model.train()
+            batch = next(batches)
+            seed_iteration(runner.seed, self._iter)
+            self.run_iter(batch)
+            self._decide_current_val_interval()
+            if runner.val_loop is not None and self._validation_due():
+                runner.val_loop.run()
 
     def _validation_due(self) -> bool:
         return self._iter >= self.val_begin and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
