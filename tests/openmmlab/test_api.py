@@ -158,3 +158,44 @@ def test_find_run(tmp_path, detector):
     assert find_run(run)[1] == run / "best_AP_iter_2.pth"
     (run / "best_AP_iter_2.pth").write_bytes(b"half")
     assert find_run(run)[1] == run / "iter_4.pth"
+
+
+MASK_RCNN = """
+custom_imports = dict(imports=["visionattn.openmmlab"])
+default_scope = "mmdet"
+anchors = dict(type="AnchorGenerator", scales=[4], ratios=[1.0], strides=[8, 16, 32])
+coder = dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2])
+extractor = dict(type="SingleRoIExtractor", out_channels=8, featmap_strides=[8, 16, 32])
+model = dict(
+    type="MaskRCNN",
+    data_preprocessor=dict(type="DetDataPreprocessor", mean=[0.0] * 3, std=[255.0] * 3, pad_size_divisor=32),
+    backbone=dict(type="visionattn.Backbone", model_name="resnet10t", out_indices=(2, 3, 4),
+                  channels=(8, 8, 8, 8), stem_width=4),
+    neck=dict(type="FPN", in_channels=[8, 8, 8], out_channels=8, num_outs=3),
+    rpn_head=dict(type="RPNHead", in_channels=8, feat_channels=8, anchor_generator=anchors, bbox_coder=coder),
+    roi_head=dict(
+        type="StandardRoIHead",
+        bbox_roi_extractor=dict(roi_layer=dict(type="RoIAlign", output_size=7), **extractor),
+        bbox_head=dict(type="Shared2FCBBoxHead", in_channels=8, fc_out_channels=8, num_classes=2, bbox_coder=coder),
+        mask_roi_extractor=dict(roi_layer=dict(type="RoIAlign", output_size=14), **extractor),
+        mask_head=dict(type="FCNMaskHead", num_convs=1, in_channels=8, conv_out_channels=8, num_classes=2)),
+    train_cfg=None,
+    test_cfg=dict(
+        rpn=dict(nms_pre=50, max_per_img=20, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0),
+        rcnn=dict(score_thr=0.0, nms=dict(type="nms", iou_threshold=0.5), max_per_img=5, mask_thr_binary=0.5)))
+test_dataloader = dict(dataset=dict(type="CocoDataset", metainfo=dict(classes=("a", "b")), pipeline=[
+    dict(type="LoadImageFromFile"), dict(type="Resize", scale=(64, 64), keep_ratio=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "ori_shape", "img_shape", "scale_factor"))]))
+"""
+
+
+def test_instance_masks(tmp_path):
+    config = tmp_path / "mask.py"
+    config.write_text(MASK_RCNN)
+    save_untrained(config, tmp_path / "w.pth")
+    loaded = load_model(config, tmp_path / "w.pth")
+    assert loaded.task == "instance"
+    (result,) = loaded.predict([np.full((40, 60, 3), 120, np.uint8)])
+    assert result["masks"].shape == (len(result["boxes"]), 40, 60)
+    assert result["masks"].dtype == bool
+    assert len(result["boxes"]) > 0

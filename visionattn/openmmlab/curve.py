@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from visionattn.errors import require
 from visionattn.openmmlab.checkpoint import write_text
 
@@ -42,7 +44,13 @@ def short_names(metrics: dict[str, Any]) -> dict[str, float]:
     known = {key for key in metrics if "_mAP" in key}
     for key, value in metrics.items():
         name = key.rsplit("/", 1)[-1]
-        if key not in known and isinstance(value, (int, float)) and name not in ("time", "data_time"):
+        if (
+            key not in known
+            and value is not None
+            and np.ndim(value) == 0
+            and not isinstance(value, str)
+            and name not in ("time", "data_time")
+        ):
             result[name] = float(value)
     return result
 
@@ -73,11 +81,15 @@ def draw_curve(work_dir: str | os.PathLike, title: str = "") -> Path | None:
         right = axes.twinx() if losses else axes
         names = [n for n in scores[-1][1] if n not in ("APs", "APm", "APl")][:4]
         for name in names:
-            points = [(i, s[name]) for i, s in scores if name in s]
+            points = [(i, s[name]) for i, s in scores if s.get(name, -1) >= 0]  # COCO's -1: nothing to measure
+            if not points:
+                continue
             handles += right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
         right.set_ylabel("validation")
-        right.set_ylim(bottom=0)
-    axes.legend(handles=handles, loc="center right")
+        fractions = all(value <= 1 for _, s in scores for value in s.values())
+        right.set_ylim(0, 1 if fractions else None)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     path = Path(work_dir) / "curve.png"
     figure.savefig(path)
     return path
