@@ -58,9 +58,7 @@ def require(module: str, extra: str = "openmmlab") -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise  # the module is there; something it imports is not
-        raise MissingDependencyError(
-            f"{module} is not installed; run: pip install 'visionattn[{extra}]'"
-        ) from error
+        raise MissingDependencyError(f"{module} is not installed; run: pip install 'visionattn[{extra}]'") from error
     except ImportError as error:
         if "libGL" in str(error):
             raise MissingDependencyError(

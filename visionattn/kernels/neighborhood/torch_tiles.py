@@ -203,7 +203,8 @@ def backward(
         dbias = None
         for chunk in group.chunks(batch, heads, 2, exact.itemsize):
             qt, kt, vt = (
-                group.matrices(x, heads, which, chunk).to(exact) for x, which in ((scaled, "query"), (k, "key"), (v, "key"))
+                group.matrices(x, heads, which, chunk).to(exact)
+                for x, which in ((scaled, "query"), (k, "key"), (v, "key"))
             )
             got = group.matrices(grad_out, heads, "query", chunk).to(exact)
             probability = qt @ kt.transpose(-1, -2)

@@ -1,0 +1,94 @@
+"""The door to all commands: names, exit statuses, one line for every failure."""
+
+import sys
+import types
+
+import pytest
+
+from visionattn import __version__, cli
+from visionattn.errors import DataError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Put a command in place whose run is given."""
+
+    def install(run):
+        module = types.ModuleType("visionattn.cli.fake", "A command.")
+        module.add_arguments = lambda parser: parser.add_argument("--number", type=int)
+        module.run = run
+        monkeypatch.setitem(sys.modules, "visionattn.cli.fake", module)
+        monkeypatch.setitem(cli.COMMANDS, "fake", "a command")
+
+    return install
+
+
+def raising(error):
+    def run(args):
+        raise error
+
+    return run
+
+
+def test_help_lists_the_commands(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["visionattn", __version__]
+
+
+def test_unknown_command(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "no command 'trian'" in capsys.readouterr().err
+
+
+def test_status_is_passed_on(command):
+    command(lambda args: args.number)
+    assert cli.main(["fake", "--number", "7"]) == 7
+
+
+def test_wrong_arguments_are_status_2(command, capsys):
+    command(lambda args: 0)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fake", "--number", "seven"])
+    assert stop.value.code == 2
+    assert "--number" in capsys.readouterr().err
+
+
+def test_own_errors_are_one_line(command, capsys):
+    command(raising(DataError("x.jpg: does not\n   decode; replace it")))
+    assert cli.main(["fake"]) == 1
+    assert capsys.readouterr().err == "error: x.jpg: does not decode; replace it\n"
+
+
+def test_other_errors_name_their_type_and_the_way_to_the_traceback(command, capsys):
+    command(raising(KeyError("what")))
+    assert cli.main(["fake"]) == 1
+    text = capsys.readouterr().err
+    assert "KeyError" in text
+    assert "--debug" in text
+    assert "Traceback" not in text
+
+
+def test_debug_raises(command):
+    command(raising(DataError("x")))
+    with pytest.raises(DataError):
+        cli.main(["fake", "--debug"])
+
+
+def test_interrupt_is_status_130(command):
+    command(raising(KeyboardInterrupt()))
+    assert cli.main(["fake"]) == 130
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    assert "--debug" in capsys.readouterr().out

@@ -1,0 +1,34 @@
+"""`require`: what is missing is named with the command that brings it; other failures stay what they are."""
+
+import pytest
+
+from visionattn.errors import MissingDependencyError, VisionattnError, require
+
+
+def test_present_module():
+    assert require("json").loads("1") == 1
+
+
+def test_missing_module_names_the_command():
+    with pytest.raises(MissingDependencyError, match=r"no_such_module .* pip install 'visionattn\[dev\]'") as caught:
+        require("no_such_module", "dev")
+    assert isinstance(caught.value, VisionattnError)
+    assert isinstance(caught.value, ImportError)
+
+
+def write(folder, monkeypatch, text):
+    (folder / "half_there.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_failure_inside_a_present_module_is_not_hidden(tmp_path, monkeypatch):
+    write(tmp_path, monkeypatch, "import something_else_entirely")
+    with pytest.raises(ModuleNotFoundError, match="something_else_entirely") as caught:
+        require("half_there")
+    assert not isinstance(caught.value, MissingDependencyError)
+
+
+def test_missing_system_library_names_the_package(tmp_path, monkeypatch):
+    write(tmp_path, monkeypatch, "raise ImportError('libGL.so.1: cannot open shared object file')")
+    with pytest.raises(MissingDependencyError, match="apt-get install libgl1"):
+        require("half_there")
