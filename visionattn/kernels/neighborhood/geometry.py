@@ -45,7 +45,7 @@ def axis_windows(n: int, kernel: int, stride: int, causal: bool) -> tuple[tuple[
     return tuple(windows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # made once each by a cached function, so identity serves as a quick cache key
 class AxisRun:
     """Consecutive tiles of one axis that look alike, so that one strided view covers them.
 
@@ -85,7 +85,7 @@ def axis_runs(n: int, kernel: int, stride: int, causal: bool, tile: int) -> tupl
     return tuple(runs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # as AxisRun
 class AxisPlan:
     """An axis cut into ``count`` tiles with halos of one length at equal distances, so that one view holds them all.
 
