@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rich")
-imread = pytest.importorskip("matplotlib.image").imread
+pytest.importorskip("matplotlib")
+
+from matplotlib.image import imread
 
 from visionattn.cli import main
 from visionattn.cli.simulate_plot import COLORS, axis_states
