@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model from a config",
     "test": "measure a checkpoint on a config's test data",
     "infer": "run a trained model on images, folders, globs or videos",
+    "simulate": "bound the speed-up of neighborhood attention, and find strides and tiles",
     "data": "make the sample data, or fetch a public dataset",
 }
 
