@@ -44,6 +44,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -
         bias: added to the scaled scores; broadcasts to ``[N, M, queries, keys]``.
     """
     if q.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         if bias is not None:
             bias = bias.expand(*q.shape[:2], -1, -1)
         results = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -11,7 +11,8 @@ from visionattn.kernels.neighborhood.geometry import AxisPlan, axis_plan, axis_r
 
 __all__ = ["MASK_ENTRIES", "choose_strips", "choose_tiles"]
 
-MASK_ENTRIES = 1 << 20  # of a mask that holds every tile separately, and of one tile's scores
+MASK_ENTRIES = 1 << 21  # of a mask that holds every tile separately
+TILE_ENTRIES = 1 << 20  # of one tile's scores
 CALL = 45_000.0  # one attention call: its views and the copies of its results
 FIXED = 90_000.0  # padding, strips and their copies, whatever the size
 TILE = 700.0  # one tile inside a call
@@ -69,7 +70,7 @@ def choose_strips(
                 cost += CALL * (heads * prod(len(p.alike) for p in plans) - 1)
             elif count * queries * keys > MASK_ENTRIES:
                 cost += CALL * (prod(len(p.alike) for p in plans) - 1)
-        if best is None or (cost < best_cost and queries * keys <= MASK_ENTRIES):
+        if best is None or (cost < best_cost and queries * keys <= TILE_ENTRIES):
             best, best_cost = plans, cost
     return best
 
@@ -95,6 +96,6 @@ def choose_tiles(
             cost += BACKWARD_CALL + count * (
                 queries * keys * BACKWARD * (SCORE + 2 * dim * MULTIPLY) + (3 * queries + 8 * keys) * dim * COPY
             )
-        if best is None or (cost < best_cost and pairs <= MASK_ENTRIES):
+        if best is None or (cost < best_cost and pairs <= TILE_ENTRIES):
             best, best_cost = tiles, cost
     return best

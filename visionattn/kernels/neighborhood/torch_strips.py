@@ -136,7 +136,9 @@ class _Strips:
         self.lead = q.shape[: -self.rank - 1]  # batch, groups, heads
         self.cut = any(plan.padding for plan in self.plans)
         self.q = self._tiles(self._padded_queries(q)).contiguous()
-        self.k, self.v = self._strips(k), self._strips(v)
+        # Keys and values of one width share their buffers, which halves the number of operations.
+        together = k.shape == v.shape
+        self.k, self.v = self._strips([k, v]) if together else (self._strips([x])[0] for x in (k, v))
         self.results = [(x, self._padded(x) if self.cut else x) for x in (out, lse)]
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -160,23 +162,23 @@ class _Strips:
         tiles = [n + 2 * axis for axis in range(self.rank)]
         return x.permute(*tiles[1:], *range(n), tiles[0], *(tile + 1 for tile in tiles), x.dim() - 1)
 
-    def _strips(self, x: Tensor) -> Tensor:
-        """``[later tiles..., lead..., rows, later halos..., d]``, contiguous."""
-        padded = x.new_zeros(*self.lead, *(plan.keys for plan in self.plans), x.shape[-1])
+    def _strips(self, sources: list[Tensor]) -> Tensor:
+        """``[sources, later tiles..., lead..., rows, later halos..., d]``, contiguous."""
+        dim, later = sources[0].shape[-1], self.plans[1:]
+        padded = sources[0].new_zeros(len(sources), *self.lead, *(plan.keys for plan in self.plans), dim)
         # The last halo may end before the axis does: keys past it are seen by no query.
         lengths = [min(plan.length, plan.keys - plan.before) for plan in self.plans]
-        places = (slice(plan.before, plan.before + n) for plan, n in zip(self.plans, lengths, strict=True))
-        padded[(..., *places, slice(None))] = x[(..., *map(slice, lengths), slice(None))]
-        n, strides, later = len(self.lead), padded.stride(), self.plans[1:]
+        places = (..., *(slice(p.before, p.before + n) for p, n in zip(self.plans, lengths, strict=True)), slice(None))
+        inside = (..., *map(slice, lengths), slice(None))
+        for target, source in zip(padded, sources, strict=True):
+            target[places] = source[inside]
+        n, strides = len(self.lead) + 1, padded.stride()
         return padded.as_strided(
             (
-                *(p.count for p in later),
-                *self.lead,
-                self.plans[0].keys,
-                *(p.halo for p in later),
-                x.shape[-1],
+                *(len(sources), *(p.count for p in later), *self.lead),
+                *(self.plans[0].keys, *(p.halo for p in later), dim),
             ),
-            (*(strides[n + 1 + axis] * p.tile for axis, p in enumerate(later)), *strides),
+            (strides[0], *(strides[n + 1 + axis] * p.tile for axis, p in enumerate(later)), *strides[1:]),
         ).contiguous()
 
     def call(self, tiles: tuple[range, ...], bias: Tensor | None, scale: float) -> None:
@@ -218,6 +220,13 @@ def _whole(part: _Part, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sc
         target.copy_(values.reshape(target.shape))
 
 
+def _whole_bias(part: _Part, table: Tensor | None, kernel: tuple[int, ...], q: Tensor) -> Tensor | None:
+    if table is None:
+        return _mask(part.plans, tuple(range(1) for _ in part.plans), 1, q.dtype, q.device)
+    index = _bias_index(part.plans, (0,) * len(part.plans), kernel, q.device)
+    return table.index_select(1, index).view(1, -1, part.queries, part.keys)
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None, problem: tuple, scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp; ``problem`` is (kernel, stride, dilation, causal), each per axis.
 
@@ -231,22 +240,26 @@ def forward(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None, problem: tuple,
     batch, *shape, heads, dim = q.shape
     shared = k.shape[-2]
     repeat = heads // shared
+    table = padded_table(rpb, q.dtype)
+    parts = _parts(problem, tuple(shape), batch, heads, dim, rpb is not None) if batch else ()
+    if len(parts) == 1 and parts[0].whole and repeat == 1 and all(d == 1 for d in problem[2]):
+        # Nothing to cut or regroup: read and write the tensors where they are.
+        out, lse = attend(
+            *(x.flatten(1, -3).transpose(1, 2) for x in (q, k, v)), _whole_bias(parts[0], table, problem[0], q), scale
+        )
+        return (
+            out.transpose(1, 2).reshape(*q.shape[:-1], v.shape[-1]).contiguous(),
+            lse.transpose(1, 2).reshape(q.shape[:-1]).contiguous(),
+        )
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     lse = q.new_empty((*q.shape[:-1], 1), dtype=torch.promote_types(q.dtype, torch.float32))
-    table = padded_table(rpb, q.dtype)
     sources = [q.unflatten(-2, (shared, repeat))]
     sources += [x.unsqueeze(-2).expand(*x.shape[:-1], repeat, x.shape[-1]) for x in (k, v)]
     results = [x.unflatten(-2, (shared, repeat)) for x in (out, lse)]
-    for part in _parts(problem, tuple(shape), batch, heads, dim, rpb is not None) if batch else ():
+    for part in parts:
         views = [part.view(x) for x in (*sources, *results)]
         if part.whole:
-            tiles = tuple(range(1) for _ in part.plans)
-            if table is None:
-                bias = _mask(part.plans, tiles, 1, q.dtype, q.device)
-            else:
-                index = _bias_index(part.plans, (0,) * len(shape), problem[0], q.device)
-                bias = table.index_select(1, index).view(1, heads, part.queries, part.keys)
-            _whole(part, *views[:3], bias, scale, views[3:])
+            _whole(part, *views[:3], _whole_bias(part, table, problem[0], q), scale, views[3:])
             continue
         for chunk in part.chunks(batch, shared, repeat, dim, rpb is not None):
             select = (chunk[0], *(slice(None) for _ in shape), *chunk[1:])
