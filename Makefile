@@ -27,12 +27,12 @@ demo: $(STAMP)
 	$(BIN)/visionattn data samples --out data/samples
 	$(BIN)/python tools/train.py $(DEMO) --work-dir work_dirs/demo
 	$(BIN)/python tools/test.py work_dirs/demo
-	$(BIN)/python tools/infer.py 'data/samples/images/test/*0.jpg' data/samples/photo.jpg --run work_dirs/demo --out outputs/demo
+	$(BIN)/python tools/infer.py 'data/samples/images/test/*0.jpg' data/samples/photo.jpg --run work_dirs/demo --out outputs/demo --score-thr 0.2
 	@echo
 	@echo "pictures with boxes: outputs/demo/*.png      learning curve: work_dirs/demo/curve.png"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
