@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from visionattn.openmmlab.curve import METRICS_FILE, draw_curve, short_names
 from visionattn.openmmlab.registry import HOOKS
 
-__all__ = ["ProgressHook", "format_metrics", "screen", "to_log"]
+__all__ = ["ProgressHook", "RecordHook", "format_metrics", "screen", "to_log"]
 
 
 def screen() -> Console:
@@ -83,8 +83,16 @@ class ProgressHook(Hook):
         self._val_task: Any = None
         self._started = 0.0
         self._first = 0
+        self._latest: dict[str, Any] = {}
 
     # training
+
+    def write_record(self, runner: Any) -> None:
+        """Append the record that is due after this iteration, if one is; `RecordHook` calls it."""
+        done = runner.iter + 1
+        if done % self.interval == 0 or done == runner.max_iters:
+            self._latest = self._record(runner, done)
+            self._append(runner, self._latest)
 
     def before_train(self, runner: Any) -> None:
         """Start the bar at the iteration of the run."""
@@ -110,10 +118,9 @@ class ProgressHook(Hook):
         if self._bar is not None:
             loss = float(outputs["loss"]) if outputs and "loss" in outputs else float("nan")
             self._bar.update(self._task, completed=done, text=f"loss {loss:.3f}  lr {self._rate(runner):.1e}")
-        if done % self.interval and done != runner.max_iters:
+        record = self._latest
+        if record.get("iter") != done:
             return
-        record = self._record(runner, done)
-        self._append(runner, record)
         if self._bar is None:
             left = (runner.max_iters - done) * (time.monotonic() - self._started) / max(done - self._first, 1)
             losses = "  ".join(f"{k} {v:.3f}" for k, v in record.items() if "loss" in k)
@@ -197,3 +204,19 @@ class ProgressHook(Hook):
         if is_main_process():
             with open(Path(runner.work_dir) / METRICS_FILE, "a") as stream:
                 stream.write(json.dumps(record) + "\n")
+
+
+class RecordHook(Hook):
+    """Writes the records of `ProgressHook` before the checkpoint of the same iteration is saved.
+
+    A run that is killed between the two then resumes with no record missing: later ones are cut off on resuming.
+    """
+
+    priority = "LOW"  # before mmengine's VERY_LOW checkpoint hook
+
+    def __init__(self, progress: ProgressHook) -> None:
+        self.progress = progress
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Write the record of this iteration, if one is due."""
+        self.progress.write_record(runner)

@@ -23,7 +23,7 @@ from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.guard import FiniteGuard
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook
 from visionattn.openmmlab.loops import EpochLoop, IterLoop
-from visionattn.openmmlab.progress import ProgressHook
+from visionattn.openmmlab.progress import ProgressHook, RecordHook
 from visionattn.openmmlab.randomness import with_named_errors
 
 __all__ = ["Runner"]
@@ -123,6 +123,7 @@ class Runner(StockRunner):
         self.progress = ProgressHook(interval=interval)
         self.stopper = StopHook()
         self.register_hook(self.guard)
+        self.register_hook(RecordHook(self.progress))
         self.register_hook(self.progress)
         self.register_hook(self.stopper)
 
