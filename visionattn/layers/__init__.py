@@ -6,8 +6,10 @@ from visionattn.layers.neighborhood import (
     NeighborhoodAttention2d,
     NeighborhoodAttention3d,
 )
+from visionattn.layers.rope import AxialRope
 
 __all__ = [
+    "AxialRope",
     "GlobalAttentionRpb",
     "NeighborhoodAttention1d",
     "NeighborhoodAttention2d",
