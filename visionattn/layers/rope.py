@@ -5,6 +5,7 @@ Su et al., "RoFormer" (arXiv 2104.09864); Heo et al., "Rotary Position Embedding
 """
 
 import torch
+import torch.nn.functional as F
 from timm.layers import build_fourier_pos_embed
 from torch import Tensor, nn
 
@@ -78,8 +79,8 @@ class AxialRope(nn.Module):
         # [*shape, axes, bands] to [places, axes * bands]; what is left of the channels keeps its angle of 0.
         sin, cos = sin.flatten(-2).flatten(0, -2), cos.flatten(-2).flatten(0, -2)
         rest = self.dim // 2 - sin.shape[-1]
-        sin = torch.nn.functional.pad(sin, [0, rest])
-        cos = torch.nn.functional.pad(cos, [0, rest], value=1.0)
+        sin = F.pad(sin, [0, rest])
+        cos = F.pad(cos, [0, rest], value=1.0)
         if self.rotate_half:
             return torch.cat([sin, sin, cos, cos], -1)
         return torch.cat([sin.repeat_interleave(2, -1), cos.repeat_interleave(2, -1)], -1)
