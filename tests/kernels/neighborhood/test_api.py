@@ -110,10 +110,10 @@ def test_random_sweep_by_type(dtype, poisoned_memory):
 
 
 def test_large_map_in_chunks(monkeypatch, poisoned_memory):
-    from visionattn.kernels.neighborhood import torch_strips, torch_tiles
+    from visionattn.kernels.neighborhood import torch_tiles
 
-    monkeypatch.setattr(torch_tiles, "CHUNK_BYTES", 20_000)
-    monkeypatch.setattr(torch_strips, "STRIP_BYTES", 20_000)
+    monkeypatch.setattr(torch_tiles, "CHUNK_SCORES", 5_000)
+    monkeypatch.setattr(torch_tiles, "PASS_ROWS", 20_000)
     case = random_case(0) | dict(
         rank=2, shape=[37, 41], kernel=[7, 5], stride=[1, 1], dilation=[2, 3], causal=[False, False],
         batch=3, rpb=True, heads=2, heads_kv=2,
@@ -228,11 +228,12 @@ def test_export():
     torch.testing.assert_close(torch.export.export(Block(), (x,)).module()(x), Block()(x))
 
 
+@pytest.mark.parametrize("return_lse", [True, False])
 @pytest.mark.parametrize("rpb", [True, False])
-def test_operator_registration(rpb):
+def test_operator_registration(rpb, return_lse):
     q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 6, 7, 2, 4).unbind())
     table = torch.randn(2, 5, 5, requires_grad=True) if rpb else None
-    geometry = ([3, 3], [1, 1], [2, 1], [False, False], 0.5)
+    geometry = ([3, 3], [1, 1], [2, 1], [False, False], 0.5, return_lse)
     torch.library.opcheck(torch.ops.visionattn.neighborhood_attention.default, (q, k, v, table, *geometry))
 
 

@@ -1,46 +1,56 @@
-"""Tiles of an axis: they hold every query once and the keys its window needs."""
+"""Cuts of an axis: every query once, every window inside its halo, no more looks than there are."""
 
+import numpy as np
 import pytest
 
-from visionattn.kernels.neighborhood.geometry import axis_groups, axis_runs, axis_windows
-from visionattn.kernels.neighborhood.tiles import choose_tiles
+from visionattn.kernels.neighborhood.geometry import axis_groups, axis_tiles, axis_windows
+from visionattn.kernels.neighborhood.tiles import choose_tile
 
 
-@pytest.mark.parametrize(("length", "dilation"), [(10, 3), (10, 1), (7, 7), (56, 8), (13, 5)])
-def test_groups_hold_every_position_once(length, dilation):
-    positions = [
-        group.first + g + p * dilation
-        for group in axis_groups(length, dilation)
-        for g in range(group.count)
-        for p in range(group.length)
-    ]
-    assert sorted(positions) == list(range(length))
+def test_groups_hold_every_position_once():
+    for length in range(1, 30):
+        for dilation in range(1, length + 1):
+            groups = axis_groups(length, dilation)
+            assert sum(group.count for group in groups) == dilation
+            assert sum(group.count * group.length for group in groups) == length
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("n", "kernel", "stride"), [(56, 7, 1), (23, 6, 1), (31, 8, 3), (16, 4, 4), (7, 7, 1)])
-@pytest.mark.parametrize("tile", [1, 4, 7, 8, 100])
-def test_runs_cover_queries_and_windows(n, kernel, stride, causal, tile):
-    windows, seen = axis_windows(n, kernel, stride, causal), []
-    for run in axis_runs(n, kernel, stride, causal, min(tile, n)):
-        for i in range(run.count):
-            first_key = run.key + i * run.step
-            assert first_key + run.halo <= n
-            for t, (start, end) in enumerate(run.windows):
-                query = run.query + i * run.step + t
-                seen.append(query)
-                assert windows[query] == (first_key + start, first_key + end)
-    assert sorted(seen) == list(range(n))
+CASES = [
+    (20, 7, 1, 1, False, 4),
+    (23, 7, 1, 1, False, 8),
+    (23, 4, 3, 1, False, 6),
+    (16, 5, 1, 1, True, 4),
+    (30, 3, 1, 7, False, 2),
+    (31, 5, 2, 4, True, 3),
+    (29, 7, 1, 4, False, 8),
+    (7, 7, 1, 1, False, 3),
+]
 
 
-def test_interior_tiles_are_one_run():
-    assert [run.count for run in axis_runs(800, 7, 1, False, 8)] == [1, 98, 1]
+@pytest.mark.parametrize(("length", "kernel", "stride", "dilation", "causal", "tile"), CASES)
+def test_tiles_cover_queries_and_their_windows(length, kernel, stride, dilation, causal, tile):
+    cut = axis_tiles(length, kernel, stride, dilation, causal, tile)
+    queries, keys = cut.positions(cut.query, cut.tile), cut.positions(cut.key, cut.halo)
+    assert sorted(queries[cut.filled]) == list(range(length))
+    for i in range(cut.count):
+        windows = axis_windows(cut.length[i], kernel, stride, causal)
+        shift, bounds = cut.looks[cut.kinds[i], 0], cut.looks[cut.kinds[i], 1:].reshape(-1, 2)
+        assert shift == cut.key[i] - cut.query[i]
+        for t in np.flatnonzero(cut.filled[i]):
+            start, end = windows[cut.query[i] + t]
+            attended = cut.group[i] + dilation * np.arange(start, end)
+            np.testing.assert_array_equal(keys[i, bounds[t, 0] : bounds[t, 1]], attended)
+    assert cut.looks.shape == np.unique(cut.looks, axis=0).shape
 
 
-def test_small_maps_are_one_dense_tile():
-    assert choose_tiles((7, 7), (7, 7), (1, 1), (False, False), 8, 32) == (7, 7)
+def test_interior_tiles_share_one_look():
+    cut = axis_tiles(800, 7, 1, 1, False, 8)
+    assert (cut.count, cut.halo, len(cut.looks)) == (100, 14, 3)
+    assert len(axis_tiles(56, 7, 1, 8, False, 7).looks) == 1  # eight groups of seven: dense, and all alike
 
 
-def test_tiles_of_large_maps_stay_small():
-    tiles = choose_tiles((200, 336), (7, 7), (1, 1), (False, False), 2, 32)
-    assert all(4 <= tile <= 32 for tile in tiles)
+def test_cost_rule():
+    assert choose_tile((7, 7), (7, 7), (1, 1), (1, 1), (False, False), 8, 32, False) == (7, 7)
+    assert choose_tile((56, 56), (7, 7), (1, 1), (8, 8), (False, False), 8, 32, True) == (7, 7)
+    tile = choose_tile((200, 336), (7, 7), (1, 1), (1, 1), (False, False), 2, 32, False)
+    assert all(2 <= t <= 16 for t in tile)

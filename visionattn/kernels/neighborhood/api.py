@@ -144,7 +144,7 @@ def _join_additional(
 
 
 def _attention(
-    rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v, backend
+    rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v, return_lse, backend
 ):
     device = query.device.type
     if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
@@ -165,6 +165,7 @@ def _attention(
                 rpb,
                 extra_k,
                 extra_v,
+                return_lse,
                 backend,
             )
     kernel_size, stride, dilation = (
@@ -182,7 +183,9 @@ def _attention(
     arguments = (query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v)
     if backends.select(f"na{rank}d", query.device, query.dtype, backend) == "reference":
         return neighborhood_attention_reference(*arguments)
-    out, lse = neighborhood_attention(query, key, value, rpb, kernel_size, stride, dilation, is_causal, scale)
+    return_lse = return_lse or extra_k is not None
+    geometry = (kernel_size, stride, dilation, is_causal, scale, return_lse)
+    out, lse = neighborhood_attention(query, key, value, rpb, *geometry)
     if extra_k is not None:
         out, lse = _join_additional(out, lse, query, extra_k, extra_v, scale)
     return out, lse
@@ -207,7 +210,7 @@ def _define(rank: int, axes: str, table: str):
     ) -> Tensor | tuple[Tensor, Tensor]:
         out, lse = _attention(
             rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb,
-            additional_keys, additional_values, backend,
+            additional_keys, additional_values, return_lse, backend,
         )  # fmt: skip
         return (out, lse) if return_lse else out
 

@@ -1,15 +1,17 @@
 """Which keys a query sees along one axis, and how an axis is cut into tiles of queries that share their keys.
 
 An axis of length ``L`` with dilation ``D`` falls into ``D`` groups, positions ``g, g + D, g + 2D, ...``, that never
-see one another. Inside a group of ``n`` positions the neighborhood is an interval; everything here speaks of such
-in-group positions. Definitions follow Hassani et al., "Neighborhood Attention Transformer" (arXiv 2204.07143),
-"Dilated Neighborhood Attention Transformer" (2209.15001) and "Generalized Neighborhood Attention" (2504.16922).
+see one another. Inside a group of ``n`` positions the neighborhood is an interval. Definitions follow Hassani et al.,
+"Neighborhood Attention Transformer" (arXiv 2204.07143), "Dilated Neighborhood Attention Transformer" (2209.15001) and
+"Generalized Neighborhood Attention" (2504.16922).
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["AxisGroups", "AxisPlan", "AxisRun", "axis_groups", "axis_plan", "axis_runs", "axis_windows"]
+import numpy as np
+
+__all__ = ["AxisGroups", "AxisTiles", "axis_groups", "axis_tiles", "axis_windows"]
 
 
 @dataclass(frozen=True)
@@ -30,103 +32,77 @@ def axis_groups(length: int, dilation: int) -> tuple[AxisGroups, ...]:
 
 
 @lru_cache(maxsize=1024)
-def axis_windows(n: int, kernel: int, stride: int, causal: bool) -> tuple[tuple[int, int], ...]:
-    """For each of ``n`` in-group positions the half-open interval of positions it attends to."""
-    windows = []
-    for p in range(n):
-        block = p // stride * stride  # the queries of one stride block share the window of their leader
-        if causal:
-            leader = min(block + stride - 1, n - 1)
-            windows.append((max(leader - kernel + 1, 0), p + 1))
-        else:
-            leader = min(block + stride // 2, n - 1)
-            start = min(max(leader - kernel // 2, 0), n - kernel)
-            windows.append((start, start + kernel))
-    return tuple(windows)
+def axis_windows(n: int, kernel: int, stride: int, causal: bool) -> np.ndarray:
+    """For each of ``n`` in-group positions the half-open interval of positions it attends to, ``[n, 2]``."""
+    p = np.arange(n)
+    block = p // stride * stride  # the queries of one stride block share the window of their leader
+    if causal:
+        leader = np.minimum(block + stride - 1, n - 1)
+        return np.stack([np.maximum(leader - kernel + 1, 0), p + 1], axis=1)
+    leader = np.minimum(block + stride // 2, n - 1)
+    start = np.clip(leader - kernel // 2, 0, n - kernel)
+    return np.stack([start, start + kernel], axis=1)
 
 
-@dataclass(frozen=True, eq=False)  # made once each by a cached function, so identity serves as a quick cache key
-class AxisRun:
-    """Consecutive tiles of one axis that look alike, so that one strided view covers them.
+@dataclass(frozen=True, eq=False)
+class AxisTiles:
+    """An axis cut into tiles of ``tile`` queries with ``halo`` keys each: all tiles of all dilation groups.
 
-    Tile ``i`` of ``count`` holds the queries ``query + i * step ... + tile - 1`` and needs the keys
-    ``key + i * step ... + halo - 1``. Query ``t`` of a tile attends to ``windows[t]``, counted from its first key.
+    A tile that reaches past its group repeats the group's last position. Tiles that look alike have the same entry
+    of ``looks`` and differ in their place only.
+
+    Attributes:
+        group, length: dilation group of each tile and the positions in it ``[tiles]``.
+        query, key: in-group positions of each tile's first query and first key ``[tiles]``.
+        kinds: index into ``looks`` for each tile ``[tiles]``.
+        looks: ``[looks, 1 + 2 * tile]``: first key less first query, then every query's half-open interval of keys,
+            counted from the first key.
     """
 
-    query: int
     tile: int
-    key: int
     halo: int
-    count: int
-    step: int
-    windows: tuple[tuple[int, int], ...]
+    dilation: int
+    group: np.ndarray
+    length: np.ndarray
+    query: np.ndarray
+    key: np.ndarray
+    kinds: np.ndarray
+    looks: np.ndarray
 
     @property
-    def full(self) -> bool:
-        """Whether every query of a tile attends to every key of its halo, so that no mask is needed."""
-        return all(window == (0, self.halo) for window in self.windows)
-
-
-@lru_cache(maxsize=1024)
-def axis_runs(n: int, kernel: int, stride: int, causal: bool, tile: int) -> tuple[AxisRun, ...]:
-    """Cut an axis of ``n`` positions into tiles of ``tile`` queries (the last may be shorter), alike ones joined."""
-    windows = axis_windows(n, kernel, stride, causal)
-    runs: list[AxisRun] = []
-    for query in range(0, n, tile):
-        chunk = windows[query : query + tile]
-        key = min(start for start, _ in chunk)
-        halo = max(end for _, end in chunk) - key
-        relative = tuple((start - key, end - key) for start, end in chunk)
-        last = runs[-1] if runs else None
-        if last and last.windows == relative and key == last.key + last.count * tile:
-            runs[-1] = AxisRun(last.query, last.tile, last.key, halo, last.count + 1, tile, relative)
-        else:
-            runs.append(AxisRun(query, len(chunk), key, halo, 1, tile, relative))
-    return tuple(runs)
-
-
-@dataclass(frozen=True, eq=False)  # as AxisRun
-class AxisPlan:
-    """An axis cut into ``count`` tiles with halos of one length at equal distances, so that one view holds them all.
-
-    Tile ``i`` has the queries ``i * tile ...`` and the keys ``i * tile - before ...``, ``halo`` of them. Both may
-    reach past the axis: keys that do are masked, queries that do (``padding`` of them) attend to anything.
-    ``windows[i][t]`` is the half-open interval of keys of query ``t``, counted from the first key of its tile.
-    """
-
-    length: int
-    tile: int
-    count: int
-    before: int
-    halo: int
-    windows: tuple[tuple[tuple[int, int], ...], ...]
-    alike: tuple[tuple[int, int], ...]  # (first, count) of neighboring tiles with equal windows
+    def count(self) -> int:
+        return len(self.group)
 
     @property
-    def padding(self) -> int:
-        return self.tile * self.count - self.length
+    def filled(self) -> np.ndarray:
+        """``[tiles, tile]``: False for a query that repeats the last one of its group."""
+        return self.query[:, None] + np.arange(self.tile) < self.length[:, None]
 
-    @property
-    def keys(self) -> int:
-        """Length of the axis with the keys that halos reach past its ends."""
-        return (self.count - 1) * self.tile + self.halo
+    def positions(self, first: np.ndarray, count: int) -> np.ndarray:
+        """Positions on the axis of ``count`` in-group positions from ``first`` on, ``[tiles, count]``."""
+        inside = np.minimum(first[:, None] + np.arange(count), self.length[:, None] - 1)
+        return self.group[:, None] + self.dilation * inside
 
 
-@lru_cache(maxsize=1024)
-def axis_plan(n: int, kernel: int, stride: int, causal: bool, tile: int) -> AxisPlan:
-    """Cut an axis of ``n`` positions into tiles of ``tile`` queries that all have halos of the same length."""
-    windows = axis_windows(n, kernel, stride, causal)
-    count = -(-n // tile)
-    before = max(p // tile * tile - start for p, (start, _) in enumerate(windows))
-    halo = before + max(end - p // tile * tile for p, (_, end) in enumerate(windows))
-    relative, alike = [], []
-    for i in range(count):
-        chunk = windows[i * tile : (i + 1) * tile]
-        shift = before - i * tile
-        filled = [(start + shift, end + shift) for start, end in chunk] + [(0, halo)] * (tile - len(chunk))
-        if relative and relative[-1] == tuple(filled):
-            alike[-1] = (alike[-1][0], alike[-1][1] + 1)
-        else:
-            alike.append((i, 1))
-        relative.append(tuple(filled))
-    return AxisPlan(n, tile, count, before, halo, tuple(relative), tuple(alike))
+@lru_cache(maxsize=256)
+def axis_tiles(length: int, kernel: int, stride: int, dilation: int, causal: bool, tile: int) -> AxisTiles:
+    """Cut every dilation group of an axis into tiles of ``tile`` queries; halos are as short as they can be."""
+    cuts = []
+    for groups in axis_groups(length, dilation):
+        windows = axis_windows(groups.length, kernel, stride, causal)
+        at = np.arange(0, groups.length, tile)
+        # Queries past the end of the group repeat its last one.
+        cuts.append((groups, at, windows[np.minimum(at[:, None] + np.arange(tile), groups.length - 1)]))
+    halo = max(int((w[..., 1].max(axis=1) - w[..., 0].min(axis=1)).max()) for *_, w in cuts)
+    columns, looks = [], []
+    for groups, at, windows in cuts:
+        # Near the end of a group the halo starts earlier, so that it does not reach past the group.
+        first = np.clip(windows[..., 0].min(axis=1), 0, max(groups.length - halo, 0))
+        look = np.concatenate([(first - at)[:, None], (windows - first[:, None, None]).reshape(len(at), -1)], axis=1)
+        group = np.arange(groups.first, groups.first + groups.count).repeat(len(at))
+        again = (np.tile(x, groups.count) for x in (at, first))
+        columns.append((group, np.full(len(group), groups.length), *again))
+        looks.append(np.tile(look, (groups.count, 1)))
+    unique, kinds = np.unique(np.concatenate(looks), axis=0, return_inverse=True)
+    columns = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    return AxisTiles(tile, halo, dilation, *columns, kinds.reshape(-1), unique)

@@ -1,0 +1,225 @@
+"""Index tables of the portable backend: which rows of the tensors make up each tile, and where results go.
+
+A tensor ``[B, *spatial, heads, d]`` is read as a table of rows of ``d`` numbers, wherever a token and head may lie in
+memory. A tile is then a list of row numbers, so that dilation groups (uneven ones too), shifted borders, ragged
+tiles and shared key heads are all the same to the code that computes. Tables are made once for each geometry.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionattn.kernels.neighborhood.geometry import axis_tiles
+from visionattn.kernels.neighborhood.tiles import choose_tile
+
+__all__ = ["Bags", "Plan", "Rows", "make_plan"]
+
+
+def _outer(tables: list[Tensor], combine) -> Tensor:
+    """Combine per-axis ``[tiles, entries]`` tables into one over the product of tiles and of entries."""
+    result = tables[0]
+    for table in tables[1:]:
+        result = combine(result[:, None, :, None], table[None, :, None, :]).flatten(2).flatten(0, 1)
+    return result
+
+
+def _pairs(tables: list[Tensor], combine) -> Tensor:
+    """Combine per-axis ``[looks, queries, keys]`` tables into one over the products of all three."""
+    result = tables[0]
+    for table in tables[1:]:
+        result = combine(result[:, None, :, None, :, None], table[None, :, None, :, None, :])
+        result = result.flatten(4).flatten(2, 3).flatten(0, 1)
+    return result
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a tensor lies in memory, counted in rows: steps from image to image, token to token, head to head."""
+
+    image: int
+    token: int
+    head: int
+
+    @staticmethod
+    def of(x: Tensor, rank: int) -> "Rows | None":
+        """None if ``x [B, *spatial, heads, d]`` cannot be read as equal rows with one step between its tokens."""
+        d, strides = x.shape[-1], x.stride()
+        expected = strides[rank]
+        for axis in reversed(range(1, rank + 1)):
+            if x.shape[axis] > 1 and strides[axis] != expected:
+                return None
+            expected *= x.shape[axis]
+        steps = (strides[0], strides[rank], strides[-2])
+        if (d > 1 and strides[-1] != 1) or any(step % d for step in steps):
+            return None
+        return Rows(*(step // d for step in steps))
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Rows to add up: sum ``i`` takes the rows ``index[offsets[i]:offsets[i + 1]]``."""
+
+    index: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True, eq=False)  # one for each geometry: identity is a quick cache key
+class Plan:
+    """All tiles of a map. Tokens are numbered in row-major order; tables are ``int64`` on the CPU.
+
+    Attributes:
+        queries: tokens of each tile's queries ``[tiles, queries]``; ragged tiles repeat some.
+        keys: tokens of each tile's halo ``[tiles, keys]``.
+        valid: ``[tiles, queries]``, False for a repeated query; None if there are none.
+        kinds: look of each tile ``[tiles]``.
+        allowed: ``[looks, queries, keys]``, whether the query attends to the key.
+        offsets: ``[looks, queries, keys]``, entry of the flat bias table; only where allowed.
+    """
+
+    device: torch.device
+    tokens: int
+    queries: Tensor
+    keys: Tensor
+    valid: Tensor | None
+    kinds: Tensor
+    allowed: Tensor
+    offsets: Tensor
+    entries: int
+
+    @property
+    def tiles(self) -> int:
+        return self.queries.shape[0]
+
+    @property
+    def looks(self) -> int:
+        return self.allowed.shape[0]
+
+    @property
+    def pairs(self) -> int:
+        """Scores of one tile of one head."""
+        return self.queries.shape[1] * self.keys.shape[1]
+
+    @cached_property
+    def masked(self) -> bool:
+        return not bool(self.allowed.all())
+
+    @cached_property
+    def bias_index(self) -> Tensor:
+        """Flat ``[looks * queries * keys]``; masked pairs read one entry past the end of the table."""
+        return self.offsets.masked_fill(~self.allowed, self.entries).flatten().to(self.device)
+
+    @cached_property
+    def _masks(self) -> dict[torch.dtype, Tensor]:
+        return {}
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """Additive ``[looks, queries * keys]`` of 0 and -inf."""
+        if dtype not in self._masks:
+            mask = torch.zeros(self.allowed.shape, dtype=dtype).masked_fill_(~self.allowed, -torch.inf)
+            self._masks[dtype] = mask.flatten(1).to(self.device)
+        return self._masks[dtype]
+
+    @cached_property
+    def one_hot(self) -> Tensor:
+        """``[looks, tiles]`` in float32: sums over tiles that look alike are a product with it."""
+        table = torch.zeros(self.looks, self.tiles)
+        return table.scatter_(0, self.kinds[None], 1.0).to(self.device)
+
+    @lru_cache(maxsize=32)  # noqa: B019 - plans are few and kept by a cache of their own
+    def rows(self, which: str, layout: Rows, images: int, heads: int, repeat: int) -> Tensor:
+        """Row numbers ``[images * tiles, heads * entries]`` of the queries' or keys' tokens.
+
+        ``heads`` counts query heads; each run of ``repeat`` of them reads the same row.
+        """
+        tokens = self.queries if which == "queries" else self.keys
+        head = torch.arange(heads) // repeat * layout.head
+        table = tokens[:, None, :] * layout.token + head[:, None]
+        table = torch.arange(images)[:, None, None, None] * layout.image + table
+        return table.view(images * self.tiles, -1).to(self.device, torch.int32)
+
+    @lru_cache(maxsize=32)  # noqa: B019
+    def valid_rows(self, images: int, dtype: torch.dtype) -> Tensor | None:
+        """``[images * tiles, 1, queries, 1]`` of 1 and 0; zero for the queries that repeat."""
+        if self.valid is None:
+            return None
+        return self.valid.to(self.device, dtype).repeat(images, 1)[:, None, :, None]
+
+    @lru_cache(maxsize=32)  # noqa: B019
+    def look_rows(self, images: int, heads: int, biased: bool) -> Tensor:
+        """Which row of the masks (or of the biases, ``[heads * looks]`` of them) each tile and head adds."""
+        table = self.kinds[:, None].expand(-1, heads)
+        if biased:
+            table = table + torch.arange(heads) * self.looks
+        return table.repeat(images, 1).to(self.device, torch.int32)
+
+    @lru_cache(maxsize=32)  # noqa: B019
+    def result_rows(self, images: int, heads: int) -> Tensor:
+        """Row of ``[images, tiles, heads, queries]`` that holds each token and head, ``[images * tokens * heads]``."""
+        place = torch.arange(self.queries.numel()).view_as(self.queries)
+        keep = slice(None) if self.valid is None else self.valid
+        where = torch.empty(self.tokens, dtype=torch.long)
+        where[self.queries[keep].flatten()] = place[keep].flatten()
+        tile, query = where // self.queries.shape[1], where % self.queries.shape[1]
+        rows = (tile[:, None] * heads + torch.arange(heads)) * self.queries.shape[1] + query[:, None]
+        rows = torch.arange(images)[:, None, None] * (heads * self.queries.numel()) + rows
+        return rows.flatten().to(self.device, torch.int32)
+
+    @lru_cache(maxsize=32)  # noqa: B019
+    def key_bags(self, images: int, heads: int, repeat: int) -> Bags:
+        """The rows of ``[images, tiles, heads, keys]`` that belong to each image, token and key head."""
+        shared = heads // repeat
+        head = torch.arange(heads) // repeat
+        owner = self.keys[:, None, :] * shared + head[:, None]
+        owner = (torch.arange(images)[:, None, None, None] * (self.tokens * shared) + owner).flatten()
+        counts = torch.bincount(owner, minlength=images * self.tokens * shared)
+        index = torch.argsort(owner, stable=True)
+        offsets = counts.cumsum(0) - counts
+        return Bags(*(x.to(self.device, torch.int32) for x in (index, offsets)))
+
+
+@lru_cache(maxsize=48)
+def make_plan(
+    problem: tuple, shape: tuple[int, ...], copies: int, dim: int, bias: bool, device: torch.device
+) -> Plan:
+    """Cut a map into tiles; ``problem`` is (kernel, stride, dilation, causal), each per axis.
+
+    Args:
+        copies: batch times heads, which share the cut.
+        bias: whether a position bias is added, which makes looks cost more.
+    """
+    kernel, stride, dilation, causal = problem
+    tile = choose_tile(shape, *problem, copies, dim, bias)
+    axes = [axis_tiles(*axis) for axis in zip(shape, kernel, stride, dilation, causal, tile, strict=True)]
+    queries, keys, valid, allowed, offsets = [], [], [], [], []
+    for axis, cut in enumerate(axes):
+        step, later = prod(shape[axis + 1 :]), prod(2 * k - 1 for k in kernel[axis + 1 :])
+        queries.append(torch.from_numpy(cut.positions(cut.query, cut.tile)) * step)
+        keys.append(torch.from_numpy(cut.positions(cut.key, cut.halo)) * step)
+        valid.append(torch.from_numpy(cut.filled))
+        shift, bounds = cut.looks[:, :1, None], cut.looks[:, 1:].reshape(-1, cut.tile, 2)
+        place = np.arange(cut.halo)
+        allowed.append(torch.from_numpy((place >= bounds[..., :1]) & (place < bounds[..., 1:])))
+        offset = shift + place - np.arange(cut.tile)[:, None] + kernel[axis] - 1
+        # Repeated queries read some entry; they do not count.
+        offsets.append(torch.from_numpy(offset.clip(0, 2 * kernel[axis] - 2) * later))
+    kinds = torch.zeros(1, dtype=torch.long)
+    for axis in axes:
+        kinds = (kinds[:, None] * len(axis.looks) + torch.from_numpy(axis.kinds)).flatten()
+    filled = _outer(valid, torch.logical_and)
+    return Plan(
+        device,
+        prod(shape),
+        _outer(queries, torch.add),
+        _outer(keys, torch.add),
+        None if bool(filled.all()) else filled,
+        kinds,
+        _pairs(allowed, torch.logical_and),
+        _pairs(offsets, torch.add),
+        prod(2 * k - 1 for k in kernel),
+    )
+
