@@ -244,7 +244,7 @@ def _extra_launch(problem: Problem, shared: dict[str, Any]) -> tuple[Tensor, Ten
         grad_k_ptr=grad_k, grad_v_ptr=grad_v, batch_size=batch, extra=extra, blocks=blocks, share=share,
         BLOCK_EXTRA=block_extra, BLOCK=block,
     )  # fmt: skip
-    return grad_k, grad_v, Launch(extra_kernel, splits * batch * blocks * heads_kv, arguments, 2 if not wide else 4, 2)
+    return grad_k, grad_v, Launch(extra_kernel, splits * batch * blocks * heads_kv, arguments, 4 if wide else 2, 2)
 
 
 def backward(

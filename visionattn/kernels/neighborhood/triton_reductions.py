@@ -223,9 +223,9 @@ def extra_kernel(
             token = first + tl.arange(0, BLOCK)
             here = token < end
             token = tl.minimum(token, tokens - 1)
-            x2, rest = token % lengths[2], token // lengths[2]
-            x1, x0 = (rest % lengths[1]).to(tl.int64), (rest // lengths[1]).to(tl.int64)
-            x2 = x2.to(tl.int64)
+            line = token // lengths[2]
+            x0, x1 = (line // lengths[1]).to(tl.int64), (line % lengths[1]).to(tl.int64)
+            x2 = (token % lengths[2]).to(tl.int64)
             q = load_rows(
                 q_base + (x0 * q_strides[1] + x1 * q_strides[2] + x2 * q_strides[3]), q_strides[5], DIM, BLOCK_DIM
             )

@@ -20,7 +20,12 @@ SHAPES = {  # by rank; positions of a tile along each axis
     2: ((4, 4), (4, 8), (8, 8), (4, 16), (8, 16), (16, 8)),
     3: ((2, 2, 4), (2, 4, 4), (4, 4, 4), (2, 4, 8), (4, 4, 8), (2, 8, 8)),
 }
-BLOCKS = (16, 32, 64, 128)  # positions of the halo per step; 16 where wide rows leave no choice
+# By bytes of an element: up to this width (columns of keys and values together), the largest tile, and the positions
+# of the halo per step. Larger ones spill registers.
+LIMITS = {
+    2: ((128, 128, (32, 64)), (256, 128, (32,)), (512, 32, (32,))),
+    4: ((128, 64, (32,)), (256, 32, (16,)), (512, 16, (16,))),
+}
 SHARED_LIMIT = 99 * 1024  # of sm_86, sm_89 and sm_120; sm_80, sm_90 and sm_100 have more
 
 # Picoseconds on a whole H100, estimated from its throughputs; only the ratios matter. One score costs an exponential,
@@ -119,13 +124,13 @@ def shared_bytes(shape: tuple, block: int, dim: int, value_dim: int, itemsize: i
     return own + max(stages - 1, 1) * block * width * itemsize + scores
 
 
-def _warps(size: int, width: int) -> int:
-    """Warps for a tile: 16 rows each, more where the accumulator is wide."""
-    return max(1, size // 16) if width <= 128 else max(4, size // 16)
-
-
-def _stages(itemsize: int, width: int) -> int:
-    return 2 if itemsize == 4 or width > 256 else 3
+def _warps(size: int, width: int, itemsize: int) -> int:
+    """Warps for a tile; more where each row is wide, and in float32, whose products run in registers."""
+    if itemsize == 4:
+        return 8 if size == 64 else 4
+    if width > 256 or (width > 128 and size >= 64):
+        return 8
+    return max(2 if width <= 64 else 4, size // 16)
 
 
 def _estimate(geometry: Geometry, tile: Tile, kernel: str, dim: int, value_dim: int, itemsize: int) -> float:
@@ -144,23 +149,15 @@ def _estimate(geometry: Geometry, tile: Tile, kernel: str, dim: int, value_dim: 
 def legal_tiles(geometry: Geometry, kernel: str, dim: int, value_dim: int, itemsize: int) -> tuple[Tile, ...]:
     """All tiles that one kernel can use, the best by estimate first."""
     width = blocks_of(dim) + blocks_of(value_dim)
-    # The tile's accumulators stay in registers: a kernel that holds two of them takes smaller tiles.
-    largest = 128 if width * (2 if kernel == "key" else 1) <= 256 and itemsize == 2 else 64
-    largest = largest if width <= 256 or itemsize == 2 else 32
+    largest, blocks = next(limits[1:] for limits in LIMITS[itemsize] if width <= limits[0])
     tiles = []
     for shape in SHAPES[geometry.rank]:
         shape = (*shape, 1, 1)[:3]
-        if prod(shape) > largest:
-            continue
-        extent = halo(geometry, shape, kernel)
-        for block in BLOCKS:
-            if block * width * itemsize > 32768 or (itemsize == 4 and block > 64) or prod(shape) * block > 8192:
-                continue
-            if block == 16 and 32 * width * itemsize <= 32768:
-                continue
-            stages = _stages(itemsize, width)
-            if shared_bytes(shape, block, dim, value_dim, itemsize, kernel, stages) > SHARED_LIMIT:
-                continue
-            tiles.append(Tile(shape, block, _warps(prod(shape), width), stages, extent))
+        for block in blocks:
+            stages = 3 if block == 32 and width <= 128 and itemsize == 2 else 2
+            fits = shared_bytes(shape, block, dim, value_dim, itemsize, kernel, stages) <= SHARED_LIMIT
+            if prod(shape) <= largest and prod(shape) * block <= 4096 and fits:
+                extent = halo(geometry, shape, kernel)
+                tiles.append(Tile(shape, block, _warps(prod(shape), width, itemsize), stages, extent))
     order = {tile: _estimate(geometry, tile, kernel, dim, value_dim, itemsize) for tile in tiles}
     return tuple(sorted(tiles, key=order.__getitem__))
