@@ -11,6 +11,7 @@ import triton.language as tl
 from visionattn.kernels.neighborhood.triton_common import (
     LOG2E,
     bias_offsets,
+    dot,
     group_of,
     inside,
     load_rows,
@@ -34,7 +35,7 @@ def _update(s, v, acc, m, l, PRECISION: tl.constexpr):
     p = tl.exp2(s * LOG2E - (m_new * LOG2E)[:, None])
     alpha = tl.exp2((m - m_new) * LOG2E)
     l = l * alpha + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
+    acc = dot(p.to(v.dtype), v, acc * alpha[:, None], PRECISION)
     return acc, m_new, l
 
 
@@ -142,7 +143,7 @@ def forward_kernel(
         v = load_rows(
             rows_of(v_base, x0, x1, x2, v_strides, WIDE), v_strides[5], VALUE_DIM, BLOCK_VALUE
         )
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        s = dot(q, tl.trans(k), None, PRECISION) * scale
         if HAS_RPB:
             allowed = inside(low[:, None], high[:, None], pack(j0, j1, j2, BITS)[None, :], BITS)
             offset = bias_offsets(j0, j1, j2, KERNEL)
@@ -161,7 +162,7 @@ def forward_kernel(
             x = tl.minimum(j, extra - 1)
             k = load_rows(k_base + x * extra_k_strides[1], extra_k_strides[3], DIM, BLOCK_DIM)
             v = load_rows(v_base + x * extra_v_strides[1], extra_v_strides[3], VALUE_DIM, BLOCK_VALUE)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            s = dot(q, tl.trans(k), None, PRECISION) * scale
             s = tl.where((j < extra)[None, :], s, float("-inf"))
             acc, m, l = _update(s, v, acc, m, l, PRECISION)
 

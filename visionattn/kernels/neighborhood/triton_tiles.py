@@ -156,7 +156,8 @@ def legal_tiles(geometry: Geometry, kernel: str, dim: int, value_dim: int, items
         for block in blocks:
             stages = 3 if block == 32 and width <= 128 and itemsize == 2 else 2
             fits = shared_bytes(shape, block, dim, value_dim, itemsize, kernel, stages) <= SHARED_LIMIT
-            if prod(shape) <= largest and prod(shape) * block <= 4096 and fits:
+            small = block == blocks[0] or prod(shape) * block * max(width, 64) <= 1 << 18
+            if prod(shape) <= largest and small and fits:
                 extent = halo(geometry, shape, kernel)
                 tiles.append(Tile(shape, block, _warps(prod(shape), width, itemsize), stages, extent))
     order = {tile: _estimate(geometry, tile, kernel, dim, value_dim, itemsize) for tile in tiles}
