@@ -89,6 +89,8 @@ def select(
         BackendError: if the named backend does not exist or cannot run, with the reason; nothing is substituted.
     """
     named = backend or os.environ.get("VISIONATTN_BACKEND") or None
+    if named in (None, "torch") and device.type == "cpu" and dtype in DTYPES and op in OPERATORS:
+        return "torch"  # the answer of what follows, without its time: small maps take a tenth of a millisecond
     choices = explain(op, device, dtype, head_dim=head_dim)
     if named is None:
         for choice in choices:

@@ -6,11 +6,43 @@ from neighborhood_cases import FUNCTIONS, assert_agree, make_inputs, random_case
 
 from visionattn.errors import BackendError
 from visionattn.kernels import backends, na1d, na2d
+from visionattn.kernels.neighborhood import torch_dense
+
+
+@pytest.fixture
+def only_tiles(monkeypatch):
+    """Small maps go through the fused attention else."""
+    monkeypatch.setattr(torch_dense, "choose", lambda *problem: None)
+
 
 @pytest.mark.parametrize("block", range(20))
-def test_random_sweep_float64(block, poisoned_memory):
+def test_random_sweep_float64(block, poisoned_memory, only_tiles):
     for seed in range(block * 25, block * 25 + 25):
         assert_agree(random_case(seed), torch.float64)
+
+
+def test_random_sweep_of_small_maps(monkeypatch, poisoned_memory):
+    used, choose = [], torch_dense.choose
+
+    def watched(*problem):
+        used.append(choose(*problem))
+        return used[-1]
+
+    monkeypatch.setattr(torch_dense, "choose", watched)
+    for seed in range(2000, 2060):
+        case = random_case(seed)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            changes = dict(heads_kv=case["heads"], value_dim=None, dilation=[1] * case["rank"], extra=0)
+            assert_agree(case | changes, dtype)
+    assert sum(cut is not None and cut.plan.tiles == 2 for cut in used) > 10
+    assert sum(cut is not None and cut.plan.tiles == 1 for cut in used) > 10
+
+
+def test_scratch_memory_carries_nothing_over(only_tiles):
+    """Large, small, and large again: what a call leaves in kept buffers does not show in the next."""
+    cases = [random_case(seed) for seed in (3, 4, 5, 3, 5, 4)]
+    for case in cases:
+        assert_agree(case, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -20,10 +52,10 @@ def test_random_sweep_by_type(dtype, poisoned_memory):
 
 
 def test_large_map_in_chunks(monkeypatch, poisoned_memory):
-    from visionattn.kernels.neighborhood import torch_tiles
+    from visionattn.kernels.neighborhood import torch_passes
 
-    monkeypatch.setattr(torch_tiles, "CHUNK_SCORES", 5_000)
-    monkeypatch.setattr(torch_tiles, "PASS_ROWS", 20_000)
+    monkeypatch.setattr(torch_passes, "CHUNK_SCORES", 5_000)
+    monkeypatch.setattr(torch_passes, "PASS_NUMBERS", 20_000)
     case = random_case(0) | dict(
         rank=2, shape=[37, 41], kernel=[7, 5], stride=[1, 1], dilation=[2, 3], causal=[False, False],
         batch=3, rpb=True, heads=2, heads_kv=2,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from visionattn.kernels.neighborhood.geometry import axis_groups, axis_tiles, axis_windows
-from visionattn.kernels.neighborhood.tiles import choose_tile
+from visionattn.kernels.neighborhood.tiles import choose_bands, choose_tile
 
 
 def test_groups_hold_every_position_once():
@@ -50,7 +50,17 @@ def test_interior_tiles_share_one_look():
 
 
 def test_cost_rule():
-    assert choose_tile((7, 7), (7, 7), (1, 1), (1, 1), (False, False), 8, 32, False) == (7, 7)
-    assert choose_tile((56, 56), (7, 7), (1, 1), (8, 8), (False, False), 8, 32, True) == (7, 7)
-    tile = choose_tile((200, 336), (7, 7), (1, 1), (1, 1), (False, False), 2, 32, False)
+    once = ((1, 1), (False, False))
+    assert choose_tile((7, 7), (7, 7), (1, 1), *once, 8, 32, False)[0] == (7, 7)
+    assert choose_tile((56, 56), (7, 7), (1, 1), (8, 8), (False, False), 8, 32, True)[0] == (7, 7)
+    tile, _ = choose_tile((200, 336), (7, 7), (1, 1), *once, 2, 32, False)
     assert all(2 <= t <= 16 for t in tile)
+
+
+def test_only_small_maps_are_dense():
+    rest = ((7, 7), (1, 1), (False, False))
+    assert choose_bands((14, 14), *rest, 1, 2, 32, False) == 1
+    assert choose_bands((16, 16), *rest, 1, 2, 32, False) in (1, 2)
+    assert choose_bands((15, 15), *rest, 1, 2, 32, False) < 2  # two bands of one length need an even axis
+    assert choose_bands((14, 14), *rest, 8, 2, 32, False) == 0
+    assert choose_bands((56, 56), *rest, 1, 2, 32, False) == 0

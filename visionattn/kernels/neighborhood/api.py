@@ -1,6 +1,8 @@
 """`na1d`, `na2d`, `na3d`: neighborhood attention on 1-D, 2-D and 3-D maps."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +35,8 @@ _ARGUMENTS = """
         additional_keys: ``[batch, extra, heads_kv, head_dim]``, keys that every query attends to as well.
         additional_values: ``[batch, extra, heads_kv, value_dim]``; both or neither.
         return_lse: also return the log-sum-exp of the scores.
-        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best that can run (see `kernels.backends.explain`).
+        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best that can run (see
+            `kernels.backends.explain`).
 
     Returns:
         ``[batch, {axes}, heads, value_dim]`` in the type of the query; with ``return_lse`` a pair with
@@ -46,7 +49,21 @@ _ARGUMENTS = """
     """
 
 
+class _Spec(NamedTuple):
+    """What the checks look at in a tensor; hashable, so that a problem is checked once."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _spec(x: Tensor | None) -> _Spec | None:
+    return None if x is None else _Spec(x.shape, x.dtype, x.device)
+
+
 def _per_axis(name: str, value, rank: int, kind: type) -> tuple:
+    if type(value) is kind:
+        return (value,) * rank
     values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(values) != rank:
         raise ValueError(f"{name}={value!r} has {len(values)} entries; give one value, or one for each of {rank} axes")
@@ -56,9 +73,9 @@ def _per_axis(name: str, value, rank: int, kind: type) -> tuple:
     return values
 
 
-def _check_tensors(query: Tensor, key: Tensor, value: Tensor, rank: int) -> None:
+def _check_tensors(query: _Spec, key: _Spec, value: _Spec, rank: int) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.dim() != rank + 3:
+        if len(x.shape) != rank + 3:
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; it must have {rank + 3} dimensions: batch, {rank} spatial, "
                 "heads, head_dim"
@@ -99,7 +116,7 @@ def _check_geometry(shape: Sequence[int], kernel_size: tuple, stride: tuple, dil
             )
 
 
-def _check_bias(rpb: Tensor, query: Tensor, kernel_size: tuple, is_causal: tuple) -> None:
+def _check_bias(rpb: _Spec, query: _Spec, kernel_size: tuple, is_causal: tuple) -> None:
     expected = (query.shape[-2], *(2 * k - 1 for k in kernel_size))
     if any(is_causal):
         raise ValueError("rpb is not defined together with is_causal; use one of them")
@@ -111,11 +128,11 @@ def _check_bias(rpb: Tensor, query: Tensor, kernel_size: tuple, is_causal: tuple
         raise ValueError(f"rpb is on {rpb.device}, but query is on {query.device}")
 
 
-def _check_additional(keys: Tensor | None, values: Tensor | None, query: Tensor, key: Tensor, value: Tensor) -> None:
+def _check_additional(keys: _Spec | None, values: _Spec | None, query: _Spec, key: _Spec, value: _Spec) -> None:
     if keys is None or values is None:
         raise ValueError("additional_keys and additional_values must be given together")
     for name, x, like in (("additional_keys", keys, key), ("additional_values", values, value)):
-        expected = (query.shape[0], keys.shape[1] if keys.dim() > 1 else 0, *like.shape[-2:])
+        expected = (query.shape[0], keys.shape[1] if len(keys.shape) > 1 else 0, *like.shape[-2:])
         if tuple(x.shape) != expected or not expected[1]:
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; it must be [{query.shape[0]}, extra, {like.shape[-2]}, "
@@ -125,6 +142,19 @@ def _check_additional(keys: Tensor | None, values: Tensor | None, query: Tensor,
             raise ValueError(
                 f"{name} is {x.dtype} on {x.device}, but query is {query.dtype} on {query.device}; they must agree"
             )
+
+
+def _check(rank: int, problem: tuple, query: _Spec, key: _Spec, value: _Spec, rpb, extra_k, extra_v) -> None:
+    kernel_size, stride, dilation, is_causal = problem
+    _check_tensors(query, key, value, rank)
+    _check_geometry(query.shape[1 : 1 + rank], kernel_size, stride, dilation)
+    if rpb is not None:
+        _check_bias(rpb, query, kernel_size, is_causal)
+    if extra_k is not None or extra_v is not None:
+        _check_additional(extra_k, extra_v, query, key, value)
+
+
+_check_once = lru_cache(maxsize=512)(_check)  # an error is not cached, and so is raised each time
 
 
 def _join_additional(
@@ -168,17 +198,13 @@ def _attention(
                 return_lse,
                 backend,
             )
-    kernel_size, stride, dilation = (
-        _per_axis(name, entry, rank, int)
-        for name, entry in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
-    )
+    kernel_size = _per_axis("kernel_size", kernel_size, rank, int)
+    stride = _per_axis("stride", stride, rank, int)
+    dilation = _per_axis("dilation", dilation, rank, int)
     is_causal = _per_axis("is_causal", is_causal, rank, bool)
-    _check_tensors(query, key, value, rank)
-    _check_geometry(query.shape[1 : 1 + rank], kernel_size, stride, dilation)
-    if rpb is not None:
-        _check_bias(rpb, query, kernel_size, is_causal)
-    if extra_k is not None or extra_v is not None:
-        _check_additional(extra_k, extra_v, query, key, value)
+    check = _check if torch.compiler.is_compiling() else _check_once  # sizes may be symbols there
+    specs = map(_spec, (query, key, value, rpb, extra_k, extra_v))
+    check(rank, (kernel_size, stride, dilation, is_causal), *specs)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     arguments = (query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v)
     chosen = backends.select(

@@ -9,13 +9,18 @@ from math import prod
 
 from visionattn.kernels.neighborhood.geometry import axis_tiles
 
-__all__ = ["choose_tile"]
+__all__ = ["choose_bands", "choose_tile"]
 
 TILE_SCORES = 1 << 20  # of one tile
 TILE = 250.0  # one tile: its share of the batched products
 SCORE = 0.55  # one query-key pair: mask, exponential, normalisation
 MULTIPLY = 0.011  # one multiply-add of the products
 ROW = 0.15  # one number gathered
+CALL = 90_000.0  # one call of the tiled path: its operators' own time
+DENSE_CALL = 15_000.0
+FUSED_QUERIES = 192  # with fewer queries PyTorch's fused attention takes smaller blocks of them
+SHORT = 1.7
+DENSE = 1.0  # one score of PyTorch's fused attention, relative to the tiled path
 BIAS = 1.0  # one entry of the bias of a look
 CANDIDATES = {1: (8, 16, 32, 64, 128, 256), 2: (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), 3: (1, 2, 3, 4, 6, 8)}
 
@@ -40,8 +45,8 @@ def choose_tile(
     copies: int,
     dim: int,
     bias: bool,
-) -> tuple[int, ...]:
-    """Queries per tile on each axis; a tile as long as the axis makes the attention dense there.
+) -> tuple[tuple[int, ...], float]:
+    """Queries per tile on each axis and the time; a tile as long as the axis makes the attention dense there.
 
     Args:
         copies: batch times heads.
@@ -61,4 +66,34 @@ def choose_tile(
         cost += queries * keys * prod(len(c.looks) for c in cuts) * (copies * BIAS if bias else 0.1 * BIAS)
         if cost < best_cost:
             best, best_cost = tuple(c.tile for c in cuts), cost
+    return best, best_cost + CALL
+
+
+@lru_cache(maxsize=1024)
+def choose_bands(
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    causal: tuple[bool, ...],
+    batch: int,
+    heads: int,
+    dim: int,
+    bias: bool,
+) -> int:
+    """How many bands along the first axis to compute densely, 1 or 2; 0 where tiles are faster. No dilation."""
+    once = (1,) * len(shape)
+    _, tiled = choose_tile(shape, kernel, stride, once, causal, batch * heads, dim, bias)
+    best, best_cost = 0, tiled
+    if not batch:
+        return 0
+    # Two bands start at 0 and at the middle, so one strided view holds both; that takes one image and an even axis.
+    for bands in (1, 2) if batch == 1 and shape[0] % 2 == 0 else (1,):
+        cut = axis_tiles(shape[0], kernel[0], stride[0], 1, causal[0], shape[0] // bands)
+        area = prod(shape[1:]) ** 2 * cut.tile * cut.halo * bands
+        cost = area * batch * heads * DENSE * (SCORE + 2 * dim * MULTIPLY) + DENSE_CALL
+        if prod(shape[1:]) * cut.tile < FUSED_QUERIES:
+            cost *= SHORT
+        cost += area * (heads * BIAS if bias else 0.0)
+        if cost < best_cost and area <= TILE_SCORES:
+            best, best_cost = bands, cost
     return best

@@ -5,7 +5,6 @@ memory. A tile is then a list of row numbers, so that dilation groups (uneven on
 tiles and shared key heads are all the same to the code that computes. Tables are made once for each geometry.
 """
 
-import itertools
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from visionattn.kernels.neighborhood.geometry import axis_tiles
-from visionattn.kernels.neighborhood.tiles import choose_tile
 
 __all__ = ["Bags", "Plan", "Rows", "make_plan"]
 
@@ -39,22 +37,27 @@ def _pairs(tables: list[Tensor], combine) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """How a tensor lies in memory, counted in rows: steps from image to image, token to token, head to head."""
+    """How a tensor lies in memory, counted in rows of ``d`` numbers: steps between images, tokens and heads."""
 
     image: int
     token: int
     head: int
 
     @staticmethod
-    def of(x: Tensor, rank: int) -> "Rows | None":
+    def of(x: Tensor) -> "Rows | None":
         """None if ``x [B, *spatial, heads, d]`` cannot be read as equal rows with one step between its tokens."""
-        d, strides = x.shape[-1], x.stride()
-        expected = strides[rank]
-        for axis in reversed(range(1, rank + 1)):
-            if x.shape[axis] > 1 and strides[axis] != expected:
+        return Rows.from_strides(tuple(x.shape), x.stride())
+
+    @staticmethod
+    @lru_cache(maxsize=256)
+    def from_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> "Rows | None":
+        """As `of`, for a tensor of this shape and strides."""
+        d, step = shape[-1], strides[-3]
+        for length, stride in zip(reversed(shape[1:-2]), reversed(strides[1:-2]), strict=True):
+            if length > 1 and stride != step:
                 return None
-            expected *= x.shape[axis]
-        steps = (strides[0], strides[rank], strides[-2])
+            step *= length
+        steps = (strides[0], strides[-3], strides[-2])
         if (d > 1 and strides[-1] != 1) or any(step % d for step in steps):
             return None
         return Rows(*(step // d for step in steps))
@@ -124,13 +127,11 @@ class Plan:
             self._masks[dtype] = mask.flatten(1).to(self.device)
         return self._masks[dtype]
 
-    @cached_property
-    def one_hot(self) -> Tensor:
-        """``[looks, tiles]`` in float32: sums over tiles that look alike are a product with it."""
-        table = torch.zeros(self.looks, self.tiles)
-        return table.scatter_(0, self.kinds[None], 1.0).to(self.device)
+    def one_hot(self, images: int, dtype: torch.dtype) -> Tensor:
+        """``[looks, images * tiles]``: sums over tiles that look alike are a product with it."""
+        table = torch.zeros(self.looks, self.tiles).scatter_(0, self.kinds[None], 1.0)
+        return table.repeat(1, images).to(self.device, dtype)
 
-    @lru_cache(maxsize=32)  # noqa: B019 - plans are few and kept by a cache of their own
     def rows(self, which: str, layout: Rows, images: int, heads: int, repeat: int) -> Tensor:
         """Row numbers ``[images * tiles, heads * entries]`` of the queries' or keys' tokens.
 
@@ -142,14 +143,6 @@ class Plan:
         table = torch.arange(images)[:, None, None, None] * layout.image + table
         return table.view(images * self.tiles, -1).to(self.device, torch.int32)
 
-    @lru_cache(maxsize=32)  # noqa: B019
-    def valid_rows(self, images: int, dtype: torch.dtype) -> Tensor | None:
-        """``[images * tiles, 1, queries, 1]`` of 1 and 0; zero for the queries that repeat."""
-        if self.valid is None:
-            return None
-        return self.valid.to(self.device, dtype).repeat(images, 1)[:, None, :, None]
-
-    @lru_cache(maxsize=32)  # noqa: B019
     def look_rows(self, images: int, heads: int, biased: bool) -> Tensor:
         """Which row of the masks (or of the biases, ``[heads * looks]`` of them) each tile and head adds."""
         table = self.kinds[:, None].expand(-1, heads)
@@ -157,7 +150,13 @@ class Plan:
             table = table + torch.arange(heads) * self.looks
         return table.repeat(images, 1).to(self.device, torch.int32)
 
-    @lru_cache(maxsize=32)  # noqa: B019
+    def valid_rows(self, images: int, dtype: torch.dtype) -> Tensor | None:
+        """``[images * tiles, 1, queries, 1]`` of 1 and 0; zero for the queries that repeat."""
+        if self.valid is None:
+            return None
+        return self.valid.to(self.device, dtype).repeat(images, 1)[:, None, :, None]
+
+    @lru_cache(maxsize=8)  # noqa: B019 - plans are few, and a cache of their own drops them
     def result_rows(self, images: int, heads: int) -> Tensor:
         """Row of ``[images, tiles, heads, queries]`` that holds each token and head, ``[images * tokens * heads]``."""
         place = torch.arange(self.queries.numel()).view_as(self.queries)
@@ -169,7 +168,7 @@ class Plan:
         rows = torch.arange(images)[:, None, None] * (heads * self.queries.numel()) + rows
         return rows.flatten().to(self.device, torch.int32)
 
-    @lru_cache(maxsize=32)  # noqa: B019
+    @lru_cache(maxsize=8)  # noqa: B019
     def key_bags(self, images: int, heads: int, repeat: int) -> Bags:
         """The rows of ``[images, tiles, heads, keys]`` that belong to each image, token and key head."""
         shared = heads // repeat
@@ -183,17 +182,9 @@ class Plan:
 
 
 @lru_cache(maxsize=48)
-def make_plan(
-    problem: tuple, shape: tuple[int, ...], copies: int, dim: int, bias: bool, device: torch.device
-) -> Plan:
-    """Cut a map into tiles; ``problem`` is (kernel, stride, dilation, causal), each per axis.
-
-    Args:
-        copies: batch times heads, which share the cut.
-        bias: whether a position bias is added, which makes looks cost more.
-    """
+def make_plan(problem: tuple, shape: tuple[int, ...], tile: tuple[int, ...], device: torch.device) -> Plan:
+    """Cut a map into tiles; ``problem`` is (kernel, stride, dilation, causal), each per axis."""
     kernel, stride, dilation, causal = problem
-    tile = choose_tile(shape, *problem, copies, dim, bias)
     axes = [axis_tiles(*axis) for axis in zip(shape, kernel, stride, dilation, causal, tile, strict=True)]
     queries, keys, valid, allowed, offsets = [], [], [], [], []
     for axis, cut in enumerate(axes):
@@ -222,4 +213,3 @@ def make_plan(
         _pairs(offsets, torch.add),
         prod(2 * k - 1 for k in kernel),
     )
-

@@ -1,0 +1,59 @@
+"""Scratch memory that is kept between calls on a CPU.
+
+A fresh buffer of some megabytes costs more there than the arithmetic on it: the system hands out pages one fault at
+a time, and takes them back when the buffer is dropped. Each thread keeps what it used last, up to a limit.
+"""
+
+import threading
+from math import prod
+
+import torch
+from torch import Tensor
+
+__all__ = ["Key", "Scratch", "scratch"]
+
+KEPT_BYTES = 1 << 25  # of one buffer; larger ones are made anew
+VIEWS = 1024
+Key = tuple[str, tuple[int, ...], torch.dtype]  # name, shape, type
+_local = threading.local()
+
+
+class Scratch:
+    """Uninitialised contiguous tensors by name. Tensors of one name and type may share memory, whatever their shape."""
+
+    def __init__(self, device: torch.device, keep: bool):
+        self.device, self.keep = device, keep
+        self._flats: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._views: dict[Key, Tensor] = {}
+
+    def take(self, key: Key) -> Tensor:
+        """The tensor of this name, shape and type; the content is that of its last use, or anything."""
+        view = self._views.get(key)
+        return self._make(key) if view is None else view
+
+    def _make(self, key: Key) -> Tensor:
+        name, shape, dtype = key
+        numel = prod(shape)
+        if not self.keep or numel * dtype.itemsize > KEPT_BYTES:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        with torch.inference_mode(False):  # it outlives the mode of this call
+            flat = self._flats.get((name, dtype))
+            if flat is None or flat.numel() < numel:
+                flat = self._flats[name, dtype] = torch.empty(numel, dtype=dtype)
+                self._views = {k: x for k, x in self._views.items() if (k[0], k[2]) != (name, dtype)}
+            if len(self._views) >= VIEWS:
+                self._views.clear()
+            view = self._views[key] = flat[:numel].view(shape)
+        return view
+
+
+def scratch(device: torch.device) -> Scratch:
+    """This thread's scratch memory on a CPU. Elsewhere PyTorch keeps memory itself, and tensors are new; so they are
+    while it fills uninitialised memory, which is how unwritten results are found."""
+    fills = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+    if device.type != "cpu" or fills:
+        return Scratch(device, keep=False)
+    kept = getattr(_local, "scratch", None)
+    if kept is None:
+        kept = _local.scratch = Scratch(device, keep=True)
+    return kept
