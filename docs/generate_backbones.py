@@ -120,9 +120,7 @@ def row(name: str) -> str:
     published = has_weights or top1 or arch.startswith("davit")
     parity = "recorded" if arch in RECORDED else "family" if published else "none"
     accuracy = f"{top1} ({source})" if top1 else "–"
-    return (
-        f"| `{name}` | {cfg.input_size[-1]} | {parameters:,} | {macs:.2f} | {accuracy} | {weights} | {licence} | {parity} |"
-    )
+    return f"| `{name}` | {cfg.input_size[-1]} | {parameters:,} | {macs:.2f} | {accuracy} | {weights} | {licence} | {parity} |"
 
 
 def render() -> str:
