@@ -116,11 +116,13 @@ def row(name: str) -> str:
     else:
         weights = f"[file]({cfg.url})" if cfg.url else "none released"
     has_weights = cfg.hf_hub_id or cfg.url
-    licence = (cfg.license or "not stated") if has_weights else "–"
+    stated = cfg.license if cfg.hf_hub_id else f"not stated (code: {cfg.license})" if cfg.license else "not stated"
+    licence = stated if has_weights else "–"
     published = has_weights or top1 or arch.startswith("davit")
     parity = "recorded" if arch in RECORDED else "family" if published else "none"
     accuracy = f"{top1} ({source})" if top1 else "–"
-    return f"| `{name}` | {cfg.input_size[-1]} | {parameters:,} | {macs:.2f} | {accuracy} | {weights} | {licence} | {parity} |"
+    cells = (f"`{name}`", cfg.input_size[-1], f"{parameters:,}", f"{macs:.2f}", accuracy, weights, licence, parity)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def render() -> str:
@@ -140,12 +142,15 @@ def render() -> str:
         "",
         "## DaViT",
         "",
-        "The `davit_*` models are timm's. Worked around, as of timm 1.0.31: `ffn=False` builds a model whose forward pass",
-        "calls None (mended by `load_official`, `visionattn.Backbone`, and `visionattn.backbones.davit.DaViT`); unknown",
-        "`attn_types` are left out in silence (an error in `DaViT`); the conversion of official checkpoints replaces parts",
-        "of names anywhere, and knows neither a `backbone.` prefix nor the norms of the dense models (`load_official` reads",
-        "whole names); stochastic depth has one rate per pair of blocks (`drop_path_schedule` in `DaViT`); the published",
-        "large model, windows of 12 at 384 pixels, is missing (`davit_large_window12_384`).",
+        "The `davit_*` models are timm's. What `visionattn` works around in timm 1.0.31:",
+        "",
+        "- `ffn=False` builds a model whose forward pass calls None; mended by `load_official`, `visionattn.Backbone`",
+        "  and `visionattn.backbones.davit.DaViT`.",
+        "- Unknown `attn_types` are left out in silence; an error in `DaViT`.",
+        "- Its conversion of official checkpoints replaces parts of names anywhere, and knows neither a `backbone.`",
+        "  prefix nor the norms of the dense models; `load_official` reads whole names.",
+        "- Stochastic depth has one rate per pair of blocks; `DaViT` has the authors' schedule, one per block.",
+        "- The published large model, windows of 12 at 384 pixels, is missing; it is `davit_large_window12_384`.",
     ]
     return HEADER + "\n".join(lines + dense) + "\n"
 
