@@ -124,6 +124,8 @@ class DaViT(DaVit):
     ) -> list[int]:
         """Drop what the stages in `indices` do not need; returns the indices counted from the first stage."""
         take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if (prune_head or len(self.stages) < len(self.feature_info)) and hasattr(self.head, "norm"):
+            self.head.norm = nn.Identity()  # timm before 1.0.31 leaves it, without a gradient
         for level in range(len(self.feature_info)):
             if level not in take and hasattr(self, f"norm{level}"):
                 delattr(self, f"norm{level}")
