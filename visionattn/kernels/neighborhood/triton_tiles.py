@@ -23,7 +23,7 @@ SHAPES = {  # by rank; positions of a tile along each axis
 # By bytes of an element: up to this width (columns of keys and values together), the largest tile, and the positions
 # of the halo per step. Larger ones spill registers.
 LIMITS = {
-    2: ((128, 128, (32, 64)), (256, 128, (32,)), (512, 32, (32,))),
+    2: ((128, 128, (32, 64)), (256, 64, (32,)), (512, 32, (32,))),
     4: ((128, 64, (32,)), (256, 32, (16,)), (512, 16, (16,))),
 }
 SHARED_LIMIT = 99 * 1024  # of sm_86, sm_89 and sm_120; sm_80, sm_90 and sm_100 have more
@@ -128,7 +128,7 @@ def _warps(size: int, width: int, itemsize: int) -> int:
     """Warps for a tile; more where each row is wide, and in float32, whose products run in registers."""
     if itemsize == 4:
         return 8 if size == 64 else 4
-    if width > 256 or (width > 128 and size >= 64):
+    if width > 256 or (width > 64 and size >= 64):
         return 8
     return max(2 if width <= 64 else 4, size // 16)
 
