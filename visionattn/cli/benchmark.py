@@ -183,7 +183,9 @@ def _errors(args: argparse.Namespace, chosen: list[str], device: torch.device) -
             for got, want in zip(results, expected, strict=True)
         )
         if not errors[backend] <= TOLERANCE[args.dtype]:
-            raise BackendError(f"backend {backend!r} differs from {oracle!r} by {errors[backend]:.1e}; nothing was timed")
+            raise BackendError(
+                f"backend {backend!r} differs from {oracle!r} by {errors[backend]:.1e}; nothing was timed"
+            )
     return oracle, errors
 
 

@@ -7,6 +7,7 @@ from neighborhood_cases import FUNCTIONS, assert_agree, make_inputs, random_case
 from visionattn.errors import BackendError
 from visionattn.kernels import backends, na1d, na2d
 
+
 @pytest.mark.parametrize("block", range(20))
 def test_random_sweep_float64(block, poisoned_memory):
     for seed in range(block * 25, block * 25 + 25):

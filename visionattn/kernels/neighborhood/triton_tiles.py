@@ -12,7 +12,17 @@ from math import prod
 
 from visionattn.kernels.neighborhood.geometry import axis_groups, axis_windows
 
-__all__ = ["KERNELS", "Geometry", "Tile", "blocks_of", "field_bits", "halo", "legal_tiles", "shared_bytes"]
+__all__ = [
+    "KERNELS",
+    "Geometry",
+    "Tile",
+    "blocks_of",
+    "field_bits",
+    "halo",
+    "legal_tiles",
+    "shared_bytes",
+    "tile_counts",
+]
 
 KERNELS = ("forward", "query", "key", "bias")  # that work in tiles; "query" and "key" are the backward pass
 SHAPES = {  # by rank; positions of a tile along each axis
@@ -98,6 +108,15 @@ def halo(geometry: Geometry, shape: tuple[int, int, int], kernel: str) -> tuple[
     return tuple(_axis_halo(*axis, kernel != "key") for axis in axes)
 
 
+def tile_counts(geometry: Geometry, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tiles of each axis, over all dilation groups; those of shorter groups may be empty."""
+    counts = []
+    for length, dilation, tile in zip(geometry.lengths, geometry.dilation, shape, strict=True):
+        longest = -(-length // dilation)
+        counts.append(dilation * -(-longest // tile))
+    return tuple(counts)
+
+
 def blocks_of(dim: int) -> int:
     """Columns of a block that holds ``dim`` of them: a power of two, and at least what a tensor core takes."""
     return max(16, 1 << (dim - 1).bit_length())
@@ -137,8 +156,7 @@ def _estimate(geometry: Geometry, tile: Tile, kernel: str, dim: int, value_dim: 
     """Relative time of one head of one image."""
     width = blocks_of(dim) + blocks_of(value_dim)
     positions = tile.block * -(-prod(tile.halo) // tile.block)
-    axes = zip(geometry.lengths, geometry.dilation, tile.shape, strict=True)
-    count = prod(d * -(-(-(-n // d)) // t) for n, d, t in axes)
+    count = prod(tile_counts(geometry, tile.shape))
     products = {"forward": 1, "query": 1.5, "key": 2, "bias": 1}[kernel]
     one = tile.size * positions * (SCORE * SCORE_OF_KERNEL[kernel] + 2 * products * width * FLOP[itemsize])
     one += (positions + 2 * tile.size) * width * itemsize * BYTE + positions // tile.block * STEP + TILE
