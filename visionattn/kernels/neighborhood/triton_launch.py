@@ -206,6 +206,8 @@ def forward(problem: Problem, choose: Choose | None = None) -> tuple[Tensor, Ten
             **problem.common(), **problem.tiled(tile, "forward"), **problem.extras(),
             rpb_ptr=problem.rpb, out_ptr=out, lse_ptr=lse, CAUSAL=problem.geometry.causal,
             HAS_RPB=problem.rpb is not None, SKIP_MASK=_masks_are_rare(problem.geometry, tile),
+            LATE_SCALE=problem.rpb is None and problem.scale > 0,
+            SAME_STRIDES=problem.k.stride() == problem.v.stride(),
         )  # fmt: skip
         programs = q.shape[0] * problem.heads * prod(problem.counts(tile))
         return Launch(forward_kernel, programs, arguments, tile.warps, tile.stages)

@@ -38,14 +38,13 @@ LIMITS = {
 }
 SHARED_LIMIT = 99 * 1024  # of sm_86, sm_89 and sm_120; sm_80, sm_90 and sm_100 have more
 
-# Picoseconds on a whole H100, estimated from its throughputs; only the ratios matter. One score costs an exponential,
-# a mask and a few more instructions; one loaded element its share of the L2 bandwidth.
-SCORE = 0.06
+# Picoseconds on a whole H100, from the instructions that the compiled kernels issue and the chip's throughputs.
+SCORE = 0.45  # one score: exponential, mask, conversions
 SCORE_OF_KERNEL = {"forward": 1.0, "query": 1.2, "key": 1.3, "bias": 1.2}
 FLOP = {2: 0.002, 4: 0.03}  # by bytes of an element; float32 products run outside the tensor cores
-BYTE = 0.2
-STEP = 30.0  # synchronisation of one step of one tile
-TILE = 150.0  # one program: positions, windows, stores
+BYTE = 0.2  # through the L2 cache
+STEP = 110.0  # one step of the walk, for each warp: positions, addresses, rescaling
+TILE = 700.0  # one program, for each warp: its own positions and windows, its stores
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _warps(size: int, width: int, itemsize: int) -> int:
         return 8 if size == 64 else 4
     if width > 256 or (width > 64 and size >= 64):
         return 8
-    return max(2 if width <= 64 else 4, size // 16)
+    return max(1 if width <= 64 else 4, size // 16)
 
 
 def _estimate(geometry: Geometry, tile: Tile, kernel: str, dim: int, value_dim: int, itemsize: int) -> float:
@@ -158,9 +157,10 @@ def _estimate(geometry: Geometry, tile: Tile, kernel: str, dim: int, value_dim: 
     positions = tile.block * -(-prod(tile.halo) // tile.block)
     count = prod(tile_counts(geometry, tile.shape))
     products = {"forward": 1, "query": 1.5, "key": 2, "bias": 1}[kernel]
-    one = tile.size * positions * (SCORE * SCORE_OF_KERNEL[kernel] + 2 * products * width * FLOP[itemsize])
-    one += (positions + 2 * tile.size) * width * itemsize * BYTE + positions // tile.block * STEP + TILE
-    return count * one
+    issue = tile.size * positions * (SCORE * SCORE_OF_KERNEL[kernel] + 2 * products * width * FLOP[itemsize])
+    issue += tile.warps * (positions // tile.block * STEP + TILE)
+    loads = (positions + 2 * tile.size) * width * itemsize * BYTE
+    return count * (max(issue, loads) + min(issue, loads) / 4)  # they overlap, if not perfectly
 
 
 @lru_cache(maxsize=4096)
