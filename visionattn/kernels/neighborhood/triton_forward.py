@@ -78,7 +78,7 @@ def forward_kernel(
     HAS_RPB: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
     SKIP_MASK: tl.constexpr,
-    LATE_SCALE: tl.constexpr,  # no bias is added and the scale is positive, so the largest score stays the largest
+    LATE_SCALE: tl.constexpr,  # the scale is positive and not tiny, so it can wait for the softmax
     SAME_STRIDES: tl.constexpr,  # of k and v
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -136,6 +136,8 @@ def forward_kernel(
         table = rpb_ptr + head * ((2 * KERNEL[0] - 1) * (2 * KERNEL[1] - 1) * (2 * KERNEL[2] - 1))
         query_offset = bias_offsets(p0 - origin0, p1 - origin1, p2 - origin2, KERNEL)
     factor = scale * LOG2E if LATE_SCALE else LOG2E
+    if HAS_RPB and LATE_SCALE:
+        inverse_scale = 1.0 / scale
     m = tl.full([TILE[0] * TILE[1] * TILE[2]], -1e30, tl.float32)  # finite: a chunk may hold no key of a query
     l = tl.zeros([TILE[0] * TILE[1] * TILE[2]], tl.float32)
     acc = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK_VALUE], tl.float32)
@@ -151,19 +153,26 @@ def forward_kernel(
         else:
             v_rows = rows_of(v_base, x0, x1, x2, v_strides, WIDE)
         v = load_rows(v_rows, v_strides[5], VALUE_DIM, BLOCK_VALUE)
-        s = dot(q, tl.trans(k), None, PRECISION)
-        if not LATE_SCALE:
-            s *= scale
         keys_here = pack(j0, j1, j2, BITS)[None, :]
         if HAS_RPB:
+            # The product starts from the bias, so that everything after it stays in the layout of the product;
+            # added afterwards, the layout of its load makes the compiler compute the softmax in two layouts.
             allowed = inside(low[:, None], high[:, None], keys_here, BITS)
             offset = bias_offsets(j0, j1, j2, KERNEL)
-            s += masked_bias(table, offset[None, :], query_offset[:, None], allowed, KERNEL)
-        elif SKIP_MASK:
-            if (chunk < free_from) | (chunk + BLOCK > free_to):
-                s = tl.where(inside(low[:, None], high[:, None], keys_here, BITS), s, float("-inf"))
+            bias = masked_bias(table, offset[None, :], query_offset[:, None], allowed, KERNEL)
+            if LATE_SCALE:
+                s = dot(q, tl.trans(k), bias * inverse_scale, PRECISION)
+            else:
+                s = dot(q, tl.trans(k), None, PRECISION) * scale + bias
         else:
-            s = tl.where(inside(low[:, None], high[:, None], keys_here, BITS), s, float("-inf"))
+            s = dot(q, tl.trans(k), None, PRECISION)
+            if not LATE_SCALE:
+                s *= scale
+            if SKIP_MASK:
+                if (chunk < free_from) | (chunk + BLOCK > free_to):
+                    s = tl.where(inside(low[:, None], high[:, None], keys_here, BITS), s, float("-inf"))
+            else:
+                s = tl.where(inside(low[:, None], high[:, None], keys_here, BITS), s, float("-inf"))
         acc, m, l = _update(s, v, acc, m, l, factor, PRECISION)
     if HAS_EXTRA:
         k_base = extra_k_ptr + batch * extra_k_strides[0] + head_kv.to(tl.int64) * extra_k_strides[2]

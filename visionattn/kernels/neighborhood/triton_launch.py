@@ -206,7 +206,7 @@ def forward(problem: Problem, choose: Choose | None = None) -> tuple[Tensor, Ten
             **problem.common(), **problem.tiled(tile, "forward"), **problem.extras(),
             rpb_ptr=problem.rpb, out_ptr=out, lse_ptr=lse, CAUSAL=problem.geometry.causal,
             HAS_RPB=problem.rpb is not None, SKIP_MASK=_masks_are_rare(problem.geometry, tile),
-            LATE_SCALE=problem.rpb is None and problem.scale > 0,
+            LATE_SCALE=problem.scale > 1e-6,
             SAME_STRIDES=problem.k.stride() == problem.v.stride(),
         )  # fmt: skip
         programs = q.shape[0] * problem.heads * prod(problem.counts(tile))
