@@ -16,7 +16,7 @@ from visionattn.kernels import backends, na1d, na2d
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-CASES = int(os.environ.get("VISIONATTN_TRITON_CASES", 20 if INTERPRETED else 500))
+CASES = int(os.environ.get("VISIONATTN_TRITON_CASES", 10 if INTERPRETED else 500))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 pytest.importorskip("triton")
@@ -35,9 +35,9 @@ def any_tile(monkeypatch):
     return draw
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(5))
 def test_random_sweep(block, any_tile, poisoned_memory):
-    for seed in range(block, CASES, 10):
+    for seed in range(block, CASES, 5):
         any_tile.seed(seed)
         case = random_case(seed, lengths=SMALL_LENGTHS if INTERPRETED else LENGTHS)
         assert_agree(case, DTYPES[seed % 3 if seed % 2 else 0], "triton", DEVICE)
@@ -54,8 +54,8 @@ def fixed_case(**changes) -> dict:
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(shape=[17, 19], kernel=[7, 7], batch=2),  # interior tiles, whose bias gradients add up in place
-        dict(shape=[23, 21], kernel=[5, 3], dilation=[2, 3], heads=4, heads_kv=2),  # groups of uneven length
+        dict(shape=[13, 14], kernel=[3, 3], batch=2),  # interior tiles, whose bias gradients add up in place
+        dict(shape=[9, 11], kernel=[3, 3], dilation=[2, 3], heads=2),  # groups of uneven length
         dict(rank=1, shape=[300], kernel=[129], stride=[1], dilation=[1], causal=[False], rpb=False),  # steps unmasked
         dict(rank=1, shape=[256], kernel=[128], stride=[64], dilation=[1], causal=[True], rpb=False, extra=40),
         dict(shape=[24, 32], kernel=[16, 8], stride=[8, 8], rpb=False),  # inner axis blocked: steps unmasked
@@ -84,7 +84,7 @@ def test_layouts_are_read_in_place():
 
 
 def test_same_bits_twice():
-    case = fixed_case(extra=3, batch=2)
+    case = fixed_case(shape=[5, 8], extra=3, batch=2)
     inputs = {name: x.to(DEVICE) for name, x in make_inputs(case, torch.float32).items()}
     first, second = run(case, inputs, "triton"), run(case, inputs, "triton")
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -25,7 +25,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel needs: registers and spilled bytes of a thread, shared memory of a program."""
+    """What one compiled kernel needs: registers and bytes spilled by a thread, shared memory of a program."""
 
     registers: int
     spill_bytes: int
@@ -64,18 +64,18 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, spills = _usage(compiled.asm["ptx"], compiled.asm["cubin"], capability)
+    registers, spills = _usage(compiled.asm["ptx"], capability)
     return Resources(registers, spills, compiled.metadata.shared)
 
 
-def _usage(ptx: str, cubin: bytes, capability: int) -> tuple[int, int]:
-    """Registers, and bytes of local memory, of a compiled kernel."""
-    from triton import knobs
-
+def _usage(ptx: str, capability: int) -> tuple[int, int]:
+    """Registers of a thread and bytes of its spill stores, as the assembler that Triton brings reports them."""
+    tools = triton.knobs.nvidia
+    tool = tools.ptxas_blackwell if capability >= 100 and hasattr(tools, "ptxas_blackwell") else tools.ptxas
+    target = re.search(r"\.target (\w+)", ptx)[1]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        tool = knobs.nvidia.cuobjdump.path
-        text = subprocess.run([tool, "-res-usage", str(path)], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text.stdout + text.stderr)
-    return int(found[1]), int(found[2])
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [tool.path, "-v", f"--gpu-name={target}", str(path), "-o", str(path.with_suffix(".cubin"))]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return int(re.search(r"Used (\d+) registers", text)[1]), int(re.search(r"(\d+) bytes spill stores", text)[1])
