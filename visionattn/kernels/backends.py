@@ -1,5 +1,6 @@
 """Which implementation of an operator can run here, and the reason when one cannot."""
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is the de
     "na1d": ("torch", "reference"),
     "na2d": ("torch", "reference"),
     "na3d": ("torch", "reference"),
+    "bilevel_routing_attention": ("triton", "torch", "reference"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -26,11 +28,26 @@ class Availability:
     reason: str = ""
 
 
+def _triton_reason(device: torch.device, dtype: torch.dtype) -> str:
+    """Why Triton kernels cannot run with this device and type; empty when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; run: pip install triton"
+    if dtype == torch.float64:
+        return "the Triton kernels compute in float32; torch.float64 is for the torch and reference backends"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return ""
+    if device.type != "cuda":
+        return f"Triton kernels need a CUDA device, and the tensors are on {device.type}"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return "Triton kernels need a GPU of compute capability 8.0 (Ampere) or later"
+    return ""
+
+
 def explain(op: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> list[Availability]:
     """Each backend of an operator, best first, whether it can run with this device and type, and why not.
 
     Args:
-        op: ``"na1d"``, ``"na2d"`` or ``"na3d"``.
+        op: ``"na1d"``, ``"na2d"``, ``"na3d"`` or ``"bilevel_routing_attention"``.
 
     Raises:
         ValueError: for an operator that does not exist.
@@ -45,6 +62,8 @@ def explain(op: str, device: str | torch.device = "cpu", dtype: torch.dtype = to
             reason = f"{dtype} is not supported; use one of {', '.join(map(str, DTYPES))}"
         elif device.type == "cuda" and not torch.cuda.is_available():
             reason = "this PyTorch sees no CUDA device"
+        elif backend == "triton":
+            reason = _triton_reason(device, dtype)
         result.append(Availability(backend, not reason, reason))
     return result
 
