@@ -6,8 +6,10 @@ from visionattn.layers.neighborhood import (
     NeighborhoodAttention2d,
     NeighborhoodAttention3d,
 )
+from visionattn.layers.routing import BiLevelRoutingAttention
 
 __all__ = [
+    "BiLevelRoutingAttention",
     "GlobalAttentionRpb",
     "NeighborhoodAttention1d",
     "NeighborhoodAttention2d",
