@@ -66,7 +66,7 @@ def test_a_detector(source):
     before = values(classifier)
     report = load_official(classifier, {"state_dict": checkpoint})
     assert set(report.missing) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
-    assert "norm0.weight" in report.dropped
+    assert "backbone.norm0.weight" in report.dropped
     assert "dropped (not part of the backbone): neck.conv.weight, bbox_head.cls.weight" in str(report)
     assert torch.equal(classifier.head.weight, before["head.weight"])
     assert torch.equal(classifier.levels[0].blocks[0].attn.rpb, dense.levels[0].blocks[0].attn.rpb)
@@ -153,7 +153,8 @@ def _error(model, checkpoint):
         ("dinat_isotropic_small", "nat_isotropic_small or dinat_isotropic_small;"),
         ("vitrpb_base", "vitrpb_base;"),
         ("swin_tiny_patch4_window7_224", "Swin;"),
-        ("davit_tiny", "DaViT;"),
+        ("davit_tiny", "davit_tiny;"),
+        ("davit_large", "davit_large or davit_large_window12_384;"),
         ("resnet18", "ResNet;"),
     ],
 )

@@ -9,6 +9,7 @@ from torch import nn
 
 pytest.importorskip("mmengine")
 
+from visionattn.backbones import load_official
 from visionattn.errors import CheckpointError, ConfigError
 from visionattn.openmmlab import Backbone
 from visionattn.openmmlab import checkpoint as checkpoints
@@ -163,3 +164,65 @@ def test_published_detection_backbone(shared_dir, tmp_path):
         outputs = backbone(fill.fixture_input(fixture))
     for out, expected in zip(outputs, fixture["outputs"], strict=True):
         assert (out - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
+
+
+def _fixture(shared_dir, name):
+    spec = importlib.util.spec_from_file_location("fill", shared_dir / "parity" / "fill.py")
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    return fill, torch.load(shared_dir / "parity" / name, weights_only=True)
+
+
+def _davit(fixture, **kwargs):
+    architecture = {k: v for k, v in fixture["meta"]["cfg"].items() if k != "num_classes"}
+    return Backbone("davit_tiny", **architecture, **kwargs)
+
+
+@pytest.mark.parametrize("way", ["pretrained", "load_official"])
+def test_published_dense_davit(shared_dir, tmp_path, way):
+    """timm's own DaViT under a detector's checkpoint: outputs, exact number of parameters, input gradient."""
+    fill, fixture = _fixture(shared_dir, "davit/davit_dense_tinycfg.pt")
+    weights = {f"backbone.{k}": v for k, v in fill.official_state_dict(fixture).items()}
+    weights["bbox_head.norms.0.weight"] = torch.ones(1)
+    if way == "pretrained":
+        checkpoints.write({"state_dict": weights}, tmp_path / "det.pth")
+        backbone = _davit(fixture, pretrained=str(tmp_path / "det.pth")).eval()
+    else:
+        backbone = _davit(fixture).eval()
+        report = load_official(backbone, {"state_dict": weights})
+        assert report.dropped == {"bbox_head.norms.0.weight": "not part of the backbone"}
+        assert report.missing == {}
+        assert len(report.loaded) == len(fixture["shapes"]) == len(backbone.state_dict())
+    assert sum(p.numel() for p in backbone.parameters()) == fixture["n_params"]
+    x = fill.fixture_input(fixture).requires_grad_()
+    outputs = backbone(x)
+    for out, expected in zip(outputs, fixture["outputs"], strict=True):
+        assert (out - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
+    fill.loss(outputs).backward()
+    bound = 1e-4 * max(1.0, fixture["grad_input"].abs().max().item())
+    assert (x.grad - fixture["grad_input"]).abs().max() <= bound
+
+
+def test_classifier_into_a_dense_davit_without_mlps():
+    torch.manual_seed(0)
+    small = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32), "num_heads": (1, 1, 1, 1), "ffn": False}
+    source = timm.create_model("davit_large_window12_384", window_size=7, **small).eval()
+    backbone = Backbone("davit_tiny", out_indices=(0, 2), **small).eval()
+    report = load_official(backbone, source.state_dict())
+    assert set(report.missing) == {f"norm{level}.{part}" for level in (0, 2) for part in ("weight", "bias")}
+    x = torch.randn(1, 3, 45, 60)
+    for ours, raw in zip(backbone(x), source.forward_intermediates(x, [0, 2])[1], strict=True):
+        expected = nn.functional.layer_norm(raw.permute(0, 2, 3, 1), raw.shape[1:2], eps=1e-5).permute(0, 3, 1, 2)
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_official_checkpoint_into_a_built_backbone(shared_dir):
+    fill, fixture = _fixture(shared_dir, "dinat/dinat_dense_detection_mini_256x320.pt")
+    weights = fill.official_state_dict(fixture)
+    backbone = Backbone("dinat_mini", dilations="detection", out_indices=(1, 3))
+    report = load_official(backbone, {"model": {f"backbone.{k}": v for k, v in weights.items()}})
+    assert set(report.dropped) == {f"backbone.norm{i}.{part}" for i in (0, 2) for part in ("weight", "bias")}
+    assert torch.equal(backbone.norm3.weight, weights["norm3.weight"])
+    again = Backbone("dinat_mini", dilations="detection", out_indices=(1, 3))
+    report = load_official(again, {"state_dict": {f"backbone.{k}": v for k, v in backbone.state_dict().items()}})
+    assert (report.dropped, report.missing) == ({}, {})

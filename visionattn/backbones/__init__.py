@@ -1,5 +1,6 @@
 """Backbones, one file per family; importing this registers them with timm."""
 
+from visionattn.backbones import davit as davit
 from visionattn.backbones import dinat as dinat
 from visionattn.backbones import dinat_isotropic as dinat_isotropic
 from visionattn.backbones import dinat_s as dinat_s

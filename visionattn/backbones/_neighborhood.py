@@ -10,7 +10,8 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from visionattn.backbones._weights import Conversion, convert_neighborhood
+from visionattn.backbones._conversion import Conversion
+from visionattn.backbones._weights_neighborhood import convert_neighborhood
 from visionattn.layers import NeighborhoodAttention2d
 
 __all__ = [

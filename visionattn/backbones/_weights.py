@@ -1,43 +1,23 @@
 """Loading checkpoints as their authors published them, from timm, mmdet, mmseg or detectron2."""
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionattn.backbones._variants import DINAT, DINAT_S, ISOTROPIC
+from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
+from visionattn.backbones._weights_davit import convert_davit, describe_davit, is_davit, mend_blocks
+from visionattn.backbones._weights_neighborhood import describe_neighborhood
 from visionattn.errors import CheckpointError
 
-__all__ = [
-    "Conversion",
-    "LoadReport",
-    "checkpoint_filter_fn",
-    "convert_neighborhood",
-    "describe",
-    "load_official",
-]
+__all__ = ["LoadReport", "checkpoint_filter_fn", "describe", "load_official"]
 
-_OUT_NORM = re.compile(r"norm\d+\.(weight|bias)")
-_WRAPPERS = ("state_dict", "model")  # mmengine and timm; detectron2 and the Swin family
-_PREFIXES = (
-    "module.",
-    "backbone.",
-    "model.",
-)  # data parallelism; detectors and segmentors; timm's feature wrapper
-
-
-@dataclass
-class Conversion:
-    """A state dict under a model's own names, and what was done to get there."""
-
-    state_dict: dict[str, Tensor]
-    renamed: dict[str, str] = field(default_factory=dict)
-    interpolated: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
+# Families that timm has already, whose classes cannot have a `convert_official` of ours: how to know one, to convert
+# its checkpoints, and to mend what timm breaks in it.
+_FOREIGN = ((is_davit, convert_davit, mend_blocks),)
+_DESCRIBERS = (describe_neighborhood, describe_davit)
 
 
 @dataclass(frozen=True)
@@ -78,16 +58,17 @@ class LoadReport:
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport:
-    """Load a published checkpoint into one of this package's backbones.
+    """Load a published checkpoint into one of this package's backbones, or into a DaViT of timm.
 
     Accepts the state dict of a classifier, of an mmdet or mmseg model, or of a detectron2 model, alone or
     inside its checkpoint's ``{"state_dict": ...}`` or ``{"model": ...}``. Every tensor of the model must get
     a value. The exceptions, which the report names: the classifier where the checkpoint has none, or one for
     another number of classes; the norms that dense prediction adds, or the final norm that it lacks; computed
-    tables.
+    tables. Every tensor of the checkpoint's backbone must be used, except for those, and for the stages after
+    the last one of a model cut by ``out_indices``.
 
     Args:
-        model: from `timm.create_model`, with or without ``features_only=True``.
+        model: from `timm.create_model`, with or without ``features_only=True``, or a `visionattn.Backbone`.
         state_dict: as ``torch.load(path, weights_only=True)`` or safetensors gives it.
 
     Returns:
@@ -96,36 +77,15 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
     Raises:
         CheckpointError: the checkpoint does not fit; the message says which model it looks like. The model is
             then unchanged.
-        TypeError: the model is not one of this package's backbones.
+        TypeError: the model is not one of these.
     """
+    if hasattr(model, "load_official"):
+        return model.load_official(state_dict)
     inner = getattr(model, "model", model)  # timm's feature wrapper
-    if not hasattr(inner, "convert_official"):
-        raise TypeError(f"load_official does not know {type(inner).__name__}; it takes the backbones of visionattn")
-    conversion = inner.convert_official(state_dict)
+    conversion = _convert(inner, state_dict)
     own = inner.state_dict()
-    given, dropped = conversion.state_dict, dict(conversion.dropped)
-    missing: dict[str, str] = {}
-
-    if "head.weight" in given and "head.weight" in own and given["head.weight"].shape != own["head.weight"].shape:
-        classes, expected = given["head.weight"].shape[0], own["head.weight"].shape[0]
-        for name in ("head.weight", "head.bias"):
-            given.pop(name, None)
-            dropped[name] = f"a classifier for {classes} classes, and the model has {expected}"
-            missing[name] = f"the checkpoint's classifier is for {classes} classes"
-    for name in [n for n in given if n not in own and n.startswith(("head.", "norm."))]:
-        del given[name]
-        dropped[name] = "the model has no classifier" if name.startswith("head.") else "the model has no final norm"
-    dense = not any(name.startswith("head.") for name in (*given, *dropped))
-    for name in own:
-        if name in given or name in missing:
-            continue
-        if name.endswith("relative_position_index"):
-            missing[name] = "computed by the model"
-        elif _OUT_NORM.fullmatch(name):
-            missing[name] = "the checkpoint has no norms for dense prediction; they start at 1 and 0"
-        elif name.startswith(("head.", "norm.")) and dense:
-            missing[name] = "the checkpoint is of a model without a classifier"
-
+    given = conversion.state_dict
+    missing = _resolve_differences(conversion, own, len(getattr(inner, "feature_info", ())))
     problems = [f"{name} is missing" for name in own if name not in given and name not in missing]
     problems += [f"{name} is unknown" for name in given if name not in own]
     problems += [
@@ -140,105 +100,78 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
             f"it looks like {describe(state_dict)}; create that model, or load another file"
         )
     inner.load_state_dict(given, strict=False)  # completeness was checked above
+    for knows, _, mend in _FOREIGN:
+        if knows(inner):
+            mend(inner)
     return LoadReport(
         loaded=tuple(given),
         renamed={k: v for k, v in conversion.renamed.items() if v in given},
         interpolated=conversion.interpolated,
-        dropped=dropped,
+        dropped=conversion.dropped,
         missing=missing,
     )
 
 
+def _convert(model: nn.Module, state_dict: Mapping[str, Any]) -> Conversion:
+    if hasattr(model, "convert_official"):
+        return model.convert_official(state_dict)
+    for knows, convert, _ in _FOREIGN:
+        if knows(model):
+            return convert(state_dict, model)
+    raise TypeError(f"load_official does not know {type(model).__name__}; it takes visionattn's backbones and DaViT")
+
+
+def _resolve_differences(conversion: Conversion, own: Mapping[str, Tensor], stages: int) -> dict[str, str]:
+    """Drop what the model may lack, and return what the checkpoint may lack, each with its reason.
+
+    `stages` is how many the model's architecture has; fewer of them in `own` mean that it was cut.
+    """
+    given = conversion.state_dict
+    head, norm = f"{conversion.classifier}.", f"{conversion.final_norm}."
+    missing: dict[str, str] = {}
+    weight = f"{head}weight"
+    if weight in given and weight in own and given[weight].shape[0] != own[weight].shape[0]:
+        classes, expected = given[weight].shape[0], own[weight].shape[0]
+        for name in [n for n in given if n.startswith(head)]:
+            conversion.drop(name, f"a classifier for {classes} classes, and the model has {expected}")
+        missing |= {n: f"the checkpoint's classifier is for {classes} classes" for n in own if n.startswith(head)}
+    dense = not any(name.startswith(head) for name in (*given, *conversion.dropped))
+
+    number = re.compile(rf"{conversion.stages}[._](\d+)\.(downsample\.)?")
+    last = max((int(m[1]) for n in own if (m := number.match(n))), default=-1)
+    for name in [n for n in given if n not in own]:
+        stage = number.match(name)
+        if name.startswith(head):
+            conversion.drop(name, "the model has no classifier")
+        elif name.startswith(norm):
+            conversion.drop(name, "the model has no final norm")
+        elif stage and last + 1 < stages and (int(stage[1]) > last or (int(stage[1]) == last and stage[2])):
+            conversion.drop(name, "after the last stage of this model")
+    for name in own:
+        if name in given or name in missing:
+            continue
+        if name.endswith("relative_position_index"):
+            missing[name] = "computed by the model"
+        elif OUT_NORM.fullmatch(name):
+            missing[name] = "the checkpoint has no norms for dense prediction; they start at 1 and 0"
+        elif name.startswith((head, norm)) and dense:
+            missing[name] = "the checkpoint is of a model without a classifier"
+    return missing
+
+
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """timm's hook for ``pretrained=True``: the conversion of `load_official`; timm then does the loading."""
-    return model.convert_official(state_dict).state_dict
-
-
-def convert_neighborhood(state_dict: Mapping[str, Any], model: nn.Module) -> Conversion:
-    """Convert a checkpoint of the NAT family: prefixes, other modules, position biases, dense norms."""
-    own = model.state_dict()
-    conversion = _backbone_tensors(state_dict)
-    for name, tensor in list(conversion.state_dict.items()):
-        target = own.get(name)
-        if name.endswith("relative_position_index"):
-            if target is None or target.shape != tensor.shape:
-                del conversion.state_dict[name]
-                conversion.dropped[name] = "an index table, computed by the model"
-        elif _OUT_NORM.fullmatch(name):
-            if target is None:
-                del conversion.state_dict[name]
-                conversion.dropped[name] = "a norm for dense prediction, which this model does not have"
-        elif name.endswith(".rpb") and target is not None and target.shape != tensor.shape:
-            resized = _resize_rpb(tensor, target)
-            if resized is not None:
-                conversion.state_dict[name] = resized
-                conversion.interpolated[name] = f"bicubic, {_size(tensor)} to {_size(target)}"
-    return conversion
-
-
-def _size(rpb: Tensor) -> str:
-    return "x".join(str(n) for n in rpb.shape[1:])
-
-
-def _resize_rpb(rpb: Tensor, target: Tensor) -> Tensor | None:
-    """`rpb` at another kernel size, or None where the tables differ in more than that."""
-    if rpb.ndim != 3 or target.ndim != 3 or rpb.shape[0] != target.shape[0]:
-        return None
-    resized = F.interpolate(rpb[None].float(), size=target.shape[1:], mode="bicubic", align_corners=False)
-    return resized[0].to(rpb.dtype)
-
-
-def _backbone_tensors(checkpoint: Mapping[str, Any]) -> Conversion:
-    """The backbone's tensors under names without prefixes."""
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(
-            f"a checkpoint must be a dictionary of tensors, but this is a {type(checkpoint).__name__}"
-        )
-    for _ in _WRAPPERS:
-        for wrapper in _WRAPPERS:
-            if isinstance(checkpoint.get(wrapper), Mapping):
-                checkpoint = checkpoint[wrapper]
-    conversion = Conversion({})
-    has_backbone = any(re.match(r"(module\.|model\.)*backbone\.", str(name)) for name in checkpoint)
-    for name, tensor in checkpoint.items():
-        if not isinstance(tensor, Tensor):
-            conversion.dropped[str(name)] = "not a tensor"
-            continue
-        inner, in_backbone = name, False
-        while inner.startswith(_PREFIXES):
-            prefix, inner = inner.split(".", 1)
-            in_backbone = in_backbone or prefix == "backbone"
-        if has_backbone and not in_backbone:
-            conversion.dropped[name] = "not part of the backbone"
-            continue
-        if inner in conversion.state_dict:
-            raise CheckpointError(f"the checkpoint has {inner} twice, once as {name}")
-        conversion.state_dict[inner] = tensor
-        if inner != name:
-            conversion.renamed[name] = inner
-    if not conversion.state_dict:
-        raise CheckpointError("the checkpoint holds no tensors of a backbone")
-    return conversion
+    return _convert(model, state_dict).state_dict
 
 
 def describe(state_dict: Mapping[str, Any]) -> str:
     """Which family and variant a checkpoint looks like by its names and shapes, such as ``"dinat_mini"``."""
-    tensors = _backbone_tensors(state_dict).state_dict
-    for family, table, marker in (
-        ("NAT or DiNAT", DINAT, "levels.0.blocks.0.attn.rpb"),
-        ("DiNAT_s", DINAT_S, "layers.0.blocks.0.attn.rpb"),
-        ("isotropic NAT, DiNAT or ViT-rpb", ISOTROPIC, "layers.0.attn.rpb"),
-    ):
-        if marker in tensors:
-            found = _sizes(tensors, marker)
-            names = [name for name, variant in table.items() if _matches(name, variant, found)]
-            if names:
-                return " or ".join(names)
-            sizes = ", ".join(f"{key}={value}" for key, value in found.items() if value is not None)
-            return f"{family} of unpublished size ({sizes})"
+    tensors = backbone_tensors(state_dict).state_dict
+    for describer in _DESCRIBERS:
+        if found := describer(tensors):
+            return found
     for family, pattern in (
         ("Swin", r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
-        ("DaViT", r"main_blocks\.0\..*|stages\.0\.blocks\.0\.0\.cpe1\..*"),
         ("BiFormer", r"downsample_layers\.0\.0\..*|.*\.attn\.router\..*"),
         ("ViT", r"blocks\.0\.attn\.qkv\.weight"),
         ("ResNet", r"layer1\.0\.conv1\.weight"),
@@ -246,37 +179,3 @@ def describe(state_dict: Mapping[str, Any]) -> str:
         if any(re.fullmatch(pattern, name) for name in tensors):
             return family
     return f"no model known here (its first entry is {next(iter(tensors))})"
-
-
-def _sizes(tensors: Mapping[str, Tensor], marker: str) -> dict[str, Any]:
-    """Architecture of a NAT-family checkpoint, read off its shapes."""
-    block = marker.removesuffix("attn.rpb")
-    blocks = {re.sub(r"attn\.rpb$", "", name) for name in tensors if name.endswith(".attn.rpb")}
-    dim = tensors[f"{block}attn.proj.weight"].shape[0] if f"{block}attn.proj.weight" in tensors else 0
-    hidden = tensors[f"{block}mlp.fc1.weight"].shape[0] if f"{block}mlp.fc1.weight" in tensors else 0
-    levels: dict[int, int] = {}
-    for name in blocks:
-        level = int(name.split(".")[1])
-        levels[level] = levels.get(level, 0) + 1
-    isotropic = ".blocks." not in block
-    return {
-        "embed_dim": dim,
-        "depths": None if isotropic else tuple(levels[level] for level in sorted(levels)),
-        "depth": len(blocks) if isotropic else None,
-        "mlp_ratio": round(hidden / dim, 2) if dim else 0,
-        "kernel_size": (tensors[marker].shape[-1] + 1) // 2,
-        "layer_scale": f"{block}gamma1" in tensors,
-    }
-
-
-def _matches(name: str, variant: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    kernel = 14 if name.startswith("vitrpb") else variant.get("kernel_size", 7)
-    ratio = variant.get("mlp_ratio", 4.0)
-    return (
-        found["embed_dim"] == variant["embed_dim"]
-        and found["depths"] == variant.get("depths")
-        and found["depth"] == variant.get("depth")
-        and math.isclose(found["mlp_ratio"], ratio)
-        and found["kernel_size"] == kernel
-        and found["layer_scale"] == (variant.get("layer_scale") is not None)
-    )

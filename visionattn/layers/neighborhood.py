@@ -1,18 +1,20 @@
-"""Neighborhood attention as a module: projections, relative position bias, padding of small maps.
+"""Neighborhood attention as a module: projections, position bias or rotation, registers, padding of small maps.
 
-Hassani et al., "Neighborhood Attention Transformer" (arXiv 2204.07143) and "Dilated Neighborhood Attention
-Transformer" (arXiv 2209.15001).
+Hassani et al., "Neighborhood Attention Transformer" (arXiv 2204.07143), "Dilated Neighborhood Attention
+Transformer" (arXiv 2209.15001) and "Generalized Neighborhood Attention" (arXiv 2504.16922).
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_module, trunc_normal_
+from timm.layers import apply_rot_embed_cat, get_norm_layer, register_notrace_module, trunc_normal_
 from torch import Tensor, nn
 
 from visionattn.kernels import na1d, na2d, na3d
+from visionattn.layers._gather import gather_attention
+from visionattn.layers.rope import AxialRope
 
 __all__ = ["NeighborhoodAttention1d", "NeighborhoodAttention2d", "NeighborhoodAttention3d"]
 
@@ -23,7 +25,8 @@ class NeighborhoodAttentionBase(nn.Module):
     """Multi-head neighborhood attention on channels-last maps, ``[batch, *spatial, dim]`` to the same shape.
 
     The state dict holds ``qkv`` (rows in the order query, key, value), ``proj`` and, with a position bias,
-    ``rpb`` of shape ``[num_heads, 2*K-1, ...]``, as the published models have it.
+    ``rpb`` of shape ``[num_heads, 2*K-1, ...]``, as the published models have it; with `qk_norm` also ``q_norm``
+    and ``k_norm``, as timm's `Attention` has them.
 
     A TorchScript program cannot call the kernels. There, a plain gather takes their place: same numbers, but
     it holds ``prod(kernel_size)`` copies of the keys and values.
@@ -34,15 +37,23 @@ class NeighborhoodAttentionBase(nn.Module):
         kernel_size: width of the neighborhood, one value or one per axis, at least 2; odd for a bias.
         dilation: step between neighbors, one value or one per axis. ``"auto"`` takes the largest that fits,
             for each axis of the input at hand: ``max(1, length // kernel_size)``.
+        stride: that many neighboring queries share the window of the middle one, one value or one per axis, at
+            most the kernel size; a stride equal to it is blocked window attention.
+        is_causal: attend only to the query's own and earlier positions, for all axes or one value per axis. Not
+            together with a position bias.
         rel_pos_bias: learn a bias per head and relative position.
         qkv_bias: whether the query, key and value projection has a bias.
         qk_scale: factor on the logits; None means ``(dim / num_heads) ** -0.5``.
+        qk_norm: norm queries and keys over the channels of each head, before any rotation.
+        norm_layer: of `qk_norm`: a class such as `timm.layers.RmsNorm`, or timm's name for one.
+        rope: rotate queries and keys by their position in the map. True, or the arguments of `AxialRope` as a dict.
+        rotate_half: layout of the rotations, `rope`'s and those given to `forward`, as in timm's `AttentionRope`.
         attn_drop: must be 0. The fused kernels never form the attention probabilities, so there is nothing to
             drop from, and ignoring the value would train another model than the one asked for.
         proj_drop: dropout rate after the output projection.
         pad_small: pad maps smaller than ``kernel_size * dilation`` with zeros at the end of each axis, before
             `qkv`, and crop before `proj`. The padded places take part as keys; the published models do this.
-            When False, such maps are a ValueError.
+            They are never rotated. When False, such maps are a ValueError.
         backend: backend of the kernel; None picks the best that runs.
         device, dtype: of the parameters.
 
@@ -59,9 +70,15 @@ class NeighborhoodAttentionBase(nn.Module):
         kernel_size: int | Sequence[int] = 7,
         dilation: int | Sequence[int] | Literal["auto"] = 1,
         *,
+        stride: int | Sequence[int] = 1,
+        is_causal: bool | Sequence[bool] = False,
         rel_pos_bias: bool = True,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
+        qk_norm: bool = False,
+        norm_layer: str | Callable[..., nn.Module] = nn.LayerNorm,
+        rope: bool | Mapping[str, Any] = False,
+        rotate_half: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         pad_small: bool = True,
@@ -84,7 +101,17 @@ class NeighborhoodAttentionBase(nn.Module):
         self.kernel_size = _per_axis(kernel_size, rank, "kernel_size", least=2)
         self.auto_dilation = dilation == "auto"
         self.dilation = [1] * rank if dilation == "auto" else _per_axis(dilation, rank, "dilation", least=1)
-        self.scale = float(qk_scale) if qk_scale is not None else (dim // num_heads) ** -0.5
+        self.stride = _per_axis(stride, rank, "stride", least=1)
+        if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
+            raise ValueError(f"stride must be at most kernel_size={kernel_size}, got {stride!r}")
+        self.is_causal = [is_causal] * rank if isinstance(is_causal, bool) else list(is_causal)
+        if len(self.is_causal) != rank or not all(isinstance(c, bool) for c in self.is_causal):
+            raise ValueError(f"is_causal must be a bool, or {rank} of them, got {is_causal!r}")
+        if any(self.is_causal) and rel_pos_bias:
+            raise ValueError(f"is_causal={is_causal} has no position bias; give rel_pos_bias=False with it")
+        head_dim = dim // num_heads
+        self.scale = float(qk_scale) if qk_scale is not None else head_dim**-0.5
+        self.rotate_half = rotate_half
         self.pad_small = pad_small
         self.backend = backend
 
@@ -97,11 +124,40 @@ class NeighborhoodAttentionBase(nn.Module):
             trunc_normal_(self.rpb, std=0.02)
         else:
             self.register_parameter("rpb", None)
+        norm = get_norm_layer(norm_layer) if qk_norm else nn.Identity
+        dd = {"device": device, "dtype": dtype} if qk_norm else {}
+        self.q_norm = norm(head_dim, **dd)
+        self.k_norm = norm(head_dim, **dd)
+        options = {} if rope is True else dict(rope or {})
+        if rope is False:
+            self.rope = None
+        else:
+            self.rope = AxialRope(head_dim, rank, rotate_half=rotate_half, device=device, **options)
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[batch, *spatial, dim]`` to ``[batch, *spatial, dim]``."""
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor | None = None,
+        registers: Tensor | None = None,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+    ) -> Tensor:
+        """Attention over one batch of maps.
+
+        Args:
+            x: ``[batch, *spatial, dim]``.
+            rope: rotations in place of the layer's own, as timm's embeddings give them for the size of the map:
+                ``[places, 2 * head_dim]``, or ``[..., num_heads, places, 2 * head_dim]`` for one per head.
+            registers: ``[batch, count, dim]``, tokens that every query attends to besides its neighborhood. They
+                go through the layer's projections and norm, have no position, and are not changed.
+            additional_keys, additional_values: ``[batch, count, num_heads, head_dim]``, the same for keys and values
+                that are ready for use.
+
+        Returns:
+            ``[batch, *spatial, dim]``.
+        """
         if x.dim() != self.rank + 2:
             raise ValueError(f"the input must have {self.rank + 2} axes (batch, spatial, channels), got {x.dim()}")
         # All integer work is on plain lists, so that the same lines run eagerly, compiled and scripted.
@@ -122,19 +178,49 @@ class NeighborhoodAttentionBase(nn.Module):
                 pads += [0, short[self.rank - 1 - axis]]
             x = F.pad(x, pads)
 
+        if rope is None and self.rope is not None:
+            rope = self.rope.get_embed(size)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.dim // self.num_heads))
         q, k, v = qkv.unbind(-3)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            rotation = self._pad_rotation(rope, size, short)
+            q = self._rotate(q, rotation)
+            k = self._rotate(k, rotation)
+        if registers is not None:
+            register_k, register_v = self._project_registers(registers)
+            if additional_keys is None or additional_values is None:
+                additional_keys, additional_values = register_k, register_v
+            else:
+                additional_keys = torch.cat([additional_keys, register_k], 1)
+                additional_values = torch.cat([additional_values, register_v], 1)
         if torch.jit.is_scripting():
-            x = _gather_attention(q, k, v, self.kernel_size, dilation, self.scale, self.rpb)
+            x = gather_attention(
+                q,
+                k,
+                v,
+                self.kernel_size,
+                self.stride,
+                dilation,
+                self.is_causal,
+                self.scale,
+                self.rpb,
+                additional_keys,
+                additional_values,
+            )
         else:
             x = _OPS[self.rank](
                 q,
                 k,
                 v,
                 tuple(self.kernel_size),
-                dilation=tuple(dilation),
+                tuple(self.stride),
+                tuple(dilation),
+                tuple(self.is_causal),
                 scale=self.scale,
                 rpb=self.rpb,
+                additional_keys=additional_keys,
+                additional_values=additional_values,
                 backend=self.backend,
             )
         x = x.flatten(-2)
@@ -142,6 +228,41 @@ class NeighborhoodAttentionBase(nn.Module):
             for axis in range(self.rank):
                 x = x.narrow(axis + 1, 0, size[axis])
         return self.proj_drop(self.proj(x))
+
+    def _pad_rotation(self, rope: Tensor, size: list[int], short: list[int]) -> Tensor:
+        """Rotations ``[..., places, heads or 1, 2 * head_dim]`` of the padded map; padding has an angle of 0."""
+        places = 1
+        for length in size:
+            places *= length
+        if rope.dim() < 2 or rope.shape[-2] != places or rope.shape[-1] != 2 * (self.dim // self.num_heads):
+            raise ValueError(
+                f"rope must be of shape [..., {places}, {2 * (self.dim // self.num_heads)}] for a map of size {size}, "
+                f"got {list(rope.shape)}"
+            )
+        rope = rope.transpose(-3, -2) if rope.dim() > 2 else rope.unsqueeze(-2)
+        if max(short) > 0:
+            rope = rope.unflatten(-3, size)
+            pads = [0, 0, 0, 0]
+            for axis in range(self.rank):
+                pads += [0, short[self.rank - 1 - axis]]
+            sin, cos = rope.chunk(2, -1)
+            rope = torch.cat([F.pad(sin, pads), F.pad(cos, pads, value=1.0)], -1)
+            rope = rope.flatten(-self.rank - 2, -3)
+        return rope
+
+    def _rotate(self, x: Tensor, rotation: Tensor) -> Tensor:
+        """Queries or keys ``[batch, *spatial, heads, head_dim]``, rotated; the type stays."""
+        flat = x.flatten(1, self.rank)
+        return apply_rot_embed_cat(flat, rotation, half=self.rotate_half).to(x.dtype).reshape(x.shape)
+
+    def _project_registers(self, registers: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[batch, count, heads, head_dim]`` of tokens without a place."""
+        bias = self.qkv.bias
+        if bias is not None:
+            bias = bias[self.dim :]
+        kv = F.linear(registers, self.qkv.weight[self.dim :], bias)
+        k, v = kv.unflatten(-1, (2, self.num_heads, self.dim // self.num_heads)).unbind(-3)
+        return self.k_norm(k), v
 
     def extra_repr(self) -> str:
         dilation = "auto" if self.auto_dilation else self.dilation
@@ -184,52 +305,3 @@ def _per_axis(value: int | Sequence[int], rank: int, name: str, least: int) -> l
     if len(values) != rank or not all(isinstance(v, int) and v >= least for v in values):
         raise ValueError(f"{name} must be an integer >= {least}, or {rank} of them, got {value!r}")
     return values
-
-
-def _axis_neighbors(length: int, kernel: int, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions of the neighbors along one axis and their places in a bias axis, both ``[length, kernel]``.
-
-    A query sees keys of its own dilation group; near a border its window shifts and keeps its width.
-    """
-    x = torch.arange(length, device=device)
-    group = x % dilation
-    inner = x // dilation
-    group_length = (length - group + dilation - 1) // dilation
-    start = torch.minimum(torch.clamp(inner - kernel // 2, min=0), group_length - kernel)
-    neighbor = start.unsqueeze(1) + torch.arange(kernel, device=device)
-    position = group.unsqueeze(1) + neighbor * dilation
-    return position, neighbor - inner.unsqueeze(1) + (kernel - 1)
-
-
-def _gather_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kernel_size: list[int],
-    dilation: list[int],
-    scale: float,
-    rpb: Tensor | None,
-) -> Tensor:
-    """Neighborhood attention in operations that TorchScript knows; shapes as in `visionattn.kernels.na2d`."""
-    rank = len(kernel_size)
-    device = q.device
-    position, offset = _axis_neighbors(q.shape[1], kernel_size[0], dilation[0], device)
-    for axis in range(1, rank):
-        length = q.shape[axis + 1]
-        position_n, offset_n = _axis_neighbors(length, kernel_size[axis], dilation[axis], device)
-        position = position[:, None, :, None] * length + position_n[None, :, None, :]
-        position = position.flatten(2).flatten(0, 1)
-        offset = offset[:, None, :, None] * (2 * kernel_size[axis] - 1) + offset_n[None, :, None, :]
-        offset = offset.flatten(2).flatten(0, 1)
-    queries, neighbors = position.shape[0], position.shape[1]
-
-    q_BNHD = q.flatten(1, rank) * scale
-    index = position.flatten()
-    k_BNKHD = k.flatten(1, rank).index_select(1, index).unflatten(1, (queries, neighbors))
-    v_BNKHD = v.flatten(1, rank).index_select(1, index).unflatten(1, (queries, neighbors))
-    logits_BNHK = torch.einsum("bnhd,bnkhd->bnhk", q_BNHD, k_BNKHD)
-    if rpb is not None:
-        bias_HNK = rpb.flatten(1).index_select(1, offset.flatten()).unflatten(1, (queries, neighbors))
-        logits_BNHK = logits_BNHK + bias_HNK.transpose(0, 1)
-    out_BNHD = torch.einsum("bnhk,bnkhd->bnhd", logits_BNHK.softmax(-1), v_BNKHD)
-    return out_BNHD.reshape(q.shape)

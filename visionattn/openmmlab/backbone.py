@@ -1,9 +1,10 @@
 """Any timm model as the backbone of an mmdet or mmseg model."""
 
+import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from mmengine.model import BaseModule
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-import visionattn.backbones  # noqa: F401  (registers this package's models with timm)
+from visionattn.backbones import LoadReport, load_official
+from visionattn.backbones._conversion import OUT_NORM, backbone_tensors
+from visionattn.backbones.davit import is_davit, mend_blocks
 from visionattn.errors import CheckpointError, ConfigError
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.registry import MODELS
@@ -36,9 +39,9 @@ class Backbone(BaseModule):
             stages. Frozen parts stay in eval mode and get no gradient.
         norm_eval: keep every batch norm in eval mode, so that its statistics never change.
         out_norm: one LayerNorm over the channels of each output, ``norm0`` and so on by level, as the published
-            dense NAT/DiNAT models have: it acts on the output only, the map that goes on to the next level is not
-            normed. None, the default, means yes for this package's own models that work channels-last (NAT,
-            DiNAT, ...), no for all others.
+            dense models of NAT, DiNAT and DaViT have: it acts on the output only, the map that goes on to the next
+            level is not normed. None, the default, means yes for this package's own models that work channels-last
+            (NAT, DiNAT, ...) and for every DaViT, no for all others.
         init_cfg: mmengine's initialisation; ``dict(type="Pretrained", checkpoint=PATH)`` loads weights of this
             whole module.
         **kwargs: to ``timm.create_model``, such as ``drop_path_rate`` or ``dilations``.
@@ -67,14 +70,15 @@ class Backbone(BaseModule):
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices)
         weights = _read_weights(pretrained)
-        self.net = _create(model_name, self.out_indices, pretrained, weights, kwargs)
+        self.net = mend_blocks(_create(model_name, self.out_indices, pretrained, weights, kwargs))
         info = self.net.feature_info
         self.num_features: list[int] = list(info.channels())
         self.strides: list[int] = list(info.reduction())
         entrypoint = timm.models.model_entrypoint(_bare(model_name))
         own = entrypoint.__module__.startswith("visionattn.")
         if out_norm is None:  # `out_norms`: the model brings its own
-            out_norm = own and _works_channels_last(self.net) and not kwargs.get("out_norms")
+            published = (own and _works_channels_last(self.net)) or is_davit(self.net)
+            out_norm = published and not kwargs.get("out_norms")
         self.out_norm = bool(out_norm)
         if self.out_norm:
             for level, channels in zip(self.out_indices, self.num_features, strict=True):
@@ -87,6 +91,24 @@ class Backbone(BaseModule):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
         self.train()
+
+    def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
+        """Load a published checkpoint, its output norms included; see `visionattn.backbones.load_official`.
+
+        Names in the report are those of the timm model, and ``norm0`` and so on.
+        """
+        report = load_official(self.net, state_dict)
+        weights = backbone_tensors(state_dict)
+        original = {inner: name for name, inner in weights.renamed.items()}
+        loaded, dropped, missing = list(report.loaded), dict(report.dropped), dict(report.missing)
+        for name in [n for n in self.state_dict() if OUT_NORM.fullmatch(n)]:
+            module, _ = name.split(".")
+            if _load_norm(getattr(self, module), module, weights.state_dict):
+                loaded.append(name)
+                dropped.pop(original.get(name, name), None)
+            else:
+                missing[name] = "the checkpoint has no such norm for dense prediction; it stays as it is"
+        return dataclasses.replace(report, loaded=tuple(loaded), dropped=dropped, missing=missing)
 
     def init_weights(self) -> None:
         """timm initialised the weights already; only an explicit ``init_cfg`` does more."""
@@ -131,11 +153,13 @@ def _read_weights(pretrained: bool | str | None) -> dict[str, Tensor]:
     return inside or dict(weights)
 
 
-def _load_norm(norm: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
+def _load_norm(norm: nn.Module, name: str, weights: dict[str, Tensor]) -> bool:
     """Output norms are in the published detection and segmentation checkpoints, not in those of classifiers."""
     found = {key: weights.get(f"{name}.{key}") for key in ("weight", "bias")}
-    if all(v is not None and v.shape == norm.weight.shape for v in found.values()):
+    fits = all(v is not None and v.shape == norm.weight.shape for v in found.values())
+    if fits:
         norm.load_state_dict(found)
+    return fits
 
 
 def _create(

@@ -1,0 +1,84 @@
+"""Neighborhood attention in operations that TorchScript knows, for the scripted layers only.
+
+It holds ``prod(kernel_size)`` copies of the keys and values; everywhere else the kernels do the work.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["gather_attention"]
+
+
+def _axis_neighbors(
+    length: int, kernel: int, stride: int, dilation: int, causal: bool, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one axis, each ``[length, kernel]``: positions of the neighbors, places in a bias axis, validity.
+
+    A query sees keys of its own dilation group. `stride` queries share the window of their middle one; near a
+    border the window shifts and keeps its width. If causal, it ends at the query and the last one leads.
+    """
+    x = torch.arange(length, device=device)
+    group = x % dilation
+    inner = x // dilation
+    group_length = (length - group + dilation - 1) // dilation
+    block = inner // stride * stride
+    if causal:
+        start = torch.minimum(block + stride - 1, group_length - 1) - (kernel - 1)
+    else:
+        leader = torch.minimum(block + stride // 2, group_length - 1)
+        start = torch.minimum(torch.clamp(leader - kernel // 2, min=0), group_length - kernel)
+    neighbor = start.unsqueeze(1) + torch.arange(kernel, device=device)
+    offset = neighbor - inner.unsqueeze(1) + (kernel - 1)
+    valid = torch.ones_like(neighbor, dtype=torch.bool)
+    if causal:
+        valid = (neighbor >= 0) & (neighbor <= inner.unsqueeze(1))
+        neighbor = torch.where(valid, neighbor, 0)
+    return group.unsqueeze(1) + neighbor * dilation, offset, valid
+
+
+def gather_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    dilation: list[int],
+    is_causal: list[bool],
+    scale: float,
+    rpb: Tensor | None,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+) -> Tensor:
+    """Arguments and result as of `visionattn.kernels.na2d`, for any number of axes."""
+    rank = len(kernel_size)
+    device = q.device
+    position, offset, valid = _axis_neighbors(q.shape[1], kernel_size[0], stride[0], dilation[0], is_causal[0], device)
+    for axis in range(1, rank):
+        length = q.shape[axis + 1]
+        position_n, offset_n, valid_n = _axis_neighbors(
+            length, kernel_size[axis], stride[axis], dilation[axis], is_causal[axis], device
+        )
+        position = position[:, None, :, None] * length + position_n[None, :, None, :]
+        position = position.flatten(2).flatten(0, 1)
+        offset = offset[:, None, :, None] * (2 * kernel_size[axis] - 1) + offset_n[None, :, None, :]
+        offset = offset.flatten(2).flatten(0, 1)
+        valid = (valid[:, None, :, None] & valid_n[None, :, None, :]).flatten(2).flatten(0, 1)
+    queries, neighbors = position.shape[0], position.shape[1]
+
+    q_BNHD = q.flatten(1, rank) * scale
+    index = position.flatten()
+    k_BNKHD = k.flatten(1, rank).index_select(1, index).unflatten(1, (queries, neighbors))
+    v_BNKHD = v.flatten(1, rank).index_select(1, index).unflatten(1, (queries, neighbors))
+    logits_BNHK = torch.einsum("bnhd,bnkhd->bnhk", q_BNHD, k_BNKHD)
+    if rpb is not None:
+        bias_HNK = rpb.flatten(1).index_select(1, offset.flatten()).unflatten(1, (queries, neighbors))
+        logits_BNHK = logits_BNHK + bias_HNK.transpose(0, 1)
+    logits_BNHK = logits_BNHK.masked_fill(~valid.unsqueeze(1), -float("inf"))
+    if extra_k is None or extra_v is None:
+        out_BNHD = torch.einsum("bnhk,bnkhd->bnhd", logits_BNHK.softmax(-1), v_BNKHD)
+    else:
+        extra_BNHE = torch.einsum("bnhd,behd->bnhe", q_BNHD, extra_k)
+        attn = torch.cat([logits_BNHK, extra_BNHE], -1).softmax(-1)
+        out_BNHD = torch.einsum("bnhk,bnkhd->bnhd", attn[..., :neighbors], v_BNKHD)
+        out_BNHD = out_BNHD + torch.einsum("bnhe,behd->bnhd", attn[..., neighbors:], extra_v)
+    return out_BNHD.reshape(q.shape)
