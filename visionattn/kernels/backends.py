@@ -11,12 +11,14 @@ from visionattn.errors import BackendError
 __all__ = ["Availability", "explain", "select"]
 
 OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is the definition and is never picked
-    "na1d": ("torch", "reference"),
-    "na2d": ("torch", "reference"),
-    "na3d": ("torch", "reference"),
+    "na1d": ("triton", "torch", "reference"),
+    "na2d": ("triton", "torch", "reference"),
+    "na3d": ("triton", "torch", "reference"),
     "bilevel_routing_attention": ("triton", "torch", "reference"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+TRITON_HEAD_DIM = 256
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -28,26 +30,35 @@ class Availability:
     reason: str = ""
 
 
-def _triton_reason(device: torch.device, dtype: torch.dtype) -> str:
-    """Why Triton kernels cannot run with this device and type; empty when they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; run: pip install triton"
+def _triton_refuses(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
+    """Why the Triton kernels cannot run; empty if they can."""
+    if not _HAS_TRITON:
+        return "Triton is not installed; pip install triton brings it where PyTorch's CUDA builds run"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton kernels need a CUDA device, not {device.type}, or its interpreter: TRITON_INTERPRET=1"
     if dtype == torch.float64:
-        return "the Triton kernels compute in float32; torch.float64 is for the torch and reference backends"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return ""
-    if device.type != "cuda":
-        return f"Triton kernels need a CUDA device, and the tensors are on {device.type}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        return "Triton kernels need a GPU of compute capability 8.0 (Ampere) or later"
+        return "torch.float64 is not supported by the Triton kernels; use backend='torch'"
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "the Triton kernels are tested on NVIDIA GPUs only; use backend='torch'"
+    if device.type == "cuda" and torch.cuda.get_device_properties(device).major < 8:
+        return "the Triton kernels need compute capability 8.0 or newer; use backend='torch'"
+    if head_dim is not None and head_dim > TRITON_HEAD_DIM:
+        return f"head_dim {head_dim} is over {TRITON_HEAD_DIM}, the most that the Triton kernels hold"
     return ""
 
 
-def explain(op: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> list[Availability]:
+def explain(
+    op: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    head_dim: int | None = None,
+) -> list[Availability]:
     """Each backend of an operator, best first, whether it can run with this device and type, and why not.
 
     Args:
         op: ``"na1d"``, ``"na2d"``, ``"na3d"`` or ``"bilevel_routing_attention"``.
+        head_dim: the larger one of the keys' and values' dimensions, if known.
 
     Raises:
         ValueError: for an operator that does not exist.
@@ -63,22 +74,27 @@ def explain(op: str, device: str | torch.device = "cpu", dtype: torch.dtype = to
         elif device.type == "cuda" and not torch.cuda.is_available():
             reason = "this PyTorch sees no CUDA device"
         elif backend == "triton":
-            reason = _triton_reason(device, dtype)
+            reason = _triton_refuses(device, dtype, head_dim)
         result.append(Availability(backend, not reason, reason))
     return result
 
 
-def select(op: str, device: torch.device, dtype: torch.dtype, backend: str | None = None) -> str:
+def select(
+    op: str, device: torch.device, dtype: torch.dtype, backend: str | None = None, *, head_dim: int | None = None
+) -> str:
     """The backend to use: the one named, else ``VISIONATTN_BACKEND``, else the best that can run.
+
+    Never picked unless named: the reference, and Triton's interpreter, which is for tests.
 
     Raises:
         BackendError: if the named backend does not exist or cannot run, with the reason; nothing is substituted.
     """
     named = backend or os.environ.get("VISIONATTN_BACKEND") or None
-    choices = explain(op, device, dtype)
+    choices = explain(op, device, dtype, head_dim=head_dim)
     if named is None:
         for choice in choices:
-            if choice.can_run and choice.backend != "reference":
+            unasked = choice.backend == "reference" or (choice.backend == "triton" and device.type != "cuda")
+            if choice.can_run and not unasked:
                 return choice.backend
         raise BackendError(f"{op}: no backend can run on {device} with {dtype}: {choices[0].reason}")
     for choice in choices:

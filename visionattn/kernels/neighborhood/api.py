@@ -33,7 +33,7 @@ _ARGUMENTS = """
         additional_keys: ``[batch, extra, heads_kv, head_dim]``, keys that every query attends to as well.
         additional_values: ``[batch, extra, heads_kv, value_dim]``; both or neither.
         return_lse: also return the log-sum-exp of the scores.
-        backend: ``"torch"``, ``"reference"``, or None for the best that can run (see `kernels.backends.explain`).
+        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best that can run (see `kernels.backends.explain`).
 
     Returns:
         ``[batch, {axes}, heads, value_dim]`` in the type of the query; with ``return_lse`` a pair with
@@ -180,8 +180,16 @@ def _attention(
         _check_additional(extra_k, extra_v, query, key, value)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     arguments = (query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v)
-    if backends.select(f"na{rank}d", query.device, query.dtype, backend) == "reference":
+    chosen = backends.select(
+        f"na{rank}d", query.device, query.dtype, backend, head_dim=max(query.shape[-1], value.shape[-1])
+    )
+    if chosen == "reference":
         return neighborhood_attention_reference(*arguments)
+    if chosen == "triton":
+        from visionattn.kernels.neighborhood.triton_ops import neighborhood_attention_triton  # Triton loads here
+
+        geometry = (kernel_size, stride, dilation, is_causal, scale)
+        return neighborhood_attention_triton(query, key, value, rpb, extra_k, extra_v, *geometry)
     out, lse = neighborhood_attention(query, key, value, rpb, kernel_size, stride, dilation, is_causal, scale)
     if extra_k is not None:
         out, lse = _join_additional(out, lse, query, extra_k, extra_v, scale)

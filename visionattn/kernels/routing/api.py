@@ -233,7 +233,8 @@ def bilevel_routing_attention(
     dtype = query.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    chosen = backends.select(OPERATOR, query.device, dtype, backend)
+    head_dim = max(query.shape[-1], value.shape[-1])
+    chosen = backends.select(OPERATOR, query.device, dtype, backend, head_dim=head_dim)
     with torch.autocast(device, enabled=False):
         if key_regions is None:
             with torch.no_grad():

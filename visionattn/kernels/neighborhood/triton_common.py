@@ -1,0 +1,159 @@
+"""What the Triton kernels share: the axis rule, tiles and halos, masks and loads.
+
+A map of any rank is seen as three axes; the missing ones come last and have length 1. Tuples of three hold one entry
+per axis. All positions are in-group positions (see `geometry`), unless a name says otherwise.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "LOG2E",
+    "bias_offsets",
+    "first_query",
+    "group_of",
+    "inside",
+    "last_query",
+    "load_rows",
+    "locate",
+    "masked_bias",
+    "pack",
+    "rows_of",
+    "token_of",
+    "unflatten",
+    "window_end",
+    "window_start",
+]
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def window_start(p, n, K: tl.constexpr, S: tl.constexpr, CAUSAL: tl.constexpr):
+    """First position that query ``p`` of ``n`` attends to."""
+    if CAUSAL:
+        leader = tl.minimum((p // S) * S + (S - 1), n - 1)
+        return tl.maximum(leader - (K - 1), 0)
+    else:
+        leader = tl.minimum((p // S) * S + S // 2, n - 1)
+        return tl.maximum(tl.minimum(leader - K // 2, n - K), 0)
+
+
+@triton.jit
+def window_end(p, start, K: tl.constexpr, CAUSAL: tl.constexpr):
+    """One past the last position that query ``p`` attends to."""
+    if CAUSAL:
+        return p + 1
+    else:
+        return start + K
+
+
+@triton.jit
+def first_query(key, n, K: tl.constexpr, S: tl.constexpr, CAUSAL: tl.constexpr):
+    """First query whose window reaches ``key`` or beyond; windows move right with the query, so all later ones do."""
+    if CAUSAL:
+        return key
+    else:
+        block = (tl.maximum(key - (K - 1), 0) + (K // 2 - S // 2) + S - 1) // S
+        return tl.where(key < K, 0, block * S)
+
+
+@triton.jit
+def last_query(key, n, K: tl.constexpr, S: tl.constexpr, CAUSAL: tl.constexpr):
+    """Last query whose window starts at ``key`` or before."""
+    if CAUSAL:
+        reach = key + (K - 1)  # the last leader that does
+        leader: tl.constexpr = S - 1
+        everything = reach >= n - 1
+    else:
+        reach = key + K // 2
+        leader: tl.constexpr = S // 2
+        everything = (reach >= n - 1) | (key >= n - K)
+    last = ((reach - leader) // S) * S + (S - 1)
+    return tl.where(everything, n - 1, tl.minimum(last, n - 1))
+
+
+@triton.jit
+def locate(index, length, dilation, TILE: tl.constexpr):
+    """Dilation group, first position and group length of tile ``index`` of an axis; groups of tiles in order."""
+    longest = (length + dilation - 1) // dilation
+    tiles = (longest + TILE - 1) // TILE
+    group = index // tiles
+    return group, (index % tiles) * TILE, (length - group + dilation - 1) // dilation
+
+
+@triton.jit
+def unflatten(flat, EXTENT: tl.constexpr):
+    """Position inside a box of three axes from its flat index, the last axis fastest; it may run past axis 0."""
+    return flat // (EXTENT[1] * EXTENT[2]), (flat // EXTENT[2]) % EXTENT[1], flat % EXTENT[2]
+
+
+@triton.jit
+def group_of(pointer, batch, g0, g1, g2, head, strides):
+    """Pointer to position 0 of a dilation group. ``strides``: batch, three axes, heads, head_dim, then steps."""
+    image = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[4]
+    return pointer + image + (
+        g0.to(tl.int64) * strides[1] + g1.to(tl.int64) * strides[2] + g2.to(tl.int64) * strides[3]
+    )
+
+
+@triton.jit
+def rows_of(group, x0, x1, x2, strides, WIDE: tl.constexpr):
+    """Pointers to rows of a group; the last three of ``strides`` are the steps between its positions.
+
+    ``WIDE``: a single image spans more than 31 bits. If not, 32-bit offsets inside the image are enough.
+    """
+    if WIDE:
+        x0, x1, x2 = x0.to(tl.int64), x1.to(tl.int64), x2.to(tl.int64)
+    return group + (x0 * strides[6] + x1 * strides[7] + x2 * strides[8])
+
+
+@triton.jit
+def token_of(batch, lengths, g0, g1, g2, x0, x1, x2, dilation):
+    """Index of tokens in a contiguous ``[batch, axes]``, 64-bit."""
+    token = (batch.to(tl.int64) * lengths[0] + g0 + x0 * dilation[0]) * lengths[1] + g1 + x1 * dilation[1]
+    return token * lengths[2] + g2 + x2 * dilation[2]
+
+
+@triton.jit
+def load_rows(rows, step, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """``[rows, BLOCK]`` from pointers to rows; columns past ``DIM`` are zero. All rows must exist."""
+    column = tl.arange(0, BLOCK)
+    pointers = rows[:, None] + column[None, :] * step
+    if DIM == BLOCK:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=column[None, :] < DIM, other=0.0)
+
+
+@triton.jit
+def pack(x0, x1, x2, BITS: tl.constexpr):
+    """Three small numbers as bit fields of one; the top bit of each field stays free."""
+    return (x0 << (BITS[1] + BITS[2])) + (x1 << BITS[2]) + x2
+
+
+@triton.jit
+def inside(low, high, position, BITS: tl.constexpr):
+    """Whether packed positions lie in ``low <= position <= high`` on all three axes at once; arguments broadcast.
+
+    With the top bit of each field set in the minuend, a difference keeps it exactly where it is not negative. This
+    takes two subtractions and one test for any rank.
+    """
+    guard: tl.constexpr = (
+        (1 << (BITS[0] + BITS[1] + BITS[2] - 1)) + (1 << (BITS[1] + BITS[2] - 1)) + (1 << (BITS[2] - 1))
+    )
+    return (((position + guard) - low) & ((high + guard) - position) & guard) == guard
+
+
+@triton.jit
+def bias_offsets(x0, x1, x2, K: tl.constexpr):
+    """Positions weighted so that the difference of a key's and a query's, plus the centre, is the table index."""
+    return (x0 * (2 * K[1] - 1) + x1) * (2 * K[2] - 1) + x2
+
+
+@triton.jit
+def masked_bias(table, key_offset, query_offset, allowed, K: tl.constexpr):
+    """Bias of each pair, and -inf where it is not allowed. One of the offsets is a column, the other a row."""
+    centre: tl.constexpr = ((K[0] - 1) * (2 * K[1] - 1) + K[1] - 1) * (2 * K[2] - 1) + K[2] - 1
+    index = key_offset - query_offset + centre
+    return tl.load(table + index, mask=allowed, other=float("-inf")).to(tl.float32)

@@ -1,0 +1,166 @@
+"""Tile shapes of the Triton kernels: the legal ones, and the one to use.
+
+A tile holds 16 to 128 positions as a box of powers of two. A larger box loads fewer keys for each query but computes
+more scores that a mask then discards, so the best shape depends on the window, the map and the dilation. The choice is
+the least of a small estimate of time; `VISIONATTN_AUTOTUNE=1` measures the first few of the list instead.
+"""
+
+import bisect
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from visionattn.kernels.neighborhood.geometry import axis_groups, axis_windows
+
+__all__ = ["KERNELS", "Geometry", "Tile", "blocks_of", "field_bits", "halo", "legal_tiles", "shared_bytes"]
+
+KERNELS = ("forward", "query", "key", "bias")  # that work in tiles; "query" and "key" are the backward pass
+SHAPES = {  # by rank; positions of a tile along each axis
+    1: ((16,), (32,), (64,), (128,)),
+    2: ((4, 4), (4, 8), (8, 8), (4, 16), (8, 16), (16, 8)),
+    3: ((2, 2, 4), (2, 4, 4), (4, 4, 4), (2, 4, 8), (4, 4, 8), (2, 8, 8)),
+}
+BLOCKS = (16, 32, 64, 128)  # positions of the halo per step; 16 where wide rows leave no choice
+SHARED_LIMIT = 99 * 1024  # of sm_86, sm_89 and sm_120; sm_80, sm_90 and sm_100 have more
+
+# Picoseconds on a whole H100, estimated from its throughputs; only the ratios matter. One score costs an exponential,
+# a mask and a few more instructions; one loaded element its share of the L2 bandwidth.
+SCORE = 0.06
+SCORE_OF_KERNEL = {"forward": 1.0, "query": 1.2, "key": 1.3, "bias": 1.2}
+FLOP = {2: 0.002, 4: 0.03}  # by bytes of an element; float32 products run outside the tensor cores
+BYTE = 0.2
+STEP = 30.0  # synchronisation of one step of one tile
+TILE = 150.0  # one program: positions, windows, stores
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A problem on three axes; axes that the map lacks come last, with length 1."""
+
+    lengths: tuple[int, int, int]
+    kernel: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    dilation: tuple[int, int, int]
+    causal: tuple[bool, bool, bool]
+
+    @classmethod
+    def of(cls, lengths, kernel, stride, dilation, causal) -> "Geometry":
+        """From values per axis of a map of rank 1 to 3."""
+        more = 3 - len(lengths)
+        rows = ((tuple(lengths), 1), (kernel, 1), (stride, 1), (dilation, 1), (causal, False))
+        return cls(*(tuple(row) + (fill,) * more for row, fill in rows))
+
+    @property
+    def rank(self) -> int:
+        return max((axis + 1 for axis, length in enumerate(self.lengths) if length > 1), default=1)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one kernel runs: the box of positions a program holds, and how it walks their halo."""
+
+    shape: tuple[int, int, int]
+    block: int
+    warps: int
+    stages: int
+    halo: tuple[int, int, int]
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+@lru_cache(maxsize=4096)
+def _axis_halo(length: int, kernel: int, stride: int, dilation: int, causal: bool, tile: int, keys: bool) -> int:
+    """Most keys that a tile of queries needs on one axis, or most queries that reach a tile of keys."""
+    longest = 1
+    for group in axis_groups(length, dilation):
+        windows = axis_windows(group.length, kernel, stride, causal)
+        starts, ends = zip(*windows, strict=True)
+        for first in range(0, group.length, tile):
+            last = min(first + tile, group.length) - 1
+            if keys:
+                longest = max(longest, ends[last] - starts[first])
+            else:
+                longest = max(longest, bisect.bisect_right(starts, last) - bisect.bisect_right(ends, first))
+    return longest
+
+
+def halo(geometry: Geometry, shape: tuple[int, int, int], kernel: str) -> tuple[int, int, int]:
+    """Extent of the halo of a tile: keys per axis, or queries for the kernel that holds keys."""
+    g = geometry
+    axes = zip(g.lengths, g.kernel, g.stride, g.dilation, g.causal, shape, strict=True)
+    return tuple(_axis_halo(*axis, kernel != "key") for axis in axes)
+
+
+def blocks_of(dim: int) -> int:
+    """Columns of a block that holds ``dim`` of them: a power of two, and at least what a tensor core takes."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
+def field_bits(most: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Bits of the fields that hold numbers up to ``most``, with one free on top.
+
+    Raises:
+        ValueError: if they do not fit into 31 bits together.
+    """
+    bits = tuple(max(value, 1).bit_length() + 1 for value in most)
+    if sum(bits) > 31:
+        raise ValueError(f"a halo of {most} keys is too large for the Triton backend; use backend='torch'")
+    return bits
+
+
+def shared_bytes(shape: tuple, block: int, dim: int, value_dim: int, itemsize: int, kernel: str, stages: int) -> int:
+    """Estimated shared memory: the tile's own rows, and as many halo blocks as are under way."""
+    width = blocks_of(dim) + blocks_of(value_dim)
+    size = prod(shape)
+    own = size * (blocks_of(dim) if kernel == "forward" else width) * itemsize
+    scores = size * block * (4 if kernel == "bias" else itemsize)
+    return own + max(stages - 1, 1) * block * width * itemsize + scores
+
+
+def _warps(size: int, width: int) -> int:
+    """Warps for a tile: 16 rows each, more where the accumulator is wide."""
+    return max(1, size // 16) if width <= 128 else max(4, size // 16)
+
+
+def _stages(itemsize: int, width: int) -> int:
+    return 2 if itemsize == 4 or width > 256 else 3
+
+
+def _estimate(geometry: Geometry, tile: Tile, kernel: str, dim: int, value_dim: int, itemsize: int) -> float:
+    """Relative time of one head of one image."""
+    width = blocks_of(dim) + blocks_of(value_dim)
+    positions = tile.block * -(-prod(tile.halo) // tile.block)
+    axes = zip(geometry.lengths, geometry.dilation, tile.shape, strict=True)
+    count = prod(d * -(-(-(-n // d)) // t) for n, d, t in axes)
+    products = {"forward": 1, "query": 1.5, "key": 2, "bias": 1}[kernel]
+    one = tile.size * positions * (SCORE * SCORE_OF_KERNEL[kernel] + 2 * products * width * FLOP[itemsize])
+    one += (positions + 2 * tile.size) * width * itemsize * BYTE + positions // tile.block * STEP + TILE
+    return count * one
+
+
+@lru_cache(maxsize=4096)
+def legal_tiles(geometry: Geometry, kernel: str, dim: int, value_dim: int, itemsize: int) -> tuple[Tile, ...]:
+    """All tiles that one kernel can use, the best by estimate first."""
+    width = blocks_of(dim) + blocks_of(value_dim)
+    # The tile's accumulators stay in registers: a kernel that holds two of them takes smaller tiles.
+    largest = 128 if width * (2 if kernel == "key" else 1) <= 256 and itemsize == 2 else 64
+    largest = largest if width <= 256 or itemsize == 2 else 32
+    tiles = []
+    for shape in SHAPES[geometry.rank]:
+        shape = (*shape, 1, 1)[:3]
+        if prod(shape) > largest:
+            continue
+        extent = halo(geometry, shape, kernel)
+        for block in BLOCKS:
+            if block * width * itemsize > 32768 or (itemsize == 4 and block > 64) or prod(shape) * block > 8192:
+                continue
+            if block == 16 and 32 * width * itemsize <= 32768:
+                continue
+            stages = _stages(itemsize, width)
+            if shared_bytes(shape, block, dim, value_dim, itemsize, kernel, stages) > SHARED_LIMIT:
+                continue
+            tiles.append(Tile(shape, block, _warps(prod(shape), width), stages, extent))
+    order = {tile: _estimate(geometry, tile, kernel, dim, value_dim, itemsize) for tile in tiles}
+    return tuple(sorted(tiles, key=order.__getitem__))
