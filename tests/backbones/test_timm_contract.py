@@ -5,6 +5,7 @@ not depend on width or depth is checked on the full models without memory (devic
 """
 
 import math
+import re
 
 import pytest
 import timm
@@ -16,7 +17,7 @@ from torch import nn
 
 from visionattn import backbones
 
-MODULES = ["dinat", "dinat_s", "dinat_isotropic"]
+MODULES = ["dinat", "dinat_s", "dinat_isotropic", "biformer", "biformer_stl"]
 NAMES = timm.list_models(module=MODULES)
 TAGGED = ["dinat_pico", *timm.list_models(module=MODULES, pretrained=True)]
 # The models that still differ when cut down: with and without dilation, layer scale, kernel 11; each class.
@@ -30,8 +31,17 @@ DISTINCT = [
     "nat_isotropic_small",
     "dinat_isotropic_small",
     "vitrpb_small",
+    "biformer_tiny",
+    "biformer_stl",
 ]
-ONE_OF_EACH_CLASS = ["dinat_pico", "dinat_s_tiny", "dinat_isotropic_small", "vitrpb_small"]
+ONE_OF_EACH_CLASS = [
+    "dinat_pico",
+    "dinat_s_tiny",
+    "dinat_isotropic_small",
+    "vitrpb_small",
+    "biformer_tiny",
+    "biformer_stl",
+]
 
 
 def is_isotropic(name: str) -> bool:
@@ -44,6 +54,8 @@ def small(name: str, **kwargs) -> nn.Module:
         size = {"embed_dim": 16, "depth": 3, "num_heads": 2}
         if kwargs.get("features_only"):
             size["out_indices"] = (0, 1, 2)
+    elif name.startswith("biformer"):
+        size = {"embed_dim": 8, "depths": (1, 2, 1, 1), "head_dim": 8}
     else:
         size = {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 4)}
     return timm.create_model(name, **{**size, **kwargs})
@@ -52,6 +64,12 @@ def small(name: str, **kwargs) -> nn.Module:
 def image(name: str, side: int, batch: int = 1, channels: int = 3) -> torch.Tensor:
     side = 224 if name.startswith("vitrpb") else side  # the one model of fixed size
     return torch.randn(batch, channels, side, side)
+
+
+def forward_order(name: str) -> tuple[int, bool]:
+    """BiFormer lists the steps between its stages before the stages; sorting by this (stably) puts them between."""
+    stage = re.match(r"(downsample_layers|stages)\.(\d+)", name)
+    return (int(stage[2]), stage[1] == "stages") if stage else (99, True)
 
 
 def assert_all_grads(model: nn.Module) -> None:
@@ -71,7 +89,7 @@ def _repeatable_and_small():
 
 
 def test_all_models_are_here():
-    assert len(NAMES) == 11 + 4 + 6
+    assert len(NAMES) == 11 + 4 + 6 + 4
     assert set(ONE_OF_EACH_CLASS) <= set(NAMES)
     assert {type(small(name, device="meta")).__module__.split(".")[-1] for name in NAMES} == set(MODULES)
 
@@ -257,11 +275,14 @@ def test_parameter_groups(name):
     for coarse in (True, False):
         groups = group_parameters(model, model.group_matcher(coarse), reverse=True)
         assert set(groups) == {parameter for parameter, _ in model.named_parameters()}
-        order = [groups[parameter] for parameter, _ in model.named_parameters()]
+        names = [parameter for parameter, _ in model.named_parameters()]
+        if name.startswith("biformer"):
+            names.sort(key=forward_order)
+        order = [groups[parameter] for parameter in names]
         assert order == sorted(order)
         assert groups["norm.weight"] < groups["head.weight"]
     fine = group_parameters(model, model.group_matcher(), reverse=True)
-    blocks = sum(len(getattr(stage, "blocks", [stage])) for stage in model.stages())
+    blocks = sum(len(getattr(stage, "blocks", [stage])) for stage in model.stage_list())
     assert len(set(fine.values())) >= blocks + 2
 
 
@@ -279,7 +300,7 @@ def test_optimizer_with_layer_decay(name):
             decayed = parameter.ndim > 1 and not key.endswith((".rpb", ".bias"))
             assert (group["weight_decay"] > 0) == decayed, key
     assert not names
-    stem = next(key for key in scale if key.startswith("patch_embed"))
+    stem = next(key for key in scale if key.startswith(("patch_embed", "downsample_layers.0")))
     assert scale["head.weight"] == 1.0
     assert scale[stem] == min(scale.values()) < scale["norm.weight"]
 
