@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers import DropPath, register_notrace_module
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
@@ -57,6 +57,7 @@ class GlobalAttention(nn.Module):
         return self.proj(out)
 
 
+@register_notrace_module  # fx cannot trace decisions that depend on the size of the map
 class PatchConv(nn.Conv2d):
     """Convolution whose stride is its size, ``[B, C, H, W]`` to ``[B, C', H/size, W/size]``.
 

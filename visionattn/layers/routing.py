@@ -169,7 +169,8 @@ class BiLevelRoutingAttention(nn.Module):
             down, right = max(1, height // rows), max(1, width // columns)
             rows, columns = -(-height // down), -(-width // right)
             topk = min(topk, rows * columns)
-            q, k, v = (_pad(t, rows * down, columns * right) for t in (q, k, v))
+            down, right = rows * down, columns * right
+            q, k, v = _pad(q, down, right), _pad(k, down, right), _pad(v, down, right)
         heads = self.num_heads
         q, k, v = q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))
         simple = self.kv_pool == "identity" and not (self.padding == "projected" and q.shape[1:3] != x.shape[1:3])
@@ -193,15 +194,15 @@ class BiLevelRoutingAttention(nn.Module):
         """Routing and attention in two steps, where the keys attended to are not those routed by."""
         shape = (-(-q.shape[1] // rows) * rows, -(-q.shape[2] // columns) * columns)
         q, k, v = (_pad(t, *shape) for t in (q, k, v))
-        hidden = None
-        if self.padding != "input" and (height, width) != shape:
-            hidden = ~_real(height, width, shape[0], shape[1], q.device)
-        index, _ = route_regions(q, k, (rows, columns), topk, padding_mask=hidden, backend=self.backend)
-        mask = hidden if self.padding == "masked" else None
+        real = torch.ones(shape, dtype=torch.bool, device=q.device)
+        if self.padding != "input":
+            real = _real(height, width, shape[0], shape[1], q.device)
+        index, _ = route_regions(q, k, (rows, columns), topk, padding_mask=~real, backend=self.backend)
+        if self.padding != "masked":
+            real = torch.ones_like(real)
         if self.kv_pool != "identity":
-            real = None if mask is None else ~mask
             k, v, real = _pool_regions(k, v, real, rows, columns, self.kv_pool, self.kv_pool_size)
-            mask = None if real is None else ~real
+        mask = ~real if self.padding == "masked" else None
         return bilevel_routing_attention(
             q, k, v, (rows, columns), topk,
             scale=self.scale, key_regions=index, padding_mask=mask, backend=self.backend,
@@ -229,9 +230,7 @@ class BiLevelRoutingAttention(nn.Module):
         if self.padding != "masked":
             real = torch.ones_like(real)
         if self.kv_pool != "identity":
-            k, v, pooled = _pool_regions(k, v, real, rows, columns, self.kv_pool, self.kv_pool_size)
-            if pooled is not None:
-                real = pooled
+            k, v, real = _pool_regions(k, v, real, rows, columns, self.kv_pool, self.kv_pool_size)
         k_BRTHD, v_BRTHD = _select(_split(k, rows, columns), index_BRK), _select(_split(v, rows, columns), index_BRK)
         if self.soft_routing:
             weight = (logits_BRK * self.scale).softmax(-1).to(q.dtype)
@@ -239,7 +238,7 @@ class BiLevelRoutingAttention(nn.Module):
             k_BRTHD, v_BRTHD = k_BRTHD * weight, v_BRTHD * weight
         real_BRT = _select(_split(real[None, :, :, None], rows, columns).expand(q.shape[0], -1, -1, -1), index_BRK)
         scores = torch.einsum("brqhd,brthd->brhqt", _split(q, rows, columns) * self.scale, k_BRTHD)
-        scores = scores.masked_fill(~real_BRT.transpose(2, 3)[:, :, None], torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~real_BRT.transpose(2, 3)[:, :, None], -float("inf"))
         out = torch.einsum("brhqt,brthd->brqhd", scores.softmax(-1), v_BRTHD)
         out = out.unflatten(2, (down // rows, right // columns)).unflatten(1, (rows, columns))
         return out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -288,33 +287,26 @@ def _means(x: Tensor, real: Tensor, count: Tensor, rows: int, columns: int) -> T
 
 
 def _pool_regions(
-    k: Tensor, v: Tensor, real: Tensor | None, rows: int, columns: int, mode: str, size: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Pool the maps ``[B, H, W, heads, d]`` inside each region; `real [H, W]` is what may enter.
+    k: Tensor, v: Tensor, real: Tensor, rows: int, columns: int, mode: str, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pool the maps ``[B, H, W, heads, d]`` inside each region; only what is `real`, boolean ``[H, W]``, enters.
 
     Returns:
         Both maps with fewer tokens, and `real` for them: a pooled token is real if one of its sources is.
     """
-    mask = None
-    if real is not None:
-        mask = _pool(real[None, :, :, None].to(k.dtype), rows, columns, "ada_max" if "ada" in mode else "max", size)
-        mask = mask[0, :, :, 0] > 0
+    share = _pool(real[None, :, :, None].to(k.dtype), rows, columns, mode.replace("max", "avg"), size)
+    mask = share > 0
     pooled = []
     for x in (k, v):
         flat = x.flatten(3)
-        if real is None:
-            flat = _pool(flat, rows, columns, mode.replace("pool", ""), size)
-        elif "max" in mode:
-            flat = flat.masked_fill(~real[None, :, :, None], torch.finfo(x.dtype).min)
-            flat = _pool(flat, rows, columns, mode.replace("pool", ""), size)
-            flat = flat.masked_fill(~mask[None, :, :, None], 0)
+        if "max" in mode:
+            flat = flat.masked_fill(~real[None, :, :, None], -float("inf"))
+            flat = _pool(flat, rows, columns, mode, size)
         else:
-            share = real[None, :, :, None].to(x.dtype)
-            flat = _pool(flat * share, rows, columns, mode.replace("pool", ""), size)
-            share = _pool(share, rows, columns, mode.replace("pool", ""), size)
-            flat = flat / share.masked_fill(share == 0, 1)
-        pooled.append(flat.unflatten(-1, (x.shape[3], x.shape[4])))
-    return pooled[0], pooled[1], mask
+            flat = _pool(flat * real[None, :, :, None], rows, columns, mode, size)
+            flat = flat / share.masked_fill(~mask, 1)  # not 0, whose gradient would not be a number
+        pooled.append(flat.masked_fill(~mask, 0).unflatten(-1, (x.shape[3], x.shape[4])))
+    return pooled[0], pooled[1], mask[0, :, :, 0]
 
 
 def _pool(x: Tensor, rows: int, columns: int, mode: str, size: int) -> Tensor:
@@ -322,11 +314,11 @@ def _pool(x: Tensor, rows: int, columns: int, mode: str, size: int) -> Tensor:
     batch = x.shape[0]
     x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).permute(0, 1, 3, 5, 2, 4)  # [B, R, S, C, h, w]
     x = x.flatten(0, 2)
-    if mode == "ada_avg":
+    if mode == "ada_avgpool":
         x = F.adaptive_avg_pool2d(x, [size, size])
-    elif mode == "ada_max":
+    elif mode == "ada_maxpool":
         x = F.adaptive_max_pool2d(x, [size, size])
-    elif mode == "avg":
+    elif mode == "avgpool":
         x = F.avg_pool2d(x, [size, size])
     else:
         x = F.max_pool2d(x, [size, size])
