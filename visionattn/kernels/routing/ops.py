@@ -58,9 +58,9 @@ torch.library.register_autograd(TORCH, _differentiate, setup_context=_setup_cont
 
 @torch.library.impl(TRITON, "CompositeExplicitAutograd")
 def _triton_forward(q, k, v, key_regions, padding_mask, rows, columns, scale):
-    from visionattn.kernels.routing import triton_forward  # Triton loads with its first call
+    from visionattn.kernels.routing import triton_launch  # Triton loads with its first call
 
-    return triton_forward.forward(q, k, v, key_regions, padding_mask, (rows, columns), scale)
+    return triton_launch.forward(q, k, v, key_regions, padding_mask, (rows, columns), scale)
 
 
 @torch.library.register_fake(TRITON)
@@ -71,9 +71,9 @@ def _(q, k, v, key_regions, padding_mask, rows, columns, scale):
 
 @torch.library.impl(f"{TRITON}_backward", "CompositeExplicitAutograd")
 def _triton_backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, rows, columns, scale):
-    from visionattn.kernels.routing import triton_backward
+    from visionattn.kernels.routing import triton_launch
 
-    return triton_backward.backward(
+    return triton_launch.backward(
         grad_out, q, k, v, key_regions, padding_mask, out, lse, (rows, columns), scale
     )
 
