@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from visionattn.kernels.routing import torch_chunks
+from visionattn.kernels.routing import torch_chunks, torch_dense
 
 __all__ = ["routing_attention_torch", "routing_attention_triton"]
 
@@ -22,9 +22,15 @@ torch.library.define(
 )
 
 
+def _portable(q, k, v, key_regions, padding_mask, regions, scale):
+    dense = torch_dense.is_better(q, k, v, key_regions.shape[-1], regions)
+    way = torch_dense if dense else torch_chunks
+    return way.forward(q, k, v, key_regions, padding_mask, regions, scale)
+
+
 @torch.library.impl(TORCH, "CompositeExplicitAutograd")
 def _forward(q, k, v, key_regions, padding_mask, rows, columns, scale):
-    return torch_chunks.forward(q, k, v, key_regions, padding_mask, (rows, columns), scale)
+    return _portable(q, k, v, key_regions, padding_mask, (rows, columns), scale)
 
 
 @torch.library.register_fake(TORCH)
@@ -105,7 +111,7 @@ def routing_attention_torch(
     plain = type(q) is type(k) is type(v) is Tensor and not torch.compiler.is_compiling()
     if plain and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
         # Nothing to record, so the operator's dispatch, a sixth of the time of a small map, can be left out.
-        return torch_chunks.forward(q, k, v, key_regions, padding_mask, regions, scale)
+        return _portable(q, k, v, key_regions, padding_mask, regions, scale)
     return torch.ops.visionattn.routing_attention(q, k, v, key_regions, padding_mask, *regions, scale)
 
 
