@@ -210,7 +210,7 @@ def bilevel_routing_attention(
 
     Returns:
         ``[batch, height, width, heads, value_dim]`` in the type of the query; with `return_routing` a pair with
-        int64 ``[batch, rows * columns, topk]``, best first. An image of padding alone gives zeros. Sums are
+        int64 ``[batch, rows * columns, topk]``, best first. Where all keys selected are padding, it is zero. Sums are
         accumulated in float32 at least; the routing is computed in float32 also under autocast.
 
     Raises:
@@ -247,6 +247,4 @@ def bilevel_routing_attention(
         else:
             run = routing_attention_triton if chosen == "triton" else routing_attention_torch
             out = run(query, key, value, key_regions, padding_mask, regions, scale)
-            if padding_mask is not None:
-                out = out.masked_fill(padding_mask.flatten(1).all(1).view(-1, 1, 1, 1, 1), 0)
     return (out, key_regions) if return_routing else out

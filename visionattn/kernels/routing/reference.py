@@ -67,7 +67,7 @@ def attend_reference(
         padding_mask: boolean ``[B or 1, H_k, W_k]`` of the map of keys, True where it is padding.
 
     Returns:
-        ``[B, H, W, heads, value_dim]`` in the type of the query; zero for an image that is all padding.
+        ``[B, H, W, heads, value_dim]`` in the type of the query; zero where all keys selected are padding.
     """
     batch, heads = query.shape[0], query.shape[-2]
     exact = torch.promote_types(query.dtype, torch.float32)

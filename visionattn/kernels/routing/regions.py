@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["join", "masked_bias", "region_size", "split"]
+__all__ = ["join", "masked_bias", "nothing_attended", "region_size", "split"]
 
 
 def region_size(height: int, width: int, regions: tuple[int, int]) -> tuple[int, int]:
@@ -64,3 +64,16 @@ def masked_bias(
     mask = mask.unflatten(1, (regions[0], size[0])).unflatten(3, (regions[1], size[1])).transpose(2, 3)
     mask = mask.reshape(mask.shape[0], regions[0] * regions[1], size[0] * size[1])
     return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(mask, torch.finfo(dtype).min)
+
+
+def nothing_attended(bias: Tensor, key_regions: Tensor) -> Tensor | None:
+    """The regions whose selected regions are all padding, boolean ``[B, regions]``; None where there are none.
+
+    Args:
+        bias: from `masked_bias`.
+        key_regions: ``[B, regions, topk]``.
+    """
+    filled = (bias == 0).any(-1).expand(key_regions.shape[0], -1)
+    batch = torch.arange(key_regions.shape[0], device=bias.device)[:, None, None]
+    dead = ~filled[batch, key_regions].any(-1)
+    return dead if dead.any() else None

@@ -8,7 +8,7 @@ themselves does not grow with their number, and the scores never leave the cache
 import torch
 from torch import Tensor
 
-from visionattn.kernels.routing.regions import join, masked_bias, split
+from visionattn.kernels.routing.regions import join, masked_bias, nothing_attended, split
 
 __all__ = ["backward", "forward"]
 
@@ -31,7 +31,10 @@ class _Problem:
         # One row of indices per batch entry, head and query region, into the rows of `split`.
         self.index = (key_regions[:, None] + offset.view(batch, heads, 1, 1)).view(-1, self.topk)
         bias = masked_bias(tuple(k.shape[1:3]), regions, mask, self.exact, q.device)
+        self.dead = None
         if bias is not None:
+            dead = nothing_attended(bias, key_regions)
+            self.dead = None if dead is None else dead[:, None].expand(-1, heads, -1).reshape(-1, 1, 1)
             bias = bias[:, None].expand(batch, heads, -1, -1).reshape(self.k.shape[:2])
         self.bias = bias
 
@@ -67,7 +70,8 @@ class _Problem:
         torch.baddbmm(out, self.q[start:stop], keys.transpose(1, 2), beta=0, alpha=scale, out=out)
         if self.bias is not None:
             out += self.bias[self.index[start:stop]].view(stop - start, 1, -1)
-        return torch.softmax(out, -1, out=out)
+        out = torch.softmax(out, -1, out=out)
+        return out if self.dead is None else out.masked_fill_(self.dead[start:stop], 0)
 
 
 def forward(

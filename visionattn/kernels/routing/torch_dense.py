@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from visionattn.kernels.routing.regions import masked_bias, region_size
+from visionattn.kernels.routing.regions import masked_bias, nothing_attended, region_size
 
 __all__ = ["forward", "is_better"]
 
@@ -51,7 +51,7 @@ def forward(
     if mask is not None:  # one region that is the whole map: the bias of its tokens
         hidden = masked_bias(tuple(k.shape[1:3]), (1, 1), mask, q.dtype, q.device)
     of_query, of_key = _region_of(tuple(q.shape[1:3]), regions), _region_of(tuple(k.shape[1:3]), regions)
-    step = batch if topk == count else max(1, MASK_BYTES // (of_query.numel() * of_key.numel() * q.element_size()))
+    step = max(1, batch) if topk == count else max(1, MASK_BYTES // (of_query.numel() * of_key.numel() * q.element_size()))
     out = q.new_empty(q.shape)
     heads_first = [x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)]
     for start in range(0, batch, step):
@@ -68,4 +68,8 @@ def forward(
             *(x[part] for x in heads_first), 0.0, False, attn_mask=bias, scale=scale
         )[0]
         out[part].flatten(1, 2).copy_(result.transpose(1, 2))
+    by_region = masked_bias(tuple(k.shape[1:3]), regions, mask, q.dtype, q.device)
+    dead = None if by_region is None else nothing_attended(by_region, key_regions)
+    if dead is not None:
+        out.masked_fill_(dead.index_select(1, of_query).view(*q.shape[:3], 1, 1), 0)
     return out

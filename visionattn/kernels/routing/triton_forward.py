@@ -83,7 +83,7 @@ def forward_kernel(
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
         m = m_new
 
-    some = l > 0  # an image of padding alone has none
+    some = l > 0  # none where all keys selected are padding
     lse = tl.where(some, m + tl.log2(tl.where(some, l, 1.0)), 0.0)
     acc = acc / tl.where(some, l, 1.0)[:, None]
     out_base = out_ptr + batch * out_strides[0] + head64 * out_strides[3]

@@ -1,0 +1,23 @@
+"""Lets the tests of this folder import `routing_cases`, and poisons memory."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fill memory that is not initialised with NaN, so that an output nobody wrote is seen."""
+    settings = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = settings[0]
+    torch.use_deterministic_algorithms(settings[1])
