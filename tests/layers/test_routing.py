@@ -30,7 +30,9 @@ def published(shared_dir, name, padding):
     weights = {}
     for key, tensor in fill.official_state_dict(fixture).items():
         module, kind = key.rsplit(".", 1)
-        weights[f"{names.get(module, module)}.{kind}"] = tensor.flatten(1) if module in names and tensor.ndim == 4 else tensor
+        weights[f"{names.get(module, module)}.{kind}"] = (
+            tensor.flatten(1) if module in names and tensor.ndim == 4 else tensor
+        )
     layer.load_state_dict(weights)
     return fixture, fill, layer
 

@@ -33,9 +33,7 @@ class GlobalAttention(nn.Module):
         lepe_of: what it convolves, ``"input"`` (the published channels-last models) or ``"value"`` (the NCHW one).
     """
 
-    def __init__(
-        self, dim: int, num_heads: int = 8, side_dwconv: int = 0, lepe_of: str = "input", **dd: Any
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int = 8, side_dwconv: int = 0, lepe_of: str = "input", **dd: Any) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"global attention has {num_heads} heads, which must divide the channels, {dim}")

@@ -24,6 +24,7 @@ __all__ = [
     "drop_path_rates",
 ]
 
+
 def default_cfg(path: str = "", **kwargs: Any) -> dict[str, Any]:
     """A pretrained cfg for timm, with the weights at `path` on the authors' site; no path, no weights."""
     published = {

@@ -168,9 +168,7 @@ class BiFormer(StagedBackbone):
                 )
             stages.append(self._make_stage(blocks))
         self.stages = nn.ModuleList(stages)
-        feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
-        ]
+        feature_info = [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)]
         self._build_head(
             in_chans, num_classes, global_pool, drop_rate, _layer_norm, feature_info, out_norms,
             final_norm=nn.BatchNorm2d, **dd,

@@ -177,9 +177,7 @@ class BiLevelRoutingAttention(nn.Module):
         if torch.jit.is_scripting() or self.soft_routing:
             out = self._gather(q, k, v, rows, columns, topk, height, width)
         elif simple:
-            out = bilevel_routing_attention(
-                q, k, v, (rows, columns), topk, scale=self.scale, backend=self.backend
-            )
+            out = bilevel_routing_attention(q, k, v, (rows, columns), topk, scale=self.scale, backend=self.backend)
         else:
             out = self._routed(q, k, v, rows, columns, topk, height, width)
         out = out.flatten(3)

@@ -113,9 +113,7 @@ def test_padding_changes_nothing(backend):
     noise = [x.clone().masked_fill_(mask[None, :, :, None, None], 1e4) for x in (q, k, v)]
     cut = bilevel_routing_attention(*(x[:, :6, :10] for x in (q, k, v)), (2, 3), 2, backend=backend)
     # 6 rows in 2 regions are 3 and 3, and 10 columns in 3 are 4, 4 and 2; on the padded map those are 4 and 4 rows.
-    same = bilevel_routing_attention(
-        *(x[:, :6] for x in noise), (2, 3), 2, padding_mask=mask[:6], backend=backend
-    )
+    same = bilevel_routing_attention(*(x[:, :6] for x in noise), (2, 3), 2, padding_mask=mask[:6], backend=backend)
     torch.testing.assert_close(same[:, :, :10], cut)
     published = bilevel_routing_attention(*(x[:, :6] for x in noise), (2, 3), 2, backend=backend)
     assert not torch.allclose(published[:, :, :10], cut)

@@ -92,8 +92,8 @@ def unflatten(flat, EXTENT: tl.constexpr):
 def group_of(pointer, batch, g0, g1, g2, head, strides):
     """Pointer to position 0 of a dilation group. ``strides``: batch, three axes, heads, head_dim, then steps."""
     image = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[4]
-    return pointer + image + (
-        g0.to(tl.int64) * strides[1] + g1.to(tl.int64) * strides[2] + g2.to(tl.int64) * strides[3]
+    return (
+        pointer + image + (g0.to(tl.int64) * strides[1] + g1.to(tl.int64) * strides[2] + g2.to(tl.int64) * strides[3])
     )
 
 

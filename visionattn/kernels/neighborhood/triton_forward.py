@@ -139,9 +139,7 @@ def forward_kernel(
         x1 = tl.minimum(origin1 + j1, n1 - 1)
         x2 = tl.minimum(origin2 + j2, n2 - 1)
         k = load_rows(rows_of(k_base, x0, x1, x2, k_strides, WIDE), k_strides[5], DIM, BLOCK_DIM)
-        v = load_rows(
-            rows_of(v_base, x0, x1, x2, v_strides, WIDE), v_strides[5], VALUE_DIM, BLOCK_VALUE
-        )
+        v = load_rows(rows_of(v_base, x0, x1, x2, v_strides, WIDE), v_strides[5], VALUE_DIM, BLOCK_VALUE)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         if HAS_RPB:
             allowed = inside(low[:, None], high[:, None], pack(j0, j1, j2, BITS)[None, :], BITS)
@@ -149,7 +147,9 @@ def forward_kernel(
             s += masked_bias(table, offset[None, :], query_offset[:, None], allowed, KERNEL)
         elif SKIP_MASK:
             if (chunk < free_from) | (chunk + BLOCK > free_to):
-                s = tl.where(inside(low[:, None], high[:, None], pack(j0, j1, j2, BITS)[None, :], BITS), s, float("-inf"))
+                s = tl.where(
+                    inside(low[:, None], high[:, None], pack(j0, j1, j2, BITS)[None, :], BITS), s, float("-inf")
+                )
         else:
             s = tl.where(inside(low[:, None], high[:, None], pack(j0, j1, j2, BITS)[None, :], BITS), s, float("-inf"))
         acc, m, l = _update(s, v, acc, m, l, PRECISION)

@@ -136,9 +136,7 @@ def bias_kernel(
         origin1 = window_start(first1, n1, KERNEL[1], STRIDE[1], False)
         origin2 = window_start(first2, n2, KERNEL[2], STRIDE[2], False)
         if (origin0 - first0 != shift0) | (origin1 - first1 != shift1) | (origin2 - first2 != shift2):
-            _add_diagonals(
-                partial, acc, shift0, shift1, shift2, chunk, KERNEL, TILE, HALO, BLOCK, BLOCK_TABLE
-            )
+            _add_diagonals(partial, acc, shift0, shift1, shift2, chunk, KERNEL, TILE, HALO, BLOCK, BLOCK_TABLE)
             acc = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK], tl.float32)
         shift0, shift1, shift2 = origin0 - first0, origin1 - first1, origin2 - first2
         low = pack(start0 - origin0, start1 - origin1, start2 - origin2, BITS)

@@ -71,8 +71,7 @@ def _check_mask(padding_mask: Tensor, key: Tensor) -> Tensor:
         )
     if tuple(padding_mask.shape) not in (shape, (1, *shape[1:]), shape[1:]):
         raise ValueError(
-            f"padding_mask has shape {tuple(padding_mask.shape)}; it must be {shape} or {shape[1:]}, as the map of "
-            "keys"
+            f"padding_mask has shape {tuple(padding_mask.shape)}; it must be {shape} or {shape[1:]}, as the map of keys"
         )
     return padding_mask if padding_mask.dim() == 3 else padding_mask[None]
 
@@ -81,8 +80,7 @@ def _check_key_regions(key_regions: Tensor, batch: int, regions: tuple[int, int]
     count = regions[0] * regions[1]
     if tuple(key_regions.shape) != (batch, count, topk):
         raise ValueError(
-            f"key_regions has shape {tuple(key_regions.shape)}; it must be {(batch, count, topk)}: batch, regions, "
-            "topk"
+            f"key_regions has shape {tuple(key_regions.shape)}; it must be {(batch, count, topk)}: batch, regions, topk"
         )
     if key_regions.dtype != torch.long or key_regions.device != device:
         raise ValueError(f"key_regions is {key_regions.dtype} on {key_regions.device}; it must be int64 on {device}")

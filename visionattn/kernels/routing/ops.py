@@ -79,9 +79,7 @@ def _(q, k, v, key_regions, padding_mask, rows, columns, scale):
 def _triton_backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, rows, columns, scale):
     from visionattn.kernels.routing import triton_launch
 
-    return triton_launch.backward(
-        grad_out, q, k, v, key_regions, padding_mask, out, lse, (rows, columns), scale
-    )
+    return triton_launch.backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, (rows, columns), scale)
 
 
 @torch.library.register_fake(f"{TRITON}_backward")

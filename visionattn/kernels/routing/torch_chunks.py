@@ -13,7 +13,7 @@ from visionattn.kernels.routing.regions import join, masked_bias, nothing_attend
 __all__ = ["backward", "forward"]
 
 # Bytes of one chunk's scores. With the gathered keys and values they should stay in the caches of the cores.
-CHUNK_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 21
 
 
 class _Problem:
@@ -79,7 +79,8 @@ def forward(
 ) -> Tensor:
     """Attention of each region to its selected regions; arguments as in `reference.attend_reference`."""
     problem = _Problem(q, k, v, key_regions, mask, regions)
-    out = problem.q.new_empty(*problem.q.shape[:2], v.shape[-1])
+    # The queries of a chunk are not needed after its scores, so its output can take their place.
+    out = problem.q if v.shape[-1] == q.shape[-1] else problem.q.new_empty(*problem.q.shape[:2], v.shape[-1])
     k_buffer, v_buffer, scores = problem.buffers()
     for start, stop in problem.chunks():
         keys = problem.gather(problem.k, start, stop, k_buffer)
@@ -102,7 +103,9 @@ def backward(
     """Gradients of `forward` with respect to q, k and v. Probabilities are computed again, chunk by chunk."""
     problem = _Problem(q, k, v, key_regions, mask, regions)
     grad = split(grad_out, regions, problem.exact)
-    dq, dk, dv = torch.empty_like(problem.q), torch.zeros_like(problem.k), torch.zeros_like(problem.v)
+    # The gradient of a chunk's output is not needed when that of its queries is computed, which takes its place.
+    dq = grad if grad.shape == problem.q.shape else torch.empty_like(problem.q)
+    dk, dv = torch.zeros_like(problem.k), torch.zeros_like(problem.v)
     k_buffer, v_buffer, scores = problem.buffers()
     dscores = torch.empty_like(scores)
     for start, stop in problem.chunks():
@@ -117,8 +120,6 @@ def backward(
         dv.index_add_(0, index, dvalues.view(-1, *dv.shape[1:]))
         dscore = torch.ops.aten._softmax_backward_data.out(dscore, probability, -1, dscore.dtype, grad_input=dscore)
         torch.baddbmm(dq[start:stop], dscore, keys, beta=0, alpha=scale, out=dq[start:stop])
-        dkeys = torch.baddbmm(
-            keys, dscore.transpose(1, 2), problem.q[start:stop], beta=0, alpha=scale, out=keys
-        )
+        dkeys = torch.baddbmm(keys, dscore.transpose(1, 2), problem.q[start:stop], beta=0, alpha=scale, out=keys)
         dk.index_add_(0, index, dkeys.view(-1, *dk.shape[1:]))
     return tuple(join(d, x.shape, regions, x.dtype) for d, x in ((dq, q), (dk, k), (dv, v)))

@@ -51,7 +51,9 @@ def forward(
     if mask is not None:  # one region that is the whole map: the bias of its tokens
         hidden = masked_bias(tuple(k.shape[1:3]), (1, 1), mask, q.dtype, q.device)
     of_query, of_key = _region_of(tuple(q.shape[1:3]), regions), _region_of(tuple(k.shape[1:3]), regions)
-    step = max(1, batch) if topk == count else max(1, MASK_BYTES // (of_query.numel() * of_key.numel() * q.element_size()))
+    step = (
+        max(1, batch) if topk == count else max(1, MASK_BYTES // (of_query.numel() * of_key.numel() * q.element_size()))
+    )
     out = q.new_empty(q.shape)
     heads_first = [x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)]
     for start in range(0, batch, step):

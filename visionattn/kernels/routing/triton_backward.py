@@ -63,9 +63,7 @@ def query_kernel(
     v_base = v_ptr + batch * v_strides[0] + head64 * v_strides[3]
     list_ptr = key_regions_ptr + (batch * count + region) * topk
 
-    q = load_rows(
-        q_ptr + batch * q_strides[0] + head64 * q_strides[3], qy, qx, q_exists, q_strides, DIM, BLOCK_DIM
-    )
+    q = load_rows(q_ptr + batch * q_strides[0] + head64 * q_strides[3], qy, qx, q_exists, q_strides, DIM, BLOCK_DIM)
     grad_base = grad_ptr + batch * grad_strides[0] + head64 * grad_strides[3]
     grad = load_rows(grad_base, qy, qx, q_exists, grad_strides, VALUE_DIM, BLOCK_VALUE)
     rows = ((batch * heads + head) * query_map[0] + qy) * query_map[1] + qx
@@ -145,9 +143,7 @@ def key_kernel(
     head64 = head.to(tl.int64)
     q_base = q_ptr + batch * q_strides[0] + head64 * q_strides[3]
     grad_base = grad_ptr + batch * grad_strides[0] + head64 * grad_strides[3]
-    k = load_rows(
-        k_ptr + batch * k_strides[0] + head64 * k_strides[3], ky, kx, k_exists, k_strides, DIM, BLOCK_DIM
-    )
+    k = load_rows(k_ptr + batch * k_strides[0] + head64 * k_strides[3], ky, kx, k_exists, k_strides, DIM, BLOCK_DIM)
     v_base = v_ptr + batch * v_strides[0] + head64 * v_strides[3]
     v = load_rows(v_base, ky, kx, k_exists, v_strides, VALUE_DIM, BLOCK_VALUE)
     first = tl.load(offsets_ptr + batch * (count + 1) + region)
