@@ -4,12 +4,15 @@ A map of any rank is seen as three axes; the missing ones come last and have len
 per axis. All positions are in-group positions (see `geometry`), unless a name says otherwise.
 """
 
+import os
+
 import triton
 import triton.language as tl
 
 __all__ = [
     "LOG2E",
     "bias_offsets",
+    "dot",
     "first_query",
     "group_of",
     "inside",
@@ -26,6 +29,15 @@ __all__ = [
 ]
 
 LOG2E = tl.constexpr(1.4426950408889634)
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """``a @ b``, added to ``acc`` unless it is None, in float32."""
+    if _INTERPRETED:  # it would multiply the bits of bfloat16 as integers, and add in float16
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import triton.language as tl
 from visionattn.kernels.neighborhood.triton_common import (
     LOG2E,
     bias_offsets,
+    dot,
     group_of,
     inside,
     load_rows,
@@ -34,7 +35,7 @@ def _update(s, v, acc, m, l, PRECISION: tl.constexpr):
     p = tl.exp2(s * LOG2E - (m_new * LOG2E)[:, None])
     alpha = tl.exp2((m - m_new) * LOG2E)
     l = l * alpha + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
+    acc = dot(p.to(v.dtype), v, acc * alpha[:, None], PRECISION)
     return acc, m_new, l
 
 
@@ -140,18 +141,17 @@ def forward_kernel(
         x2 = tl.minimum(origin2 + j2, n2 - 1)
         k = load_rows(rows_of(k_base, x0, x1, x2, k_strides, WIDE), k_strides[5], DIM, BLOCK_DIM)
         v = load_rows(rows_of(v_base, x0, x1, x2, v_strides, WIDE), v_strides[5], VALUE_DIM, BLOCK_VALUE)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        s = dot(q, tl.trans(k), None, PRECISION) * scale
+        keys_here = pack(j0, j1, j2, BITS)[None, :]
         if HAS_RPB:
-            allowed = inside(low[:, None], high[:, None], pack(j0, j1, j2, BITS)[None, :], BITS)
+            allowed = inside(low[:, None], high[:, None], keys_here, BITS)
             offset = bias_offsets(j0, j1, j2, KERNEL)
             s += masked_bias(table, offset[None, :], query_offset[:, None], allowed, KERNEL)
         elif SKIP_MASK:
             if (chunk < free_from) | (chunk + BLOCK > free_to):
-                s = tl.where(
-                    inside(low[:, None], high[:, None], pack(j0, j1, j2, BITS)[None, :], BITS), s, float("-inf")
-                )
+                s = tl.where(inside(low[:, None], high[:, None], keys_here, BITS), s, float("-inf"))
         else:
-            s = tl.where(inside(low[:, None], high[:, None], pack(j0, j1, j2, BITS)[None, :], BITS), s, float("-inf"))
+            s = tl.where(inside(low[:, None], high[:, None], keys_here, BITS), s, float("-inf"))
         acc, m, l = _update(s, v, acc, m, l, PRECISION)
     if HAS_EXTRA:
         k_base = extra_k_ptr + batch * extra_k_strides[0] + head_kv.to(tl.int64) * extra_k_strides[2]
@@ -161,7 +161,7 @@ def forward_kernel(
             x = tl.minimum(j, extra - 1)
             k = load_rows(k_base + x * extra_k_strides[1], extra_k_strides[3], DIM, BLOCK_DIM)
             v = load_rows(v_base + x * extra_v_strides[1], extra_v_strides[3], VALUE_DIM, BLOCK_VALUE)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            s = dot(q, tl.trans(k), None, PRECISION) * scale
             s = tl.where((j < extra)[None, :], s, float("-inf"))
             acc, m, l = _update(s, v, acc, m, l, PRECISION)
 

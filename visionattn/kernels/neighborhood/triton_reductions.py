@@ -11,6 +11,7 @@ from visionattn.kernels.neighborhood.triton_backward import key_step
 from visionattn.kernels.neighborhood.triton_common import (
     LOG2E,
     bias_offsets,
+    dot,
     group_of,
     inside,
     load_rows,
@@ -159,10 +160,10 @@ def bias_kernel(
         row = token_of(batch, lengths, g0, g1, g2, p0, p1, p2, dilation) * heads + head
         lse, delta = tl.load(lse_ptr + row), tl.load(delta_ptr + row)
         query_offset = bias_offsets(p0 - origin0, p1 - origin1, p2 - origin2, KERNEL)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        s = dot(q, tl.trans(k), None, PRECISION) * scale
         s += masked_bias(table, key_offset[None, :], query_offset[:, None], allowed, KERNEL)
         p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])
-        acc += p * (tl.dot(grad_out, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+        acc += p * (dot(grad_out, tl.trans(v), None, PRECISION) - delta[:, None])
     _add_diagonals(partial, acc, shift0, shift1, shift2, chunk, KERNEL, TILE, HALO, BLOCK, BLOCK_TABLE)
 
 
@@ -221,9 +222,9 @@ def extra_kernel(
             token = first + tl.arange(0, BLOCK)
             here = token < end
             token = tl.minimum(token, tokens - 1)
-            x2, rest = token % lengths[2], token // lengths[2]
-            x1, x0 = (rest % lengths[1]).to(tl.int64), (rest // lengths[1]).to(tl.int64)
-            x2 = x2.to(tl.int64)
+            line = token // lengths[2]
+            x0, x1 = (line // lengths[1]).to(tl.int64), (line % lengths[1]).to(tl.int64)
+            x2 = (token % lengths[2]).to(tl.int64)
             q = load_rows(
                 q_base + (x0 * q_strides[1] + x1 * q_strides[2] + x2 * q_strides[3]), q_strides[5], DIM, BLOCK_DIM
             )
@@ -231,7 +232,7 @@ def extra_kernel(
             grad_out = load_rows(grad_base + grad_rows, grad_out_strides[5], VALUE_DIM, BLOCK_VALUE)
             row = (batch.to(tl.int64) * tokens + token) * heads + head
             lse, delta = tl.load(lse_ptr + row), tl.load(delta_ptr + row)
-            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+            s = dot(k, tl.trans(q), None, PRECISION) * scale
             s = tl.where(here[None, :], s, float("-inf"))
             grad_k, grad_v = key_step(s, q, v, grad_out, lse, delta, grad_k, grad_v, PRECISION)
     row = ((split.to(tl.int64) * batch_size + batch) * extra + x) * heads_kv + head_kv
