@@ -15,6 +15,8 @@ __all__ = ["forward", "is_better"]
 
 # Bytes of the mask of one step; images are taken a few at a time to stay below.
 MASK_BYTES = 1 << 22
+# Bytes of the scores of one image up to which two plain products, which the library's kernels do faster, stay in cache.
+SCORE_BYTES = 1 << 22
 
 
 def is_better(q: Tensor, k: Tensor, v: Tensor, topk: int, regions: tuple[int, int]) -> bool:
@@ -42,6 +44,15 @@ def _region_of(shape: tuple[int, int], regions: tuple[int, int]) -> Tensor:
     return (row[:, None] * regions[1] + column).flatten()
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Attention of one image, ``[heads, tokens, d]``, with a bias ``[1, queries, keys]``."""
+    if bias is None:
+        scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+    else:
+        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+    return torch.bmm(torch.softmax(scores, -1, out=scores), v)
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, key_regions: Tensor, mask: Tensor | None, regions: tuple[int, int], scale: float
 ) -> Tensor:
@@ -51,9 +62,9 @@ def forward(
     if mask is not None:  # one region that is the whole map: the bias of its tokens
         hidden = masked_bias(tuple(k.shape[1:3]), (1, 1), mask, q.dtype, q.device)
     of_query, of_key = _region_of(tuple(q.shape[1:3]), regions), _region_of(tuple(k.shape[1:3]), regions)
-    step = (
-        max(1, batch) if topk == count else max(1, MASK_BYTES // (of_query.numel() * of_key.numel() * q.element_size()))
-    )
+    pair_bytes = of_query.numel() * of_key.numel() * q.element_size()
+    plain = q.element_size() >= 4 and q.shape[3] * pair_bytes <= SCORE_BYTES
+    step = 1 if plain else max(1, batch if topk == count else MASK_BYTES // pair_bytes)
     out = q.new_empty(q.shape)
     heads_first = [x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)]
     for start in range(0, batch, step):
@@ -64,11 +75,14 @@ def forward(
             selected.scatter_(2, key_regions[part], 0)
             selected = selected.index_select(1, of_query).index_select(2, of_key)
             bias = selected if bias is None else torch.minimum(selected, bias)
-        if bias is not None:
-            bias = bias[:, None].expand(part.stop - start, q.shape[3], of_query.numel(), -1)
-        result = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *(x[part] for x in heads_first), 0.0, False, attn_mask=bias, scale=scale
-        )[0]
+        if plain:
+            result = _attend(*(x[start] for x in heads_first), bias, scale)[None]
+        else:
+            if bias is not None:
+                bias = bias[:, None].expand(part.stop - start, q.shape[3], of_query.numel(), -1)
+            result = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *(x[part] for x in heads_first), 0.0, False, attn_mask=bias, scale=scale
+            )[0]
         out[part].flatten(1, 2).copy_(result.transpose(1, 2))
     by_region = masked_bias(tuple(k.shape[1:3]), regions, mask, q.dtype, q.device)
     dead = None if by_region is None else nothing_attended(by_region, key_regions)
