@@ -128,7 +128,10 @@ def test_dense_weights_of_a_cut_model():
     """Steps and stages after the last one asked for are dropped, with the reason."""
     source = small()
     model = timm.create_model(
-        "biformer_tiny", features_only=True, out_indices=(0, 1), **{k: v for k, v in SMALL.items() if k != "num_classes"}
+        "biformer_tiny",
+        features_only=True,
+        out_indices=(0, 1),
+        **{k: v for k, v in SMALL.items() if k != "num_classes"},
     )
     report = load_official(model, source.state_dict())
     assert report.dropped["downsample_layers.2.0.weight"] == "after the last stage of this model"
@@ -148,7 +151,9 @@ def test_batch_norm_is_the_final_norm():
 
 
 def test_post_norm_and_other_options():
-    options = dict(pre_norm=False, mlp_dwconv=True, kv_pool="ada_avgpool", kv_pool_sizes=(2, 2, 1, 1), soft_routing=True)
+    options = dict(
+        pre_norm=False, mlp_dwconv=True, kv_pool="ada_avgpool", kv_pool_sizes=(2, 2, 1, 1), soft_routing=True
+    )
     model = small(**options, layer_scale=0.1, qk_dims=(8, 16, 32, 64), qk_scale=0.2, side_dwconv=3)
     assert "stages.0.0.mlp.1.dwconv.weight" in model.state_dict()
     assert model.stages[0][0].attn.qkv.qkv.out_features == 8 + 8 + 16

@@ -104,7 +104,10 @@ def test_descriptions():
 def test_sizes_that_patches_do_not_divide():
     """Rounded up with masked padding; rounded down, as published, otherwise, but never to nothing."""
     x = torch.randn(1, 3, 70, 100)
-    for padding, sizes in [("masked", [(18, 25), (9, 13), (5, 7), (3, 4)]), ("input", [(17, 25), (8, 12), (4, 6), (2, 3)])]:
+    for padding, sizes in [
+        ("masked", [(18, 25), (9, 13), (5, 7), (3, 4)]),
+        ("input", [(17, 25), (8, 12), (4, 6), (2, 3)]),
+    ]:
         maps = small(padding=padding).forward_intermediates(x, intermediates_only=True)
         assert [tuple(m.shape[2:]) for m in maps] == sizes
     assert small(padding="projected")(torch.randn(1, 3, 3, 40)).isfinite().all()
