@@ -1,6 +1,6 @@
 """Bi-level routing attention on CPU against gathering: time of forward and of forward with backward, and memory.
 
-    python benchmarks/routing_cpu.py [--threads 2] [--rounds 15] [--only 56x56] [--out benchmarks/results/routing_cpu.csv]
+    python benchmarks/routing_cpu.py [--threads 2] [--rounds 15] [--only 56x56] [--out routing_cpu.csv]
 
 Peers: copies of all selected keys and values, with two products and a softmax (the common implementation) or under
 PyTorch's fused attention, and fused attention of a few regions at a time. Every peer is first compared with the

@@ -3,6 +3,7 @@
 Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention" (arXiv 2303.08810).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,7 +122,7 @@ class BiFormer(StagedBackbone):
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.downsample_layers = nn.ModuleList([self._make_stem(in_chans, dims[0], **dd)])
         self.downsample_layers.extend(
-            self._make_downsample(dim, wider, **dd) for dim, wider in zip(dims, dims[1:], strict=False)
+            self._make_downsample(dim, wider, **dd) for dim, wider in itertools.pairwise(dims)
         )
         middle = "dwconv" if mlp_dwconv else self.MLP_MIDDLE
         stages = []
@@ -259,7 +260,7 @@ class BiFormer(StagedBackbone):
     def forward_features(self, x: Tensor) -> Tensor:
         """``[B, in_chans, H, W]`` to normed features ``[B, H/32, W/32, num_features]`` (rounded up)."""
         x = x.contiguous(memory_format=torch.channels_last)
-        for downsample, stage in zip(self.downsample_layers, self.stages):
+        for downsample, stage in zip(self.downsample_layers, self.stages):  # noqa: B905 - as TorchScript has it
             x = stage(downsample(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.norm(x).permute(0, 2, 3, 1)
 
