@@ -1,4 +1,4 @@
-# make demo | test | check | lint | format | clean
+# make demo | test | gpu | check | lint | format | clean
 # Each target sets up the virtual environment first, when it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: install demo test check lint format clean
+.PHONY: install demo test gpu check lint format clean
 
 install: $(STAMP)
 
@@ -33,6 +33,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+# On a machine with a CUDA device: the kernels' tests on it, and only if they pass, the timings.
+gpu: $(STAMP)
+	$(BIN)/python -m pytest tests/kernels
+	$(BIN)/python benchmarks/na_gpu.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

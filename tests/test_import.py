@@ -46,3 +46,12 @@ def test_missing_package_is_named_with_its_command():
     assert done.returncode == 1
     assert "pip install 'visionattn[openmmlab]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_kernels_work_without_triton():
+    run(
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch; from visionattn.kernels import backends, na1d\n"
+        "first = backends.explain('na1d')[0]; assert first.backend == 'triton' and 'not installed' in first.reason\n"
+        "x = torch.zeros(1, 9, 1, 4); assert na1d(x, x, x, 3).shape == x.shape"
+    )

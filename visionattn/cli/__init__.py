@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model from a config",
     "test": "measure a checkpoint on a config's test data",
     "infer": "run a trained model on images, folders, globs or videos",
+    "benchmark": "time the attention backends that can run here, or list the tiles of the Triton kernels",
     "simulate": "bound the speed-up of neighborhood attention, and find strides and tiles",
     "data": "make the sample data, or fetch a public dataset",
 }
@@ -32,7 +33,7 @@ def build_parser(command: str) -> argparse.ArgumentParser:
 
 def usage() -> str:
     """The text of ``visionattn --help``."""
-    lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
     return "\n".join(["usage: visionattn COMMAND [arguments]   (visionattn COMMAND --help for each)", "", *lines])
 
 

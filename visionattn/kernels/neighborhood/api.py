@@ -33,7 +33,8 @@ _ARGUMENTS = """
         additional_keys: ``[batch, extra, heads_kv, head_dim]``, keys that every query attends to as well.
         additional_values: ``[batch, extra, heads_kv, value_dim]``; both or neither.
         return_lse: also return the log-sum-exp of the scores.
-        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best that can run (see `kernels.backends.explain`).
+        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best that can run (see
+            `kernels.backends.explain`).
 
     Returns:
         ``[batch, {axes}, heads, value_dim]`` in the type of the query; with ``return_lse`` a pair with

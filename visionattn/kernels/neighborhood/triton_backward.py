@@ -11,6 +11,7 @@ import triton.language as tl
 from visionattn.kernels.neighborhood.triton_common import (
     LOG2E,
     bias_offsets,
+    dot,
     first_query,
     group_of,
     inside,
@@ -133,7 +134,7 @@ def query_kernel(
         x2 = tl.minimum(origin2 + j2, n2 - 1)
         k = load_rows(rows_of(k_base, x0, x1, x2, k_strides, WIDE), k_strides[5], DIM, BLOCK_DIM)
         v = load_rows(rows_of(v_base, x0, x1, x2, v_strides, WIDE), v_strides[5], VALUE_DIM, BLOCK_VALUE)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        s = dot(q, tl.trans(k), None, PRECISION) * scale
         allowed = inside(low[:, None], high[:, None], pack(j0, j1, j2, BITS)[None, :], BITS)
         if HAS_RPB:
             offset = bias_offsets(j0, j1, j2, KERNEL)
@@ -141,9 +142,9 @@ def query_kernel(
         else:
             s = tl.where(allowed, s, float("-inf"))
         p = tl.exp2(s * LOG2E - lse[:, None])
-        grad_p = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
+        grad_p = dot(grad_out, tl.trans(v), None, PRECISION)
         grad_s = p * (grad_p - delta[:, None])
-        grad_q = tl.dot(grad_s.to(k.dtype), k, grad_q, input_precision=PRECISION)
+        grad_q = dot(grad_s.to(k.dtype), k, grad_q, PRECISION)
     if HAS_EXTRA:
         k_base = extra_k_ptr + batch.to(tl.int64) * extra_k_strides[0] + head_kv.to(tl.int64) * extra_k_strides[2]
         v_base = extra_v_ptr + batch.to(tl.int64) * extra_v_strides[0] + head_kv.to(tl.int64) * extra_v_strides[2]
@@ -152,12 +153,12 @@ def query_kernel(
             x = tl.minimum(j, extra - 1)
             k = load_rows(k_base + x * extra_k_strides[1], extra_k_strides[3], DIM, BLOCK_DIM)
             v = load_rows(v_base + x * extra_v_strides[1], extra_v_strides[3], VALUE_DIM, BLOCK_VALUE)
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            s = dot(q, tl.trans(k), None, PRECISION) * scale
             s = tl.where((j < extra)[None, :], s, float("-inf"))
             p = tl.exp2(s * LOG2E - lse[:, None])
-            grad_p = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
+            grad_p = dot(grad_out, tl.trans(v), None, PRECISION)
             grad_s = p * (grad_p - delta[:, None])
-            grad_q = tl.dot(grad_s.to(k.dtype), k, grad_q, input_precision=PRECISION)
+            grad_q = dot(grad_s.to(k.dtype), k, grad_q, PRECISION)
     column = tl.arange(0, BLOCK_DIM)
     tl.store(
         grad_q_ptr + row[:, None] * DIM + column[None, :],
@@ -170,10 +171,10 @@ def query_kernel(
 def key_step(s, q, v, grad_out, lse, delta, grad_k, grad_v, PRECISION: tl.constexpr):
     """Add what queries ``[M]`` give to the gradients of keys ``[N]``; ``s [N, M]`` holds the scores, transposed."""
     p = tl.exp2(s * LOG2E - (lse * LOG2E)[None, :])
-    grad_v = tl.dot(p.to(grad_out.dtype), grad_out, grad_v, input_precision=PRECISION)
-    grad_p = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
+    grad_v = dot(p.to(grad_out.dtype), grad_out, grad_v, PRECISION)
+    grad_p = dot(v, tl.trans(grad_out), None, PRECISION)
     grad_s = p * (grad_p - delta[None, :])
-    grad_k = tl.dot(grad_s.to(q.dtype), q, grad_k, input_precision=PRECISION)
+    grad_k = dot(grad_s.to(q.dtype), q, grad_k, PRECISION)
     return grad_k, grad_v
 
 
@@ -274,7 +275,7 @@ def key_kernel(
                 rows_of(grad_base, p0, p1, p2, grad_out_strides, WIDE), grad_out_strides[5], VALUE_DIM, BLOCK_VALUE
             )
             row = token_of(batch, lengths, g0, g1, g2, p0, p1, p2, dilation) * heads + head
-            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+            s = dot(k, tl.trans(q), None, PRECISION) * scale
             if HAS_RPB:
                 query_offset = bias_offsets(p0 - first0, p1 - first1, p2 - first2, KERNEL)
                 s += masked_bias(table, key_offset[:, None], query_offset[None, :], allowed, KERNEL)

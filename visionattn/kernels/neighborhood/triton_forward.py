@@ -29,11 +29,14 @@ __all__ = ["forward_kernel"]
 
 
 @triton.jit
-def _update(s, v, acc, m, l, PRECISION: tl.constexpr):
-    """One step of the online softmax with scores ``s [M, N]`` (-inf where masked) and values ``v [N, d]``."""
+def _update(s, v, acc, m, l, factor, PRECISION: tl.constexpr):
+    """One step of the online softmax with scores ``s [M, N]`` (-inf where masked) and values ``v [N, d]``.
+
+    Probabilities are ``exp2(s * factor)``: a positive scale is applied here, in the subtraction, where it is free.
+    """
     m_new = tl.maximum(m, tl.max(s, 1))
-    p = tl.exp2(s * LOG2E - (m_new * LOG2E)[:, None])
-    alpha = tl.exp2((m - m_new) * LOG2E)
+    p = tl.exp2(s * factor - (m_new * factor)[:, None])
+    alpha = tl.exp2((m - m_new) * factor)
     l = l * alpha + tl.sum(p, 1)
     acc = dot(p.to(v.dtype), v, acc * alpha[:, None], PRECISION)
     return acc, m_new, l
@@ -75,6 +78,8 @@ def forward_kernel(
     HAS_RPB: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
     SKIP_MASK: tl.constexpr,
+    LATE_SCALE: tl.constexpr,  # no bias is added and the scale is positive, so the largest score stays the largest
+    SAME_STRIDES: tl.constexpr,  # of k and v
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -130,7 +135,8 @@ def forward_kernel(
     if HAS_RPB:
         table = rpb_ptr + head * ((2 * KERNEL[0] - 1) * (2 * KERNEL[1] - 1) * (2 * KERNEL[2] - 1))
         query_offset = bias_offsets(p0 - origin0, p1 - origin1, p2 - origin2, KERNEL)
-    m = tl.full([TILE[0] * TILE[1] * TILE[2]], -1e38, tl.float32)  # finite: a chunk may hold no key of a query
+    factor = scale * LOG2E if LATE_SCALE else LOG2E
+    m = tl.full([TILE[0] * TILE[1] * TILE[2]], -1e30, tl.float32)  # finite: a chunk may hold no key of a query
     l = tl.zeros([TILE[0] * TILE[1] * TILE[2]], tl.float32)
     acc = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK_VALUE], tl.float32)
     for chunk in range(0, keys, BLOCK):
@@ -140,8 +146,14 @@ def forward_kernel(
         x1 = tl.minimum(origin1 + j1, n1 - 1)
         x2 = tl.minimum(origin2 + j2, n2 - 1)
         k = load_rows(rows_of(k_base, x0, x1, x2, k_strides, WIDE), k_strides[5], DIM, BLOCK_DIM)
-        v = load_rows(rows_of(v_base, x0, x1, x2, v_strides, WIDE), v_strides[5], VALUE_DIM, BLOCK_VALUE)
-        s = dot(q, tl.trans(k), None, PRECISION) * scale
+        if SAME_STRIDES:
+            v_rows = rows_of(v_base, x0, x1, x2, k_strides, WIDE)
+        else:
+            v_rows = rows_of(v_base, x0, x1, x2, v_strides, WIDE)
+        v = load_rows(v_rows, v_strides[5], VALUE_DIM, BLOCK_VALUE)
+        s = dot(q, tl.trans(k), None, PRECISION)
+        if not LATE_SCALE:
+            s *= scale
         keys_here = pack(j0, j1, j2, BITS)[None, :]
         if HAS_RPB:
             allowed = inside(low[:, None], high[:, None], keys_here, BITS)
@@ -152,7 +164,7 @@ def forward_kernel(
                 s = tl.where(inside(low[:, None], high[:, None], keys_here, BITS), s, float("-inf"))
         else:
             s = tl.where(inside(low[:, None], high[:, None], keys_here, BITS), s, float("-inf"))
-        acc, m, l = _update(s, v, acc, m, l, PRECISION)
+        acc, m, l = _update(s, v, acc, m, l, factor, PRECISION)
     if HAS_EXTRA:
         k_base = extra_k_ptr + batch * extra_k_strides[0] + head_kv.to(tl.int64) * extra_k_strides[2]
         v_base = extra_v_ptr + batch * extra_v_strides[0] + head_kv.to(tl.int64) * extra_v_strides[2]
@@ -161,9 +173,11 @@ def forward_kernel(
             x = tl.minimum(j, extra - 1)
             k = load_rows(k_base + x * extra_k_strides[1], extra_k_strides[3], DIM, BLOCK_DIM)
             v = load_rows(v_base + x * extra_v_strides[1], extra_v_strides[3], VALUE_DIM, BLOCK_VALUE)
-            s = dot(q, tl.trans(k), None, PRECISION) * scale
+            s = dot(q, tl.trans(k), None, PRECISION)
+            if not LATE_SCALE:
+                s *= scale
             s = tl.where((j < extra)[None, :], s, float("-inf"))
-            acc, m, l = _update(s, v, acc, m, l, PRECISION)
+            acc, m, l = _update(s, v, acc, m, l, factor, PRECISION)
 
     acc = acc / l[:, None]
     row = token_of(batch, lengths, g0, g1, g2, p0, p1, p2, dilation) * heads + head
@@ -173,4 +187,4 @@ def forward_kernel(
         acc.to(out_ptr.dtype.element_ty),
         mask=exists[:, None] & (column[None, :] < VALUE_DIM),
     )
-    tl.store(lse_ptr + row, m + tl.log(l), mask=exists)
+    tl.store(lse_ptr + row, m * (factor / LOG2E) + tl.log(l), mask=exists)

@@ -16,7 +16,14 @@ from torch import Tensor
 from visionattn.kernels.neighborhood.triton_backward import key_kernel, query_kernel
 from visionattn.kernels.neighborhood.triton_forward import forward_kernel
 from visionattn.kernels.neighborhood.triton_reductions import bias_kernel, extra_kernel
-from visionattn.kernels.neighborhood.triton_tiles import Geometry, Tile, blocks_of, field_bits, legal_tiles
+from visionattn.kernels.neighborhood.triton_tiles import (
+    Geometry,
+    Tile,
+    blocks_of,
+    field_bits,
+    legal_tiles,
+    tile_counts,
+)
 
 __all__ = ["Launch", "Problem", "backward", "forward"]
 
@@ -129,9 +136,7 @@ class Problem:
         )  # fmt: skip
 
     def counts(self, tile: Tile) -> tuple[int, int, int]:
-        """Tiles of each axis, over all dilation groups; those of shorter groups may be empty."""
-        g = self.geometry
-        return tuple(d * -(-(-(-n // d)) // t) for n, d, t in zip(g.lengths, g.dilation, tile.shape, strict=True))
+        return tile_counts(self.geometry, tile.shape)
 
     def tiled(self, tile: Tile, kernel: str) -> dict[str, Any]:
         """Arguments that depend on the tile."""
@@ -201,6 +206,8 @@ def forward(problem: Problem, choose: Choose | None = None) -> tuple[Tensor, Ten
             **problem.common(), **problem.tiled(tile, "forward"), **problem.extras(),
             rpb_ptr=problem.rpb, out_ptr=out, lse_ptr=lse, CAUSAL=problem.geometry.causal,
             HAS_RPB=problem.rpb is not None, SKIP_MASK=_masks_are_rare(problem.geometry, tile),
+            LATE_SCALE=problem.rpb is None and problem.scale > 0,
+            SAME_STRIDES=problem.k.stride() == problem.v.stride(),
         )  # fmt: skip
         programs = q.shape[0] * problem.heads * prod(problem.counts(tile))
         return Launch(forward_kernel, programs, arguments, tile.warps, tile.stages)
@@ -244,7 +251,7 @@ def _extra_launch(problem: Problem, shared: dict[str, Any]) -> tuple[Tensor, Ten
         grad_k_ptr=grad_k, grad_v_ptr=grad_v, batch_size=batch, extra=extra, blocks=blocks, share=share,
         BLOCK_EXTRA=block_extra, BLOCK=block,
     )  # fmt: skip
-    return grad_k, grad_v, Launch(extra_kernel, splits * batch * blocks * heads_kv, arguments, 2 if not wide else 4, 2)
+    return grad_k, grad_v, Launch(extra_kernel, splits * batch * blocks * heads_kv, arguments, 4 if wide else 2, 2)
 
 
 def backward(

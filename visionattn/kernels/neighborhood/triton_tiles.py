@@ -12,7 +12,17 @@ from math import prod
 
 from visionattn.kernels.neighborhood.geometry import axis_groups, axis_windows
 
-__all__ = ["KERNELS", "Geometry", "Tile", "blocks_of", "field_bits", "halo", "legal_tiles", "shared_bytes"]
+__all__ = [
+    "KERNELS",
+    "Geometry",
+    "Tile",
+    "blocks_of",
+    "field_bits",
+    "halo",
+    "legal_tiles",
+    "shared_bytes",
+    "tile_counts",
+]
 
 KERNELS = ("forward", "query", "key", "bias")  # that work in tiles; "query" and "key" are the backward pass
 SHAPES = {  # by rank; positions of a tile along each axis
@@ -20,17 +30,21 @@ SHAPES = {  # by rank; positions of a tile along each axis
     2: ((4, 4), (4, 8), (8, 8), (4, 16), (8, 16), (16, 8)),
     3: ((2, 2, 4), (2, 4, 4), (4, 4, 4), (2, 4, 8), (4, 4, 8), (2, 8, 8)),
 }
-BLOCKS = (16, 32, 64, 128)  # positions of the halo per step; 16 where wide rows leave no choice
+# By bytes of an element: up to this width (columns of keys and values together), the largest tile, and the positions
+# of the halo per step. Larger ones spill registers.
+LIMITS = {
+    2: ((128, 128, (32, 64)), (256, 64, (32,)), (512, 32, (32,))),
+    4: ((128, 64, (32,)), (256, 32, (16,)), (512, 16, (16,))),
+}
 SHARED_LIMIT = 99 * 1024  # of sm_86, sm_89 and sm_120; sm_80, sm_90 and sm_100 have more
 
-# Picoseconds on a whole H100, estimated from its throughputs; only the ratios matter. One score costs an exponential,
-# a mask and a few more instructions; one loaded element its share of the L2 bandwidth.
-SCORE = 0.06
+# Picoseconds on a whole H100, from the instructions that the compiled kernels issue and the chip's throughputs.
+SCORE = 0.45  # one score: exponential, mask, conversions
 SCORE_OF_KERNEL = {"forward": 1.0, "query": 1.2, "key": 1.3, "bias": 1.2}
 FLOP = {2: 0.002, 4: 0.03}  # by bytes of an element; float32 products run outside the tensor cores
-BYTE = 0.2
-STEP = 30.0  # synchronisation of one step of one tile
-TILE = 150.0  # one program: positions, windows, stores
+BYTE = 0.2  # through the L2 cache
+STEP = 110.0  # one step of the walk, for each warp: positions, addresses, rescaling
+TILE = 700.0  # one program, for each warp: its own positions and windows, its stores
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,15 @@ def halo(geometry: Geometry, shape: tuple[int, int, int], kernel: str) -> tuple[
     return tuple(_axis_halo(*axis, kernel != "key") for axis in axes)
 
 
+def tile_counts(geometry: Geometry, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tiles of each axis, over all dilation groups; those of shorter groups may be empty."""
+    counts = []
+    for length, dilation, tile in zip(geometry.lengths, geometry.dilation, shape, strict=True):
+        longest = -(-length // dilation)
+        counts.append(dilation * -(-longest // tile))
+    return tuple(counts)
+
+
 def blocks_of(dim: int) -> int:
     """Columns of a block that holds ``dim`` of them: a power of two, and at least what a tensor core takes."""
     return max(16, 1 << (dim - 1).bit_length())
@@ -119,48 +142,41 @@ def shared_bytes(shape: tuple, block: int, dim: int, value_dim: int, itemsize: i
     return own + max(stages - 1, 1) * block * width * itemsize + scores
 
 
-def _warps(size: int, width: int) -> int:
-    """Warps for a tile: 16 rows each, more where the accumulator is wide."""
-    return max(1, size // 16) if width <= 128 else max(4, size // 16)
-
-
-def _stages(itemsize: int, width: int) -> int:
-    return 2 if itemsize == 4 or width > 256 else 3
+def _warps(size: int, width: int, itemsize: int) -> int:
+    """Warps for a tile; more where each row is wide, and in float32, whose products run in registers."""
+    if itemsize == 4:
+        return 8 if size == 64 else 4
+    if width > 256 or (width > 64 and size >= 64):
+        return 8
+    return max(1 if width <= 64 else 4, size // 16)
 
 
 def _estimate(geometry: Geometry, tile: Tile, kernel: str, dim: int, value_dim: int, itemsize: int) -> float:
     """Relative time of one head of one image."""
     width = blocks_of(dim) + blocks_of(value_dim)
     positions = tile.block * -(-prod(tile.halo) // tile.block)
-    axes = zip(geometry.lengths, geometry.dilation, tile.shape, strict=True)
-    count = prod(d * -(-(-(-n // d)) // t) for n, d, t in axes)
+    count = prod(tile_counts(geometry, tile.shape))
     products = {"forward": 1, "query": 1.5, "key": 2, "bias": 1}[kernel]
-    one = tile.size * positions * (SCORE * SCORE_OF_KERNEL[kernel] + 2 * products * width * FLOP[itemsize])
-    one += (positions + 2 * tile.size) * width * itemsize * BYTE + positions // tile.block * STEP + TILE
-    return count * one
+    issue = tile.size * positions * (SCORE * SCORE_OF_KERNEL[kernel] + 2 * products * width * FLOP[itemsize])
+    issue += tile.warps * (positions // tile.block * STEP + TILE)
+    loads = (positions + 2 * tile.size) * width * itemsize * BYTE
+    return count * (max(issue, loads) + min(issue, loads) / 4)  # they overlap, if not perfectly
 
 
 @lru_cache(maxsize=4096)
 def legal_tiles(geometry: Geometry, kernel: str, dim: int, value_dim: int, itemsize: int) -> tuple[Tile, ...]:
     """All tiles that one kernel can use, the best by estimate first."""
     width = blocks_of(dim) + blocks_of(value_dim)
-    # The tile's accumulators stay in registers: a kernel that holds two of them takes smaller tiles.
-    largest = 128 if width * (2 if kernel == "key" else 1) <= 256 and itemsize == 2 else 64
-    largest = largest if width <= 256 or itemsize == 2 else 32
+    largest, blocks = next(limits[1:] for limits in LIMITS[itemsize] if width <= limits[0])
     tiles = []
     for shape in SHAPES[geometry.rank]:
         shape = (*shape, 1, 1)[:3]
-        if prod(shape) > largest:
-            continue
-        extent = halo(geometry, shape, kernel)
-        for block in BLOCKS:
-            if block * width * itemsize > 32768 or (itemsize == 4 and block > 64) or prod(shape) * block > 8192:
-                continue
-            if block == 16 and 32 * width * itemsize <= 32768:
-                continue
-            stages = _stages(itemsize, width)
-            if shared_bytes(shape, block, dim, value_dim, itemsize, kernel, stages) > SHARED_LIMIT:
-                continue
-            tiles.append(Tile(shape, block, _warps(prod(shape), width), stages, extent))
+        for block in blocks:
+            stages = 3 if block == 32 and width <= 128 and itemsize == 2 else 2
+            fits = shared_bytes(shape, block, dim, value_dim, itemsize, kernel, stages) <= SHARED_LIMIT
+            small = block == blocks[0] or prod(shape) * block * max(width, 64) <= 1 << 18
+            if prod(shape) <= largest and small and fits:
+                extent = halo(geometry, shape, kernel)
+                tiles.append(Tile(shape, block, _warps(prod(shape), width, itemsize), stages, extent))
     order = {tile: _estimate(geometry, tile, kernel, dim, value_dim, itemsize) for tile in tiles}
     return tuple(sorted(tiles, key=order.__getitem__))

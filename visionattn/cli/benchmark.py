@@ -1,0 +1,225 @@
+"""Time each backend of an operator that can run here on one problem, after checking that they agree.
+
+Lists take one value for all axes, or one per axis. With --dry-run nothing runs: the tile shapes that the Triton
+kernels may use for the problem are listed, the default first, with what is known of them without a GPU.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visionattn.errors import BackendError, ConfigError, require
+from visionattn.kernels import backends, na1d, na2d, na3d
+from visionattn.kernels.neighborhood.geometry import axis_groups, axis_windows
+from visionattn.kernels.neighborhood.triton_tiles import KERNELS, Geometry, legal_tiles, shared_bytes
+
+OPERATORS = {"na1d": na1d, "na2d": na2d, "na3d": na3d}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2, "fp64": 1e-10}
+DENSE_BYTES = 1 << 30  # of the scores of the dense definition; larger maps are checked against each other
+VISIT = 0.02  # seconds of one visit to a backend
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+
+    def numbers(name: str, text: str, **options: Any) -> None:
+        parser.add_argument(name, type=int, nargs="+", metavar="N", help=text, **options)
+
+    parser.add_argument("op", choices=OPERATORS, help="operator")
+    numbers("--shape", "length of each axis of the map", required=True)
+    numbers("--kernel-size", "window length", required=True)
+    numbers("--stride", "queries that share one window (default: 1)", default=[1])
+    numbers("--dilation", "distance of neighboring keys (default: 1)", default=[1])
+    parser.add_argument("--causal", action="store_true", help="causal on every axis")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--heads-kv", type=int, help="heads of keys and values (default: --heads)")
+    parser.add_argument("--dim", type=int, default=32, help="head dimension (default: 32)")
+    parser.add_argument("--rpb", action="store_true", help="with a relative position bias")
+    parser.add_argument("--dtype", choices=TYPES, default="fp32")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that can run but the definition")
+    parser.add_argument("--backward", action="store_true", help="time forward and backward together")
+    parser.add_argument("--rounds", type=int, default=15, help="visits to each backend, in turn (default: 15)")
+    parser.add_argument("--dry-run", action="store_true", help="list the tile shapes; run nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check and time, or list; returns 0."""
+    require("rich")
+    from rich.console import Console
+
+    rank = int(args.op[2])
+    for name in ("shape", "kernel_size", "stride", "dilation"):
+        values = getattr(args, name)
+        if len(values) not in ((1, rank) if name != "shape" else (rank,)):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} has {len(values)} values; {args.op} takes one for each of {rank} axes")
+        setattr(args, name, tuple(values) if len(values) == rank else tuple(values) * rank)
+    for name in ("batch", "heads", "dim", "rounds"):
+        if getattr(args, name) < (2 if name == "rounds" else 1):
+            raise ConfigError(f"--{name} {getattr(args, name)} is too small")
+    try:  # on no images at all: the operator itself says what does not fit
+        nothing = _inputs(args, 0, torch.device("cpu"))
+        OPERATORS[args.op](**nothing, **_geometry(args), backend="torch")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    console = Console(highlight=False, soft_wrap=True)
+    if args.dry_run:
+        _list_tiles(args, console)
+    else:
+        _time(args, console)
+    return 0
+
+
+def _geometry(args: argparse.Namespace) -> dict[str, Any]:
+    return dict(
+        kernel_size=args.kernel_size, stride=args.stride, dilation=args.dilation, is_causal=args.causal
+    )  # fmt: skip
+
+
+def _list_tiles(args: argparse.Namespace, console: Any) -> None:
+    from rich.table import Table
+
+    dtype = TYPES[args.dtype]
+    if dtype == torch.float64 or args.dim > backends.TRITON_HEAD_DIM:
+        raise ConfigError(
+            f"the Triton kernels take no fp64 and head dimensions up to {backends.TRITON_HEAD_DIM}; "
+            f"--dtype {args.dtype} --dim {args.dim}"
+        )
+    rank = len(args.shape)
+    geometry = Geometry.of(args.shape, args.kernel_size, args.stride, args.dilation, (args.causal,) * rank)
+    attended = _attended(geometry)
+    for kernel in KERNELS if args.rpb else KERNELS[:-1]:
+        held, walked = ("keys", "queries") if kernel == "key" else ("queries", "keys")
+        title = "forward" if kernel == "forward" else f"backward: {kernel}"
+        columns = ("tile", held, "halo", walked, "step", "wasted", "KiB", "warps", "stages", "")
+        table = Table(*columns, title=title, title_justify="left")
+        for index, tile in enumerate(legal_tiles(geometry, kernel, args.dim, args.dim, dtype.itemsize)):
+            shape, extent = tile.shape[:rank], tile.halo[:rank]
+            computed = tile.block * -(-prod(extent) // tile.block)
+            shared = shared_bytes(tile.shape, tile.block, args.dim, args.dim, dtype.itemsize, kernel, tile.stages)
+            table.add_row(
+                "x".join(map(str, shape)), str(tile.size), "x".join(map(str, extent)), str(prod(extent)),
+                str(tile.block), f"{max(1 - attended / computed, 0):.0%}", f"{shared / 1024:.0f}",
+                str(tile.warps), str(tile.stages), "default" if index == 0 else "",
+            )  # fmt: skip
+        console.print(table)
+    console.print("step: how many of the halo are read at once; wasted: computed scores that a mask discards;")
+    console.print("KiB: shared memory, estimated.")
+
+
+def _attended(geometry: Geometry) -> float:
+    """Keys that a query attends to, on average."""
+    mean = 1.0
+    axes = zip(geometry.lengths, geometry.kernel, geometry.stride, geometry.dilation, geometry.causal, strict=True)
+    for length, kernel, stride, dilation, causal in axes:
+        pairs = sum(
+            group.count * sum(end - start for start, end in axis_windows(group.length, kernel, stride, causal))
+            for group in axis_groups(length, dilation)
+        )
+        mean *= pairs / length
+    return mean
+
+
+def _chosen(args: argparse.Namespace, device: torch.device, console: Any) -> list[str]:
+    """The backends to time; says why the others cannot."""
+    choices = backends.explain(args.op, device, TYPES[args.dtype], head_dim=args.dim)
+    if args.backends:
+        return [backends.select(args.op, device, TYPES[args.dtype], name, head_dim=args.dim) for name in args.backends]
+    chosen = []
+    for choice in choices:
+        if not choice.can_run:
+            console.print(f"{choice.backend}: cannot run: {choice.reason}")
+        elif choice.backend != "reference" and not (choice.backend == "triton" and device.type != "cuda"):
+            chosen.append(choice.backend)
+    if not chosen:
+        raise BackendError(f"{args.op}: no backend can run on {device} with {args.dtype}")
+    return chosen
+
+
+def _inputs(args: argparse.Namespace, batch: int, device: torch.device) -> dict[str, Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    dtype, kv = TYPES[args.dtype], args.heads_kv or args.heads
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device).to(dtype).requires_grad_(args.backward)
+
+    inputs = dict(query=draw(batch, *args.shape, args.heads, args.dim))
+    inputs |= {name: draw(batch, *args.shape, kv, args.dim) for name in ("key", "value")}
+    if args.rpb:
+        inputs["rpb"] = draw(args.heads, *(2 * k - 1 for k in args.kernel_size))
+    return inputs
+
+
+def _step(args: argparse.Namespace, inputs: dict[str, Tensor], backend: str) -> Callable[[], list[Tensor]]:
+    def step() -> list[Tensor]:
+        out = OPERATORS[args.op](**inputs, **_geometry(args), backend=backend)
+        if not args.backward:
+            return [out]
+        return [out, *torch.autograd.grad(out, list(inputs.values()), torch.ones_like(out))]
+
+    return step
+
+
+def _errors(args: argparse.Namespace, chosen: list[str], device: torch.device) -> tuple[str, dict[str, float]]:
+    """The oracle, and each backend's largest error on one image, relative to the largest entry of each result."""
+    inputs = _inputs(args, 1, device)
+    oracle = "reference" if prod(args.shape) ** 2 * args.heads * 4 <= DENSE_BYTES else "torch"
+    exact = {name: x.detach().to(torch.promote_types(x.dtype, torch.float32)) for name, x in inputs.items()}
+    exact = {name: x.requires_grad_(args.backward) for name, x in exact.items()}
+    expected, errors = _step(args, exact, oracle)(), {}
+    for backend in chosen:
+        results = _step(args, inputs, backend)()
+        errors[backend] = max(
+            ((got - want).abs().max() / want.abs().max().clamp(min=1)).item()
+            for got, want in zip(results, expected, strict=True)
+        )
+        if not errors[backend] <= TOLERANCE[args.dtype]:
+            raise BackendError(
+                f"backend {backend!r} differs from {oracle!r} by {errors[backend]:.1e}; nothing was timed"
+            )
+    return oracle, errors
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _time(args: argparse.Namespace, console: Any) -> None:
+    from rich.table import Table
+
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _chosen(args, device, console)
+    oracle, errors = _errors(args, chosen, device)
+    steps = {name: _step(args, _inputs(args, args.batch, device), name) for name in chosen}
+    repeats, times = {}, {name: [] for name in chosen}
+    for name, step in steps.items():
+        step()
+        start = _clock(device)
+        step()
+        repeats[name] = max(1, round(VISIT / max(_clock(device) - start, 1e-6)))
+    for _ in range(args.rounds):
+        for name, step in steps.items():
+            start = _clock(device)
+            for _ in range(repeats[name]):
+                step()
+            times[name].append((_clock(device) - start) / repeats[name] * 1e3)
+    best = min(statistics.median(values) for values in times.values())
+    direction = "forward and backward" if args.backward else "forward"
+    table = Table("backend", "median ms", "quartiles ms", "times the best", f"error to {oracle}", title=direction)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        table.add_row(name, f"{median:.3f}", f"{low:.3f} {high:.3f}", f"{median / best:.2f}", f"{errors[name]:.1e}")
+    console.print(table)

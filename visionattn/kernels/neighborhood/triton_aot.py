@@ -1,0 +1,81 @@
+"""Compile launches of the Triton kernels for a GPU that need not be here, and read what the result needs."""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from visionattn.kernels.neighborhood.triton_launch import Launch
+
+__all__ = ["Resources", "compile_launch"]
+
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel needs: registers and bytes spilled by a thread, shared memory of a program."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+def _describe(value: Any, path: tuple, constants: dict, attributes: dict) -> Any:
+    """Type of an argument as the launcher would give it; fills in constants and divisibility."""
+    if value is None or (type(value) is int and value == 1):
+        constants[path] = value
+        return "constexpr"
+    if isinstance(value, torch.Tensor):
+        attributes[path] = [["tt.divisibility", 16]]
+        return _TYPES[value.dtype]
+    if isinstance(value, tuple):
+        return tuple(_describe(entry, (*path, i), constants, attributes) for i, entry in enumerate(value))
+    if isinstance(value, float):
+        return "fp32"
+    if value % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def compile_launch(launch: Launch, capability: int) -> Resources:
+    """Compile for compute capability ``capability`` (90 for 9.0); tensors may be on the meta device."""
+    constants: dict[tuple, Any] = {}
+    attributes: dict[tuple, Any] = {}
+    signature = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            constants[(index,)] = value
+            signature[parameter.name] = "constexpr"
+        else:
+            signature[parameter.name] = _describe(value, (index,), constants, attributes)
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, spills = _usage(compiled.asm["ptx"], capability)
+    return Resources(registers, spills, compiled.metadata.shared)
+
+
+def _usage(ptx: str, capability: int) -> tuple[int, int]:
+    """Registers of a thread and bytes of its spill stores, as the assembler that Triton brings reports them."""
+    tools = triton.knobs.nvidia
+    tool = tools.ptxas_blackwell if capability >= 100 and hasattr(tools, "ptxas_blackwell") else tools.ptxas
+    target = re.search(r"\.target (\w+)", ptx)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [tool.path, "-v", f"--gpu-name={target}", str(path), "-o", str(path.with_suffix(".cubin"))]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return int(re.search(r"Used (\d+) registers", text)[1]), int(re.search(r"(\d+) bytes spill stores", text)[1])
