@@ -1,12 +1,7 @@
-"""Lets the tests of this folder import `routing_cases`, and poisons memory."""
-
-import sys
-from pathlib import Path
+"""Poisoned memory for the tests of this folder."""
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture
