@@ -14,7 +14,7 @@ from visionattn.kernels import bilevel_routing_attention
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-CASES = 15 if INTERPRETED else 500
+CASES = 10 if INTERPRETED else 500
 # The interpreter computes products of bfloat16 on their bits as integers, so it cannot check that type.
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
 pytestmark = pytest.mark.skipif(
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 def test_random_sweep(block, poisoned_memory):
     for seed in range(block, CASES, 5):
         dtype = DTYPES[seed % len(DTYPES)]
-        assert_agree(random_case(seed, longest=9 if INTERPRETED else 40), dtype, "triton", DEVICE)
+        assert_agree(random_case(seed, longest=7 if INTERPRETED else 40), dtype, "triton", DEVICE)
 
 
 @pytest.mark.parametrize(
