@@ -10,6 +10,7 @@ import re
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from timm.layers import set_scriptable
 from timm.models import create_feature_extractor, get_graph_node_names, group_parameters
 from timm.optim import create_optimizer_v2
@@ -17,9 +18,16 @@ from torch import nn
 
 from visionattn import backbones
 
-MODULES = ["dinat", "dinat_s", "dinat_isotropic", "biformer", "biformer_stl"]
-NAMES = timm.list_models(module=MODULES)
-TAGGED = ["dinat_pico", *timm.list_models(module=MODULES, pretrained=True)]
+MODULES = ["dinat", "dinat_s", "dinat_isotropic", "davit", "biformer", "biformer_stl"]
+
+
+def ours(names: list[str]) -> list[str]:
+    """Without timm's own, which share the name of a module."""
+    return [n for n in names if timm.models.model_entrypoint(n.split(".")[0]).__module__.startswith("visionattn.")]
+
+
+NAMES = ours(timm.list_models(module=MODULES))
+TAGGED = ["dinat_pico", "davit_large_window12_384", *ours(timm.list_models(module=MODULES, pretrained=True))]
 # The models that still differ when cut down: with and without dilation, layer scale, kernel 11; each class.
 DISTINCT = [
     "nat_mini",
@@ -31,6 +39,7 @@ DISTINCT = [
     "nat_isotropic_small",
     "dinat_isotropic_small",
     "vitrpb_small",
+    "davit_large_window12_384",
     "biformer_tiny",
     "biformer_stl",
 ]
@@ -39,9 +48,14 @@ ONE_OF_EACH_CLASS = [
     "dinat_s_tiny",
     "dinat_isotropic_small",
     "vitrpb_small",
+    "davit_large_window12_384",
     "biformer_tiny",
     "biformer_stl",
 ]
+
+
+def is_channels_last(model: nn.Module) -> bool:
+    return getattr(model, "output_fmt", "NCHW") == "NHWC"
 
 
 def is_isotropic(name: str) -> bool:
@@ -56,9 +70,15 @@ def small(name: str, **kwargs) -> nn.Module:
             size["out_indices"] = (0, 1, 2)
     elif name.startswith("biformer"):
         size = {"embed_dim": 8, "depths": (1, 2, 1, 1), "head_dim": 8}
+    elif name.startswith("davit"):
+        size = {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4)}
     else:
         size = {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 4)}
     return timm.create_model(name, **{**size, **kwargs})
+
+
+def channels_first(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    return features.permute(0, 3, 1, 2) if is_channels_last(model) else features
 
 
 def image(name: str, side: int, batch: int = 1, channels: int = 3) -> torch.Tensor:
@@ -89,7 +109,7 @@ def _repeatable_and_small():
 
 
 def test_all_models_are_here():
-    assert len(NAMES) == 11 + 4 + 6 + 4
+    assert len(NAMES) == 11 + 4 + 6 + 1 + 4
     assert set(ONE_OF_EACH_CLASS) <= set(NAMES)
     assert {type(small(name, device="meta")).__module__.split(".")[-1] for name in NAMES} == set(MODULES)
 
@@ -137,8 +157,8 @@ def test_default_cfg(name):
     x = torch.randn(1, *cfg["input_size"])
     with torch.no_grad():
         features = model.forward_features(x)
-        assert model.output_fmt == "NHWC"
-        assert features.shape == (1, *cfg["pool_size"], model.num_features)
+        assert is_channels_last(model) == (not name.startswith("davit"))
+        assert channels_first(model, features).shape == (1, model.num_features, *cfg["pool_size"])
         pooled = model.forward_head(features, pre_logits=True)
         assert pooled.shape == (1, model.head_hidden_size)
         assert model.forward_head(features).shape == (1, cfg["num_classes"])
@@ -151,14 +171,19 @@ def test_classifier_can_be_replaced(name):
     with torch.no_grad():
         features = model.forward_features(x)
         pooled = model.forward_head(features, pre_logits=True)
-        torch.testing.assert_close(pooled, features.mean((1, 2)))
-        torch.testing.assert_close(model(x), model.head(pooled))
+        if is_channels_last(model):  # DaViT norms what it has pooled
+            torch.testing.assert_close(pooled, features.mean((1, 2)))
+        torch.testing.assert_close(model(x), model.get_classifier()(pooled))
         model.reset_classifier(0)
         assert isinstance(model.get_classifier(), nn.Identity)
         torch.testing.assert_close(model(x), pooled)
         model.reset_classifier(0, "")
-        torch.testing.assert_close(model(x), features)
+        assert model(x).shape == features.shape
+        if is_channels_last(model):
+            torch.testing.assert_close(model(x), features)
         assert small(name, num_classes=0, global_pool="").eval()(x).shape == features.shape
+        if not is_channels_last(model):
+            return  # the norm of timm's head fits no other width
         model.reset_classifier(7, "catavgmax")
         assert model(x).shape == (1, 7)
         assert (model.num_classes, model.head_hidden_size) == (7, 2 * model.num_features)
@@ -230,7 +255,7 @@ def test_forward_intermediates(name):
         for out, info in zip(maps, model.feature_info, strict=True):
             assert out.shape[1] == info["num_chs"]
         _, normed = model.forward_intermediates(x, indices=1, norm=True)
-        torch.testing.assert_close(normed[0].permute(0, 2, 3, 1), features)
+        torch.testing.assert_close(normed[0], channels_first(model, features))
         early = model.forward_intermediates(x, indices=[0, -2], stop_early=True, intermediates_only=True)
         for out, expected in zip(early, (maps[0], maps[-2]), strict=True):
             assert torch.equal(out, expected)
@@ -251,7 +276,7 @@ def test_prune(name):
         assert model.prune_intermediate_layers([0, 1]) == [0, 1]
         final, pruned = model.forward_intermediates(x)
         assert torch.equal(pruned[1], maps[1])
-        assert torch.equal(final.permute(0, 3, 1, 2), maps[1])
+        assert torch.equal(channels_first(model, final), maps[1])
         assert model.num_features == maps[1].shape[1]
         model.reset_classifier(5, "avg")
         assert model(x).shape == (1, 5)
@@ -280,7 +305,13 @@ def test_parameter_groups(name):
             names.sort(key=forward_order)
         order = [groups[parameter] for parameter in names]
         assert order == sorted(order)
-        assert groups["norm.weight"] < groups["head.weight"]
+        first_conv, classifier = (model.default_cfg[key] for key in ("first_conv", "classifier"))
+        assert groups[f"{first_conv}.weight"] == 0
+        assert groups[f"{classifier}.weight"] == max(groups.values())
+        if is_channels_last(model):
+            assert groups["norm.weight"] < groups["head.weight"]
+    if name.startswith("davit"):  # timm's own grouping
+        return
     fine = group_parameters(model, model.group_matcher(), reverse=True)
     blocks = sum(len(getattr(stage, "blocks", [stage])) for stage in model.stage_list())
     assert len(set(fine.values())) >= blocks + 2
@@ -300,9 +331,9 @@ def test_optimizer_with_layer_decay(name):
             decayed = parameter.ndim > 1 and not key.endswith((".rpb", ".bias"))
             assert (group["weight_decay"] > 0) == decayed, key
     assert not names
-    stem = next(key for key in scale if key.startswith(("patch_embed", "downsample_layers.0")))
-    assert scale["head.weight"] == 1.0
-    assert scale[stem] == min(scale.values()) < scale["norm.weight"]
+    first_conv, classifier = (model.default_cfg[key] for key in ("first_conv", "classifier"))
+    assert scale[f"{classifier}.weight"] == 1.0
+    assert scale[f"{first_conv}.weight"] == min(scale.values()) < 1.0
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -371,6 +402,38 @@ def test_export(name):
     with torch.no_grad():
         program = torch.export.export(model, (x,))
         torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_CLASS)
+def test_export_with_any_batch_size(name):
+    model = small(name).eval()
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=32)},)
+    program = torch.export.export(model, (image(name, 64, batch=2),), dynamic_shapes=dynamic).module()
+    for batch in (1, 3):
+        x = image(name, 64, batch=batch)
+        torch.testing.assert_close(program(x), model(x))
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_safetensors_round_trip(name, tmp_path):
+    """Every tensor has its own memory, and what comes back computes the same bits."""
+    source, target = small(name).eval(), small(name).eval()
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    target.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    x = image(name, 64)
+    with torch.no_grad():
+        assert torch.equal(target(x), source(x))
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_shapes_without_memory(name):
+    """The full model on the meta device, at the size of its cfg: what a user inspects before building it."""
+    model = timm.create_model(name, device="meta").eval()
+    cfg = model.default_cfg
+    x = torch.empty(1, *cfg["input_size"], device="meta")
+    features = model.forward_features(x)
+    assert channels_first(model, features).shape == (1, model.num_features, *cfg["pool_size"])
+    assert model(x).shape == (1, cfg["num_classes"])
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_CLASS)

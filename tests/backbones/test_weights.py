@@ -222,3 +222,71 @@ def test_the_checkpoint_is_not_changed(source):
     load_official(small(num_classes=9, kernel_size=9), checkpoint)
     assert checkpoint["state_dict"].keys() == before.keys()
     assert all(checkpoint["state_dict"][k] is v for k, v in before.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "indices"),
+    [
+        ("nat_mini", {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}, (0, 1)),
+        ("dinat_s_tiny", {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}, (1, 2)),
+        ("dinat_isotropic_small", {"embed_dim": 8, "depth": 5, "num_heads": 1}, (1, 2)),
+    ],
+)
+def test_a_whole_checkpoint_into_a_model_cut_by_out_indices(name, kwargs, indices):
+    """The stages after the last one in use are dropped, and the step to them; nothing else may be left over."""
+    torch.manual_seed(0)
+    source = timm.create_model(name, **kwargs).eval()
+    cut = timm.create_model(name, features_only=True, out_indices=indices, **kwargs).eval()
+    report = load_official(cut, source.state_dict())
+    assert report.missing == {}
+    reasons = {"after the last stage of this model", "the model has no classifier", "the model has no final norm"}
+    assert set(report.dropped.values()) == reasons
+    x = torch.randn(1, 3, 64, 80)
+    expected = source.forward_intermediates(x, list(indices))[1]
+    for ours, out in zip(cut(x), expected, strict=True):
+        assert torch.equal(ours, out)
+    # A whole model does not lose stages in silence.
+    deeper = {**source.state_dict(), f"{source.STAGES}.7.blocks.0.norm1.weight": torch.ones(8)}
+    assert "7.blocks.0.norm1.weight is unknown" in _error(source, deeper)
+
+
+def test_a_mask2former_checkpoint():
+    """detectron2's container, kernel 11, other modules beside the backbone, which has four norms of its own."""
+    dense = small(out_norms=(0, 1), num_classes=0, kernel_size=11)
+    weights = {f"backbone.{k}": v for k, v in dense.state_dict().items() if not k.startswith("norm.")}
+    checkpoint = {"model": {**weights, "sem_seg_head.predictor.query_feat.weight": torch.ones(2, 2)}, "iteration": 9}
+    target = timm.create_model("dinat_pico", features_only=True, out_norms=(0, 1), kernel_size=11, **FEATURES)
+    report = load_official(target, checkpoint)
+    assert report.dropped == {"sem_seg_head.predictor.query_feat.weight": "not part of the backbone"}
+    assert (report.missing, report.interpolated) == ({}, {})
+    assert torch.equal(target.model.levels[1].blocks[1].attn.rpb, dense.levels[1].blocks[1].attn.rpb)
+
+
+@pytest.mark.parametrize(
+    "target", ["dinat_pico", "dinat_s_tiny", "dinat_isotropic_small", "vitrpb_small", "davit_tiny"]
+)
+@pytest.mark.parametrize(
+    ("source", "looks_like"),
+    [
+        ("nat_base", "nat_base or dinat_base"),
+        ("dinat_s_large", "dinat_s_large"),
+        ("nat_isotropic_base", "nat_isotropic_base or dinat_isotropic_base"),
+        ("davit_base", "davit_base"),
+    ],
+)
+def test_a_wrong_file_is_named_across_families(source, target, looks_like):
+    checkpoint = timm.create_model(source, device="meta").state_dict()
+    model = timm.create_model(target, device="meta")
+    with pytest.raises(CheckpointError, match=f"it looks like {looks_like};"):
+        load_official(model, checkpoint)
+
+
+def test_a_bias_table_for_another_image_size():
+    """ViT-rpb at another size: its tables are interpolated, its index is its own."""
+    kwargs = {"embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+    source = timm.create_model("vitrpb_small", img_size=64, **kwargs)
+    report = load_official(target := timm.create_model("vitrpb_small", img_size=96, **kwargs), source.state_dict())
+    assert report.interpolated == {"layers.0.attn.rpb": "bicubic, 7x7 to 11x11"}
+    index = "layers.0.attn.relative_position_index"
+    assert report.dropped[index] == "an index table, computed by the model"
+    assert target(torch.zeros(1, 3, 96, 96)).shape == (1, 3)

@@ -102,19 +102,21 @@ class DaViT(DaVit):
             indices: stages to return; an integer for the last so many, None for all.
             norm: apply the model's norm before pooling, where it has one, to the last map.
             stop_early: stop after the last stage asked for.
-            output_fmt: ``"NCHW"``.
+            output_fmt: layout of the maps, ``"NCHW"`` (contiguous) or ``"NHWC"``.
             intermediates_only: return only the list of maps.
 
         Returns:
             The final features ``[B, C, H', W']``, as from `forward_features`, and the list of maps.
         """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {str(output_fmt)!r}")
         take, _ = feature_take_indices(len(self.stages), indices)
-        result = super().forward_intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
+        result = super().forward_intermediates(x, indices, norm, stop_early, "NCHW", intermediates_only)
         maps = result if intermediates_only else result[1]
-        maps = [
-            getattr(self, f"norm{level}", nn.Identity())(out)
-            for level, out in zip(sorted(set(take)), maps, strict=True)
-        ]
+        norms = [getattr(self, f"norm{level}", nn.Identity()) for level in sorted(set(take))]
+        maps = [out_norm(out).contiguous() for out_norm, out in zip(norms, maps, strict=True)]
+        if output_fmt == "NHWC":
+            maps = [out.permute(0, 2, 3, 1) for out in maps]
         return maps if intermediates_only else (result[0], maps)
 
     def prune_intermediate_layers(

@@ -63,3 +63,14 @@ def test_export_with_any_batch_size(rank):
     for size in (1, 2, 7):
         inputs = make_inputs(rank, size)
         torch.testing.assert_close(program(*inputs), Block()(*inputs))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_shapes_without_memory(rank):
+    """On the meta device, forward and backward, as models are inspected before they are built."""
+    inputs = [x.detach().to("meta").requires_grad_() for x in make_inputs(rank)]
+    q, k, v, rpb = inputs
+    out, lse = OPS[rank](q, k, v, 3, rpb=rpb, return_lse=True)
+    assert (out.shape, lse.shape) == (q.shape, q.shape[:-1])
+    for x, gradient in zip(inputs, torch.autograd.grad(out.sum() + lse.sum(), inputs), strict=True):
+        assert (gradient.device.type, gradient.shape) == ("meta", x.shape)

@@ -1,3 +1,4 @@
+from visionattn.kernels.neighborhood import flops as flops
 from visionattn.kernels.neighborhood.api import na1d, na2d, na3d
 
 __all__ = ["na1d", "na2d", "na3d"]

@@ -148,7 +148,7 @@ def _attention(
     rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v, backend
 ):
     device = query.device.type
-    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
+    if device != "meta" and torch.is_autocast_enabled(device) and query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         extra_k, extra_v = (x if x is None else x.to(dtype) for x in (extra_k, extra_v))

@@ -161,7 +161,8 @@ def route_regions(
     if padding_mask is not None:
         padding_mask = _check_mask(padding_mask, key)
     step = route_reference if backends.select(OPERATOR, query.device, query.dtype, backend) == "reference" else _route
-    with torch.autocast(query.device.type, enabled=False):
+    device = query.device.type
+    with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
         return step(query, key, regions, topk, padding_mask)
 
 
@@ -229,11 +230,12 @@ def bilevel_routing_attention(
         )
     device = query.device.type
     dtype = query.dtype
-    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+    autocast = torch.amp.is_autocast_available(device)  # not for tensors without memory
+    if dtype != torch.float64 and autocast and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     head_dim = max(query.shape[-1], value.shape[-1])
     chosen = backends.select(OPERATOR, query.device, dtype, backend, head_dim=head_dim)
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(device if autocast else "cpu", enabled=False):
         if key_regions is None:
             with torch.no_grad():
                 step = route_reference if chosen == "reference" else _route

@@ -106,7 +106,7 @@ def routing_attention_torch(
     q: Tensor, k: Tensor, v: Tensor, key_regions: Tensor, padding_mask: Tensor | None, regions, scale: float
 ) -> Tensor:
     """The portable backend; arguments have been checked by `api`."""
-    plain = type(q) is type(k) is type(v) is Tensor and not torch.compiler.is_compiling()
+    plain = type(q) is type(k) is type(v) is Tensor and not q.is_meta and not torch.compiler.is_compiling()
     if plain and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
         # Nothing to record, so the operator's dispatch, a sixth of the time of a small map, can be left out.
         return _portable(q, k, v, key_regions, padding_mask, regions, scale)
