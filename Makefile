@@ -38,6 +38,7 @@ test: $(STAMP)
 gpu: $(STAMP)
 	$(BIN)/python -m pytest tests/kernels
 	$(BIN)/python benchmarks/na_gpu.py
+	$(BIN)/python benchmarks/routing_gpu.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ not depend on width or depth is checked on the full models without memory (devic
 """
 
 import math
+import re
 
 import pytest
 import timm
@@ -17,7 +18,7 @@ from torch import nn
 
 from visionattn import backbones
 
-MODULES = ["dinat", "dinat_s", "dinat_isotropic", "davit"]
+MODULES = ["dinat", "dinat_s", "dinat_isotropic", "davit", "biformer", "biformer_stl"]
 
 
 def ours(names: list[str]) -> list[str]:
@@ -39,6 +40,8 @@ DISTINCT = [
     "dinat_isotropic_small",
     "vitrpb_small",
     "davit_large_window12_384",
+    "biformer_tiny",
+    "biformer_stl",
 ]
 ONE_OF_EACH_CLASS = [
     "dinat_pico",
@@ -46,6 +49,8 @@ ONE_OF_EACH_CLASS = [
     "dinat_isotropic_small",
     "vitrpb_small",
     "davit_large_window12_384",
+    "biformer_tiny",
+    "biformer_stl",
 ]
 
 
@@ -63,6 +68,8 @@ def small(name: str, **kwargs) -> nn.Module:
         size = {"embed_dim": 16, "depth": 3, "num_heads": 2}
         if kwargs.get("features_only"):
             size["out_indices"] = (0, 1, 2)
+    elif name.startswith("biformer"):
+        size = {"embed_dim": 8, "depths": (1, 2, 1, 1), "head_dim": 8}
     elif name.startswith("davit"):
         size = {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4)}
     else:
@@ -77,6 +84,12 @@ def channels_first(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
 def image(name: str, side: int, batch: int = 1, channels: int = 3) -> torch.Tensor:
     side = 224 if name.startswith("vitrpb") else side  # the one model of fixed size
     return torch.randn(batch, channels, side, side)
+
+
+def forward_order(name: str) -> tuple[int, bool]:
+    """BiFormer lists the steps between its stages before the stages; sorting by this (stably) puts them between."""
+    stage = re.match(r"(downsample_layers|stages)\.(\d+)", name)
+    return (int(stage[2]), stage[1] == "stages") if stage else (99, True)
 
 
 def assert_all_grads(model: nn.Module) -> None:
@@ -96,7 +109,7 @@ def _repeatable_and_small():
 
 
 def test_all_models_are_here():
-    assert len(NAMES) == 11 + 4 + 6 + 1
+    assert len(NAMES) == 11 + 4 + 6 + 1 + 4
     assert set(ONE_OF_EACH_CLASS) <= set(NAMES)
     assert {type(small(name, device="meta")).__module__.split(".")[-1] for name in NAMES} == set(MODULES)
 
@@ -287,7 +300,10 @@ def test_parameter_groups(name):
     for coarse in (True, False):
         groups = group_parameters(model, model.group_matcher(coarse), reverse=True)
         assert set(groups) == {parameter for parameter, _ in model.named_parameters()}
-        order = [groups[parameter] for parameter, _ in model.named_parameters()]
+        names = [parameter for parameter, _ in model.named_parameters()]
+        if name.startswith("biformer"):
+            names.sort(key=forward_order)
+        order = [groups[parameter] for parameter in names]
         assert order == sorted(order)
         first_conv, classifier = (model.default_cfg[key] for key in ("first_conv", "classifier"))
         assert groups[f"{first_conv}.weight"] == 0
@@ -297,7 +313,7 @@ def test_parameter_groups(name):
     if name.startswith("davit"):  # timm's own grouping
         return
     fine = group_parameters(model, model.group_matcher(), reverse=True)
-    blocks = sum(len(getattr(stage, "blocks", [stage])) for stage in model.stages())
+    blocks = sum(len(getattr(stage, "blocks", [stage])) for stage in model.stage_list())
     assert len(set(fine.values())) >= blocks + 2
 
 

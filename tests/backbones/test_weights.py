@@ -155,6 +155,9 @@ def _error(model, checkpoint):
         ("swin_tiny_patch4_window7_224", "Swin;"),
         ("davit_tiny", "davit_tiny;"),
         ("davit_large", "davit_large or davit_large_window12_384;"),
+        ("biformer_tiny", "biformer_tiny;"),
+        ("biformer_base", "biformer_base;"),
+        ("biformer_stl", "biformer_stl;"),
         ("resnet18", "ResNet;"),
     ],
 )

@@ -1,6 +1,7 @@
 """The timm adapter."""
 
 import importlib.util
+import re
 
 import pytest
 import timm
@@ -60,6 +61,35 @@ def test_dense_norms_of_our_transformers(indices):
         expected = nn.functional.layer_norm(raw.permute(0, 2, 3, 1), raw.shape[1:2], eps=1e-5).permute(0, 3, 1, 2)
         torch.testing.assert_close(normed, expected, rtol=1e-5, atol=1e-5)
         assert normed.is_contiguous()
+
+
+def test_dense_norms_of_biformer(tmp_path):
+    """They have another name in its checkpoints, and another epsilon."""
+    small = {"embed_dim": 16, "depths": (1, 1, 1, 1), "head_dim": 8}
+    torch.manual_seed(0)
+    source = Backbone("biformer_tiny", **small)
+    for level in range(4):
+        norm = getattr(source, f"norm{level}")
+        assert norm.eps == 1e-6
+        nn.init.normal_(norm.weight)
+    published = {k.removeprefix("net."): v for k, v in source.state_dict().items()}
+    published = {
+        re.sub(r"^(model\.)?(norm(\d))?", lambda m: f"extra_norms.{m[3]}" if m[3] else "", k): v
+        for k, v in published.items()
+    }
+    assert "extra_norms.2.weight" in published
+    torch.save({"state_dict": {f"backbone.{k}": v for k, v in published.items()}}, tmp_path / "dense.pth")
+    x = torch.randn(1, 3, 70, 90)
+    by_path = Backbone("biformer_tiny", pretrained=str(tmp_path / "dense.pth"), **small).eval()
+    by_call = Backbone("biformer_tiny", **small).eval()
+    report = by_call.load_official({"state_dict": {f"backbone.{k}": v for k, v in published.items()}})
+    assert report.dropped == {}
+    assert report.settings["padding"] == "'input', as the published model"
+    for a, b in zip(by_path(x), by_call(x), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(by_call.norm2.weight, source.norm2.weight)
+    classifier = timm.create_model("biformer_tiny", **small).state_dict()
+    assert "norm0.weight" in by_call.load_official(classifier).missing
 
 
 @pytest.mark.parametrize(

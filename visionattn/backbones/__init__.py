@@ -1,5 +1,7 @@
 """Backbones, one file per family; importing this registers them with timm."""
 
+from visionattn.backbones import biformer as biformer
+from visionattn.backbones import biformer_stl as biformer_stl
 from visionattn.backbones import davit as davit
 from visionattn.backbones import dinat as dinat
 from visionattn.backbones import dinat_isotropic as dinat_isotropic

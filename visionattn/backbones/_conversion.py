@@ -29,6 +29,7 @@ class Conversion:
         classifier: module of the model, or of such a model with one, that maps features to classes.
         final_norm: module that norms the features before or after pooling.
         stages: what comes before the number of a stage in the model's names.
+        settings: arguments of the model that the checkpoint needs, for its ``apply_settings``.
     """
 
     state_dict: dict[str, Tensor]
@@ -38,6 +39,7 @@ class Conversion:
     classifier: str = "head"
     final_norm: str = "norm"
     stages: str = "stages"
+    settings: dict[str, str] = field(default_factory=dict)
 
     def rename(self, source: str, target: str) -> None:
         """Give an entry another name; `source` is its present one."""

@@ -1,12 +1,13 @@
-"""The published variants of the neighborhood-attention backbones, and the dilation schedules they use.
+"""The published variants of the backbones here, and the dilation schedules of those with neighborhood attention.
 
-Sizes and schedules: arXiv 2204.07143 (NAT), arXiv 2209.15001 (DiNAT), and the authors' released models.
+Sizes and schedules: arXiv 2204.07143 (NAT), arXiv 2209.15001 (DiNAT), arXiv 2303.08810 (BiFormer), and the authors'
+released models.
 """
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
-__all__ = ["DILATION_PRESETS", "DINAT", "DINAT_S", "ISOTROPIC", "Dilation", "resolve_dilations"]
+__all__ = ["BIFORMER", "DILATION_PRESETS", "DINAT", "DINAT_S", "ISOTROPIC", "Dilation", "resolve_dilations"]
 
 Dilation = int | Literal["auto"]
 
@@ -80,6 +81,13 @@ ISOTROPIC: dict[str, dict[str, Any]] = {
     "dinat_isotropic_base": dict(**_ISO_BASE, dilations="classification"),
     "vitrpb_small": dict(**_ISO_SMALL),
     "vitrpb_base": dict(**_ISO_BASE),
+}
+
+BIFORMER: dict[str, dict[str, Any]] = {
+    "biformer_tiny": {"embed_dim": 64, "depths": (2, 2, 8, 2), "mlp_ratio": 3.0},
+    "biformer_small": {"embed_dim": 64, "depths": (4, 4, 18, 4), "mlp_ratio": 3.0},
+    "biformer_base": {"embed_dim": 96, "depths": (4, 4, 18, 4), "mlp_ratio": 3.0},
+    "biformer_stl": {"embed_dim": 96, "depths": (2, 2, 6, 2), "mlp_ratio": 4.0, "pos_conv": False},
 }
 
 # One pattern per level. A deeper level repeats its pattern; a shallower one takes the end of it, where the

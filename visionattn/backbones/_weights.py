@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
+from visionattn.backbones._weights_biformer import describe_biformer
 from visionattn.backbones._weights_davit import convert_davit, describe_davit, is_davit, mend_blocks
 from visionattn.backbones._weights_neighborhood import describe_neighborhood
 from visionattn.errors import CheckpointError
@@ -17,7 +18,7 @@ __all__ = ["LoadReport", "checkpoint_filter_fn", "describe", "load_official"]
 # Families that timm has already, whose classes cannot have a `convert_official` of ours: how to know one, to convert
 # its checkpoints, and to mend what timm breaks in it.
 _FOREIGN = ((is_davit, convert_davit, mend_blocks),)
-_DESCRIBERS = (describe_neighborhood, describe_davit)
+_DESCRIBERS = (describe_neighborhood, describe_davit, describe_biformer)
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class LoadReport:
         interpolated: name in the model to what was done, such as ``"13x13 to 21x21"``.
         dropped: name in the checkpoint to the reason why it was not used.
         missing: name in the model to the reason why it keeps its own value.
+        settings: argument of the model to what it is now, where published models differ in more than their weights.
     """
 
     loaded: tuple[str, ...]
@@ -37,6 +39,7 @@ class LoadReport:
     interpolated: dict[str, str]
     dropped: dict[str, str]
     missing: dict[str, str]
+    settings: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"loaded {len(self.loaded)} tensors"]
@@ -54,6 +57,7 @@ class LoadReport:
             for reason, names in by_reason.items():
                 shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
                 lines.append(f"{word} ({reason}): {shown}")
+        lines += [f"{name} is {value}" for name, value in self.settings.items()]
         return "\n".join(lines)
 
 
@@ -100,6 +104,7 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
             f"it looks like {describe(state_dict)}; create that model, or load another file"
         )
     inner.load_state_dict(given, strict=False)  # completeness was checked above
+    settings = inner.apply_settings(conversion.settings) if conversion.settings else {}
     for knows, _, mend in _FOREIGN:
         if knows(inner):
             mend(inner)
@@ -109,6 +114,7 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
         interpolated=conversion.interpolated,
         dropped=conversion.dropped,
         missing=missing,
+        settings=settings,
     )
 
 
@@ -152,6 +158,8 @@ def _resolve_differences(conversion: Conversion, own: Mapping[str, Tensor], stag
             continue
         if name.endswith("relative_position_index"):
             missing[name] = "computed by the model"
+        elif name.endswith("num_batches_tracked"):
+            missing[name] = "a count of training steps, which evaluation does not use"
         elif OUT_NORM.fullmatch(name):
             missing[name] = "the checkpoint has no norms for dense prediction; they start at 1 and 0"
         elif name.startswith((head, norm)) and dense:
@@ -161,7 +169,10 @@ def _resolve_differences(conversion: Conversion, own: Mapping[str, Tensor], stag
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """timm's hook for ``pretrained=True``: the conversion of `load_official`; timm then does the loading."""
-    return _convert(model, state_dict).state_dict
+    conversion = _convert(model, state_dict)
+    if conversion.settings:
+        model.apply_settings(conversion.settings)
+    return conversion.state_dict
 
 
 def describe(state_dict: Mapping[str, Any]) -> str:
@@ -172,7 +183,7 @@ def describe(state_dict: Mapping[str, Any]) -> str:
             return found
     for family, pattern in (
         ("Swin", r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
-        ("BiFormer", r"downsample_layers\.0\.0\..*|.*\.attn\.router\..*"),
+        ("ConvNeXt", r"downsample_layers\.0\.0\..*"),
         ("ViT", r"blocks\.0\.attn\.qkv\.weight"),
         ("ResNet", r"layer1\.0\.conv1\.weight"),
     ):

@@ -61,7 +61,7 @@ class _Isotropic(NeighborhoodBackbone):
     def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         return checkpoint(stage, x) if self.grad_checkpointing else stage(x)
 
-    def _next_resolution(self, stage: nn.Module, x: Tensor) -> Tensor:
+    def _next_resolution(self, index: int, x: Tensor) -> Tensor:
         return x
 
     @torch.jit.ignore

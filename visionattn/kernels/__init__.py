@@ -2,5 +2,6 @@
 
 from visionattn.kernels import backends
 from visionattn.kernels.neighborhood import na1d, na2d, na3d
+from visionattn.kernels.routing import bilevel_routing_attention, route_regions
 
-__all__ = ["backends", "na1d", "na2d", "na3d"]
+__all__ = ["backends", "bilevel_routing_attention", "na1d", "na2d", "na3d", "route_regions"]

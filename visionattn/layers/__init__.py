@@ -7,9 +7,11 @@ from visionattn.layers.neighborhood import (
     NeighborhoodAttention3d,
 )
 from visionattn.layers.rope import AxialRope
+from visionattn.layers.routing import BiLevelRoutingAttention
 
 __all__ = [
     "AxialRope",
+    "BiLevelRoutingAttention",
     "GlobalAttentionRpb",
     "NeighborhoodAttention1d",
     "NeighborhoodAttention2d",

@@ -81,8 +81,9 @@ class Backbone(BaseModule):
             out_norm = published and not kwargs.get("out_norms")
         self.out_norm = bool(out_norm)
         if self.out_norm:
+            eps = getattr(getattr(self.net, "model", self.net), "out_norm_eps", 1e-5)  # as published
             for level, channels in zip(self.out_indices, self.num_features, strict=True):
-                self.add_module(f"norm{level}", norm := LayerNorm2d(channels, eps=1e-5))
+                self.add_module(f"norm{level}", norm := LayerNorm2d(channels, eps=eps))
                 _load_norm(norm, f"norm{level}", weights)
         self.norm_eval = norm_eval
         self.frozen_stages = frozen_stages
@@ -105,7 +106,8 @@ class Backbone(BaseModule):
             module, _ = name.split(".")
             if _load_norm(getattr(self, module), module, weights.state_dict):
                 loaded.append(name)
-                dropped.pop(original.get(name, name), None)
+                for inner in (name, _published_norm(name)):
+                    dropped.pop(original.get(inner, inner), None)
             else:
                 missing[name] = "the checkpoint has no such norm for dense prediction; it stays as it is"
         return dataclasses.replace(report, loaded=tuple(loaded), dropped=dropped, missing=missing)
@@ -153,9 +155,15 @@ def _read_weights(pretrained: bool | str | None) -> dict[str, Tensor]:
     return inside or dict(weights)
 
 
+def _published_norm(name: str) -> str:
+    """What the dense BiFormer calls ``norm0`` and so on."""
+    return name.replace("norm", "extra_norms.", 1)
+
+
 def _load_norm(norm: nn.Module, name: str, weights: dict[str, Tensor]) -> bool:
     """Output norms are in the published detection and segmentation checkpoints, not in those of classifiers."""
-    found = {key: weights.get(f"{name}.{key}") for key in ("weight", "bias")}
+    other = _published_norm(name)
+    found = {key: weights.get(f"{name}.{key}", weights.get(f"{other}.{key}")) for key in ("weight", "bias")}
     fits = all(v is not None and v.shape == norm.weight.shape for v in found.values())
     if fits:
         norm.load_state_dict(found)

@@ -1,0 +1,3 @@
+from visionattn.kernels.routing.api import bilevel_routing_attention, route_regions
+
+__all__ = ["bilevel_routing_attention", "route_regions"]

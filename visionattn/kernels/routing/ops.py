@@ -1,0 +1,120 @@
+"""The backends as PyTorch operators, so that compile, export and autograd treat each as one step."""
+
+import torch
+from torch import Tensor
+
+from visionattn.kernels.routing import torch_chunks, torch_dense
+
+__all__ = ["routing_attention_torch", "routing_attention_triton"]
+
+INPUTS = "Tensor q, Tensor k, Tensor v, Tensor key_regions, Tensor? padding_mask"
+PROBLEM = "int rows, int columns, float scale"
+
+TORCH = "visionattn::routing_attention"
+torch.library.define(TORCH, f"({INPUTS}, {PROBLEM}) -> Tensor")
+torch.library.define(f"{TORCH}_backward", f"(Tensor grad_out, {INPUTS}, {PROBLEM}) -> (Tensor, Tensor, Tensor)")
+
+TRITON = "visionattn::routing_attention_triton"
+torch.library.define(TRITON, f"({INPUTS}, {PROBLEM}) -> (Tensor, Tensor)")
+torch.library.define(
+    f"{TRITON}_backward",
+    f"(Tensor grad_out, {INPUTS}, Tensor out, Tensor lse, {PROBLEM}) -> (Tensor, Tensor, Tensor)",
+)
+
+
+def _portable(q, k, v, key_regions, padding_mask, regions, scale):
+    dense = torch_dense.is_better(q, k, v, key_regions.shape[-1], regions)
+    way = torch_dense if dense else torch_chunks
+    return way.forward(q, k, v, key_regions, padding_mask, regions, scale)
+
+
+@torch.library.impl(TORCH, "CompositeExplicitAutograd")
+def _forward(q, k, v, key_regions, padding_mask, rows, columns, scale):
+    return _portable(q, k, v, key_regions, padding_mask, (rows, columns), scale)
+
+
+@torch.library.register_fake(TORCH)
+def _(q, k, v, key_regions, padding_mask, rows, columns, scale):
+    return q.new_empty(*q.shape[:-1], v.shape[-1])
+
+
+@torch.library.impl(f"{TORCH}_backward", "CompositeExplicitAutograd")
+def _backward(grad_out, q, k, v, key_regions, padding_mask, rows, columns, scale):
+    return torch_chunks.backward(grad_out, q, k, v, key_regions, padding_mask, (rows, columns), scale)
+
+
+@torch.library.register_fake(f"{TORCH}_backward")
+def _(grad_out, q, k, v, key_regions, padding_mask, rows, columns, scale):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, rows, columns, scale = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.problem = rows, columns, scale
+
+
+def _differentiate(ctx, grad_out):
+    gradients = torch.ops.visionattn.routing_attention_backward(grad_out, *ctx.saved_tensors, *ctx.problem)
+    return *gradients, None, None, None, None, None
+
+
+torch.library.register_autograd(TORCH, _differentiate, setup_context=_setup_context)
+
+
+@torch.library.impl(TRITON, "CompositeExplicitAutograd")
+def _triton_forward(q, k, v, key_regions, padding_mask, rows, columns, scale):
+    from visionattn.kernels.routing import triton_launch  # Triton loads with its first call
+
+    return triton_launch.forward(q, k, v, key_regions, padding_mask, (rows, columns), scale)
+
+
+@torch.library.register_fake(TRITON)
+def _(q, k, v, key_regions, padding_mask, rows, columns, scale):
+    lse = q.new_empty(q.shape[0], q.shape[3], q.shape[1], q.shape[2], dtype=torch.float32)
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), lse
+
+
+@torch.library.impl(f"{TRITON}_backward", "CompositeExplicitAutograd")
+def _triton_backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, rows, columns, scale):
+    from visionattn.kernels.routing import triton_launch
+
+    return triton_launch.backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, (rows, columns), scale)
+
+
+@torch.library.register_fake(f"{TRITON}_backward")
+def _(grad_out, q, k, v, key_regions, padding_mask, out, lse, rows, columns, scale):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_triton_context(ctx, inputs, output):
+    *tensors, rows, columns, scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.problem = rows, columns, scale
+
+
+def _differentiate_triton(ctx, grad_out, _):
+    gradients = torch.ops.visionattn.routing_attention_triton_backward(grad_out, *ctx.saved_tensors, *ctx.problem)
+    return *gradients, None, None, None, None, None
+
+
+torch.library.register_autograd(TRITON, _differentiate_triton, setup_context=_setup_triton_context)
+
+
+def routing_attention_torch(
+    q: Tensor, k: Tensor, v: Tensor, key_regions: Tensor, padding_mask: Tensor | None, regions, scale: float
+) -> Tensor:
+    """The portable backend; arguments have been checked by `api`."""
+    plain = type(q) is type(k) is type(v) is Tensor and not q.is_meta and not torch.compiler.is_compiling()
+    if plain and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        # Nothing to record, so the operator's dispatch, a sixth of the time of a small map, can be left out.
+        return _portable(q, k, v, key_regions, padding_mask, regions, scale)
+    return torch.ops.visionattn.routing_attention(q, k, v, key_regions, padding_mask, *regions, scale)
+
+
+def routing_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, key_regions: Tensor, padding_mask: Tensor | None, regions, scale: float
+) -> Tensor:
+    """The GPU backend; arguments have been checked by `api`."""
+    return torch.ops.visionattn.routing_attention_triton(q, k, v, key_regions, padding_mask, *regions, scale)[0]

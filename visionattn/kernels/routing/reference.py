@@ -1,0 +1,85 @@
+"""The definition of bi-level routing attention: dense, one obvious step after the other. Every backend is tested
+against it.
+
+A map is cut into ``rows x columns`` regions of equal size, counted row by row; where they do not divide it, it is
+padded at the bottom and right first. The mean query and the mean key of a region, over all heads together, describe
+it. Each region attends to the ``topk`` regions whose mean keys have the largest products with its mean query.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["attend_reference", "regions_of", "route_reference"]
+
+
+def regions_of(length: int, count: int) -> Tensor:
+    """Along one axis, the region of each position."""
+    size = -(-length // count)
+    return torch.arange(length) // size
+
+
+def _region_index(shape: tuple[int, int], regions: tuple[int, int]) -> Tensor:
+    """The region of each token of the flattened map."""
+    row, column = (regions_of(n, count) for n, count in zip(shape, regions, strict=True))
+    return (row[:, None] * regions[1] + column[None, :]).flatten()
+
+
+def _real(padding_mask: Tensor | None, batch: int, tokens: int, device: torch.device) -> Tensor:
+    """Boolean ``[B, tokens]``: the tokens that are not padding."""
+    if padding_mask is None:
+        return torch.ones(batch, tokens, dtype=torch.bool, device=device)
+    return ~padding_mask.flatten(1).expand(batch, tokens)
+
+
+def route_reference(
+    query: Tensor, key: Tensor, regions: tuple[int, int], topk: int, padding_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The selected regions, best first, and their logits without scale, both ``[B, regions, topk]``.
+
+    Padding is in no mean, and a region that is all padding is selected only when no other is left.
+    """
+    batch, height, width = query.shape[:3]
+    exact = torch.promote_types(query.dtype, torch.float32)
+    member = F.one_hot(_region_index((height, width), regions), regions[0] * regions[1]).to(query.device)
+    real = _real(padding_mask, batch, height * width, query.device)
+    share = (member * real[..., None]).to(exact).transpose(1, 2)  # [B, regions, tokens]
+    share = share / share.sum(-1, keepdim=True).clamp(min=1)
+    q, k = (share @ x.reshape(batch, height * width, -1).to(exact) for x in (query, key))
+    logits = q @ k.transpose(1, 2)
+    logits = logits.masked_fill((share.sum(-1) == 0)[:, None, :], -torch.inf)
+    weights, index = logits.topk(topk, dim=-1)
+    return index, weights
+
+
+def attend_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_regions: Tensor,
+    padding_mask: Tensor | None,
+    regions: tuple[int, int],
+    scale: float,
+) -> Tensor:
+    """Dense masked attention. Arguments as in `api.bilevel_routing_attention`; float32 at least.
+
+    Args:
+        padding_mask: boolean ``[B or 1, H_k, W_k]`` of the map of keys, True where it is padding.
+
+    Returns:
+        ``[B, H, W, heads, value_dim]`` in the type of the query; zero where all keys selected are padding.
+    """
+    batch, heads = query.shape[0], query.shape[-2]
+    exact = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = (x.flatten(1, 2).transpose(1, 2).to(exact) for x in (query, key, value))  # [B, heads, tokens, d]
+    count = regions[0] * regions[1]
+    selected = F.one_hot(key_regions, count).sum(2).bool()  # [B, query region, key region]
+    of_query = _region_index(tuple(query.shape[1:3]), regions).to(query.device)
+    of_key = _region_index(tuple(key.shape[1:3]), regions).to(query.device)
+    allowed = selected[:, of_query][:, :, of_key]
+    allowed = allowed & _real(padding_mask, batch, of_key.numel(), query.device)[:, None, :]
+    logits = (q * scale) @ k.transpose(-1, -2)
+    logits = logits.masked_fill(~allowed[:, None], -torch.inf)
+    none = ~allowed.any(-1)[:, None, :, None]
+    out = torch.softmax(logits.masked_fill(none, 0), dim=-1).masked_fill(none, 0) @ v
+    return out.transpose(1, 2).reshape(*query.shape[:3], heads, -1).to(query.dtype)
