@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
+from visionattn.kernels import workspace
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,6 +54,21 @@ def summary(times: list[float]) -> dict[str, float]:
     """Median and the quartiles, in milliseconds."""
     low, median, high = statistics.quantiles(times, n=4)
     return dict(median_ms=round(median, 4), quartile1_ms=round(low, 4), quartile3_ms=round(high, 4))
+
+
+def peak_memory(function: Callable[[], object]) -> float:
+    """Megabytes on the CPU that a call holds at most, beside what was there before; scratch memory counts."""
+    function()
+    workspace.release()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        out = function()
+    del out
+    held = most = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most / 2**20
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

@@ -13,9 +13,8 @@ import functools
 from pathlib import Path
 
 import torch
-from common import RESULTS, alternate, machine, summary, write_csv
+from common import RESULTS, alternate, machine, peak_memory, summary, write_csv
 from routing_peers import Case, check, chunked_sdpa, gather, gather_sdpa
-from torch.profiler import ProfilerActivity, profile
 
 from visionattn import __version__
 from visionattn.kernels import bilevel_routing_attention
@@ -36,21 +35,6 @@ def contestants(case: Case) -> dict:
 
     peers = {"gather": gather, "gather SDPA": gather_sdpa, "chunked SDPA": chunked_sdpa}
     return {"visionattn": ours} | {name: functools.partial(peer, case) for name, peer in peers.items()}
-
-
-def peak_memory(function, inputs: list[torch.Tensor]) -> float:
-    """Megabytes allocated at most, beside what was there before."""
-    with torch.no_grad():
-        function(*inputs)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-            out = function(*inputs)
-    del out
-    held = most = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most / 2**20
 
 
 def with_backward(function, inputs: list[torch.Tensor]):
@@ -106,7 +90,8 @@ def main() -> None:
             continue
         inputs, functions = case.inputs(), contestants(case)
         check(case, inputs, functions)
-        memory = {name: peak_memory(function, inputs) for name, function in functions.items()}
+        with torch.no_grad():
+            memory = {name: peak_memory(functools.partial(f, *inputs)) for name, f in functions.items()}
         for direction in ("forward", "forward+backward"):
             rows += [row | described for row in rows_of(case, direction, functions, inputs, memory, args.rounds)]
     write_csv(args.out, rows)

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "Scratch", "scratch"]
+__all__ = ["Key", "Scratch", "release", "scratch"]
 
 KEPT_BYTES = 1 << 25  # of one buffer; larger ones are made anew
 VIEWS = 1024
@@ -57,3 +57,8 @@ def scratch(device: torch.device) -> Scratch:
     if kept is None:
         kept = _local.scratch = Scratch(device, keep=True)
     return kept
+
+
+def release() -> None:
+    """Give this thread's scratch memory back."""
+    _local.__dict__.clear()
