@@ -20,6 +20,7 @@ TIMM_DAVIT = ["davit_tiny.msft_in1k", "davit_small.msft_in1k", "davit_base.msft_
 
 NAT = "[2204.07143](https://arxiv.org/abs/2204.07143)"
 DINAT = "[2209.15001](https://arxiv.org/abs/2209.15001)"
+BIFORMER = "[2303.08810](https://arxiv.org/abs/2303.08810)"
 DAVIT = "[2204.03645](https://arxiv.org/abs/2204.03645)"
 
 # ImageNet-1k top-1 as published; None where nothing is.
@@ -46,13 +47,18 @@ TOP1 = {
     "dinat_isotropic_base.in1k": (82.1, DINAT),
     "vitrpb_small.in1k": (81.2, DINAT),
     "vitrpb_base.in1k": (82.5, DINAT),
+    "biformer_tiny.in1k": (81.4, BIFORMER),
+    "biformer_small.in1k": (83.8, BIFORMER),
+    "biformer_base.in1k": (84.3, BIFORMER),
+    "biformer_stl.in1k": (82.7, BIFORMER),
+    "biformer_stl.nchw_in1k": (82.7, BIFORMER),
     "davit_tiny.msft_in1k": (82.8, DAVIT),
     "davit_small.msft_in1k": (84.2, DAVIT),
     "davit_base.msft_in1k": (84.6, DAVIT),
 }
 
 # Models whose full-size outputs and gradients are compared in the tests with recordings of the authors' code.
-RECORDED = {"nat_mini", "dinat_mini", "dinat_s_tiny", "dinat_isotropic_small", "davit_tiny"}
+RECORDED = {"nat_mini", "dinat_mini", "dinat_s_tiny", "dinat_isotropic_small", "biformer_tiny", "davit_tiny"}
 
 DENSE = (
     ("Mask R-CNN, COCO, 3x", "nat_mini 46.5/41.7, nat_tiny 47.7/42.6, nat_small 48.4/43.2, dinat_mini 47.2/42.5, "
@@ -62,9 +68,14 @@ DENSE = (
      "nat_base 52.3/45.1, dinat_mini 51.2/44.4, dinat_tiny 52.2/45.1, dinat_small 52.9/45.8, dinat_base 53.4/46.2, "
      "dinat_large 55.3/47.8, dinat_s_tiny 51.0/44.1, dinat_s_small 52.3/45.2, dinat_s_base 52.6/45.3, "
      "dinat_s_large 54.8/47.2"),
+    ("Mask R-CNN, COCO, 1x", "biformer_small 47.8/43.2, biformer_base 48.6/43.7, davit_tiny 45.0/41.1, "
+     "davit_small 47.7/42.9, davit_base 48.2/43.3"),
+    ("RetinaNet, COCO, 1x, box AP", "biformer_small 45.9, biformer_base 47.1, davit_tiny 44.0, davit_small 46.0, "
+     "davit_base 46.7"),
+    ("Semantic FPN, ADE20K, mIoU", "biformer_small 48.9, biformer_base 49.9"),
     ("UPerNet, ADE20K, mIoU single scale", "nat_mini 45.1, nat_tiny 47.1, nat_small 48.0, nat_base 48.5, "
      "dinat_mini 45.8, dinat_tiny 47.8, dinat_small 48.9, dinat_base 49.6, dinat_large 54.0, dinat_s_tiny 46.0, "
-     "dinat_s_small 48.6, dinat_s_base 49.4, dinat_s_large 53.4, davit_tiny 46.3, davit_small 48.8, davit_base 49.4"),
+     "dinat_s_small 48.6, dinat_s_base 49.4, dinat_s_large 53.4, biformer_small 49.8, biformer_base 51.0, davit_tiny 46.3, davit_small 48.8, davit_base 49.4"),
 )  # fmt: skip
 
 HEADER = """# Backbones
@@ -74,8 +85,8 @@ Written by `docs/generate_backbones.py`; change that, not this.
 - **Parameters** are counted in the whole classifier of the tag.
 - **GMACs** are counted on one image at the size given, by `torch.utils.flop_counter`, halved, since papers count a
   multiplication with its addition as one. It counts products of matrices, convolutions, and attention: dense attention
-  by its products, neighborhood attention by the pairs of query and key that attend to each other
-  (`visionattn/kernels/neighborhood/flops.py`). Norms, activations, softmax and additions are not counted.
+  by its products, neighborhood and routing attention by the pairs of query and key that attend to each other
+  (`visionattn/kernels/*/flops.py`). Norms, activations, softmax and additions are not counted.
 - **Top-1** is ImageNet-1k accuracy as published, not measured here.
 - **Parity** says what the tests compare with recordings of the authors' code: *recorded* is this model at full size,
   outputs within 1e-5 and gradients within 1e-4; *family* is small configurations of the same code; *none* has nothing

@@ -7,6 +7,7 @@ pairs of query and key that attend to each other; the backward pass computes the
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
@@ -27,7 +28,7 @@ def attended_pairs(
     axes = zip(shape, kernel_size, stride, dilation, is_causal, strict=True)
     return prod(
         sum(
-            group.count * sum(end - start for start, end in axis_windows(group.length, k, s, causal))
+            group.count * int(np.diff(axis_windows(group.length, k, s, causal)).sum())
             for group in axis_groups(length, d)
         )
         for length, k, s, d, causal in axes
@@ -44,7 +45,5 @@ def _forward(q, k, v, rpb, kernel_size, stride, dilation, is_causal, scale, *arg
 
 
 @register_flop_formula(torch.ops.visionattn.neighborhood_attention_backward)
-def _backward(
-    grad_out, grad_lse, q, k, v, rpb, out, lse, kernel_size, stride, dilation, is_causal, scale, *args, **kwargs
-) -> int:
+def _backward(grad_out, grad_lse, q, k, v, rpb, kernel_size, stride, dilation, is_causal, *args, **kwargs) -> int:
     return 2 * _pairs(q, kernel_size, stride, dilation, is_causal) * (3 * q[-1] + 2 * v[-1])
