@@ -57,7 +57,8 @@ def test_dry_run_lists_the_tiles_and_marks_the_default(capsys, monkeypatch):
     table = [line for line in text[: text.index("backward")].splitlines() if "│" in line]
     assert len(table) == len(tiles)
     first = [cell.strip() for cell in table[0].strip("│").split("│")]
-    assert first[:3] == ["x".join(map(str, tiles[0].shape[:2])), str(tiles[0].size), "14x14"]
+    rows, columns = tiles[0].shape[:2]
+    assert first[:3] == [f"{rows}x{columns}", str(rows * columns), f"{rows + 6}x{columns + 6}"]
     assert first[-1] == "default"
     assert text.count("default") == 3  # forward, and two of backward
 

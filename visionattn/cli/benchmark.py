@@ -101,7 +101,7 @@ def _list_tiles(args: argparse.Namespace, console: Any) -> None:
         held, walked = ("keys", "queries") if kernel == "key" else ("queries", "keys")
         title = "forward" if kernel == "forward" else f"backward: {kernel}"
         columns = ("tile", held, "halo", walked, "step", "wasted", "KiB", "warps", "stages", "")
-        table = Table(*columns, title=title, title_justify="left")
+        table = Table(*columns, title=title, title_justify="left", padding=(0, 0, 0, 1))
         for index, tile in enumerate(legal_tiles(geometry, kernel, args.dim, args.dim, dtype.itemsize)):
             shape, extent = tile.shape[:rank], tile.halo[:rank]
             computed = tile.block * -(-prod(extent) // tile.block)

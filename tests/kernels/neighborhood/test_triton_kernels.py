@@ -63,6 +63,8 @@ def fixed_case(**changes) -> dict:
         dict(shape=[5, 6], dim=256, value_dim=20),
         dict(shape=[20, 1], kernel=[3, 1]),  # an axis of length 1
         dict(shape=[1, 40], kernel=[1, 9]),
+        dict(shape=[5, 6], kernel=[3, 3], scale=-0.3),  # not positive: cannot wait for the softmax
+        dict(shape=[5, 6], kernel=[3, 3], scale=0.0, rpb=False, extra=2),
     ],
 )
 def test_particular_problem(changes, poisoned_memory):
