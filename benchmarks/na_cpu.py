@@ -200,8 +200,8 @@ def rows_of(case: Case, direction: str, functions: dict, inputs: list[Tensor], r
     best, peer = min((t["median_ms"], name) for name, t in times.items() if name != "visionattn")
     unfolded, held = times["unfold"]["median_ms"] / ours, memory["unfold"] / memory["visionattn"]
     print(
-        f"{case.name:>8} k{case.window} d{case.dilation:<2} h{case.heads:<2} {str(case.dtype)[6:]:<8} {direction:<16} ours "
-        f"{ours:7.2f} ms {memory['visionattn']:6.1f} MB; best peer {peer} {best:7.2f} ms; ratio {best / ours:.2f}; "
+        f"{case.name:>8} k{case.window} d{case.dilation:<2} h{case.heads:<2} {str(case.dtype)[6:]:<8} {direction:<16} "
+        f"ours {ours:.2f} ms {memory['visionattn']:6.1f} MB; best peer {peer} {best:7.2f} ms; ratio {best / ours:.2f}; "
         f"unfold takes {unfolded:.1f} times the time and {held:.1f} times the memory",
         flush=True,
     )

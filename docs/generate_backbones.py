@@ -75,7 +75,8 @@ DENSE = (
     ("Semantic FPN, ADE20K, mIoU", "biformer_small 48.9, biformer_base 49.9"),
     ("UPerNet, ADE20K, mIoU single scale", "nat_mini 45.1, nat_tiny 47.1, nat_small 48.0, nat_base 48.5, "
      "dinat_mini 45.8, dinat_tiny 47.8, dinat_small 48.9, dinat_base 49.6, dinat_large 54.0, dinat_s_tiny 46.0, "
-     "dinat_s_small 48.6, dinat_s_base 49.4, dinat_s_large 53.4, biformer_small 49.8, biformer_base 51.0, davit_tiny 46.3, davit_small 48.8, davit_base 49.4"),
+     "dinat_s_small 48.6, dinat_s_base 49.4, dinat_s_large 53.4, biformer_small 49.8, biformer_base 51.0, "
+     "davit_tiny 46.3, davit_small 48.8, davit_base 49.4"),
 )  # fmt: skip
 
 HEADER = """# Backbones

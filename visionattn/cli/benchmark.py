@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visionattn.errors import BackendError, ConfigError, require
 from visionattn.kernels import backends, na1d, na2d, na3d
-from visionattn.kernels.neighborhood.geometry import axis_groups, axis_windows
+from visionattn.kernels.neighborhood.flops import attended_pairs
 from visionattn.kernels.neighborhood.triton_tiles import KERNELS, Geometry, legal_tiles, shared_bytes
 
 OPERATORS = {"na1d": na1d, "na2d": na2d, "na3d": na3d}
@@ -118,15 +118,8 @@ def _list_tiles(args: argparse.Namespace, console: Any) -> None:
 
 def _attended(geometry: Geometry) -> float:
     """Keys that a query attends to, on average."""
-    mean = 1.0
-    axes = zip(geometry.lengths, geometry.kernel, geometry.stride, geometry.dilation, geometry.causal, strict=True)
-    for length, kernel, stride, dilation, causal in axes:
-        pairs = sum(
-            group.count * sum(end - start for start, end in axis_windows(group.length, kernel, stride, causal))
-            for group in axis_groups(length, dilation)
-        )
-        mean *= pairs / length
-    return mean
+    g = geometry
+    return attended_pairs(g.lengths, g.kernel, g.stride, g.dilation, g.causal) / prod(g.lengths)
 
 
 def _chosen(args: argparse.Namespace, device: torch.device, console: Any) -> list[str]:

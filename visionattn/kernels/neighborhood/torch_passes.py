@@ -16,7 +16,7 @@ from visionattn.kernels.workspace import Key
 
 __all__ = ["Chunk", "Pass", "Source", "passes", "readable"]
 
-CHUNK_SCORES = 1 << 18  # scores that exist at one time; a megabyte stays in the caches of most processors
+CHUNK_SCORES = 1 << 19  # scores that exist at one time; a few megabytes stay in the caches of most processors
 PASS_NUMBERS = 1 << 24  # numbers in the gathered results of one pass
 
 

@@ -90,7 +90,7 @@ def _axis_halo(length: int, kernel: int, stride: int, dilation: int, causal: boo
     longest = 1
     for group in axis_groups(length, dilation):
         windows = axis_windows(group.length, kernel, stride, causal)
-        starts, ends = zip(*windows, strict=True)
+        starts, ends = windows.T.tolist()
         for first in range(0, group.length, tile):
             last = min(first + tile, group.length) - 1
             if keys:
