@@ -16,11 +16,11 @@ TILE = 250.0  # one tile: its share of the batched products
 SCORE = 0.55  # one query-key pair: mask, exponential, normalisation
 MULTIPLY = 0.011  # one multiply-add of the products
 ROW = 0.15  # one number gathered
-CALL = 90_000.0  # one call of the tiled path: its operators' own time
+CALL = 70_000.0  # one call of the tiled path: its operators' own time
 DENSE_CALL = 15_000.0
 FUSED_QUERIES = 192  # with fewer queries PyTorch's fused attention takes smaller blocks of them
 SHORT = 1.7
-DENSE = 1.0  # one score of PyTorch's fused attention, relative to the tiled path
+DENSE = 1.3  # one score of PyTorch's fused attention, relative to the tiled path
 BIAS = 1.0  # one entry of the bias of a look
 CANDIDATES = {1: (8, 16, 32, 64, 128, 256), 2: (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), 3: (1, 2, 3, 4, 6, 8)}
 
