@@ -46,7 +46,7 @@ class Chunk:
     place: slice  # in [images * tiles * heads, ...]
     rows: tuple[Tensor, ...]
     looks: Tensor
-    gathered: tuple[tuple[Key, Key], ...]  # as the source's type and as that of the computation
+    gathered: tuple[Key, ...]
     scores: Key
     probability: Key
 
@@ -96,18 +96,18 @@ def passes(queries: Sequence[Tensor], keys: Sequence[Tensor], problem: tuple, bi
     """Images and heads in groups whose gathered keys fit `PASS_NUMBERS`; at least one key head of one image.
 
     Args:
-        queries: ``[B, *spatial, heads, d]`` each, read by the tiles' queries; the first is the query itself.
+        queries: ``[B, *spatial, heads, d]`` each, read by the tiles' queries; the first is the query itself. All
+            tensors are of the type of the computation.
         keys: key and value, ``[B, *spatial, heads_kv, d]``, read by the halos.
         problem: (kernel, stride, dilation, causal), each per axis.
     """
     x = queries[0]
     layouts = tuple((*t.shape, *t.stride()) for t in (*queries, *keys))
-    types = tuple(t.dtype for t in (*queries, *keys))
-    return _passes(problem, layouts, types, len(queries), x.dim(), x.device, bias, CHUNK_SCORES, PASS_NUMBERS)
+    return _passes(problem, layouts, x.dtype, len(queries), x.dim(), x.device, bias, CHUNK_SCORES, PASS_NUMBERS)
 
 
 @lru_cache(maxsize=64)
-def _passes(problem, layouts, types, query_count, dims, device, bias, chunk_scores, pass_numbers) -> tuple[Pass, ...]:
+def _passes(problem, layouts, exact, query_count, dims, device, bias, chunk_scores, pass_numbers) -> tuple[Pass, ...]:
     batch, *shape, heads, dim = layouts[0][:dims]
     shared_heads, width = layouts[-1][dims - 2], max(layout[dims - 1] for layout in layouts)
     repeat = heads // shared_heads
@@ -131,10 +131,9 @@ def _passes(problem, layouts, types, query_count, dims, device, bias, chunk_scor
                 last += (chosen.stop - chosen.start - 1) * rows.head
                 d = layout[dims - 1]
                 sources.append(Source(last + 1, d, (some.start * rows.image + chosen.start * rows.head) * d))
-                specs.append(("queries" if is_query else "keys", rows, 1 if is_query else repeat, d, types[i]))
+                specs.append(("queries" if is_query else "keys", rows, 1 if is_query else repeat, d))
             query_heads = slice(shared.start * repeat, shared.stop * repeat)
             whole = some == slice(0, batch) and shared == slice(0, shared_heads)
-            exact = torch.promote_types(types[0], torch.float32)
             chunks = _chunks(
                 plan, tuple(specs), some.stop - some.start, query_heads.stop - query_heads.start, bias, exact,
                 chunk_scores,
@@ -151,17 +150,17 @@ def _chunks(
     total, nq, nk = images * plan.tiles, plan.queries.shape[1], plan.keys.shape[1]
     step = min(max(limit // (plan.pairs * heads), 1), total)
     step = -(-total // -(-total // step))
-    rows = [plan.rows(which, layout, images, heads, repeat) for which, layout, repeat, _, _ in specs]
+    rows = [plan.rows(which, layout, images, heads, repeat) for which, layout, repeat, _ in specs]
     looks = plan.look_rows(images, heads, biased)
     chunks = []
     for start in range(0, total, step):
         tiles = slice(start, min(start + step, total))
         n = (tiles.stop - tiles.start) * heads
         gathered = []
-        for i, (which, _, _, d, dtype) in enumerate(specs):
+        for i, (which, _, _, d) in enumerate(specs):
             name, positions = f"neighborhood gathered {i}", nq if which == "queries" else nk
             shape = (n, positions, d)
-            gathered.append(((name, shape, dtype), (f"{name} exact", shape, exact)))
+            gathered.append((name, shape, exact))
         chunks.append(
             Chunk(
                 tiles,

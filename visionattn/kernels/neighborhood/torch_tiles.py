@@ -17,12 +17,12 @@ __all__ = ["backward", "forward"]
 
 
 def _gather(memory: Scratch, part: Pass, chunk: Chunk, tensors: list[Tensor]) -> list[Tensor]:
-    """The rows of each tensor that the chunk's tiles read: ``[tiles * heads, positions, d]`` in the exact type."""
+    """The rows of each tensor that the chunk's tiles read: ``[tiles * heads, positions, d]``."""
     gathered = []
-    for x, source, rows, (given, exact) in zip(tensors, part.sources, chunk.rows, chunk.gathered, strict=True):
-        target = memory.take(given)
+    for x, source, rows, key in zip(tensors, part.sources, chunk.rows, chunk.gathered, strict=True):
+        target = memory.take(key)
         torch.index_select(source.table(x), 0, rows, out=target.view(-1, source.dim))
-        gathered.append(target if x.dtype == part.exact else memory.take(exact).copy_(target))
+        gathered.append(target)
     return gathered
 
 
@@ -79,8 +79,10 @@ def forward(
         the second has no elements without ``return_lse``.
     """
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    lse = q.new_empty((*q.shape[:-1], 1) if return_lse else (0, 1), dtype=torch.promote_types(q.dtype, torch.float32))
-    tensors, memory = [readable(x) for x in (q, k, v)], scratch(q.device)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    lse = q.new_empty((*q.shape[:-1], 1) if return_lse else (0, 1), dtype=exact)
+    # Half types are converted before tiles repeat them: a processor's products of small half matrices are slow.
+    tensors, memory = [readable(x.to(exact)) for x in (q, k, v)], scratch(q.device)
     for part in passes(tensors[:1], tensors[1:], problem, rpb is not None):
         looks, values = _looks(part, rpb), memory.take(part.buffer("values", part.nq, v.shape[-1]))
         sums = memory.take(part.buffer("sums", part.nq, 1)) if return_lse else None
@@ -107,10 +109,11 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of `forward` with respect to q, k, v and rpb; probabilities are computed again, tile by tile."""
+    exact = torch.promote_types(q.dtype, torch.float32)
     grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    drpb = None if rpb is None else rpb.new_zeros(rpb.shape, dtype=torch.promote_types(q.dtype, torch.float32))
-    queries = [readable(x) for x in (q, grad_out, *([] if grad_lse is None else [grad_lse[..., None]]))]
-    tensors = queries + [readable(x) for x in (k, v)]
+    drpb = None if rpb is None else rpb.new_zeros(rpb.shape, dtype=exact)
+    queries = [readable(x.to(exact)) for x in (q, grad_out, *([] if grad_lse is None else [grad_lse[..., None]]))]
+    tensors = queries + [readable(x.to(exact)) for x in (k, v)]
     for part in passes(queries, tensors[len(queries) :], problem, rpb is not None):
         _backward_pass(part, tensors, rpb, scale, grads, drpb)
     return *grads, None if drpb is None else drpb.to(rpb.dtype)
