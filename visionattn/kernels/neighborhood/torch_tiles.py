@@ -16,6 +16,19 @@ from visionattn.kernels.workspace import Scratch, scratch
 __all__ = ["backward", "forward"]
 
 
+def _exact(memory: Scratch, names: str, tensors: list[Tensor], exact: torch.dtype) -> list[Tensor]:
+    """The tensors in the type of the computation, readable as rows.
+
+    Half types are converted before tiles repeat them: a processor's products of small half matrices are slow.
+    """
+    result = []
+    for name, x in zip(names, tensors, strict=True):
+        if x.dtype != exact:
+            x = memory.take((f"neighborhood exact {name}", tuple(x.shape), exact)).copy_(x)
+        result.append(readable(x))
+    return result
+
+
 def _gather(memory: Scratch, part: Pass, chunk: Chunk, tensors: list[Tensor]) -> list[Tensor]:
     """The rows of each tensor that the chunk's tiles read: ``[tiles * heads, positions, d]``."""
     gathered = []
@@ -47,14 +60,16 @@ def _looks(part: Pass, rpb: Tensor | None) -> Tensor | None:
     return table.index_select(1, part.plan.bias_index).view(-1, part.plan.pairs)
 
 
-def _put_back(part: Pass, values: Tensor, target: Tensor) -> None:
+def _put_back(memory: Scratch, part: Pass, values: Tensor, target: Tensor) -> None:
     """Write ``values [images * tiles * heads * queries, d]`` to their places in ``target [B, *spatial, heads, d]``."""
     if not part.whole:
         target = target[part.images, ..., part.heads, :]
     if part.whole and target.dtype == values.dtype:
         torch.index_select(values, 0, part.results, out=target.view(-1, values.shape[1]))
     else:
-        target.copy_(values.index_select(0, part.results).view(target.shape))
+        placed = memory.take(("neighborhood placed", (part.results.shape[0], values.shape[1]), values.dtype))
+        torch.index_select(values, 0, part.results, out=placed)
+        target.copy_(placed.view(target.shape))
 
 
 def _add_up(part: Pass, values: Tensor, target: Tensor) -> None:
@@ -81,8 +96,8 @@ def forward(
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     exact = torch.promote_types(q.dtype, torch.float32)
     lse = q.new_empty((*q.shape[:-1], 1) if return_lse else (0, 1), dtype=exact)
-    # Half types are converted before tiles repeat them: a processor's products of small half matrices are slow.
-    tensors, memory = [readable(x.to(exact)) for x in (q, k, v)], scratch(q.device)
+    memory = scratch(q.device)
+    tensors = _exact(memory, "qkv", [q, k, v], exact)
     for part in passes(tensors[:1], tensors[1:], problem, rpb is not None):
         looks, values = _looks(part, rpb), memory.take(part.buffer("values", part.nq, v.shape[-1]))
         sums = memory.take(part.buffer("sums", part.nq, 1)) if return_lse else None
@@ -92,9 +107,9 @@ def forward(
             if sums is not None:  # from the largest score and its probability, which is never small
                 sums[chunk.place] = scores.amax(-1, keepdim=True) - probability.amax(-1, keepdim=True).log_()
             torch.bmm(probability, vt, out=values[chunk.place] if len(part.chunks) > 1 else values)
-        _put_back(part, values.view(-1, v.shape[-1]), out)
+        _put_back(memory, part, values.view(-1, v.shape[-1]), out)
         if sums is not None:
-            _put_back(part, sums.view(-1, 1), lse)
+            _put_back(memory, part, sums.view(-1, 1), lse)
     return out, lse.squeeze(-1)
 
 
@@ -112,8 +127,10 @@ def backward(
     exact = torch.promote_types(q.dtype, torch.float32)
     grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     drpb = None if rpb is None else rpb.new_zeros(rpb.shape, dtype=exact)
-    queries = [readable(x.to(exact)) for x in (q, grad_out, *([] if grad_lse is None else [grad_lse[..., None]]))]
-    tensors = queries + [readable(x.to(exact)) for x in (k, v)]
+    memory = scratch(q.device)
+    upstream = [grad_out] if grad_lse is None else [grad_out, grad_lse[..., None]]
+    queries = _exact(memory, "qgl"[: 1 + len(upstream)], [q, *upstream], exact)
+    tensors = queries + _exact(memory, "kv", [k, v], exact)
     for part in passes(queries, tensors[len(queries) :], problem, rpb is not None):
         _backward_pass(part, tensors, rpb, scale, grads, drpb)
     return *grads, None if drpb is None else drpb.to(rpb.dtype)
@@ -146,7 +163,7 @@ def _backward_pass(
             torch.baddbmm(grad[chunk.place], left, right, beta=0, alpha=scale, out=grad[chunk.place])
         if dlooks is not None:
             dlooks.addmm_(one_hot[:, chunk.tiles], dscore.view(-1, heads * plan.pairs))
-    _put_back(part, dq.view(-1, dq.shape[-1]), grads[0])
+    _put_back(memory, part, dq.view(-1, dq.shape[-1]), grads[0])
     _add_up(part, dk, grads[1])
     _add_up(part, dv, grads[2])
     if dlooks is not None:
