@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model from a config",
     "test": "measure a checkpoint on a config's test data",
     "infer": "run a trained model on images, folders, globs or videos",
+    "doctor": "show versions, devices, and which implementation of each operator runs here",
     "benchmark": "time the attention backends that can run here, or list the tiles of the Triton kernels",
     "simulate": "bound the speed-up of neighborhood attention, and find strides and tiles",
     "data": "make the sample data, or fetch a public dataset",
