@@ -1,14 +1,133 @@
-"""What a prediction turns into."""
-
+import json
 import sys
 import types
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from visionattn.errors import MissingDependencyError
-from visionattn.inference import InstanceMasks, Prediction
+from visionattn.inference.results import InstanceMasks, Prediction
+
+rng = np.random.default_rng(0)
+
+
+def random_masks(count: int = 5, height: int = 20, width: int = 30) -> np.ndarray:
+    dense = np.zeros((count, height, width), dtype=bool)
+    for mask in dense[1:]:  # the first stays empty
+        y, x = rng.integers(0, height - 4), rng.integers(0, width - 4)
+        mask[y : y + rng.integers(1, 9), x : x + rng.integers(1, 9)] = rng.random() > 0.1
+        mask[rng.random((height, width)) > 0.99] = True
+    return dense
+
+
+def prediction(**changes) -> Prediction:
+    values = {
+        "image_size": (20, 30),
+        "classes": ("cat", "dog"),
+        "boxes": np.array([[1, 2, 11, 8], [0, 0, 30, 20.0]], dtype=np.float32),
+        "scores": np.array([0.9, 0.25], dtype=np.float32),
+        "labels": np.array([1, 0]),
+    }
+    return Prediction(**(values | changes))
+
+
+def test_masks_keep_every_pixel():
+    dense = random_masks()
+    masks = InstanceMasks.from_dense(dense)
+    assert len(masks) == 5
+    np.testing.assert_array_equal(np.asarray(masks), dense)
+    np.testing.assert_array_equal(masks[2], dense[2])
+    np.testing.assert_array_equal(np.stack(list(masks)), dense)
+    np.testing.assert_array_equal(np.asarray(masks.select(np.array([3, 1]))), dense[[3, 1]])
+    np.testing.assert_array_equal(np.asarray(masks.flipped()), dense[:, :, ::-1])
+    larger = np.zeros((5, 40, 50), dtype=bool)
+    larger[:, 7:27, 3:33] = dense
+    np.testing.assert_array_equal(np.asarray(masks.moved((3, 7), (40, 50))), larger)
+
+
+def test_masks_hold_no_more_than_their_objects():
+    dense = np.zeros((3, 1000, 1000), dtype=bool)
+    dense[:, 500:510, 20:40] = True
+    masks = InstanceMasks.from_dense(dense)
+    assert sum(crop.nbytes for crop in masks.crops) == 3 * 200
+    assert all(crop.base is None for crop in masks.crops)  # not views that keep the dense array
+
+
+def test_masks_as_run_lengths():
+    dense = random_masks()
+    for code, mask in zip(InstanceMasks.from_dense(dense).to_rle(), dense, strict=True):
+        assert json.loads(json.dumps(code)) == code
+        np.testing.assert_array_equal(coco_mask.decode(code), mask)
+
+
+def test_select_and_above():
+    found = prediction(masks=InstanceMasks.from_dense(random_masks(2)))
+    assert found.names == ["dog", "cat"]
+    only = found.above(0.25)
+    assert len(only) == 2
+    only = found.above(0.5)
+    assert (len(only), only.names, len(only.masks)) == (1, ["dog"], 1)
+    assert len(found.select(np.array([], dtype=int)).boxes) == 0
+
+
+def test_to_coco_is_read_by_pycocotools(tmp_path):
+    dense = random_masks(2)
+    results = prediction(masks=InstanceMasks.from_dense(dense)).to_coco(7)
+    assert [(r["image_id"], r["category_id"]) for r in results] == [(7, 2), (7, 1)]
+    assert results[0]["bbox"] == [1, 2, 10, 6]
+    assert results[0]["score"] == pytest.approx(0.9)
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": 7, "height": 20, "width": 30}],
+        "annotations": [],
+        "categories": [{"id": 1}, {"id": 2}],
+    }
+    truth.createIndex()
+    loaded = truth.loadRes(json.loads(json.dumps(results)))
+    np.testing.assert_array_equal(loaded.annToMask(loaded.anns[2]), dense[1])
+
+
+def test_to_coco_with_ids_of_the_config_and_without_masks():
+    results = prediction(category_ids=(18, 44)).to_coco("a.jpg")
+    assert [r["category_id"] for r in results] == [44, 18]
+    assert "segmentation" not in results[0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"boxes": np.zeros((2, 5))},
+        {"scores": np.zeros(3)},
+        {"labels": np.array([0, 2])},
+        {"labels": np.array([-1, 0])},
+        {"masks": InstanceMasks.from_dense(random_masks(3))},
+        {"masks": InstanceMasks.from_dense(random_masks(2, 30, 20))},
+        {"semantic": np.zeros((30, 20), int)},
+        {"category_ids": (1,)},
+    ],
+)
+def test_contradictions_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        prediction(**wrong)
+
+
+def test_draw_takes_its_own_picture_or_another(tmp_path, save_picture, painted):
+    image = painted(20, 30)
+    with pytest.raises(ValueError, match="no picture"):
+        prediction().draw()
+    with pytest.raises(ValueError, match="shape"):
+        prediction().draw(painted(30, 20))
+    drawn = prediction().draw(image)
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+    assert (drawn != image).any()
+    assert (image == 128).all()  # the given picture is left alone
+    np.testing.assert_array_equal(prediction(image=image).draw(), drawn)
+    path = save_picture(tmp_path / "x.png", image)
+    np.testing.assert_array_equal(prediction(path=path).draw(), drawn)
 
 
 def masked(semantic: bool = False) -> Prediction:
@@ -38,16 +157,6 @@ def test_panoptic_segments_are_the_masks():
 def test_other_predictions_are_not_panoptic():
     assert masked().panoptic is None
     assert Prediction((2, 2), ("a",), semantic=np.zeros((2, 2), np.int64)).panoptic is None
-
-
-def test_coco_run_lengths_are_the_masks():
-    coco_mask = pytest.importorskip("pycocotools.mask")
-    prediction = masked()
-    results = prediction.to_coco(7)
-    for result, mask in zip(results, prediction.masks, strict=True):
-        np.testing.assert_array_equal(coco_mask.decode(result["segmentation"]), mask)
-    assert [r["category_id"] for r in results] == [2, 1]
-    assert results[0]["bbox"] == [1, 1, 4, 2]
 
 
 @dataclass
