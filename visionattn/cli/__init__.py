@@ -17,6 +17,7 @@ COMMANDS = {
     "test": "measure a checkpoint on a config's test data",
     "infer": "run a trained model on images, folders, globs or videos",
     "check": "list everything that is wrong with a config, without training",
+    "browse": "draw what the data pipeline of a config feeds the model",
     "doctor": "show versions, devices, and which implementation of each operator runs here",
     "benchmark": "time the attention backends that can run here, or list the tiles of the Triton kernels",
     "simulate": "bound the speed-up of neighborhood attention, and find strides and tiles",
