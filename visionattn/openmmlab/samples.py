@@ -57,7 +57,8 @@ def read_samples(config: Config, split: str = "train", number: int = 8) -> Itera
 
 def _plain(packed: dict, classes: tuple[str, ...]) -> TrainSample:
     sample = packed["data_samples"]
-    image = np.ascontiguousarray(packed["inputs"].permute(1, 2, 0).numpy().astype(np.uint8))
+    values = packed["inputs"].permute(1, 2, 0).numpy()  # colour changes may leave 0..255, and uint8 would wrap around
+    image = np.ascontiguousarray(values.clip(0, 255).astype(np.uint8))
     boxes, labels, masks = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), None
     if "gt_instances" in sample and "bboxes" in sample.gt_instances:
         found = sample.gt_instances
