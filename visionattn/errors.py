@@ -4,12 +4,14 @@ A message names the thing (file, key, argument), says what is wrong with it, and
 """
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 __all__ = [
     "BackendError",
     "CheckpointError",
     "ConfigError",
+    "ConfigProblemsError",
     "DataError",
     "MissingDependencyError",
     "TrainingError",
@@ -28,6 +30,25 @@ class BackendError(VisionattnError, RuntimeError):
 
 class ConfigError(VisionattnError):
     """A config file is missing, malformed or contradicts itself."""
+
+
+class ConfigProblemsError(ConfigError):
+    """All that is wrong with a config at once; ``problems`` has one line for each.
+
+    Args:
+        name: the config.
+        problems: at least one line.
+    """
+
+    def __init__(self, name: str, problems: Sequence[str]) -> None:
+        self.name, self.problems = name, tuple(problems)
+        count = len(self.problems)
+        super().__init__(
+            f"{name}: {self.problems[0]}" if count == 1 else "\n  ".join([f"{name}: {count} problems", *self.problems])
+        )
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.name, self.problems)
 
 
 class CheckpointError(VisionattnError):

@@ -113,6 +113,20 @@ def test_folder_with_a_broken_file(run_dir, shots, tmp_path, capsys):
         assert overlay.shape == original.shape
         assert (overlay != original).any()
     assert {first["overlay"], second["overlay"]} == {"x_png.png", "x_jpg.png"}
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "cut.jpg: damaged or truncated" in page
+
+
+def test_config_that_is_wrong_is_told_before_the_weights_are_read(run_dir, shots, tmp_path, capsys):
+    text = (run_dir / "tiny.py").read_text().replace('"ATSSHead"', '"ATSHead"').replace('"Resize"', '"Resise"')
+    (tmp_path / "bad.py").write_text(text)
+    argv = ["infer", str(shots), "--config", str(tmp_path / "bad.py"), "--checkpoint", "gone.pth"]
+    assert main(argv) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: bad.py: 2 problems"
+    assert "did you mean ATSSHead" in lines[1]
+    assert "test_dataloader.dataset.pipeline.1.type='Resise'" in lines[2]
 
 
 def test_config_and_checkpoint_with_tiles_and_tta(run_dir, shots, tmp_path, capsys):
@@ -150,7 +164,7 @@ def test_video(run_dir, tmp_path, capsys):
     argv = ["infer", str(tmp_path / "v.mp4"), "--run", str(run_dir), "--out", str(out), "--device", "cpu"]
     assert main(argv) == 0
     assert "0 images, 1 video with 5 frames" in capsys.readouterr().out
-    assert {p.name for p in out.iterdir()} == {"v.mp4", "v.frames.json", "predictions.json"}
+    assert {p.name for p in out.iterdir()} == {"v.mp4", "v.frames.json", "predictions.json", "report.html"}
 
 
 def test_default_folder_is_new_and_named_after_the_run(run_dir, shots, tmp_path, monkeypatch):

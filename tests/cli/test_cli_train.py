@@ -105,7 +105,7 @@ def test_unknown_module_and_argument(config, capsys):
     config.write_text(text.replace('type="FPN"', 'type="FNP"'))
     assert "type='FNP' is not known" in fails(capsys, "tiny.py")
     config.write_text(text.replace("num_outs=3", "num_out=3"))
-    assert "FPN takes no argument 'num_out'; did you mean num_outs" in fails(capsys, "tiny.py")
+    assert "model.neck.num_out: FPN takes no such argument; did you mean num_outs" in fails(capsys, "tiny.py")
 
 
 def test_annotation_problems(config, capsys):

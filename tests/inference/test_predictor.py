@@ -145,9 +145,56 @@ def test_semantic_model(make_model, painted):
     prediction = Predictor.from_model(model)(painted(20, 30, ("red", 5, 5, 15, 15)))
     assert len(prediction) == 0
     assert (prediction.semantic == 0).sum() == 100
-    for options in ({"tile": 64}, {"tta": True}):
-        with pytest.raises(ConfigError, match="work on boxes"):
-            Predictor.from_model(model, **options)
+
+
+def test_panoptic_segments_cannot_be_merged(make_model):
+    for options in ({"tile": 64}, {"tta": True}, {"scales": (1, 2)}):
+        with pytest.raises(ConfigError, match="segments of a panoptic model"):
+            Predictor.from_model(make_model(task="panoptic"), **options)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(200, 70), (333, 64), (128, 32)])
+@pytest.mark.parametrize("tta", [False, True])
+def test_tiled_map_is_the_whole_one(make_model, scene, tile, overlap, tta):
+    """The model sees 4 pixels around each: fewer than a quarter of the overlap, so there is no difference at all."""
+    image, _ = scene
+    model = make_model(task="semantic")
+    expected = model.logits(image).argmax(0)
+    assert 0.1 < (expected < 2).mean() < 0.9
+    prediction = Predictor.from_model(model, tile=tile, overlap=overlap, tta=tta, batch_size=3)(image)
+    assert max(h for batch in model.batches for h, _, _ in batch) == tile
+    assert (prediction.semantic == expected).mean() > 0.9999  # rounding where two classes are as near
+    assert prediction.seconds > 0
+
+
+def test_views_of_a_map_are_averaged(make_model, painted):
+    class LeftHalf(type(make_model())):
+        def logits(self, image):
+            values = super().logits(image)
+            values[:, :, image.shape[1] // 2 :] = 0  # knows nothing of the right half
+            return values
+
+    image = painted(60, 100, ("red", 5, 5, 25, 25), ("blue", 70, 8, 90, 30))
+    model = LeftHalf(task="semantic")
+    assert (Predictor.from_model(model, tile=200)(image).semantic == 1).sum() == 0
+    assert Predictor.from_model(model, tta=True)(image).semantic[15, 80] == 1
+    assert Predictor.from_model(model, tta=True)(image).semantic[15, 15] == 0
+
+
+def test_scales_reach_the_model_and_are_merged(make_model, painted):
+    class Scaled(type(make_model())):
+        seen = ()
+
+        def predict(self, images, scale=1.0):
+            self.seen += (scale,)
+            return super().predict([i if scale > 1 else np.full_like(i, 128) for i in images])
+
+    image = painted(60, 100, ("red", 5, 5, 25, 25))
+    model = Scaled(with_masks=True)
+    prediction = Predictor.from_model(model, scales=(0.5, 1, 2), tta=True)(image)
+    assert model.seen == (0.5, 0.5, 1.0, 1.0, 2.0, 2.0)
+    assert as_set(prediction) == {("red", 5, 5, 25, 25)}
+    assert len(prediction) == len(prediction.masks) == 1
 
 
 def test_boxes_are_clipped_to_the_image(make_model, painted):
@@ -200,6 +247,8 @@ def test_failed_models_are_named(make_model, painted):
         ({"overlap": 8}, "--tile"),
         ({"tile": 64, "overlap": 64}, "--overlap"),
         ({"max_pixels": 0}, "--max-pixels"),
+        ({"scales": ()}, "--scales"),
+        ({"scales": (1, 0)}, "--scales"),
     ],
 )
 def test_options_out_of_range(options, name):

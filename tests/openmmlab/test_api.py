@@ -199,3 +199,29 @@ def test_instance_masks(tmp_path):
     assert result["masks"].shape == (len(result["boxes"]), 40, 60)
     assert result["masks"].dtype == bool
     assert len(result["boxes"]) > 0
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_logits_make_the_map_and_scale_reaches_the_pipeline(tmp_path, binary):
+    pytest.importorskip("mmseg")
+    from visionattn.openmmlab import Backbone
+
+    text = SEGMENTOR.replace("CHANNELS", str(Backbone("dinat_pico").num_features[3]))
+    if binary:
+        text = text.replace("num_classes=3", "num_classes=2, out_channels=1, threshold=0.4")
+        text = text.replace('("sky", "road", "car"), palette=[[1, 2, 3], ', '("sky", "car"), palette=[')
+        text = text.replace('"CrossEntropyLoss"', '"CrossEntropyLoss", use_sigmoid=True')
+    config = tmp_path / "seg.py"
+    config.write_text(text)
+    save_untrained(config, tmp_path / "w.pth")
+    loaded = load_model(config, tmp_path / "w.pth")
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    sizes = []
+    loaded.model.backbone.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape[2:])))
+    for scale in (1.0, 2.0):
+        (result,) = loaded.predict([image], scale=scale, logits=True)
+        assert result["logits"].shape == (2 if binary else 3, 64, 96)
+        np.testing.assert_array_equal(result["logits"].argmax(0), result["semantic"])
+    assert max(sizes[1]) >= 2 * 64 > max(sizes[0][0], 64)
+    assert "logits" not in loaded.predict([image])[0]
+    assert len(loaded._pipelines) == 2

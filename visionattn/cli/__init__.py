@@ -10,12 +10,15 @@ import sys
 from collections.abc import Sequence
 
 from visionattn import __version__
-from visionattn.errors import VisionattnError
+from visionattn.errors import ConfigProblemsError, VisionattnError
 
 COMMANDS = {
     "train": "train a model from a config",
     "test": "measure a checkpoint on a config's test data",
     "infer": "run a trained model on images, folders, globs or videos",
+    "check": "list everything that is wrong with a config, without training",
+    "browse": "draw what the data pipeline of a config feeds the model",
+    "doctor": "show versions, devices, and which implementation of each operator runs here",
     "benchmark": "time the attention backends that can run here, or list the tiles of the Triton kernels",
     "simulate": "bound the speed-up of neighborhood attention, and find strides and tiles",
     "data": "make the sample data, or fetch a public dataset",
@@ -59,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
+        if isinstance(error, ConfigProblemsError):
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, VisionattnError):
             text = f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)"

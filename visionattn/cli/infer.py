@@ -40,7 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pixels that tiles share, at least as many as the largest object has (default: a quarter tile)",
     )
-    parser.add_argument("--tta", action="store_true", help="look at mirrored images too, and merge the boxes")
+    parser.add_argument("--tta", action="store_true", help="look at mirrored images too, and merge")
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="S",
+        help="look at images at these multiples of the usual size, and merge, such as 0.75 1 1.25 (default: 1)",
+    )
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="images at a time, if of one size (default: 8)"
     )
@@ -62,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     require("mmengine")  # before anything takes time
     from visionattn.inference.files import plan_files, predict_files
     from visionattn.inference.predictor import Options, Predictor, pick_device
+    from visionattn.openmmlab.config import load_config
+    from visionattn.openmmlab.config_checks import check_config
 
     options = Options(
         score_thr=args.score_thr,
@@ -69,15 +79,18 @@ def run(args: argparse.Namespace) -> int:
         tile=args.tile,
         overlap=args.overlap,
         tta=args.tta,
+        scales=tuple(args.scales),
         max_pixels=args.max_pixels,
     )
     device = pick_device(args.device)
     out = _out_folder(args)
     sources = find_inputs(args.inputs, exclude=out)
     config, checkpoint = _model_files(args)
+    loaded_config = load_config(config)
+    check_config(loaded_config, ())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OpenMMLab's, of its own deprecated names
-        predictor = Predictor(config, checkpoint, device, **vars(options))
+        predictor = Predictor(loaded_config, checkpoint, device, **vars(options))
     plan = plan_files(sources, out)
     about = {
         "config": str(config),

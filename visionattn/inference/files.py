@@ -7,6 +7,7 @@ In the results' folder:
 - ``predictions.json``: one record per input, under "images", with its boxes and masks as COCO results or,
   where it could not be read, the reason.
 - ``<name>.frames.json``: the same of each frame of a video.
+- ``report.html``: thumbnails of all overlays with what was found, one file that needs no other.
 """
 
 from collections import Counter
@@ -21,6 +22,7 @@ from visionattn import __version__
 from visionattn.errors import DataError
 from visionattn.inference.images import Source, read_image
 from visionattn.inference.predictor import Predictor
+from visionattn.inference.report import REPORT_FILE, Report
 from visionattn.inference.results import Prediction
 from visionattn.inference.writing import JsonRecords, output_names, write_png
 
@@ -107,9 +109,14 @@ def predict_files(
         "settings": asdict(predictor.options),
         "categories": [{"id": i, "name": n} for i, n in zip(ids, predictor.classes, strict=True)],
     }
-    with JsonRecords(plan.out / PREDICTIONS_FILE, head, "images") as records:
+    facts = {**about, "visionattn": __version__, **asdict(predictor.options)}
+    with (
+        JsonRecords(plan.out / PREDICTIONS_FILE, head, "images") as records,
+        Report(plan.out / REPORT_FILE, f"Predictions for {len(plan.sources)} inputs", facts) as report,
+    ):
         for record in run.records():
             records.add(record)
+            report.add(record, run.overlay, _found_lines(record, predictor.options.score_thr, run.counts))
     return run.summary
 
 
@@ -117,6 +124,8 @@ class _Run:
     def __init__(self, predictor: Predictor, plan: Plan, on_progress: Callable, on_error: Callable):
         self.predictor, self.plan, self.summary = predictor, plan, Summary()
         self.on_progress, self.on_error = on_progress, on_error
+        self.overlay: np.ndarray | None = None  # of the record given last
+        self.counts: Counter = Counter()  # of its boxes by class
 
     def records(self) -> Iterator[dict[str, Any]]:
         """One record per input, in order."""
@@ -147,11 +156,13 @@ class _Run:
         for index, image in batch:
             path, name = self.plan.sources[index].path, self.plan.names[index]
             record = {"image_id": index, "file": str(path)}
+            self.overlay, self.counts = None, Counter()
             if isinstance(image, DataError):
                 record["error"] = self._failed(path, image)
             else:
                 prediction = next(predictions)
-                write_png(self.plan.out / f"{name}.png", prediction.draw(image))
+                self.overlay, self.counts = prediction.draw(image), Counter(prediction.names)
+                write_png(self.plan.out / f"{name}.png", self.overlay)
                 record |= _size(prediction) | {"overlay": f"{name}.png"} | self._found(prediction, index)
                 if prediction.semantic is not None:
                     record["map"] = self._write_map(name, prediction)
@@ -198,6 +209,7 @@ class _Run:
         path, name = self.plan.sources[index].path, self.plan.names[index]
         record: dict[str, Any] = {"image_id": index, "file": str(path)}
         before, frames = self.summary.seconds, 0
+        self.overlay, self.counts = None, Counter()
         try:
             with VideoReader(path, self.predictor.options.max_pixels) as reader:
                 size = {"width": reader.width, "height": reader.height}
@@ -210,7 +222,10 @@ class _Run:
                 head = {"file": str(path), **size, "fps": reader.fps}
                 with writer, JsonRecords(self.plan.out / f"{name}.frames.json", head, "frames") as records:
                     for frame, prediction in enumerate(self.predictor.stream(reader)):
-                        writer.write(prediction.draw())
+                        drawn = prediction.draw()
+                        writer.write(drawn)
+                        if self.overlay is None:
+                            self.overlay = drawn
                         found = self._found(prediction, frame)
                         records.add({"frame": frame, "time": round(frame / reader.fps, 4), **found})
                         frames += 1
@@ -221,6 +236,20 @@ class _Run:
         except DataError as error:
             record["error"] = self._failed(path, error)
         return record | {"frames": frames, "seconds": round(self.summary.seconds - before, 5)}
+
+
+def _found_lines(record: dict[str, Any], score_thr: float, counts: Counter) -> list[str]:
+    """What the report says below a thumbnail."""
+    lines = []
+    if "detections" in record:
+        names = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        lines.append(names or f"nothing with a score of at least {score_thr:g}")
+    if "frames" in record:
+        lines.append(f"{record['frames']} frames, the first is shown")
+    shares = sorted(record.get("pixel_shares", {}).items(), key=lambda item: -item[1])
+    if shares:
+        lines.append(", ".join(f"{name} {share:.1%}" for name, share in shares))
+    return lines
 
 
 def _size(prediction: Prediction) -> dict[str, int]:

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from visionattn.errors import CheckpointError, ConfigError, VisionattnError
+from visionattn.inference.blending import LogitCanvas, mean_of_views
 from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
 from visionattn.inference.results import InstanceMasks, Prediction
-from visionattn.inference.tiling import flip_prediction, merge_by_nms, merge_tiles, tile_grid
+from visionattn.inference.tiling import Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
 
 __all__ = ["Options", "Predictor", "pick_device"]
 
@@ -54,6 +55,7 @@ class Options:
         overlap: pixels shared by neighboring tiles, a quarter of `tile` unless given. Objects larger than
             that may be found in pieces.
         tta: look at each picture mirrored too, and merge what is found.
+        scales: look at each picture at these multiples of the size that the model was tested at, and merge.
         max_pixels: image files with more pixels are refused.
 
     Raises:
@@ -65,6 +67,7 @@ class Options:
     tile: int | None = None
     overlap: int | None = None
     tta: bool = False
+    scales: tuple[float, ...] = (1.0,)
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
@@ -74,6 +77,9 @@ class Options:
             raise ConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.max_pixels < 1:
             raise ConfigError(f"--max-pixels must be at least 1, got {self.max_pixels}")
+        object.__setattr__(self, "scales", tuple(float(scale) for scale in self.scales))
+        if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
+            raise ConfigError(f"--scales must be one or more numbers in 0.1..10, got {list(self.scales)}")
         if self.tile is None:
             if self.overlap is not None:
                 raise ConfigError("--overlap is the overlap of tiles; give --tile too, or leave it out")
@@ -124,8 +130,12 @@ class Predictor:
         self.loaded, self.options = loaded, options
         self.classes, self.task = tuple(loaded.classes), loaded.task
         self.category_ids = _category_ids(loaded.cfg, self.classes)
-        if self.task in ("semantic", "panoptic") and (options.tile or options.tta):
-            raise ConfigError(f"--tile and --tta work on boxes, and this is a {self.task} model; leave them out")
+        self._views = [(scale, mirror) for scale in options.scales for mirror in ((False, True)[: 1 + options.tta])]
+        if self.task == "panoptic" and (options.tile or len(self._views) > 1):
+            raise ConfigError(
+                "--tile, --tta and several --scales merge boxes, masks or maps of classes, and cannot merge the "
+                "segments of a panoptic model; leave them out"
+            )
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
         """Predict on one picture, or on a list of them.
@@ -168,54 +178,84 @@ class Predictor:
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Predict on arrays in memory, BGR uint8 ``[H, W, 3]``, of any sizes."""
-        tile, overlap = self.options.tile, self.options.overlap
+        if self.task == "semantic" and (self.options.tile or len(self._views) > 1):
+            return [self._blended(image) for image in images]
         results: list[Prediction | None] = [None] * len(images)
         whole = []
         for index, image in enumerate(images):
-            height, width = image.shape[:2]
-            if tile is None or max(height, width) <= tile:
+            tiles = self._tiles(image)
+            if len(tiles) == 1:
                 whole.append(index)
                 continue
-            tiles = tile_grid(height, width, tile, overlap)
-            found = self._views([image[y0:y1, x0:x1] for x0, y0, x1, y1 in tiles])
-            results[index] = merge_tiles(found, tiles, (height, width))
-        for index, prediction in zip(whole, self._views([images[i] for i in whole]), strict=True):
+            found = self._merged([image[y0:y1, x0:x1] for x0, y0, x1, y1 in tiles])
+            results[index] = merge_tiles(found, tiles, image.shape[:2])
+        for index, prediction in zip(whole, self._merged([images[i] for i in whole]), strict=True):
             results[index] = prediction
         return results
 
-    def _views(self, images: list[np.ndarray]) -> list[Prediction]:
-        found = self._batches(images)
-        if not self.options.tta:
-            return found
-        mirrored = self._batches([np.ascontiguousarray(image[:, ::-1]) for image in images])
-        return [merge_by_nms([a, flip_prediction(b)]) for a, b in zip(found, mirrored, strict=True)]
+    def _tiles(self, image: np.ndarray) -> list[Tile]:
+        height, width = image.shape[:2]
+        if self.options.tile is None:
+            return [(0, 0, width, height)]
+        return tile_grid(height, width, self.options.tile, self.options.overlap)
 
-    def _batches(self, images: list[np.ndarray]) -> list[Prediction]:
+    def _merged(self, images: list[np.ndarray]) -> list[Prediction]:
+        """Boxes and masks of each image from all views."""
+        views = []
+        for scale, mirror in self._views:
+            outputs = self._batches([image[:, ::-1] for image in images] if mirror else images, scale)
+            found = [self._prediction(o, i.shape[:2], s) for (o, s), i in zip(outputs, images, strict=True)]
+            views.append([flip_prediction(p) for p in found] if mirror else found)
+        if len(views) == 1:
+            return views[0]
+        return [merge_by_nms(list(found)) for found in zip(*views, strict=True)]
+
+    def _blended(self, image: np.ndarray) -> Prediction:
+        """The map of classes of one image from all tiles and views."""
+        size, tiles, seconds = image.shape[:2], self._tiles(image), []
+
+        def views() -> Iterator[np.ndarray]:
+            for scale, mirror in self._views:
+                canvas = LogitCanvas(size, self.options.overlap or 0)
+                for start in range(0, len(tiles), self.options.batch_size):
+                    batch = tiles[start : start + self.options.batch_size]
+                    parts = [image[y0:y1, x0:x1] for x0, y0, x1, y1 in batch]
+                    parts = [part[:, ::-1] for part in parts] if mirror else parts
+                    for tile, (output, spent) in zip(batch, self._batches(parts, scale, logits=True), strict=True):
+                        canvas.add(tile, output["logits"][:, :, ::-1] if mirror else output["logits"])
+                        seconds.append(spent)
+                yield canvas.result()
+
+        return self._prediction({"semantic": mean_of_views(views())}, size, sum(seconds))
+
+    def _batches(
+        self, images: list[np.ndarray], scale: float = 1.0, logits: bool = False
+    ) -> list[tuple[dict[str, Any], float]]:
+        """What the model says of each image, and its seconds; only images of one size share a batch."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             by_shape.setdefault(image.shape, []).append(index)
-        results: list[Prediction | None] = [None] * len(images)
+        results: list[Any] = [None] * len(images)
         for indices in by_shape.values():
             for start in range(0, len(indices), self.options.batch_size):
                 batch = indices[start : start + self.options.batch_size]
-                for index, prediction in zip(batch, self._forward([images[i] for i in batch]), strict=True):
-                    results[index] = prediction
+                outputs, seconds = self._forward([images[i] for i in batch], scale, logits)
+                for index, output in zip(batch, outputs, strict=True):
+                    results[index] = (output, seconds / len(batch))
         return results
 
-    def _forward(self, batch: list[np.ndarray]) -> list[Prediction]:
+    def _forward(self, batch: list[np.ndarray], scale: float, logits: bool) -> tuple[list[dict[str, Any]], float]:
         start = time.perf_counter()
+        options = ({"scale": scale} if scale != 1 else {}) | ({"logits": True} if logits else {})
         try:
-            outputs = self.loaded.predict([np.ascontiguousarray(image) for image in batch])
+            outputs = self.loaded.predict([np.ascontiguousarray(image) for image in batch], **options)
         except torch.OutOfMemoryError as error:
             height, width = batch[0].shape[:2]
             raise VisionattnError(
                 f"the GPU's memory does not hold {len(batch)} pictures of {width}x{height}; use a smaller "
                 "--batch-size, --tile for large images, or --device cpu"
             ) from error
-        seconds = (time.perf_counter() - start) / len(batch)
-        return [
-            self._prediction(output, image.shape[:2], seconds) for output, image in zip(outputs, batch, strict=True)
-        ]
+        return outputs, time.perf_counter() - start
 
     def _prediction(self, output: dict[str, Any], size: tuple[int, int], seconds: float) -> Prediction:
         common = {"classes": self.classes, "category_ids": self.category_ids, "seconds": seconds}

@@ -1,5 +1,6 @@
 """What a model says of one image, as a typed record that draws itself and turns into COCO's format."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.errors import require
+from visionattn.errors import MissingDependencyError, require
 
-__all__ = ["InstanceMasks", "Prediction"]
+__all__ = ["InstanceMasks", "Panoptic", "Prediction"]
 
 
 class InstanceMasks:
@@ -96,6 +97,21 @@ class InstanceMasks:
 
 
 @dataclass(frozen=True)
+class Panoptic:
+    """A panoptic map: each pixel belongs to one segment or none.
+
+    Attributes:
+        segments: int32 ``[H, W]``, the number of the segment at each pixel, 0 where there is none.
+        labels: int64 ``[N]``, class of segments 1 to N.
+        scores: float32 ``[N]``.
+    """
+
+    segments: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a model says of one image.
 
@@ -150,6 +166,16 @@ class Prediction:
     def names(self) -> list[str]:
         """The class name of each box."""
         return [self.classes[label] for label in self.labels]
+
+    @property
+    def panoptic(self) -> Panoptic | None:
+        """The segments of a panoptic model, or None from other models."""
+        if self.semantic is None or self.masks is None:
+            return None
+        segments = np.zeros(self.image_size, np.int32)
+        for index, (crop, (x, y)) in enumerate(zip(self.masks.crops, self.masks.corners, strict=True)):
+            segments[y : y + crop.shape[0], x : x + crop.shape[1]][crop] = index + 1
+        return Panoptic(segments, self.labels, self.scores)
 
     def select(self, keep: np.ndarray) -> "Prediction":
         """Only the boxes (and masks) at the given indices, in their order, or where a bool array is true."""
@@ -211,3 +237,23 @@ class Prediction:
                 result["segmentation"] = codes[index]
             results.append(result)
         return results
+
+    def to_supervision(self) -> Any:
+        """The boxes and masks as ``supervision.Detections``, class names in ``data["class_name"]``.
+
+        Raises:
+            MissingDependencyError: the library supervision is not installed.
+        """
+        try:
+            supervision = importlib.import_module("supervision")
+        except ModuleNotFoundError as error:
+            if error.name != "supervision":
+                raise
+            raise MissingDependencyError("supervision is not installed; run: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes,
+            mask=None if self.masks is None else np.asarray(self.masks),
+            confidence=self.scores,
+            class_id=self.labels,
+            data={"class_name": np.array(self.names, dtype=str)},
+        )

@@ -22,7 +22,7 @@ from visionattn.openmmlab.build import building, quiet
 from visionattn.openmmlab.config import load_config
 from visionattn.openmmlab.custom_data import palette as make_palette
 
-__all__ = ["LoadedModel", "find_run", "load_model"]
+__all__ = ["LoadedModel", "drop_initialisation", "find_run", "load_model"]
 
 
 @dataclass
@@ -46,14 +46,19 @@ class LoadedModel:
     palette: list[tuple[int, int, int]]
     device: torch.device
     meta: dict[str, Any] = field(default_factory=dict)
-    _pipeline: Any = None
+    _pipelines: dict[float, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
-    def predict(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    def predict(
+        self, images: Sequence[np.ndarray], *, scale: float = 1.0, logits: bool = False
+    ) -> list[dict[str, Any]]:
         """Run the config's test pipeline and the model on images, in one batch.
 
         Args:
             images: ``[H, W, 3]`` uint8 arrays in BGR order, of any sizes.
+            scale: makes the size that the pipeline resizes to larger or smaller; results stay in the images' pixels.
+            logits: also give ``logits``, float32 ``[C, H, W]``, of a model that classifies pixels; two channels
+                where it has one for two classes.
 
         Returns:
             One dict for each image, in its own pixels: ``boxes`` ``[N, 4]`` float32 (left, top, right, bottom),
@@ -65,12 +70,16 @@ class LoadedModel:
         if not images:
             return []
         start = time.perf_counter()
-        samples = [self._pipeline({"img": image, "img_id": i}) for i, image in enumerate(images)]
+        pipeline = self._pipeline(scale)
+        samples = [pipeline({"img": image, "img_id": i}) for i, image in enumerate(images)]
         prepared = time.perf_counter()
         outputs = self.model.test_step(pseudo_collate(samples))
         results = [self._result(output, image.shape[:2]) for output, image in zip(outputs, images, strict=True)]
         end = time.perf_counter()
         count = len(images)
+        if logits:
+            for result, output in zip(results, outputs, strict=True):
+                result["logits"] = self._logits(output)
         for result in results:
             result["timing"] = {
                 "preprocess": (prepared - start) / count,
@@ -78,6 +87,22 @@ class LoadedModel:
                 "total": (end - start) / count,
             }
         return results
+
+    def _pipeline(self, scale: float) -> Any:
+        if scale not in self._pipelines:
+            with DefaultScope.overwrite_default_scope(self.cfg.get("default_scope", "mmengine")):
+                self._pipelines[scale] = _array_pipeline(self.cfg, self.cfg.filename or "the config", scale)
+        return self._pipelines[scale]
+
+    def _logits(self, output: Any) -> np.ndarray:
+        if "seg_logits" not in output:
+            raise ConfigError(f"a {self.task} model gives no logits of pixels; use it without tiles and --tta")
+        values = output.seg_logits.data.float()
+        if values.shape[0] == 1:  # mmseg gives the sigmoid, and compares it with the head's threshold
+            threshold = torch.logit(torch.tensor(float(self.model.decode_head.threshold)))
+            values = torch.logit(values, eps=1e-6)
+            values = torch.cat([torch.full_like(values, float(threshold)), values])
+        return _array(values, np.float32)
 
     def _result(self, output: Any, size: tuple[int, int]) -> dict[str, Any]:
         result: dict[str, Any] = {
@@ -147,10 +172,10 @@ def load_model(
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device}: PyTorch sees no CUDA device here; use cpu")
-    _drop_initialisation(cfg["model"])
+    drop_initialisation(cfg["model"])
     with quiet(), building(name), DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
         model = revert_sync_batchnorm(MODELS.build(cfg["model"]))
-        pipeline = _array_pipeline(cfg, name)
+        pipeline = _array_pipeline(cfg, name, 1.0)
     checkpoints.fit(model, loaded, checkpoint)
     meta = loaded.get("meta") if isinstance(loaded.get("meta"), Mapping) else {}
     classes, colours = _classes(cfg, meta)
@@ -162,24 +187,24 @@ def load_model(
         palette=colours,
         device=device,
         meta={k: meta[k] for k in ("iter", "epoch", "seed", "config_name") if k in meta},
-        _pipeline=pipeline,
+        _pipelines={1.0: pipeline},
     )
 
 
-def _drop_initialisation(part: Any) -> None:
+def drop_initialisation(part: Any) -> None:
     """All weights come from the checkpoint, so no part needs to fetch others first."""
     if isinstance(part, dict):
         part.pop("init_cfg", None)
         if "pretrained" in part:
             part["pretrained"] = None
         for value in part.values():
-            _drop_initialisation(value)
+            drop_initialisation(value)
     elif isinstance(part, (list, tuple)):
         for value in part:
-            _drop_initialisation(value)
+            drop_initialisation(value)
 
 
-def _array_pipeline(cfg: Config, name: str) -> Any:
+def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:
     """The test pipeline of a config, taking arrays in place of files and needing no annotations."""
     from mmcv.transforms import Compose
 
@@ -192,15 +217,28 @@ def _array_pipeline(cfg: Config, name: str) -> Any:
     if not steps:
         raise ConfigError(f"{name}: has no test pipeline; it needs test_dataloader.dataset.pipeline")
     scope = cfg.get("default_scope", "mmdet")
+    resized = any(str(step["type"]).rsplit(".", 1)[-1] == "Resize" for step in steps)
     result = []
     for step in deepcopy(list(steps)):
         kind = str(step["type"]).rsplit(".", 1)[-1]
         if kind == "LoadImageFromFile":
             array_loader = f"{'mmseg' if scope == 'mmseg' else 'mmdet'}.LoadImageFromNDArray"
             result.append({"type": array_loader})
+            if scale != 1 and not resized:
+                result.append({"type": "Resize", "scale_factor": scale, "keep_ratio": True})
+        elif kind == "Resize" and scale != 1:
+            key = "scale" if step.get("scale") else "scale_factor"
+            step[key] = _scaled(step[key], scale)
+            result.append(step)
         elif kind not in ("LoadAnnotations", "LoadPanopticAnnotations"):
             result.append(step)
     return Compose([TRANSFORMS.build(step) for step in result])
+
+
+def _scaled(size: Any, scale: float) -> Any:
+    if isinstance(size, (list, tuple)):
+        return tuple(_scaled(value, scale) for value in size)
+    return max(1, round(size * scale)) if isinstance(size, int) else size * scale
 
 
 def _classes(cfg: Config, meta: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[int, int, int]]]:

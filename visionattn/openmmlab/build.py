@@ -13,7 +13,7 @@ from mmengine.registry import Registry
 from visionattn.errors import ConfigError, VisionattnError
 from visionattn.openmmlab.options import accepted_arguments, close_matches, find_class
 
-__all__ = ["building", "quiet"]
+__all__ = ["building", "quiet", "registered_names"]
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def building(name: str) -> Iterator[None]:
         text = str(error.args[0]) if error.args else ""
         unknown = re.match(r"(\S+) is not in the (\w+)::([\w ]+) registry", text)
         if unknown:
-            known = _names(unknown[3])
+            known = registered_names(unknown[3])
             if unknown[1] in known:
                 raise ConfigError(
                     f"{name}: type={unknown[1]!r} is of another package; set default_scope = 'mmdet' (or 'mmseg')"
@@ -39,7 +39,7 @@ def building(name: str) -> Iterator[None]:
             raise ConfigError(f"{name}: type={unknown[1]!r} is not known{close_matches(unknown[1], known)}") from error
         if failed := re.match(r"Failed to get (\S+)", text):
             raise ConfigError(
-                f"{name}: type={failed[1]!r} is not known{close_matches(failed[1], _names(None))}"
+                f"{name}: type={failed[1]!r} is not known{close_matches(failed[1], registered_names(None))}"
             ) from error
         if isinstance(error, RuntimeError):
             raise
@@ -62,7 +62,7 @@ def _argument(text: str) -> str:
     return text
 
 
-def _names(kind: str | None) -> set[str]:
+def registered_names(kind: str | None) -> set[str]:
     """Names registered under registries of a kind (``model``, ``hook``, ...), or under all."""
     names: set[str] = set()
 

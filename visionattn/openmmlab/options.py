@@ -113,8 +113,13 @@ def accepted_arguments(cls: Any) -> set[str] | None:
             continue
         names |= _parameters(base.__init__)
         if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(base.__init__).parameters.values()):
-            return names
-    return None
+            break
+    else:
+        return None
+    if any(len([b for b in base.__bases__ if hasattr(b, "forward")]) > 1 for base in cls.__mro__):
+        for base in cls.__mro__:  # with two parents, which one takes the rest is up to the class
+            names |= _parameters(base.__init__) if base is not object and "__init__" in vars(base) else set()
+    return names
 
 
 def check_key(config: Config | None, around: Any, path: list[str], key: str) -> None:

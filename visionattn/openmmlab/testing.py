@@ -21,6 +21,7 @@ from visionattn.errors import ConfigError, require
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.build import building, quiet
 from visionattn.openmmlab.checkpoint import write_text
+from visionattn.openmmlab.config_checks import check_config
 from visionattn.openmmlab.curve import short_names
 from visionattn.openmmlab.data_checks import check_data
 from visionattn.openmmlab.progress import to_log
@@ -70,6 +71,7 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
     for key in ("test_dataloader", "test_evaluator"):
         if not config.get(key):
             raise ConfigError(f"{name}: has no `{key}`, which testing needs")
+    check_config(config, ("test",), name)
     loaded = checkpoints.read(checkpoint)
     check_data(config, ("test",))
     folder = Path(out)

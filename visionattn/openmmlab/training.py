@@ -16,6 +16,7 @@ from mmengine.dist import is_main_process
 from visionattn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.build import building, quiet
+from visionattn.openmmlab.config_checks import check_config
 from visionattn.openmmlab.curve import METRICS_FILE, cut_records, draw_curve, read_records
 from visionattn.openmmlab.data_checks import check_data
 from visionattn.openmmlab.hooks import stop_signals
@@ -82,6 +83,8 @@ def train(
     console = screen()
     name = Path(config.filename).name if config.filename else "config"
     _check_trainable(config, name)
+    if int(os.environ.get("RANK", 0)) == 0:
+        check_config(config, name=name)
     folder = Path(work_dir or config.get("work_dir") or Path("work_dirs") / Path(name).stem)
     config.work_dir = str(folder)
     source = _resume_source(folder, resume, console)

@@ -1,0 +1,48 @@
+"""``visionattn browse``: the pictures show the annotations where the pipeline put them."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mmdet")
+
+from visionattn.cli import main
+
+HELPERS = Path(__file__).resolve().parents[1] / "openmmlab" / "conftest.py"
+
+
+@pytest.fixture
+def config(tmp_path):
+    spec = importlib.util.spec_from_file_location("openmmlab_helpers", HELPERS)
+    helpers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(helpers)
+    helpers.make_coco(tmp_path / "data")
+    return helpers.write_config(tmp_path / "tiny.py", tmp_path / "data")
+
+
+def test_pictures(config, tmp_path, capsys):
+    import cv2
+
+    assert main(["browse", str(config), "--out", str(tmp_path / "o"), "--number", "3"]) == 0
+    assert "3 pictures" in capsys.readouterr().out
+    files = sorted((tmp_path / "o").iterdir())
+    assert [f.name[:4] for f in files] == ["000_", "001_", "002_"]
+    assert cv2.imread(str(files[0])).shape == (64, 64, 3)
+
+
+def test_boxes_follow_the_pipeline(config):
+    from visionattn.openmmlab.config import load_config
+    from visionattn.openmmlab.samples import read_samples
+
+    for sample in read_samples(load_config(config), "val", 4):
+        assert sample.classes == ("red", "blue")
+        for box, label in zip(sample.boxes.astype(int), sample.labels, strict=True):
+            inside = sample.image[box[1] : box[3], box[0] : box[2]].reshape(-1, 3)
+            assert np.median(inside, axis=0).argmax() == (2 if label == 0 else 0), "BGR: red is last"
+
+
+def test_wrong_number(config, capsys):
+    assert main(["browse", str(config), "--number", "0"]) == 1
+    assert "--number 0" in capsys.readouterr().err

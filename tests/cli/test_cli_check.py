@@ -1,0 +1,41 @@
+"""``visionattn check`` as a person uses it."""
+
+import pytest
+
+pytest.importorskip("mmdet")
+
+from visionattn.cli import main
+
+CONFIG = "configs/detection/atss/atss_dinat-pico_fpn_bccd.py"
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def test_sound_config(capsys):
+    assert main(["check", CONFIG, "--model-only"]) == 0
+    assert "nothing wrong was found" in capsys.readouterr().out
+
+
+def test_every_problem_on_its_line(capsys):
+    options = ["model.neck.in_channels=[64,128,250]", "model.bbox_head.in_channels=32", "model.neck.type=FNP"]
+    assert main(["check", CONFIG, "--model-only", "--cfg-options", *options]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: atss_dinat-pico_fpn_bccd.py: 2 problems"
+    assert "model.neck.type='FNP'" in lines[1]
+    assert "[64, 128, 256]" in lines[2]
+
+
+def test_what_only_building_shows(capsys):
+    option = "model.bbox_head.anchor_generator.strides=[8,16]"
+    assert main(["check", CONFIG, "--model-only", "--cfg-options", option, "model.neck.num_outs=1"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert CONFIG in err
+
+
+def test_data_that_is_not_there(capsys):
+    assert main(["check", CONFIG, "--cfg-options", "custom_data.root=/no/such"]) == 1
+    assert "custom_data.root: /no/such is not a folder" in capsys.readouterr().err
