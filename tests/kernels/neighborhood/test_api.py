@@ -15,7 +15,6 @@ def only_tiles(monkeypatch):
     monkeypatch.setattr(torch_dense, "choose", lambda *problem: None)
 
 
-
 @pytest.mark.parametrize("block", range(20))
 def test_random_sweep_float64(block, poisoned_memory, only_tiles):
     for seed in range(block * 25, block * 25 + 25):
