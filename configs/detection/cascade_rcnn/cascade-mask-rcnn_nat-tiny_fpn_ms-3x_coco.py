@@ -1,0 +1,10 @@
+_base_ = [
+    "../../_base_/models/cascade-mask-rcnn_fpn.py",
+    "../../_base_/datasets/coco_instance_ms.py",
+    "../../_base_/schedules/adamw_3x.py",
+    "../../_base_/epoch_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="nat_tiny.in1k", drop_path_rate=0.3),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

@@ -1,0 +1,10 @@
+_base_ = [
+    "../../_base_/models/mask-rcnn_fpn.py",
+    "../../_base_/datasets/coco_instance.py",
+    "../../_base_/schedules/adamw_1x.py",
+    "../../_base_/epoch_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="biformer_base.in1k", drop_path_rate=0.3, num_regions=16, out_norm=True, norm_eval=True),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

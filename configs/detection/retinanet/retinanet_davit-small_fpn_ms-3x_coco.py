@@ -1,0 +1,12 @@
+# The authors published only the tiny config; the drop path rate of this size is theirs for tiny.
+_base_ = [
+    "../../_base_/models/retinanet_fpn.py",
+    "../../_base_/datasets/coco_detection_ms.py",
+    "../../_base_/schedules/adamw_3x.py",
+    "../../_base_/epoch_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="davit_small.msft_in1k", drop_path_rate=0.2),
+    neck=dict(in_channels=[192, 384, 768]),
+)
+optim_wrapper = dict(paramwise_cfg=None)  # published: everything is decayed

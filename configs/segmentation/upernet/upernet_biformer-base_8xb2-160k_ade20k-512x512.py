@@ -1,0 +1,11 @@
+_base_ = [
+    "../../_base_/models/upernet.py",
+    "../../_base_/datasets/ade20k_512.py",
+    "../../_base_/schedules/adamw_160k.py",
+    "../../_base_/seg_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="biformer_base.in1k", drop_path_rate=0.4, num_regions=8, out_norm=True),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)

@@ -1,0 +1,112 @@
+"""Write configs/README.md: every config with its backbone, head, dataset and published score.
+
+python docs/generate_configs.py [--check]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from visionattn.openmmlab.config import load_config
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs"
+TARGET = FOLDER / "README.md"
+NAT = "[2204.07143](https://arxiv.org/abs/2204.07143)"
+DINAT = "[2209.15001](https://arxiv.org/abs/2209.15001)"
+BIFORMER = "[2303.08810](https://arxiv.org/abs/2303.08810)"
+DAVIT = "[2204.03645](https://arxiv.org/abs/2204.03645)"
+SOURCES = {"nat": NAT, "dinat": DINAT, "biformer": BIFORMER, "davit": DAVIT}
+
+# Box and mask AP, box AP, or mIoU of one scale, as published, by the start of the file name and what follows it.
+PUBLISHED = {
+    ("mask-rcnn", "ms-3x"): "nat-mini 46.5/41.7, nat-tiny 47.7/42.6, nat-small 48.4/43.2, dinat-mini 47.2/42.5, "
+    "dinat-tiny 48.6/43.5, dinat-small 49.3/44.0, dinat-s-tiny 46.6/42.1, dinat-s-small 48.6/43.5, "
+    "davit-tiny 47.4/42.9, davit-small 49.5/44.3, davit-base 49.9/44.6",
+    ("mask-rcnn", "ms-1x"): "davit-tiny 45.0/41.1, davit-small 47.7/42.9, davit-base 48.2/43.3",
+    ("mask-rcnn", "1x"): "biformer-small 47.8/43.2, biformer-base 48.6/43.7",
+    ("cascade-mask-rcnn", "ms-3x"): "nat-mini 50.3/43.6, nat-tiny 51.4/44.5, nat-small 52.0/44.9, nat-base 52.3/45.1, "
+    "dinat-mini 51.2/44.4, dinat-tiny 52.2/45.1, dinat-small 52.9/45.8, dinat-base 53.4/46.2, dinat-large 55.3/47.8, "
+    "dinat-s-tiny 51.0/44.1, dinat-s-small 52.3/45.2, dinat-s-base 52.6/45.3, dinat-s-large 54.8/47.2",
+    ("retinanet", "1x"): "biformer-small 45.9, biformer-base 47.1",
+    ("retinanet", "ms-1x"): "davit-tiny 44.0, davit-small 46.0, davit-base 46.7",
+    ("retinanet", "ms-3x"): "davit-tiny 46.5, davit-small 48.2, davit-base 48.7",
+    ("semantic-fpn", "80k"): "biformer-small 48.9, biformer-base 49.9",
+    (
+        "upernet",
+        "160k",
+    ): "nat-mini 45.1, nat-tiny 47.1, nat-small 48.0, nat-base 48.5, dinat-mini 45.8, dinat-tiny 47.8, "
+    "dinat-small 48.9, dinat-base 49.6, dinat-large 54.0, dinat-s-tiny 46.0, dinat-s-small 48.6, dinat-s-base 49.4, "
+    "dinat-s-large 53.4, biformer-small 49.8, biformer-base 51.0, davit-tiny 46.3, davit-small 48.8, davit-base 49.4",
+}
+
+# What this package's own runs gave, with where it is told.
+TRAINED = {
+    "atss_dinat-pico_fpn_bccd": "AP 0.556 ([README](../README.md))",
+    "atss_dinat-pico_fpn_digits": "AP 0.450 ([README](../README.md))",
+}
+
+HEADER = """# Configs
+
+Written by `docs/generate_configs.py`; change that, not this.
+
+- **Published** is the authors' figure, not measured here: box AP / mask AP or box AP on COCO val2017, mIoU of one scale
+  on ADE20K validation. These configs follow their schedules in batch size, optimizer, learning rate and stochastic
+  depth; the authors trained in mixed precision in part, which is `--amp` here.
+- **Ours** is what a run of this config gave here; a dash means that nobody has trained it with this package.
+- The published schedules start from ImageNet weights, which `pretrained=True` fetches. Train from random weights with
+  `--cfg-options model.backbone.pretrained=False`.
+- The batch sizes are for 8 devices. `visionattn data coco` and `visionattn data ade20k` say what lies where in `data/`.
+- Norms and tables of position bias are not decayed, save where the authors decayed everything. None of these schedules
+  uses a layer-wise decay of the learning rate.
+
+"""
+
+
+def published(stem: str) -> tuple[str, str]:
+    """The score of a config and its source, or dashes."""
+    head, backbone = stem.split("_")[:2]
+    for (name, schedule), scores in PUBLISHED.items():
+        parts = [part.split("-", 1)[-1] if part.startswith("8x") else part for part in stem.split("_")]
+        if name == head and schedule in parts:
+            found = dict(entry.strip().split(" ") for entry in scores.split(","))
+            if backbone in found:
+                return found[backbone], SOURCES[backbone.split("-")[0]]
+    return "–", "–"
+
+
+def row(path: Path) -> str:
+    model = load_config(path, resolve_data=False).model
+    stem = path.stem
+    score, source = published(stem)
+    head = {"EncoderDecoder": model.get("decode_head", {}).get("type")}.get(model.type, model.type)
+    dataset = next(
+        (name for key, name in {"ade20k": "ADE20K", "bccd": "BCCD", "digits": "digits", "custom": "your own"}.items()
+         if key in stem), "COCO",
+    )  # fmt: skip
+    link = f"[{stem}]({path.relative_to(FOLDER).as_posix()})"
+    cells = (link, f"`{model.backbone.model_name}`", head, dataset, score, source, TRAINED.get(stem, "–"))
+    return f"| {' | '.join(cells)} |"
+
+
+def render() -> str:
+    files = sorted(p for p in FOLDER.rglob("*.py") if "_base_" not in p.parts)
+    lines = ["| config | backbone | head | dataset | published | source | ours |", "|---|---|---|---|---|---|---|"]
+    return HEADER + "\n".join([*lines, *map(row, files)]) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only say whether the file is up to date")
+    text = render()
+    if parser.parse_args().check:
+        current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
+        if current != text:
+            print(f"{TARGET} is out of date; run: python docs/generate_configs.py", file=sys.stderr)
+        return int(current != text)
+    TARGET.write_text(text, encoding="utf-8")
+    print(f"wrote {TARGET}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
