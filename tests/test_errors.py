@@ -1,8 +1,10 @@
 """`require`: what is missing is named with the command that brings it; other failures stay what they are."""
 
+import pickle
+
 import pytest
 
-from visionattn.errors import MissingDependencyError, VisionattnError, require
+from visionattn.errors import ConfigProblemsError, MissingDependencyError, VisionattnError, require
 
 
 def test_present_module():
@@ -32,3 +34,10 @@ def test_missing_system_library_names_the_package(tmp_path, monkeypatch):
     write(tmp_path, monkeypatch, "raise ImportError('libGL.so.1: cannot open shared object file')")
     with pytest.raises(MissingDependencyError, match="apt-get install libgl1"):
         require("half_there")
+
+
+def test_several_problems_travel_between_processes():
+    error = ConfigProblemsError("a.py", ["model: x", "train_cfg: y"])
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.problems) == (str(error), error.problems)
+    assert str(error).splitlines()[1:] == ["  model: x", "  train_cfg: y"]

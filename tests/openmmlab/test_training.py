@@ -262,6 +262,19 @@ def test_two_processes_agree(tmp_path, coco_dir, make_config):
     weights(tmp_path / "run" / "iter_2.pth")
 
 
+def test_an_error_of_two_processes_is_the_one_they_raised(tmp_path, coco_dir, make_config):
+    from visionattn.errors import ConfigProblemsError
+    from visionattn.openmmlab.launch import launch
+
+    config = make_config(tmp_path / "tiny.py", coco_dir)
+    config.write_text(
+        config.read_text() + '\nmodel["backbone"]["model_name"] = "resnet10x"\ntrain_cfg["type"] = "IterLoop"\n'
+    )
+    with pytest.raises(ConfigProblemsError) as caught:
+        launch({"config": str(config), "work_dir": str(tmp_path / "run")}, devices=2)
+    assert len(caught.value.problems) == 2
+
+
 def test_amp_needs_cuda(tmp_path, config_file):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")

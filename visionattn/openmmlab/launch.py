@@ -94,8 +94,7 @@ def _outcome(outcome: tuple[str, Any] | None, workers: list[Any]) -> TrainResult
     if kind == "stopped":
         raise Interrupted(*value)
     if kind == "error":
-        name, text = value
-        raise getattr(errors, name, TrainingError)(text)
+        raise value
     codes = [w.exitcode for w in workers]
     raise TrainingError(f"a training process ended without a word (exit codes {codes}); run with --devices 1 to see")
 
@@ -119,10 +118,11 @@ def _worker(rank: int, count: int, port: int, options: dict[str, Any], results: 
     except KeyboardInterrupt:
         pass
     except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        known = error
         if not isinstance(error, errors.VisionattnError):
-            text = f"unexpected {type(error).__name__} on process {rank}: {text}"
-        results.put(("error", (type(error).__name__, text)))
+            text = " ".join(str(error).split()) or type(error).__name__
+            known = TrainingError(f"unexpected {type(error).__name__} on process {rank}: {text}")
+        results.put(("error", known))
         raise SystemExit(1) from error
     finally:
         if torch.distributed.is_initialized():
