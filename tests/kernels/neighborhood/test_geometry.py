@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from visionattn.kernels.neighborhood.geometry import axis_groups, axis_tiles, axis_windows
-from visionattn.kernels.neighborhood.tiles import choose_bands, choose_tile
+from visionattn.kernels.neighborhood.tiles import choose_tile, dense_is_better
 
 
 def test_groups_hold_every_position_once():
@@ -59,9 +59,8 @@ def test_cost_rule():
 
 def test_only_small_maps_are_dense():
     rest = ((7, 7), (1, 1), (False, False))
-    assert choose_bands((7, 7), *rest, 1, 16, 32, False) == 1
-    assert choose_bands((10, 10), *rest, 1, 2, 32, False) == 2
-    assert choose_bands((11, 11), *rest, 1, 2, 32, False) < 2  # two bands of one length need an even axis
-    assert choose_bands((10, 10), *rest, 2, 2, 32, False) < 2  # and one image
-    assert choose_bands((14, 14), *rest, 8, 2, 32, False) == 0
-    assert choose_bands((56, 56), *rest, 1, 2, 32, False) == 0
+    assert dense_is_better((7, 7), *rest, 1, 16, 32, False)
+    assert dense_is_better((14, 14), *rest, 1, 2, 32, False)
+    assert not dense_is_better((14, 14), *rest, 8, 2, 32, False)
+    assert not dense_is_better((56, 56), *rest, 1, 2, 32, False)
+    assert not dense_is_better((7, 7), *rest, 0, 2, 32, False)

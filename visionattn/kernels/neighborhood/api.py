@@ -1,5 +1,6 @@
 """`na1d`, `na2d`, `na3d`: neighborhood attention on 1-D, 2-D and 3-D maps."""
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -55,10 +56,6 @@ class _Spec(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-
-
-def _spec(x: Tensor | None) -> _Spec | None:
-    return None if x is None else _Spec(x.shape, x.dtype, x.device)
 
 
 def _per_axis(name: str, value, rank: int, kind: type) -> tuple:
@@ -144,17 +141,37 @@ def _check_additional(keys: _Spec | None, values: _Spec | None, query: _Spec, ke
             )
 
 
-def _check(rank: int, problem: tuple, query: _Spec, key: _Spec, value: _Spec, rpb, extra_k, extra_v) -> None:
-    kernel_size, stride, dilation, is_causal = problem
+class _Call(NamedTuple):
+    """What a call comes to, once its arguments are checked."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+    scale: float
+    backend: str
+
+
+def _resolve(rank: int, kernel_size, stride, dilation, is_causal, scale, backend, default, *specs) -> _Call:
+    query, key, value, rpb, extra_k, extra_v = (None if x is None else _Spec(*x) for x in specs)
+    kernel_size = _per_axis("kernel_size", kernel_size, rank, int)
+    stride = _per_axis("stride", stride, rank, int)
+    dilation = _per_axis("dilation", dilation, rank, int)
+    is_causal = _per_axis("is_causal", is_causal, rank, bool)
     _check_tensors(query, key, value, rank)
     _check_geometry(query.shape[1 : 1 + rank], kernel_size, stride, dilation)
     if rpb is not None:
         _check_bias(rpb, query, kernel_size, is_causal)
     if extra_k is not None or extra_v is not None:
         _check_additional(extra_k, extra_v, query, key, value)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    width = max(query.shape[-1], value.shape[-1])
+    chosen = backends.select(f"na{rank}d", query.device, query.dtype, backend or default, head_dim=width)
+    return _Call(kernel_size, stride, dilation, is_causal, scale, chosen)
 
 
-_check_once = lru_cache(maxsize=512)(_check)  # an error is not cached, and so is raised each time
+# A small map takes a tenth of a millisecond, so equal calls are checked once. An error is not kept: it comes each time.
+_resolve_once = lru_cache(maxsize=512, typed=True)(_resolve)
 
 
 def _join_additional(
@@ -198,28 +215,26 @@ def _attention(
                 return_lse,
                 backend,
             )
-    kernel_size = _per_axis("kernel_size", kernel_size, rank, int)
-    stride = _per_axis("stride", stride, rank, int)
-    dilation = _per_axis("dilation", dilation, rank, int)
-    is_causal = _per_axis("is_causal", is_causal, rank, bool)
-    check = _check if torch.compiler.is_compiling() else _check_once  # sizes may be symbols there
-    specs = map(_spec, (query, key, value, rpb, extra_k, extra_v))
-    check(rank, (kernel_size, stride, dilation, is_causal), *specs)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    arguments = (query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v)
-    chosen = backends.select(
-        f"na{rank}d", query.device, query.dtype, backend, head_dim=max(query.shape[-1], value.shape[-1])
-    )
-    if chosen == "reference":
-        return neighborhood_attention_reference(*arguments)
-    geometry = (kernel_size, stride, dilation, is_causal, scale)
-    if chosen == "triton":
+    if scale is not None:
+        scale = float(scale)
+    specs = [None if x is None else (x.shape, x.dtype, x.device) for x in (query, key, value, rpb, extra_k, extra_v)]
+    problem = (rank, kernel_size, stride, dilation, is_causal, scale, backend, os.environ.get("VISIONATTN_BACKEND"))
+    # Sizes may be symbols while compiling, and whether a named backend can run may change.
+    if backend is None and not torch.compiler.is_compiling() and list not in map(type, problem):  # lists have no hash
+        call = _resolve_once(*problem, *specs)
+    else:
+        call = _resolve(*problem, *specs)
+    geometry = call[:5]
+    if call.backend == "reference":
+        *axes, scale = geometry
+        return neighborhood_attention_reference(query, key, value, *axes, scale, rpb, extra_k, extra_v)
+    if call.backend == "triton":
         from visionattn.kernels.neighborhood.triton_ops import neighborhood_attention_triton  # Triton loads here
 
         return neighborhood_attention_triton(query, key, value, rpb, extra_k, extra_v, *geometry)
     out, lse = neighborhood_attention(query, key, value, rpb, *geometry, return_lse or extra_k is not None)
     if extra_k is not None:
-        out, lse = _join_additional(out, lse, query, extra_k, extra_v, scale)
+        out, lse = _join_additional(out, lse, query, extra_k, extra_v, call.scale)
     return out, lse
 
 

@@ -25,9 +25,9 @@ def _problem(kernel_size, stride, dilation, is_causal):
 
 
 def _compute(q, k, v, rpb, problem, scale, return_lse):
-    bands = torch_dense.choose(q, k, v, rpb, problem)
-    if bands is not None:
-        return torch_dense.forward(q, k, v, rpb, bands, scale, return_lse)
+    whole = torch_dense.choose(q, k, v, rpb, problem)
+    if whole is not None:
+        return torch_dense.forward(q, k, v, rpb, whole, scale, return_lse)
     return torch_tiles.forward(q, k, v, rpb, problem, scale, return_lse)
 
 

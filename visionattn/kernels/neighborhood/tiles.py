@@ -9,18 +9,20 @@ from math import prod
 
 from visionattn.kernels.neighborhood.geometry import axis_tiles
 
-__all__ = ["choose_bands", "choose_tile"]
+__all__ = ["choose_tile", "dense_is_better"]
 
 TILE_SCORES = 1 << 20  # of one tile
 TILE = 250.0  # one tile: its share of the batched products
 SCORE = 0.55  # one query-key pair: mask, exponential, normalisation
 MULTIPLY = 0.011  # one multiply-add of the products
 ROW = 0.15  # one number gathered
-CALL = 70_000.0  # one call of the tiled path: its operators' own time
-DENSE_CALL = 15_000.0
+CALL = 100_000.0  # one call of the tiled path: its operators' own time
+DENSE = 1.2  # one score of dense attention over the whole map, relative to the tiled path
+DENSE_CALL = 40_000.0
+FUSED = 1.3  # one score of PyTorch's fused attention, relative to the tiled path
+FUSED_CALL = 15_000.0
 FUSED_QUERIES = 192  # with fewer queries PyTorch's fused attention takes smaller blocks of them
 SHORT = 1.7
-DENSE = 1.3  # one score of PyTorch's fused attention, relative to the tiled path
 BIAS = 1.0  # one entry of the bias of a look
 CANDIDATES = {1: (8, 16, 32, 64, 128, 256), 2: (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), 3: (1, 2, 3, 4, 6, 8)}
 
@@ -70,7 +72,7 @@ def choose_tile(
 
 
 @lru_cache(maxsize=1024)
-def choose_bands(
+def dense_is_better(
     shape: tuple[int, ...],
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
@@ -79,21 +81,16 @@ def choose_bands(
     heads: int,
     dim: int,
     bias: bool,
-) -> int:
-    """How many bands along the first axis to compute densely, 1 or 2; 0 where tiles are faster. No dilation."""
+) -> bool:
+    """Whether attention over the whole map at once takes less time than tiles. No dilation."""
+    scores = prod(shape) ** 2
+    if not batch or scores > TILE_SCORES:
+        return False
     once = (1,) * len(shape)
     _, tiled = choose_tile(shape, kernel, stride, once, causal, batch * heads, dim, bias)
-    best, best_cost = 0, tiled
-    if not batch:
-        return 0
-    # Two bands start at 0 and at the middle, so one strided view holds both; that takes one image and an even axis.
-    for bands in (1, 2) if batch == 1 and shape[0] % 2 == 0 else (1,):
-        cut = axis_tiles(shape[0], kernel[0], stride[0], 1, causal[0], shape[0] // bands)
-        area = prod(shape[1:]) ** 2 * cut.tile * cut.halo * bands
-        cost = area * batch * heads * DENSE * (SCORE + 2 * dim * MULTIPLY) + DENSE_CALL
-        if prod(shape[1:]) * cut.tile < FUSED_QUERIES:
-            cost *= SHORT
-        cost += area * (heads * BIAS if bias else 0.0)
-        if cost < best_cost and area <= TILE_SCORES:
-            best, best_cost = bands, cost
-    return best
+    cost = scores * batch * heads * (SCORE + 2 * dim * MULTIPLY)
+    if batch == 1:
+        cost = cost * DENSE + DENSE_CALL
+    else:
+        cost = (cost * FUSED + FUSED_CALL) * (SHORT if prod(shape) < FUSED_QUERIES else 1.0)
+    return cost + (scores * heads * BIAS if bias else 0.0) < tiled
