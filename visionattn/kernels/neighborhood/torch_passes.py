@@ -86,29 +86,31 @@ class Pass:
         """Which row of ``[images * tiles * heads * queries, d]`` goes to each image, token and head."""
         return self.plan.result_rows(self.image_count, self.head_count)
 
-    def buffer(self, name: str, positions: int, dim: int) -> Key:
+    def buffer(self, name: str, positions: int, dim: int, dtype: torch.dtype | None = None) -> Key:
         """For values of all tiles, ``[images * tiles * heads, positions, dim]``."""
         count = self.image_count * self.plan.tiles * self.head_count
-        return f"neighborhood {name}", (count, positions, dim), self.exact
+        return f"neighborhood {name}", (count, positions, dim), dtype or self.exact
 
 
 def passes(queries: Sequence[Tensor], keys: Sequence[Tensor], problem: tuple, bias: bool) -> tuple[Pass, ...]:
     """Images and heads in groups whose gathered keys fit `PASS_NUMBERS`; at least one key head of one image.
 
     Args:
-        queries: ``[B, *spatial, heads, d]`` each, read by the tiles' queries; the first is the query itself. All
-            tensors are of the type of the computation.
+        queries: ``[B, *spatial, heads, d]`` each, read by the tiles' queries; the first is the query itself, in the
+            type of the computation.
         keys: key and value, ``[B, *spatial, heads_kv, d]``, read by the halos.
         problem: (kernel, stride, dilation, causal), each per axis.
     """
     x = queries[0]
     layouts = tuple((*t.shape, *t.stride()) for t in (*queries, *keys))
-    return _passes(problem, layouts, x.dtype, len(queries), x.dim(), x.device, bias, CHUNK_SCORES, PASS_NUMBERS)
+    dtypes = tuple(t.dtype for t in (*queries, *keys))
+    return _passes(problem, layouts, dtypes, len(queries), x.dim(), x.device, bias, CHUNK_SCORES, PASS_NUMBERS)
 
 
 @lru_cache(maxsize=64)
-def _passes(problem, layouts, exact, query_count, dims, device, bias, chunk_scores, pass_numbers) -> tuple[Pass, ...]:
+def _passes(problem, layouts, dtypes, query_count, dims, device, bias, chunk_scores, pass_numbers) -> tuple[Pass, ...]:
     batch, *shape, heads, dim = layouts[0][:dims]
+    exact = dtypes[0]
     shared_heads, width = layouts[-1][dims - 2], max(layout[dims - 1] for layout in layouts)
     repeat = heads // shared_heads
     if not batch:
@@ -131,7 +133,7 @@ def _passes(problem, layouts, exact, query_count, dims, device, bias, chunk_scor
                 last += (chosen.stop - chosen.start - 1) * rows.head
                 d = layout[dims - 1]
                 sources.append(Source(last + 1, d, (some.start * rows.image + chosen.start * rows.head) * d))
-                specs.append(("queries" if is_query else "keys", rows, 1 if is_query else repeat, d))
+                specs.append(("queries" if is_query else "keys", rows, 1 if is_query else repeat, d, dtypes[i]))
             query_heads = slice(shared.start * repeat, shared.stop * repeat)
             whole = some == slice(0, batch) and shared == slice(0, shared_heads)
             chunks = _chunks(
@@ -150,17 +152,17 @@ def _chunks(
     total, nq, nk = images * plan.tiles, plan.queries.shape[1], plan.keys.shape[1]
     step = min(max(limit // (plan.pairs * heads), 1), total)
     step = -(-total // -(-total // step))
-    rows = [plan.rows(which, layout, images, heads, repeat) for which, layout, repeat, _ in specs]
+    rows = [plan.rows(which, layout, images, heads, repeat) for which, layout, repeat, *_ in specs]
     looks = plan.look_rows(images, heads, biased)
     chunks = []
     for start in range(0, total, step):
         tiles = slice(start, min(start + step, total))
         n = (tiles.stop - tiles.start) * heads
         gathered = []
-        for i, (which, _, _, d) in enumerate(specs):
+        for i, (which, _, _, d, dtype) in enumerate(specs):
             name, positions = f"neighborhood gathered {i}", nq if which == "queries" else nk
             shape = (n, positions, d)
-            gathered.append((name, shape, exact))
+            gathered.append((name, shape, dtype))
         chunks.append(
             Chunk(
                 tiles,

@@ -6,6 +6,8 @@ again; every key then adds up what the tiles around it hold for it, in a fixed o
 for one chunk of tiles at a time, and gathered results for one pass of images and heads.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,15 +18,24 @@ from visionattn.kernels.workspace import Scratch, scratch
 __all__ = ["backward", "forward"]
 
 
-def _exact(memory: Scratch, names: str, tensors: list[Tensor], exact: torch.dtype) -> list[Tensor]:
-    """The tensors in the type of the computation, readable as rows.
+@lru_cache(maxsize=8)
+def _value_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which type probabilities and values are multiplied.
 
-    Half types are converted before tiles repeat them: a processor's products of small half matrices are slow.
+    A processor with instructions for bfloat16 takes half the time for it, and the sum is one of float32 inside; scores
+    would be rounded as they are stored, so they stay float32.
     """
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # new in PyTorch
+    fast = dtype == torch.bfloat16 and device.type == "cpu" and capabilities.get("avx512_bf16", False)
+    return dtype if fast else torch.promote_types(dtype, torch.float32)
+
+
+def _convert(memory: Scratch, names: str, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The tensors in the type of a product, readable as rows; before tiles repeat them."""
     result = []
     for name, x in zip(names, tensors, strict=True):
-        if x.dtype != exact:
-            x = memory.take((f"neighborhood exact {name}", tuple(x.shape), exact)).copy_(x)
+        if x.dtype != dtype:
+            x = memory.take((f"neighborhood exact {name}", tuple(x.shape), dtype)).copy_(x)
         result.append(readable(x))
     return result
 
@@ -97,15 +108,19 @@ def forward(
     exact = torch.promote_types(q.dtype, torch.float32)
     lse = q.new_empty((*q.shape[:-1], 1) if return_lse else (0, 1), dtype=exact)
     memory = scratch(q.device)
-    tensors = _exact(memory, "qkv", [q, k, v], exact)
+    value_type = _value_type(q.dtype, q.device)
+    tensors = _convert(memory, "qk", [q, k], exact) + _convert(memory, "v", [v], value_type)
     for part in passes(tensors[:1], tensors[1:], problem, rpb is not None):
-        looks, values = _looks(part, rpb), memory.take(part.buffer("values", part.nq, v.shape[-1]))
+        looks = _looks(part, rpb)
+        values = memory.take(part.buffer("values", part.nq, v.shape[-1], value_type))
         sums = memory.take(part.buffer("sums", part.nq, 1)) if return_lse else None
         for chunk in part.chunks:
             qt, kt, vt = _gather(memory, part, chunk, tensors)
             scores, probability = _probability(memory, chunk, qt, kt, looks, scale)
             if sums is not None:  # from the largest score and its probability, which is never small
                 sums[chunk.place] = scores.amax(-1, keepdim=True) - probability.amax(-1, keepdim=True).log_()
+            if value_type != exact:
+                probability = memory.take((*chunk.probability[:2], value_type)).copy_(probability)
             torch.bmm(probability, vt, out=values[chunk.place] if len(part.chunks) > 1 else values)
         _put_back(memory, part, values.view(-1, v.shape[-1]), out)
         if sums is not None:
@@ -129,8 +144,8 @@ def backward(
     drpb = None if rpb is None else rpb.new_zeros(rpb.shape, dtype=exact)
     memory = scratch(q.device)
     upstream = [grad_out] if grad_lse is None else [grad_out, grad_lse[..., None]]
-    queries = _exact(memory, "qgl"[: 1 + len(upstream)], [q, *upstream], exact)
-    tensors = queries + _exact(memory, "kv", [k, v], exact)
+    queries = _convert(memory, "qgl"[: 1 + len(upstream)], [q, *upstream], exact)
+    tensors = queries + _convert(memory, "kv", [k, v], exact)
     for part in passes(queries, tensors[len(queries) :], problem, rpb is not None):
         _backward_pass(part, tensors, rpb, scale, grads, drpb)
     return *grads, None if drpb is None else drpb.to(rpb.dtype)
