@@ -36,6 +36,13 @@ LIMITS = {
     2: ((128, 128, (32, 64)), (256, 64, (32,)), (512, 32, (32,))),
     4: ((128, 64, (32,)), (256, 32, (16,)), (512, 16, (16,))),
 }
+# The same for single kernels that would spill at that width, by bytes of an element and kernel.
+TIGHTER = {
+    (2, "key"): {128: (128, (32,))},
+    (2, "bias"): {512: (16, (32,))},
+    (4, "query"): {256: (16, (16,))},
+    (4, "key"): {128: (32, (32,))},
+}
 SHARED_LIMIT = 99 * 1024  # of sm_86, sm_89 and sm_120; sm_80, sm_90 and sm_100 have more
 
 # Picoseconds on a whole H100, from the instructions that the compiled kernels issue and the chip's throughputs.
@@ -142,10 +149,10 @@ def shared_bytes(shape: tuple, block: int, dim: int, value_dim: int, itemsize: i
     return own + max(stages - 1, 1) * block * width * itemsize + scores
 
 
-def _warps(size: int, width: int, itemsize: int) -> int:
+def _warps(size: int, width: int, itemsize: int, kernel: str) -> int:
     """Warps for a tile; more where each row is wide, and in float32, whose products run in registers."""
     if itemsize == 4:
-        return 8 if size == 64 else 4
+        return 8 if size == 64 or 128 < width <= 256 or (kernel == "bias" and width > 64) else 4
     if width > 256 or (width > 64 and size >= 64):
         return 8
     return max(1 if width <= 64 else 4, size // 16)
@@ -167,16 +174,19 @@ def _estimate(geometry: Geometry, tile: Tile, kernel: str, dim: int, value_dim: 
 def legal_tiles(geometry: Geometry, kernel: str, dim: int, value_dim: int, itemsize: int) -> tuple[Tile, ...]:
     """All tiles that one kernel can use, the best by estimate first."""
     width = blocks_of(dim) + blocks_of(value_dim)
-    largest, blocks = next(limits[1:] for limits in LIMITS[itemsize] if width <= limits[0])
+    step, *limits = next(limits for limits in LIMITS[itemsize] if width <= limits[0])
+    largest, blocks = TIGHTER.get((itemsize, kernel), {}).get(step, limits)
     tiles = []
     for shape in SHAPES[geometry.rank]:
         shape = (*shape, 1, 1)[:3]
         for block in blocks:
             stages = 3 if block == 32 and width <= 128 and itemsize == 2 else 2
+            if itemsize == 4 and width <= 32:  # loads under way take registers that narrow rows need for scores
+                stages = 1
             fits = shared_bytes(shape, block, dim, value_dim, itemsize, kernel, stages) <= SHARED_LIMIT
             small = block == blocks[0] or prod(shape) * block * max(width, 64) <= 1 << 18
             if prod(shape) <= largest and small and fits:
                 extent = halo(geometry, shape, kernel)
-                tiles.append(Tile(shape, block, _warps(prod(shape), width, itemsize), stages, extent))
+                tiles.append(Tile(shape, block, _warps(prod(shape), width, itemsize, kernel), stages, extent))
     order = {tile: _estimate(geometry, tile, kernel, dim, value_dim, itemsize) for tile in tiles}
     return tuple(sorted(tiles, key=order.__getitem__))
