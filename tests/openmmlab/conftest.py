@@ -38,10 +38,9 @@ train_pipeline = [
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PhotoMetricDistortion"),
-    dict(type="Albu", transforms=[dict(type="RandomBrightnessContrast", p=0.8)],
-         bbox_params=dict(type="BboxParams", format="pascal_voc",
-                          label_fields=["gt_bboxes_labels", "gt_ignore_flags"]),
-         keymap=dict(img="image", gt_bboxes="bboxes")),
+    dict(type="visionattn.Albu", transforms=[
+        dict(type="Affine", translate_px=(-4, 4), p=0.5),
+        dict(type="OneOf", transforms=[dict(type="RandomBrightnessContrast"), dict(type="CLAHE")], p=0.8)]),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
