@@ -36,5 +36,14 @@ from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
+from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
 
-__all__ = ["Albu", "Backbone", "CheckpointHook", "ProgressHook", "StopHook"]
+__all__ = [
+    "Albu",
+    "BF16OptimWrapper",
+    "Backbone",
+    "CheckpointHook",
+    "ProgressHook",
+    "StopHook",
+    "WandbBackend",
+]
