@@ -248,21 +248,6 @@ def test_new_run_moves_an_old_one_aside(tmp_path, coco_dir, make_config, capsys)
     assert len([r for r in records(tmp_path / "run") if "loss" in r]) == 1
 
 
-def test_two_processes_agree(tmp_path, coco_dir, make_config):
-    from visionattn.openmmlab.launch import launch
-
-    config = make_config(tmp_path / "tiny.py", coco_dir)
-    options = {
-        "config": str(config),
-        "cfg_options": {"train_cfg.max_iters": 2, "train_dataloader.batch_size": 1},
-        "work_dir": str(tmp_path / "run"),
-    }
-    result = launch(options, devices=2)
-    assert result.iterations == 2
-    assert [r["iter"] for r in records(tmp_path / "run")] == [1, 2, 2]
-    weights(tmp_path / "run" / "iter_2.pth")
-
-
 def test_an_error_of_two_processes_is_the_one_they_raised(tmp_path, coco_dir, make_config):
     from visionattn.errors import ConfigProblemsError
     from visionattn.openmmlab.launch import launch

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"stopped after iteration {stop.iteration}", end="")
         print(f", saved {_short(stop.checkpoint)}" if stop.checkpoint else "; no checkpoint was saved yet")
         if stop.checkpoint:
-            print(f"go on with: {_command('train', args.config, '--resume', *_where(args))}")
+            print(f"go on with: {_command('train', args.config, *_where(args), '--resume')}")
         return 128 + stop.signal
     except KeyboardInterrupt:  # a second Ctrl-C, or one before training began
         from visionattn.openmmlab.checkpoint import candidates

@@ -34,9 +34,12 @@ checkpoint.install()
 
 from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
+from visionattn.openmmlab.config import format_once  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
+
+format_once()
 
 __all__ = [
     "Albu",

@@ -12,12 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from visionattn.openmmlab.curve import METRICS_FILE, draw_curve, short_names
+from visionattn.openmmlab.curve import METRICS_FILE, short_names
 from visionattn.openmmlab.registry import HOOKS
 
 __all__ = ["ProgressHook", "RecordHook", "format_metrics", "screen", "to_log"]
@@ -129,10 +130,8 @@ class ProgressHook(Hook):
             )
 
     def after_train(self, runner: Any) -> None:
-        """Take the bar off and draw the curve."""
+        """Take the bar off."""
         self.close()
-        if is_main_process():
-            draw_curve(runner.work_dir)
 
     def close(self) -> None:
         """Take the bar off the screen; also when a run ends early."""
@@ -188,7 +187,7 @@ class ProgressHook(Hook):
         return float(next(iter(runner.optim_wrapper.get_lr().values()))[0])
 
     def _record(self, runner: Any, done: int) -> dict[str, Any]:
-        """Means since the last record of everything that the model reports in training."""
+        """Means since the last record, and over the processes, of everything that the model reports in training."""
         scalars = runner.message_hub.log_scalars
         window = (done - 1) % self.interval + 1
         record: dict[str, Any] = {"iter": done, "lr": float(scalars["train/lr"].current())}
@@ -197,6 +196,12 @@ class ProgressHook(Hook):
             short = name.removeprefix("train/")
             if short not in ("lr", "base_lr", "time", "data_time"):
                 record[short] = float(scalars[name].mean(window))
+        if runner.world_size > 1:
+            everyone: list[Any] = [None] * runner.world_size
+            torch.distributed.all_gather_object(everyone, record)
+            for short in record:
+                values = [r[short] for r in everyone if short in r]
+                record[short] = record[short] if short == "iter" else sum(values) / len(values)
         record["seconds"] = round(float(scalars["train/time"].mean(window)), 4) if "train/time" in scalars else None
         return record
 

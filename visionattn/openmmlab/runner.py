@@ -280,7 +280,7 @@ class Runner(StockRunner):
         meta.update(
             seed=self.seed,
             config_name=Path(self.cfg.filename).name if self.cfg.filename else None,
-            config=self._config_text(),
+            config=self.cfg.pretty_text,
             batches_per_epoch=len(self.train_dataloader),
             dataset_meta=getattr(dataset, "metainfo", None),
             time=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -303,17 +303,11 @@ class Runner(StockRunner):
         self.call_hook("before_save_checkpoint", checkpoint=content)
         checkpoints.write(content, Path(out_dir) / filename)
 
-    def _config_text(self) -> str:
-        """The config as text, formatted once: that takes seconds for a large one."""
-        if not hasattr(self, "_text"):
-            self._text = self.cfg.pretty_text
-        return self._text
-
     @master_only
     def dump_config(self) -> None:
         """Write the resolved config into the work dir."""
         name = Path(self.cfg.filename).name if self.cfg.filename else "config.py"
-        checkpoints.write_text(Path(self.work_dir) / Path(name).with_suffix(".py"), self._config_text())
+        checkpoints.write_text(Path(self.work_dir) / Path(name).with_suffix(".py"), self.cfg.pretty_text)
 
 
 def _has_tensorboard() -> bool:
