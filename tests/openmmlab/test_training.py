@@ -272,3 +272,6 @@ def test_segmentation_trains_and_tests(tmp_path, make_segmentation):
     assert result.best.name == "best_mIoU_iter_3.pth"
     measured = measure(load_config(config), result.best, tmp_path / "out")
     assert measured.metrics["mIoU"] == result.metrics["mIoU"]
+    rows = measured.per_class["semantic"]
+    assert list(rows) == ["dark", "light"]
+    assert sum(r["IoU"] for r in rows.values()) / 2 == pytest.approx(measured.metrics["mIoU"], abs=0.01)

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             sample.image.shape[:2],
             sample.classes,
             boxes=sample.boxes,
-            scores=np.ones(len(sample.boxes), np.float32),
+            scores=np.full(len(sample.boxes), np.nan, np.float32),
             labels=sample.labels,
             masks=None if sample.masks is None else InstanceMasks.from_dense(sample.masks),
             semantic=sample.semantic,
