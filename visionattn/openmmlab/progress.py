@@ -198,9 +198,17 @@ class ProgressHook(Hook):
         """Show a bar while testing."""
         if self.console.is_terminal and not self.console.quiet:
             self._bar = Progress(
-                TextColumn("test"), BarColumn(bar_width=24), MofNCompleteColumn(), RateColumn("batch"), TextColumn("ETA"),
-                TimeRemainingColumn(compact=True), console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False,
-            )  # fmt: skip
+                TextColumn("test"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                RateColumn("batch"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self._bar.start()
             self._task = self._bar.add_task("test", total=len(runner.test_dataloader))
 
