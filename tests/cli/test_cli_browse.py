@@ -32,6 +32,19 @@ def test_pictures(config, tmp_path, capsys):
     assert cv2.imread(str(files[0])).shape == (64, 64, 3)
 
 
+def test_annotations_have_no_score(config, tmp_path, monkeypatch):
+    from visionattn.inference import draw
+
+    written = []
+    original = draw.cv2.putText
+    monkeypatch.setattr(
+        draw.cv2, "putText", lambda image, text, *a: (written.append(text), original(image, text, *a))[1]
+    )
+    assert main(["browse", str(config), "--out", str(tmp_path / "o"), "--number", "2"]) == 0
+    assert written
+    assert set(written) <= {"red", "blue"}
+
+
 def test_boxes_follow_the_pipeline(config):
     from visionattn.openmmlab.config import load_config
     from visionattn.openmmlab.samples import read_samples

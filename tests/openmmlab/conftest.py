@@ -38,10 +38,9 @@ train_pipeline = [
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PhotoMetricDistortion"),
-    dict(type="Albu", transforms=[dict(type="RandomBrightnessContrast", p=0.8)],
-         bbox_params=dict(type="BboxParams", format="pascal_voc",
-                          label_fields=["gt_bboxes_labels", "gt_ignore_flags"]),
-         keymap=dict(img="image", gt_bboxes="bboxes")),
+    dict(type="visionattn.Albu", transforms=[
+        dict(type="Affine", translate_px=(-4, 4), p=0.5),
+        dict(type="OneOf", transforms=[dict(type="RandomBrightnessContrast"), dict(type="CLAHE")], p=0.8)]),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
@@ -71,6 +70,52 @@ default_hooks = dict(
 log_processor = dict(by_epoch={by_epoch}, window_size=3)
 randomness = dict(seed=3)
 """
+
+
+SEGMENTATION = """
+custom_imports = dict(imports=["visionattn.openmmlab"])
+default_scope = "mmseg"
+model = dict(
+    type="EncoderDecoder",
+    data_preprocessor=dict(type="SegDataPreProcessor", mean=[0.0] * 3, std=[255.0] * 3, size=(32, 32),
+                           seg_pad_val=255),
+    backbone=dict(type="visionattn.Backbone", model_name="resnet10t", out_indices=(1, 2),
+                  channels=(8, 8, 8, 8), stem_width=4),
+    decode_head=dict(type="FCNHead", in_channels=8, in_index=1, channels=8, num_convs=1, num_classes=2,
+                     norm_cfg=dict(type="GN", num_groups=2), loss_decode=dict(type="CrossEntropyLoss")),
+    train_cfg=dict(), test_cfg=dict(mode="whole"))
+load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
+dataset = dict(type="BaseSegDataset", data_root=ROOT, data_prefix=dict(img_path="img", seg_map_path="seg"),
+               img_suffix=".png", metainfo=dict(classes=("dark", "light"), palette=[[0, 0, 0], [9, 9, 9]]))
+train_dataloader = dict(batch_size=2, num_workers=0, sampler=dict(type="InfiniteSampler", shuffle=True),
+    dataset=dict(pipeline=load + [dict(type="RandomFlip", prob=0.5), dict(type="PackSegInputs")], **dataset))
+val_dataloader = dict(batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(pipeline=load + [dict(type="PackSegInputs")], **dataset))
+test_dataloader = val_dataloader
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+test_evaluator = val_evaluator
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=3, val_interval=3)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+optim_wrapper = dict(optimizer=dict(type="AdamW", lr=0.01))
+default_hooks = dict(logger=dict(type="LoggerHook", interval=1, log_metric_by_epoch=False),
+                     checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=3, save_best="mIoU"))
+"""
+
+
+def write_segmentation(folder: Path, count: int = 4) -> Path:
+    """``seg.py`` in the folder: a config for ``count`` images of 32 x 32, light from some column on."""
+    rng = np.random.default_rng(0)
+    for name in ("img", "seg"):
+        (folder / name).mkdir()
+    for number in range(count):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:, int(rng.integers(8, 24)) :] = 1
+        cv2.imwrite(str(folder / "seg" / f"{number}.png"), mask)
+        cv2.imwrite(str(folder / "img" / f"{number}.png"), np.repeat(mask[..., None] * 200, 3, 2))
+    path = folder / "seg.py"
+    path.write_text(SEGMENTATION.replace("ROOT", repr(str(folder))))
+    return path
 
 
 def make_coco(folder: Path, count: int = 8, size: int = 64) -> Path:
@@ -139,6 +184,12 @@ def coco_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_config() -> Callable[..., Path]:
     """`write_config`: test modules cannot import from a conftest."""
     return write_config
+
+
+@pytest.fixture(scope="session")
+def make_segmentation() -> Callable[..., Path]:
+    """`write_segmentation`."""
+    return write_segmentation
 
 
 @pytest.fixture

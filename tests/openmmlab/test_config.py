@@ -1,6 +1,7 @@
 """Config files: each mistake is one line that names the file, the key and the remedy."""
 
 import json
+from copy import deepcopy
 
 import pytest
 
@@ -221,3 +222,13 @@ def test_custom_data_mistakes(tmp_path, config_file, coco_dir):
     ):
         with pytest.raises(DataError, match=message):
             load_config(config_file, [f"custom_data.train_ann={tmp_path / name}"])
+
+
+def test_text_is_formatted_once_and_follows_changes(config_file, monkeypatch):
+    config = load_config(config_file)
+    text = config.pretty_text
+    monkeypatch.setattr("mmengine.config.config.FormatCode", lambda *a, **k: pytest.fail("formatted again"))
+    assert config.pretty_text == text == deepcopy(config).pretty_text
+    monkeypatch.undo()
+    config.train_cfg.max_iters = 77
+    assert "max_iters=77" in config.pretty_text

@@ -1,5 +1,7 @@
 """Measuring a checkpoint."""
 
+import collections
+import hashlib
 import json
 
 import pytest
@@ -39,7 +41,7 @@ def test_nothing_found(tmp_path, coco_dir):
     assert per_class_ap(coco_dir / "val.json", tmp_path / "p.json", "bbox")["red"] == {"AP": 0.0, "AP50": 0.0}
 
 
-def test_results_are_those_of_the_validation(tmp_path, config_file):
+def test_results_are_those_of_the_validation(tmp_path, config_file, coco_dir):
     result = train(load_config(config_file, {"train_cfg.max_iters": 4}), work_dir=tmp_path / "run")
     measured = test(load_config(config_file), result.checkpoint, tmp_path / "out")
     assert measured.metrics == result.metrics
@@ -49,6 +51,13 @@ def test_results_are_those_of_the_validation(tmp_path, config_file):
     assert record["checkpoint_iteration"] == 4
     assert set(record["per_class"]["bbox"]) == {"red", "blue"}
     assert record["machine"] == machine()
+    assert record["checkpoint_sha256"] == hashlib.sha256(result.checkpoint.read_bytes()).hexdigest()
+    assert record["dataset"]["type"] == "CocoDataset"
+    assert record["dataset"]["ann_file"].endswith("val.json")
+    counts = collections.Counter(a["category_id"] for a in truth(coco_dir)["annotations"])
+    assert record["dataset"]["objects"] == {"red": counts[1], "blue": counts[2]}
+    assert record["versions"]["torch"]
+    assert record["averaged_weights"] is False
     predictions = json.loads((tmp_path / "out" / "predictions.bbox.json").read_text())
     assert set(predictions[0]) >= {"image_id", "category_id", "bbox", "score"}
 

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from visionattn.inference.writing import write_png
     from visionattn.openmmlab.config import load_config
     from visionattn.openmmlab.config_checks import check_config
+    from visionattn.openmmlab.progress import track
     from visionattn.openmmlab.samples import read_samples
 
     config = load_config(args.config, args.cfg_options)
@@ -34,12 +35,13 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else Path("outputs", "browse", Path(args.config).stem)
     out.mkdir(parents=True, exist_ok=True)
     count = 0
-    for count, sample in enumerate(read_samples(config, args.split, args.number), 1):
+    samples = track(read_samples(config, args.split, args.number), "drawing", args.number)
+    for count, sample in enumerate(samples, 1):
         annotated = Prediction(
             sample.image.shape[:2],
             sample.classes,
             boxes=sample.boxes,
-            scores=np.ones(len(sample.boxes), np.float32),
+            scores=np.full(len(sample.boxes), np.nan, np.float32),
             labels=sample.labels,
             masks=None if sample.masks is None else InstanceMasks.from_dense(sample.masks),
             semantic=sample.semantic,

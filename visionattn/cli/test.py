@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _number(value: float) -> str:
+def _number(value: float, percent: bool = False) -> str:
     if value < 0:
         return "-"
-    return f"{value:.3f}" if value <= 1 else f"{value:.2f}"
+    return f"{value:.3f}" if value <= 1 and not percent else f"{value:.2f}"
 
 
 def _metrics_table(metrics: dict[str, float]) -> Any:
@@ -78,9 +78,12 @@ def _metrics_table(metrics: dict[str, float]) -> Any:
 def _class_table(kind: str, rows: dict[str, dict[str, float]]) -> Any:
     from rich.table import Table
 
-    table = Table("class", "AP", "AP50", title="boxes" if kind == "bbox" else "masks", title_justify="left")
+    columns = list(next(iter(rows.values()), {}))
+    titles = {"bbox": "boxes", "segm": "masks", "semantic": "pixels, in percent", "panoptic": "segments"}
+    table = Table("class", *columns, title=titles.get(kind, kind), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
+    percent = any(value > 1 for row in rows.values() for value in row.values())
     for name, row in rows.items():
-        table.add_row(name, _number(row["AP"]), _number(row["AP50"]))
+        table.add_row(name, *(_number(row[column], percent) for column in columns))
     return table

@@ -23,7 +23,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="go on from this checkpoint, or from the newest in the work dir",
     )
-    parser.add_argument("--amp", action="store_true", help="mixed precision (needs CUDA)")
+    parser.add_argument(
+        "--amp", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU (slow on most)"
+    )
+    parser.add_argument(
+        "--ema",
+        nargs="?",
+        type=float,
+        const=True,
+        default=False,
+        metavar="MOMENTUM",
+        help="validate and save a moving average of the weights; the share of new weights in it (default 0.0002, "
+        "more in the first few thousand iterations)",
+    )
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="one optimizer step for N iterations, as with batches N times as large; max_iters, intervals and "
+        "the learning rate's schedule go on counting iterations",
+    )
+    parser.add_argument(
+        "--wandb",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="PROJECT",
+        help="send losses, metrics and the config to Weights & Biases too (TensorBoard files are always written)",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of all randomness (default: the config's, or 0)")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on a CPU (default 1)")
     parser.add_argument(
@@ -51,6 +78,9 @@ def run(args: argparse.Namespace) -> int:
         "resume": args.resume,
         "amp": args.amp,
         "seed": args.seed,
+        "ema": args.ema,
+        "accumulate": args.accumulate,
+        "wandb": args.wandb,
     }
     started = time.monotonic()
     try:
@@ -86,7 +116,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _where(args: argparse.Namespace) -> list[str]:
+    """The arguments with which a stopped run goes on."""
     words = ["--work-dir", args.work_dir] if args.work_dir else []
+    words += ["--amp"] if args.amp else []
+    for name in ("ema", "wandb"):
+        value = getattr(args, name)
+        if value is not False:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    words += ["--accumulate", str(args.accumulate)] if args.accumulate else []
+    words += ["--devices", str(args.devices)] if args.devices != 1 else []
     return words + (["--cfg-options", *args.cfg_options] if args.cfg_options else [])
 
 

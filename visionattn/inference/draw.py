@@ -140,6 +140,10 @@ def _paint_map(out: np.ndarray, semantic: np.ndarray, classes: tuple[str, ...], 
     _blend(out, border.astype(bool), (255, 255, 255), BORDER_OPACITY)
 
 
+def _caption(name: str, score: float) -> str:
+    return f"{name} {score:.2f}" if np.isfinite(score) else name  # annotations have no score
+
+
 @lru_cache(maxsize=1)
 def _font() -> "cv2.FontFace":
     return cv2.FontFace("sans")  # comes with OpenCV, and finds letters it lacks in "uni", which has all
@@ -178,7 +182,7 @@ class _Labels:
     def add_boxes(self, prediction: Prediction) -> None:
         """Label boxes with class and score, the surest first; or where that hides too much, add a legend."""
         names = [self._fit(name, 0.5) for name in prediction.names]
-        texts = [f"{name} {score:.2f}" for name, score in zip(names, prediction.scores, strict=True)]
+        texts = [_caption(name, score) for name, score in zip(names, prediction.scores, strict=True)]
         crowd = MAX_LABELED * self.width * self.height
         if self._area(texts) > crowd:
             texts = names

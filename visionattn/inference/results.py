@@ -119,7 +119,7 @@ class Prediction:
         image_size: (height, width) in pixels.
         classes: the name of each class.
         boxes: float32 ``[N, 4]``, x0 y0 x1 y1 in pixels of the image, best score first.
-        scores: float32 ``[N]`` in 0..1.
+        scores: float32 ``[N]`` in 0..1; NaN for annotations, which have none.
         labels: int64 ``[N]``, indices into `classes`.
         masks: one mask per box, or None from a model that makes none.
         semantic: the class of each pixel, integer ``[H, W]``, or None. A value that is no index into

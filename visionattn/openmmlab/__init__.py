@@ -3,16 +3,18 @@
 A config needs only ``custom_imports = dict(imports=["visionattn.openmmlab"])``. Importing this package
 
 - puts a stand-in for mmcv's compiled operators in place where those are missing (`visionattn.openmmlab.ops`),
-- registers ``visionattn.Backbone`` and what else configs may name,
+- registers ``visionattn.Backbone``, ``visionattn.Albu`` and what else configs may name,
 - replaces every way in which mmengine reads or writes checkpoints by one that never unpickles objects
   (`visionattn.openmmlab.checkpoint`).
 """
 
+import os
 import warnings
 
 from visionattn.errors import require
 
 require("mmengine")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # which mmdet imports, and it would ask PyPI for its version
 
 from visionattn.openmmlab import ops  # noqa: E402
 
@@ -30,8 +32,21 @@ from visionattn.openmmlab import checkpoint  # noqa: E402
 
 checkpoint.install()
 
+from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
+from visionattn.openmmlab.config import format_once  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
+from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
 
-__all__ = ["Backbone", "CheckpointHook", "ProgressHook", "StopHook"]
+format_once()
+
+__all__ = [
+    "Albu",
+    "BF16OptimWrapper",
+    "Backbone",
+    "CheckpointHook",
+    "ProgressHook",
+    "StopHook",
+    "WandbBackend",
+]

@@ -16,7 +16,7 @@ from visionattn.errors import ConfigError, VisionattnError
 from visionattn.openmmlab.custom_data import resolve_custom_data
 from visionattn.openmmlab.options import check_key, close_matches
 
-__all__ = ["apply_options", "load_config", "parse_options"]
+__all__ = ["apply_options", "format_once", "load_config", "parse_options"]
 
 
 def load_config(
@@ -60,6 +60,23 @@ def load_config(
     if resolve_data:
         resolve_custom_data(config, str(path))
     return config
+
+
+def format_once() -> None:
+    """Let mmengine format each config only once: that takes seconds for a large one, and a run asks five times."""
+    stock = Config.pretty_text.fget
+    if getattr(stock, "_formats_once", False):
+        return
+    last: list[tuple[str, str]] = []
+
+    def pretty_text(self: Config) -> str:
+        key = repr(self._cfg_dict)
+        if not last or last[0][0] != key:
+            last[:] = [(key, stock(self))]
+        return last[0][1]
+
+    pretty_text._formats_once = True  # type: ignore[attr-defined]
+    Config.pretty_text = property(pretty_text)
 
 
 # --- files -----------------------------------------------------------------------------------------------------

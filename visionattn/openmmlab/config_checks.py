@@ -12,6 +12,7 @@ from mmengine import registry as root
 from mmengine.config import Config
 from mmengine.registry import Registry
 
+from visionattn.data.augment import find_problems as pipeline_problems
 from visionattn.errors import ConfigProblemsError
 from visionattn.openmmlab.build import registered_names
 from visionattn.openmmlab.custom_data import SPLITS
@@ -136,7 +137,11 @@ def _walk(node: Any, path: str, kinds: tuple[Registry, ...], scope: str) -> Iter
     if "type" in node and path.startswith(SHALLOW):
         return
     for key, value in node.items():
-        if key in OWN_TYPES or key.endswith("_trans") or (key == "transforms" and "Albu" in str(node.get("type"))):
+        if key == "transforms" and str(node.get("type")).endswith("Albu"):
+            if node["type"] == "visionattn.Albu":
+                yield from pipeline_problems(value, f"{path}.{key}")
+            continue
+        if key in OWN_TYPES or key.endswith("_trans"):
             continue
         inner = REGISTRIES[key] if key in INNER and not path.startswith("model") else kinds
         yield from _walk(value, f"{path}.{key}", inner, scope)

@@ -12,6 +12,7 @@ from visionattn.data.coco_check import check_coco
 from visionattn.errors import DataError, require
 from visionattn.openmmlab.custom_data import SPLITS, coco_datasets, load_coco
 from visionattn.openmmlab.options import find_class
+from visionattn.openmmlab.progress import track
 
 __all__ = ["check_data", "check_images", "dataset_paths"]
 
@@ -82,7 +83,8 @@ def check_images(folder: Path, records: list[dict[str, Any]]) -> None:
         DataError: names the first image that is not as it should be, and tells how many more there are.
     """
     with ThreadPoolExecutor(8) as pool:
-        problems = [p for p in pool.map(lambda record: _image_problem(folder, record), records) if p]
+        found = pool.map(lambda record: _image_problem(folder, record), records)
+        problems = [p for p in track(found, "checking images", len(records)) if p]
     if problems:
         more = f" (and {len(problems) - 1} more images)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}; mend it, or take it out of the annotation file")

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as StockCheckpointHook
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 
 from visionattn.errors import ConfigError
 from visionattn.openmmlab.checkpoint import write_text
@@ -193,11 +193,13 @@ class StopHook(Hook):
         """Stop inside of a validation; resuming repeats it."""
         if isinstance(runner._train_loop, dict) or runner._train_loop is None:
             return
-        self._stop_if_asked(runner, runner.iter)
+        self._stop_if_asked(runner, runner.iter, validating=True)
 
-    def _stop_if_asked(self, runner: Any, iteration: int) -> None:
+    def _stop_if_asked(self, runner: Any, iteration: int, validating: bool = False) -> None:
         if not any_rank(bool(self.requested)):
             return
+        for ema in (h for h in runner.hooks if validating and isinstance(h, EMAHook)):
+            ema._swap_ema_parameters()  # the model has the averaged weights while it is validated
         hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
         path = hook.save_now(runner, iteration) if hook is not None and iteration > 0 else None
         raise Interrupted(path, iteration, self.requested or signal.SIGINT)

@@ -7,25 +7,52 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from visionattn.openmmlab.curve import METRICS_FILE, draw_curve, short_names
+from visionattn.openmmlab.curve import METRICS_FILE, short_names
 from visionattn.openmmlab.registry import HOOKS
 
-__all__ = ["ProgressHook", "RecordHook", "format_metrics", "screen", "to_log"]
+__all__ = ["ProgressHook", "RateColumn", "RecordHook", "format_metrics", "screen", "to_log", "track"]
 
 
 def screen() -> Console:
     """The console of this process; silent on all ranks but the first."""
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not is_main_process())
+
+
+class RateColumn(ProgressColumn):
+    """How many a second, or how many seconds for one where it takes longer."""
+
+    def __init__(self, unit: str = "it") -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The rate of the last half minute, or of all once it is done."""
+        rate = task.finished_speed or task.speed
+        if not rate:
+            return Text(f"- {self.unit}/s")
+        return Text(f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
+
+
+def track(items: Iterable[Any], label: str, total: int, unit: str = "image") -> Iterator[Any]:
+    """Yield the items, with a bar, a rate and the time left on a terminal; nothing elsewhere."""
+    console = screen()
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RateColumn(unit),
+               TextColumn("ETA"), TimeRemainingColumn(compact=True))  # fmt: skip
+    hidden = console.quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        yield from bar.track(items, total=total, description=label)
 
 
 class _LogStream(io.TextIOBase):
@@ -102,6 +129,7 @@ class ProgressHook(Hook):
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
+                RateColumn(),
                 TextColumn("{task.fields[text]}"),
                 TextColumn("ETA"),
                 TimeRemainingColumn(compact=True),
@@ -122,17 +150,18 @@ class ProgressHook(Hook):
         if record.get("iter") != done:
             return
         if self._bar is None:
-            left = (runner.max_iters - done) * (time.monotonic() - self._started) / max(done - self._first, 1)
+            each = (time.monotonic() - self._started) / max(done - self._first, 1)
+            left = (runner.max_iters - done) * each
+            rate = f"{1 / each:.1f} it/s" if each < 1 else f"{each:.1f} s/it"
             losses = "  ".join(f"{k} {v:.3f}" for k, v in record.items() if "loss" in k)
             self.console.print(
-                f"iter {done}/{runner.max_iters}  {losses}  lr {record['lr']:.1e}  ETA {timedelta(seconds=round(left))}"
+                f"iter {done}/{runner.max_iters}  {losses}  lr {record['lr']:.1e}  {rate}  "
+                f"ETA {timedelta(seconds=round(left))}"
             )
 
     def after_train(self, runner: Any) -> None:
-        """Take the bar off and draw the curve."""
+        """Take the bar off."""
         self.close()
-        if is_main_process():
-            draw_curve(runner.work_dir)
 
     def close(self) -> None:
         """Take the bar off the screen; also when a run ends early."""
@@ -169,9 +198,17 @@ class ProgressHook(Hook):
         """Show a bar while testing."""
         if self.console.is_terminal and not self.console.quiet:
             self._bar = Progress(
-                TextColumn("test"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-                console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False,
-            )  # fmt: skip
+                TextColumn("test"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                RateColumn("batch"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self._bar.start()
             self._task = self._bar.add_task("test", total=len(runner.test_dataloader))
 
@@ -188,7 +225,7 @@ class ProgressHook(Hook):
         return float(next(iter(runner.optim_wrapper.get_lr().values()))[0])
 
     def _record(self, runner: Any, done: int) -> dict[str, Any]:
-        """Means since the last record of everything that the model reports in training."""
+        """Means since the last record, and over the processes, of everything that the model reports in training."""
         scalars = runner.message_hub.log_scalars
         window = (done - 1) % self.interval + 1
         record: dict[str, Any] = {"iter": done, "lr": float(scalars["train/lr"].current())}
@@ -197,6 +234,12 @@ class ProgressHook(Hook):
             short = name.removeprefix("train/")
             if short not in ("lr", "base_lr", "time", "data_time"):
                 record[short] = float(scalars[name].mean(window))
+        if runner.world_size > 1:
+            everyone: list[Any] = [None] * runner.world_size
+            torch.distributed.all_gather_object(everyone, record)
+            for short in record:
+                values = [r[short] for r in everyone if short in r]
+                record[short] = record[short] if short == "iter" else sum(values) / len(values)
         record["seconds"] = round(float(scalars["train/time"].mean(window)), 4) if "train/time" in scalars else None
         return record
 

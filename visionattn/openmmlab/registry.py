@@ -7,7 +7,7 @@ so one child each under the scope ``visionattn`` is found from mmdet's and mmseg
 from mmengine import registry as root
 from mmengine.registry import Registry
 
-__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TRANSFORMS"]
+__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "OPTIM_WRAPPERS", "TRANSFORMS", "VISBACKENDS"]
 
 SCOPE = "visionattn"
 
@@ -16,3 +16,5 @@ DATASETS = Registry("dataset", scope=SCOPE, parent=root.DATASETS, locations=["vi
 TRANSFORMS = Registry("transform", scope=SCOPE, parent=root.TRANSFORMS, locations=["visionattn.openmmlab"])
 METRICS = Registry("metric", scope=SCOPE, parent=root.METRICS, locations=["visionattn.openmmlab"])
 HOOKS = Registry("hook", scope=SCOPE, parent=root.HOOKS, locations=["visionattn.openmmlab"])
+OPTIM_WRAPPERS = Registry("optim_wrapper", scope=SCOPE, parent=root.OPTIM_WRAPPERS, locations=["visionattn.openmmlab"])
+VISBACKENDS = Registry("vis_backend", scope=SCOPE, parent=root.VISBACKENDS, locations=["visionattn.openmmlab"])

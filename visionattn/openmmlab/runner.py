@@ -10,8 +10,10 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner as StockRunner
 from mmengine.visualization import Visualizer
 from torch import nn
@@ -152,6 +154,7 @@ class Runner(StockRunner):
             CheckpointError: unreadable, unsafe, nothing fits, or ``strict`` and something does not fit.
         """
         checkpoint = mmengine.runner.CheckpointLoader.load_checkpoint(str(filename), map_location, logger="silent")
+        checkpoint.setdefault("state_dict", checkpoints.state_dict_of(checkpoint))  # hooks look for it
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         skipped = checkpoints.fit(self.bare_model, checkpoint, filename, strict=strict)
         self._has_loaded = True
@@ -197,6 +200,8 @@ class Runner(StockRunner):
                 f"{filename}: holds weights but no training state to resume from; use an iter_*.pth or "
                 "epoch_*.pth file, or start anew with --cfg-options load_from=FILE"
             )
+        if "ema_state_dict" in checkpoint and not any(isinstance(h, EMAHook) for h in self.hooks):
+            raise CheckpointError(f"{filename}: is of a run that averages its weights; resume it with --ema")
         loop = self.train_loop
         loop._epoch, loop._iter = int(meta.get("epoch", 0)), int(meta["iter"])
         length = meta.get("batches_per_epoch")
@@ -213,6 +218,7 @@ class Runner(StockRunner):
             if resume_optimizer:
                 self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
                 self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+                self._restore_gradients(checkpoint.get("gradients") or {})
             if resume_param_scheduler and self.param_schedulers is not None and "param_schedulers" in checkpoint:
                 self._resume_schedulers(checkpoint["param_schedulers"])
         except (ValueError, KeyError) as error:
@@ -230,7 +236,28 @@ class Runner(StockRunner):
             for scheduler, state in zip(schedulers, states, strict=True):
                 scheduler.load_state_dict(state)
 
-    @master_only
+    def _restore_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
+        parameters = dict(self.bare_model.named_parameters())
+        for name, gradient in gradients.items():
+            parameters[name].grad = gradient.to(parameters[name])
+
+    def _pending_gradients(self) -> dict[str, torch.Tensor]:
+        """Gradients that wait for others before a step is taken with them; the mean over the processes."""
+        wrapper = self.optim_wrapper
+        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        if all(w._accumulative_counts == 1 or w.should_update() for w in wrappers):
+            return {}
+        pending = {n: p.grad for n, p in self.bare_model.named_parameters() if p.requires_grad}
+        if self.world_size == 1:
+            return {n: g for n, g in pending.items() if g is not None}
+        result = {}
+        for name, parameter in self.bare_model.named_parameters():
+            if name in pending:
+                result[name] = torch.zeros_like(parameter) if pending[name] is None else pending[name].clone()
+                torch.distributed.all_reduce(result[name])
+                result[name] /= self.world_size
+        return result
+
     def save_checkpoint(
         self,
         out_dir: str,
@@ -242,7 +269,10 @@ class Runner(StockRunner):
         by_epoch: bool = True,
         backend_args: dict | None = None,
     ) -> None:
-        """Write a checkpoint atomically; arguments as in mmengine."""
+        """Write a checkpoint atomically; arguments as in mmengine. Every process must call it, the first writes."""
+        gradients = self._pending_gradients() if save_optimizer else {}
+        if not is_main_process():
+            return
         meta = dict(meta or {})
         meta.setdefault("epoch", self.epoch + 1 if by_epoch else self.epoch)
         meta.setdefault("iter", self.iter if by_epoch else self.iter + 1)
@@ -250,7 +280,7 @@ class Runner(StockRunner):
         meta.update(
             seed=self.seed,
             config_name=Path(self.cfg.filename).name if self.cfg.filename else None,
-            config=self._config_text(),
+            config=self.cfg.pretty_text,
             batches_per_epoch=len(self.train_dataloader),
             dataset_meta=getattr(dataset, "metainfo", None),
             time=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -261,6 +291,8 @@ class Runner(StockRunner):
         content: dict[str, Any] = {"meta": meta, "state_dict": self.bare_model.state_dict(), "message_hub": hub}
         if save_optimizer:
             content["optimizer"] = self.optim_wrapper.state_dict()
+            if gradients:
+                content["gradients"] = gradients
         if save_param_scheduler and self.param_schedulers is not None:
             if isinstance(self.param_schedulers, dict):
                 content["param_schedulers"] = {
@@ -271,17 +303,11 @@ class Runner(StockRunner):
         self.call_hook("before_save_checkpoint", checkpoint=content)
         checkpoints.write(content, Path(out_dir) / filename)
 
-    def _config_text(self) -> str:
-        """The config as text, formatted once: that takes seconds for a large one."""
-        if not hasattr(self, "_text"):
-            self._text = self.cfg.pretty_text
-        return self._text
-
     @master_only
     def dump_config(self) -> None:
         """Write the resolved config into the work dir."""
         name = Path(self.cfg.filename).name if self.cfg.filename else "config.py"
-        checkpoints.write_text(Path(self.work_dir) / Path(name).with_suffix(".py"), self._config_text())
+        checkpoints.write_text(Path(self.work_dir) / Path(name).with_suffix(".py"), self.cfg.pretty_text)
 
 
 def _has_tensorboard() -> bool:

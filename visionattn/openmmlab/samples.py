@@ -1,5 +1,7 @@
 """What a config's data pipeline hands to the model, as plain NumPy arrays."""
 
+import contextlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +51,8 @@ def read_samples(config: Config, split: str = "train", number: int = 8) -> Itera
         raise ConfigError(f"the config has no `{SPLITS[split]}`")
     scope = config.get("default_scope", "mmengine")
     with quiet(), building(str(config.filename)), DefaultScope.overwrite_default_scope(scope):
-        dataset = DATASETS.build(loader["dataset"])
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it loads
+            dataset = DATASETS.build(loader["dataset"])
         classes = tuple(str(c) for c in dataset.metainfo.get("classes", ()))
         for index in range(min(number, len(dataset))):
             yield _plain(dataset[index], classes)

@@ -25,6 +25,7 @@ from visionattn.openmmlab.config_checks import check_config
 from visionattn.openmmlab.curve import short_names
 from visionattn.openmmlab.data_checks import check_data
 from visionattn.openmmlab.progress import to_log
+from visionattn.openmmlab.record import describe_dataset, file_sha256, keep_class_iou, versions
 from visionattn.openmmlab.runner import Runner
 from visionattn.openmmlab.training import plain_errors
 
@@ -42,7 +43,8 @@ class TestResult:
 
     Attributes:
         metrics: under short names (``AP``, ``AP50``, ``mIoU``), as the evaluator gives them.
-        per_class: for COCO metrics, ``{"bbox": {class: {"AP": .., "AP50": ..}}}``; -1 where a class has no object.
+        per_class: for COCO metrics, ``{"bbox": {class: {"AP": .., "AP50": ..}}}``, and for maps of classes
+            ``{"semantic": {class: {"IoU": .., "Acc": .., "pixels": ..}}}`` in percent; -1 where a class is absent.
         images: how many were tested.
         seconds: wall time of reading, predicting and measuring.
         files: ``results.json`` and the predictions in COCO format.
@@ -85,6 +87,7 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         runner = Runner.from_cfg(cfg)
     checkpoints.fit(runner.bare_model, loaded, checkpoint)
     runner._has_loaded = True
+    iou = keep_class_iou(runner)
     started = time.monotonic()
     try:
         with to_log(runner.logger), building(name), plain_errors(name):
@@ -99,6 +102,8 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         if predictions.is_file():
             per_class[kind] = per_class_ap(ann_file, predictions, kind)
             files.append(predictions)
+    if iou:
+        per_class["semantic"] = iou
     metrics = short_names(raw)
     meta = loaded.get("meta") if isinstance(loaded.get("meta"), Mapping) else {}
     record = {
@@ -106,12 +111,16 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         "per_class": per_class,
         "config": str(config.filename),
         "checkpoint": str(checkpoint),
+        "checkpoint_sha256": file_sha256(checkpoint),
         "checkpoint_iteration": meta.get("iter"),
+        "averaged_weights": "ema_state_dict" in loaded,
         "images": images,
+        "dataset": describe_dataset(config, runner),
         "seconds": round(seconds, 2),
         "seconds_per_image": round(seconds / max(images, 1), 4),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "machine": machine(),
+        "versions": versions(),
     }
     write_text(folder / "results.json", json.dumps(record, indent=1) + "\n")
     return TestResult(metrics, per_class, images, seconds, [folder / "results.json", *files])

@@ -15,6 +15,7 @@ from mmengine.dist import is_main_process
 
 from visionattn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from visionattn.openmmlab import checkpoint as checkpoints
+from visionattn.openmmlab import train_options
 from visionattn.openmmlab.build import building, quiet
 from visionattn.openmmlab.config_checks import check_config
 from visionattn.openmmlab.curve import METRICS_FILE, cut_records, draw_curve, read_records
@@ -62,6 +63,9 @@ def train(
     resume: bool | str | os.PathLike = False,
     amp: bool = False,
     seed: int | None = None,
+    ema: bool | float = False,
+    accumulate: int | None = None,
+    wandb: bool | str = False,
     distributed: bool = False,
 ) -> TrainResult:
     """Train the model of a config.
@@ -71,8 +75,12 @@ def train(
         work_dir: folder for checkpoints and logs; default ``work_dirs/<config name>``.
         resume: True goes on from the newest whole checkpoint in the work dir, or starts anew if there is none;
             a path goes on from that file.
-        amp: mixed precision; needs CUDA.
+        amp: mixed precision: float16 with loss scaling on CUDA, bfloat16 on a CPU.
         seed: of all randomness; default the config's ``randomness.seed``, else 0. A resumed run keeps its seed.
+        ema: average the weights over the run, with this momentum (True: the config's, else 0.0002). Validation
+            and the weights in checkpoints are the averaged ones; a resumed run finds both.
+        accumulate: iterations for each optimizer step; schedules go on counting iterations.
+        wandb: send losses, metrics and the config to W&B too, to this project (True: WANDB_PROJECT).
         distributed: this is one of several processes, with the environment variables of torchrun set.
 
     Raises:
@@ -95,7 +103,13 @@ def train(
         checkpoints.read(config.load_from)  # before minutes are spent on the rest
     config.randomness = {**(config.get("randomness") or {}), "seed": _seed(config, seed, source)}
     if amp:
-        _use_amp(config, name)
+        train_options.use_amp(config, name)
+    if ema is not False:
+        train_options.use_ema(config, None if ema is True else ema)
+    if accumulate is not None:
+        train_options.accumulate(config, accumulate, name)
+    if wandb is not False and int(os.environ.get("RANK", 0)) == 0:
+        train_options.use_wandb(config, None if wandb is True else wandb, folder, source is not None)
     config.launcher = "pytorch" if distributed else "none"
     if distributed and not torch.cuda.is_available():
         config.model_wrapper_cfg = {
@@ -159,16 +173,6 @@ def _seed(config: Config, seed: int | None, source: Path | None) -> int:
     if seed is not None and int(seed) < 0:
         raise ConfigError(f"the seed {seed} is negative; give a whole number from 0 on")
     return 0 if seed is None else int(seed)
-
-
-def _use_amp(config: Config, name: str) -> None:
-    if not torch.cuda.is_available():
-        raise ConfigError("--amp needs a CUDA device, and PyTorch sees none here; leave it out")
-    kind = str(config.optim_wrapper.get("type", "OptimWrapper"))
-    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
-        raise ConfigError(f"{name}: --amp cannot be combined with optim_wrapper type={kind!r}")
-    config.optim_wrapper.type = "AmpOptimWrapper"
-    config.optim_wrapper.setdefault("loss_scale", "dynamic")
 
 
 def _prepare_folder(folder: Path, source: Path | None, runner: Runner) -> None:
