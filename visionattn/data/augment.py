@@ -70,9 +70,6 @@ def load_albumentations() -> ModuleType:
     return module
 
 
-# --- building --------------------------------------------------------------------------------------------------
-
-
 def find_problems(transforms: Any, path: str = "transforms") -> list[str]:
     """What is wrong with a pipeline of dicts, one line each, with the dotted path of the place.
 
@@ -162,9 +159,6 @@ def _leaves(transforms: Sequence[Any]) -> Iterator[Any]:
             yield transform
         else:
             yield from _leaves(inner)
-
-
-# --- running ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

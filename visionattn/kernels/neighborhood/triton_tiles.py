@@ -152,7 +152,8 @@ def shared_bytes(shape: tuple, block: int, dim: int, value_dim: int, itemsize: i
 def _warps(size: int, width: int, itemsize: int, kernel: str) -> int:
     """Warps for a tile; more where each row is wide, and in float32, whose products run in registers."""
     if itemsize == 4:
-        return 8 if size == 64 or 128 < width <= 256 or (kernel == "bias" and width > 64) else 4
+        wide = kernel != "key" and (128 < width <= 256 or (kernel == "bias" and width > 64))
+        return 8 if size == 64 or wide else 4
     if width > 256 or (width > 64 and size >= 64):
         return 8
     return max(1 if width <= 64 else 4, size // 16)
@@ -181,8 +182,8 @@ def legal_tiles(geometry: Geometry, kernel: str, dim: int, value_dim: int, items
         shape = (*shape, 1, 1)[:3]
         for block in blocks:
             stages = 3 if block == 32 and width <= 128 and itemsize == 2 else 2
-            if itemsize == 4 and width <= 32:  # loads under way take registers that narrow rows need for scores
-                stages = 1
+            if itemsize == 4 and (width <= 32 or (kernel == "key" and 128 < width <= 256)):
+                stages = 1  # loads under way take registers, and these would spill
             fits = shared_bytes(shape, block, dim, value_dim, itemsize, kernel, stages) <= SHARED_LIMIT
             small = block == blocks[0] or prod(shape) * block * max(width, 64) <= 1 << 18
             if prod(shape) <= largest and small and fits:
