@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn data``."""
     names = [_SAMPLES, *PUBLIC_SETS, *INSTRUCTIONS]
     parser.add_argument("name", metavar="NAME", nargs="?", choices=names, help=", ".join(names))
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder to make; of cityscapes, the unpacked set to convert")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder to make; of cityscapes, the unpacked set to convert"
+    )
     parser.add_argument("--archive", metavar="FILE", type=Path, help="use this downloaded .zip, not the network")
     parser.add_argument("--url", metavar="URL", help="download the archive from here, such as a mirror")
     parser.add_argument("--sha256", metavar="HEX", help="digest that the archive must have")
@@ -32,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
         _list()
         return 0
     if args.name not in PUBLIC_SETS:
-        options = ("archive", "url", "sha256") + (("out",) if args.name in INSTRUCTIONS and args.name != _CITYSCAPES else ())
+        options = ("archive", "url", "sha256") + (
+            ("out",) if args.name in INSTRUCTIONS and args.name != _CITYSCAPES else ()
+        )
         for option in options:
             if getattr(args, option) is not None:
                 raise DataError(f"--{option} does not apply to {args.name!r}; leave it out")

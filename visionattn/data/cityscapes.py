@@ -50,9 +50,8 @@ def convert_cityscapes(root: str | Path, on_progress: Callable[[int, int], None]
     files = {split: sorted((root / "gtFine" / split).glob("*/*_gtFine_instanceIds.png")) for split in SPLITS}
     for split, found in files.items():
         if not found:
-            raise DataError(
-                f"{root / 'gtFine' / split}: has no */*_gtFine_instanceIds.png; unpack gtFine_trainvaltest.zip into {root}"
-            )
+            folder = root / "gtFine" / split
+            raise DataError(f"{folder}: has no */*_gtFine_instanceIds.png; unpack gtFine_trainvaltest.zip into {root}")
     done, total = 0, sum(map(len, files.values()))
     for split, found in files.items():
         writer = _Split(root, split)

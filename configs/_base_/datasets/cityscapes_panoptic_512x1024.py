@@ -2,10 +2,10 @@
 # on annotations that `visionattn data cityscapes --out data/cityscapes` makes of the set's own, things first.
 data_root = "data/cityscapes/"
 short_sides = [(4096, round(102.4 * step)) for step in range(5, 21)]  # longest and short side
-things = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
-stuff = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation")
-stuff += ("terrain", "sky")
-metainfo = dict(classes=things + stuff, thing_classes=things, stuff_classes=stuff)
+thing_classes = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+stuff_classes = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation")
+stuff_classes += ("terrain", "sky")
+metainfo = dict(classes=thing_classes + stuff_classes, thing_classes=thing_classes, stuff_classes=stuff_classes)
 train_pipeline = [
     dict(type="LoadImageFromFile", to_float32=True),
     dict(type="LoadPanopticAnnotations"),

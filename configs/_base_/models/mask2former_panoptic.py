@@ -1,6 +1,8 @@
 # Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527) for things and stuff. A config adds the backbone, the head's
 # in_channels and, for other data than COCO, the numbers of classes and the weights of the classes.
-width, things, stuff = 256, 80, 53
+width = 256
+things = 80
+stuff = 53
 attention = dict(embed_dims=width, num_heads=8, dropout=0.0, batch_first=True)
 positions = dict(num_feats=width // 2, normalize=True)
 model = dict(

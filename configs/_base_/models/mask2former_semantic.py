@@ -1,6 +1,7 @@
 # Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527) on mmseg: one query's mask for each class in the picture. A
 # config adds the backbone, the head's in_channels and, for other data than ADE20K, the classes and their weights.
-width, classes = 256, 150
+width = 256
+classes = 150
 attention = dict(embed_dims=width, num_heads=8, dropout=0.0, batch_first=True)
 positions = dict(num_feats=width // 2, normalize=True)
 model = dict(
