@@ -100,7 +100,7 @@ def test_spoilt_map(sound, spoil, message):
 
 
 def test_missing_folder(sound):
-    with pytest.raises(DataError, match="map folder .* does not exist"):
+    with pytest.raises(DataError, match=r"map folder .* does not exist"):
         check_panoptic(sound / "a.json", sound / "images", sound / "none")
 
 

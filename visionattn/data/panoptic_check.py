@@ -104,9 +104,7 @@ def _check_order(records: list, problems: _Problems) -> None:
             return
     if kinds != sorted(kinds, reverse=True):
         late = records[kinds.index(0) + kinds[kinds.index(0) :].index(1)]["name"]
-        problems.add(
-            f"the thing {_short(late)} comes after a category of stuff", "list the categories of things first"
-        )
+        problems.add(f"the thing {_short(late)} comes after a category of stuff", "list the categories of things first")
 
 
 def _annotation_fault(
