@@ -1,7 +1,6 @@
 """mmdet's panoptic parts on the stand-in for panopticapi."""
 
 import json
-import subprocess
 import sys
 
 import cv2
@@ -10,8 +9,6 @@ import pytest
 import torch
 
 pytest.importorskip("mmdet")
-
-from mmengine.structures import PixelData
 
 import visionattn.openmmlab  # noqa: F401
 from visionattn.errors import DataError
@@ -75,7 +72,7 @@ def test_mmdet_metric_and_files_agree(panoptic_set):
             "img_id": prediction["image_id"],
             "img_path": f"{prediction['image_id']}.jpg",
             "ori_shape": (32, 40),
-            "pred_panoptic_seg": PixelData(sem_seg=torch.from_numpy(prediction["codes"])[None]),
+            "pred_panoptic_seg": {"sem_seg": torch.from_numpy(prediction["codes"])[None]},
         }
         metric.process({}, [sample])
     measured = metric.evaluate(3)
@@ -118,16 +115,19 @@ def test_annotations_are_loaded(panoptic_set):
     np.testing.assert_array_equal(loaded["gt_masks"].masks[0], ids == 140000)
 
 
-def test_an_installed_package_is_left_alone(tmp_path):
+def test_an_installed_package_is_left_alone(tmp_path, monkeypatch):
+    assert install()
     (tmp_path / "panopticapi").mkdir()
     (tmp_path / "panopticapi" / "__init__.py").write_text("real = True\n")
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
-        "from visionattn.openmmlab.panopticapi import install; assert not install(); "
-        "import panopticapi; assert panopticapi.real and not install()"
-    )
-    assert install()
-    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "panopticapi"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not install()
+    import panopticapi
+
+    assert panopticapi.real
+    assert not install()
+    monkeypatch.delitem(sys.modules, "panopticapi")
 
 
 def test_the_names_mmdet_imports():

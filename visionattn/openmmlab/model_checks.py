@@ -99,7 +99,7 @@ def _channel_problems(model: Mapping[str, Any], channels: list[int]) -> Iterator
         channels, where = [out] * (levels if isinstance(levels, int) else len(channels)), "model.neck gives"
     elif neck is not None:
         return
-    for key in ("rpn_head", "bbox_head", "mask_head", "decode_head", "auxiliary_head"):
+    for key in ("rpn_head", "bbox_head", "mask_head", "panoptic_head", "decode_head", "auxiliary_head"):
         heads = model.get(key)
         for index, head in enumerate(heads if isinstance(heads, (list, tuple)) else [heads]):
             path = f"model.{key}.{index}" if isinstance(heads, (list, tuple)) else f"model.{key}"
