@@ -30,6 +30,7 @@ from visionattn.data.samples import build_digit_scenes
 from visionattn.metrics.panoptic import id2rgb
 from visionattn.openmmlab.build import quiet
 from visionattn.openmmlab.config import load_config
+from visionattn.openmmlab.data_checks import check_data
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
@@ -182,6 +183,8 @@ def test_published_config_trains_and_predicts(file, home, monkeypatch):
     full = config.to_dict()["model"]["backbone"]
     if full["model_name"] != "dinat_pico":
         assert full["pretrained"] is True, "the published schedules start from ImageNet weights"
+    if "panoptic" in file.stem:
+        assert len(check_data(config)) == 2
     shrink(config)
     init_default_scope(config.default_scope)
     with quiet(), DefaultScope.overwrite_default_scope(config.default_scope):

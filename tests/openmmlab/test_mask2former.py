@@ -130,6 +130,17 @@ def test_semantic_head_takes_every_map():
     assert "decode_head.in_channels=[64, 128, 256, 99], but model.backbone gives" in find_problems(config, ())[0]
 
 
+def test_classes_of_own_data_reach_every_part(coco_dir):
+    file = CONFIGS / "segmentation/mask2former/mask2former_dinat-pico_coco_custom.py"
+    options = {f"custom_data.{k}": v for k, v in (("root", str(coco_dir)), ("train_ann", "train.json"),
+                                                  ("val_ann", "val.json"))}  # fmt: skip
+    config = load_config(file, options)
+    for part in (config.model.panoptic_head, config.model.panoptic_fusion_head):
+        assert (part.num_things_classes, part.num_stuff_classes) == (2, 0)
+    assert config.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 0.1]
+    assert find_problems(config) == []
+
+
 def test_loss_falls(run):
     losses = [r["loss"] for r in read_records(run.work_dir) if "loss" in r]
     assert losses[-1] < 0.7 * losses[0]
