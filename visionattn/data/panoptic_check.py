@@ -82,9 +82,9 @@ def check_panoptic(
         crowds += sum(bool(s.get("iscrowd")) for s in annotation["segments_info"])
         if annotation["image_id"] in sizes:
             sound.append((annotation, sizes[annotation["image_id"]]))
-    for image_id in names.keys() - annotated:
-        if not problems.count:
-            problems.add(f"image {_short(names[image_id])} has no annotation", "add one, or take the image out")
+    if not problems.count:  # else the annotation that is at fault may be the one an image lacks
+        for name in (names[image_id] for image_id in names if image_id not in annotated):
+            problems.add(f"image {_short(name)} has no annotation", "add one, or take the image out")
     chosen = set(range(0, len(sound), -(-len(sound) // MAX_DECODED) or 1))
     with ThreadPoolExecutor(8) as pool:
         faults = pool.map(lambda i: _map_fault(map_dir, *sound[i], i in chosen), range(len(sound)))
