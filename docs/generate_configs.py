@@ -17,7 +17,8 @@ BIFORMER = "[2303.08810](https://arxiv.org/abs/2303.08810)"
 DAVIT = "[2204.03645](https://arxiv.org/abs/2204.03645)"
 SOURCES = {"nat": NAT, "dinat": DINAT, "biformer": BIFORMER, "davit": DAVIT}
 
-# Box and mask AP, box AP, or mIoU of one scale, as published, by the start of the file name and what follows it.
+# Box and mask AP, box AP, mIoU of one scale, or PQ, mask AP and mIoU, as published, by the start of the file name and
+# one of its other parts.
 PUBLISHED = {
     ("mask-rcnn", "ms-3x"): "nat-mini 46.5/41.7, nat-tiny 47.7/42.6, nat-small 48.4/43.2, dinat-mini 47.2/42.5, "
     "dinat-tiny 48.6/43.5, dinat-small 49.3/44.0, dinat-s-tiny 46.6/42.1, dinat-s-small 48.6/43.5, "
@@ -30,6 +31,14 @@ PUBLISHED = {
     ("retinanet", "1x"): "biformer-small 45.9, biformer-base 47.1",
     ("retinanet", "ms-1x"): "davit-tiny 44.0, davit-small 46.0, davit-base 46.7",
     ("retinanet", "ms-3x"): "davit-tiny 46.5, davit-small 48.2, davit-base 48.7",
+    ("mask2former", "coco-panoptic"): "dinat-large 58.5/49.2/68.3",
+    ("mask2former", "coco-instance"): "dinat-large 50.8",
+    ("mask2former", "ade20k-panoptic-640x640"): "dinat-large 49.4/35.0/56.3",
+    ("mask2former", "ade20k-instance-640x640"): "dinat-large 35.4",
+    ("mask2former", "ade20k-640x640"): "dinat-large 58.1 multi-scale",
+    ("mask2former", "cityscapes-panoptic-512x1024"): "dinat-large 67.2/44.5/83.4",
+    ("mask2former", "cityscapes-instance-512x1024"): "dinat-large 45.1",
+    ("mask2former", "cityscapes-512x1024"): "dinat-large 84.5 multi-scale",
     ("semantic-fpn", "80k"): "biformer-small 48.9, biformer-base 49.9",
     (
         "upernet",
@@ -50,12 +59,14 @@ HEADER = """# Configs
 Written by `docs/generate_configs.py`; change that, not this.
 
 - **Published** is the authors' figure, not measured here: box AP / mask AP or box AP on COCO val2017, mIoU of one scale
-  on ADE20K validation. These configs follow their schedules in batch size, optimizer, learning rate and stochastic
-  depth; the authors trained in mixed precision in part, which is `--amp` here.
+  on ADE20K validation; of Mask2Former, mask AP of instances, and PQ / mask AP / mIoU of panoptic models. These configs
+  follow their schedules in batch size, optimizer, learning rate and stochastic depth; the authors trained in mixed
+  precision in part, which is `--amp` here.
 - **Ours** is what a run of this config gave here; a dash means that nobody has trained it with this package.
 - The published schedules start from ImageNet weights, which `pretrained=True` fetches. Train from random weights with
   `--cfg-options model.backbone.pretrained=False`.
-- The batch sizes are for 8 devices. `visionattn data coco` and `visionattn data ade20k` say what lies where in `data/`.
+- The batch sizes are for 8 devices. `visionattn data coco`, `visionattn data ade20k` and `visionattn data
+  cityscapes` say what lies where in `data/`.
 - Norms and tables of position bias are not decayed, save where the authors decayed everything. None of these schedules
   uses a layer-wise decay of the learning rate.
 
@@ -67,8 +78,10 @@ def published(stem: str) -> tuple[str, str]:
     head, backbone = stem.split("_")[:2]
     for (name, schedule), scores in PUBLISHED.items():
         parts = [part.split("-", 1)[-1] if part.startswith("8x") else part for part in stem.split("_")]
+        if "cityscapes" in stem and "cityscapes" not in schedule:
+            continue
         if name == head and schedule in parts:
-            found = dict(entry.strip().split(" ") for entry in scores.split(","))
+            found = dict(entry.strip().split(" ", 1) for entry in scores.split(","))
             if backbone in found:
                 return found[backbone], SOURCES[backbone.split("-")[0]]
     return "–", "–"
@@ -80,9 +93,10 @@ def row(path: Path) -> str:
     score, source = published(stem)
     head = {"EncoderDecoder": model.get("decode_head", {}).get("type")}.get(model.type, model.type)
     dataset = next(
-        (name for key, name in {"ade20k": "ADE20K", "bccd": "BCCD", "digits": "digits", "custom": "your own"}.items()
-         if key in stem), "COCO",
+        (name for key, name in {"ade20k": "ADE20K", "cityscapes": "Cityscapes", "bccd": "BCCD", "camvid": "CamVid",
+                                "digits": "digits", "custom": "your own"}.items() if key in stem), "COCO",
     )  # fmt: skip
+    dataset += next((f", {kind}" for kind in ("panoptic", "instance") if f"-{kind}" in stem), "")
     link = f"[{stem}]({path.relative_to(FOLDER).as_posix()})"
     cells = (link, f"`{model.backbone.model_name}`", head, dataset, score, source, TRAINED.get(stem, "–"))
     return f"| {' | '.join(cells)} |"

@@ -6,6 +6,7 @@ an eighth in size, few proposals. Widths, necks, heads, optimizers and pipelines
 
 import ast
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope, init_defau
 from mmengine.runner import Runner
 
 from visionattn.cli import main
+from visionattn.data.cityscapes import convert_cityscapes
 from visionattn.data.samples import build_digit_scenes
+from visionattn.metrics.panoptic import id2rgb
 from visionattn.openmmlab.build import quiet
 from visionattn.openmmlab.config import load_config
+from visionattn.openmmlab.data_checks import check_data
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
@@ -42,8 +46,8 @@ def digits(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A folder in which data/coco and data/ade20k are as `visionattn data` describes them."""
-    from mmdet.datasets import CocoDataset
+    """A folder in which data/coco, data/ade20k and data/cityscapes are as `visionattn data` describes them."""
+    from mmdet.datasets import ADE20KInstanceDataset, ADE20KPanopticDataset, CocoDataset, CocoPanopticDataset
 
     home = tmp_path_factory.mktemp("home")
     rng = np.random.default_rng(0)
@@ -69,7 +73,60 @@ def home(tmp_path_factory) -> Path:
                 })  # fmt: skip
         content = {"images": images, "annotations": annotations, "categories": categories}
         (coco / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        content["categories"] = categories_of(ADE20KInstanceDataset)
+        ade_name = ade_split.replace("training", "train").replace("validation", "val")
+        (ade / f"ade20k_instance_{ade_name}.json").write_text(json.dumps(content))
+        write_panoptic(coco / "annotations" / f"panoptic_{split}", images, categories_of(CocoPanopticDataset))
+        write_panoptic(ade / f"ade20k_panoptic_{ade_name}", images, categories_of(ADE20KPanopticDataset))
+    write_cityscapes(home / "data/cityscapes")
+    for split in ("train", "val"):
+        for folder, source in (("images", coco / f"{split}2017"), ("annotations", ade / "annotations" / ade_split)):
+            (home / "data/camvid" / folder).mkdir(parents=True, exist_ok=True)
+            target = shutil.copytree(source, home / "data/camvid" / folder / split)
+            for file in target.glob("*.png"):
+                cv2.imwrite(str(file), cv2.imread(str(file), cv2.IMREAD_UNCHANGED) % 11)
     return home
+
+
+def categories_of(dataset: type) -> list[dict]:
+    things = dataset.METAINFO.get("thing_classes", ())
+    return [{"id": i, "name": n, "isthing": int(n in things)} for i, n in enumerate(dataset.METAINFO["classes"], 1)]
+
+
+def write_panoptic(folder: Path, images: list[dict], categories: list[dict]) -> None:
+    """Two things and two stuffs an image, and some void."""
+    folder.mkdir()
+    stuff = next(c["id"] for c in categories if not c["isthing"])
+    kinds = {1000: (1, 8, 8, 48, 40), 2000: (2, 60, 20, 50, 50), 70000: (stuff, 0, 0, 128, 12),
+             80000: (stuff + 1, 0, 72, 128, 24)}  # fmt: skip
+    annotations = []
+    for image in images:
+        ids, segments = np.zeros((HEIGHT, WIDTH), np.int64), []
+        for number, (category, x, y, w, h) in reversed(kinds.items()):
+            ids[y : y + h, x : x + w] = number
+            box = {"bbox": [x, y, w, h], "area": w * h}
+            segments.append({"id": number, "category_id": category, "iscrowd": 0, **box})
+        name = Path(image["file_name"]).with_suffix(".png").name
+        cv2.imwrite(str(folder / name), id2rgb(ids)[..., ::-1])
+        annotations.append({"image_id": image["id"], "file_name": name, "segments_info": segments})
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    folder.with_suffix(".json").write_text(json.dumps(content))
+
+
+def write_cityscapes(root: Path) -> None:
+    rng = np.random.default_rng(1)
+    for split in ("train", "val"):
+        for folder in (root / "leftImg8bit" / split / "bonn", root / "gtFine" / split / "bonn"):
+            folder.mkdir(parents=True)
+        for number in range(2):
+            stem = f"bonn_{number:06d}_000019"
+            picture = rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+            cv2.imwrite(str(root / "leftImg8bit" / split / "bonn" / f"{stem}_leftImg8bit.png"), picture)
+            ids = np.repeat(np.repeat(rng.choice([7, 11, 23], (6, 8)), 16, 0), 16, 1).astype(np.uint16)
+            ids[10:50, 10:60] = 26001
+            ids[30:90, 70:120] = 24005
+            cv2.imwrite(str(root / "gtFine" / split / "bonn" / f"{stem}_gtFine_instanceIds.png"), ids)
+    convert_cityscapes(root)
 
 
 def dicts(part: Any) -> Iterator[dict]:
@@ -108,6 +165,14 @@ def shrink(config: Any) -> None:
     if config.model.type == "DINO":
         config.model.num_queries = 20
         config.model.encoder.num_layers = config.model.decoder.num_layers = 1
+    for head in (config.model.get("panoptic_head"), config.model.get("decode_head")):
+        if head and head.type == "Mask2FormerHead":
+            head.num_queries = 20
+            head.pixel_decoder.encoder.num_layers = head.transformer_decoder.num_layers = 1
+            config.model.test_cfg.pop("max_per_image", None)
+            for part in dicts(config.model):
+                if "num_points" in part and "assigner" in part:
+                    part["num_points"] = 256
 
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda path: path.stem)
@@ -116,7 +181,10 @@ def test_published_config_trains_and_predicts(file, home, monkeypatch):
     torch.manual_seed(0)
     config = load_config(file)
     full = config.to_dict()["model"]["backbone"]
-    assert full["pretrained"] is True, "the published schedules start from ImageNet weights"
+    if full["model_name"] != "dinat_pico":
+        assert full["pretrained"] is True, "the published schedules start from ImageNet weights"
+    if "panoptic" in file.stem:
+        assert len(check_data(config)) == 2
     shrink(config)
     init_default_scope(config.default_scope)
     with quiet(), DefaultScope.overwrite_default_scope(config.default_scope):

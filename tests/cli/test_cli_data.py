@@ -120,3 +120,7 @@ def test_unknown_name(capsys: pytest.CaptureFixture):
         main(["data", "imagenet"])
     assert caught.value.code == 2
     assert "bccd" in capsys.readouterr().err
+
+
+def test_cityscapes_is_converted_in_place(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert "gtFine_trainvaltest.zip" in _error(capsys, "cityscapes", "--out", str(tmp_path))

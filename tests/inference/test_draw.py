@@ -156,3 +156,18 @@ def test_names_in_any_script():
     drawn = draw_prediction(np.full((200, 200, 3), 128, np.uint8), found)
     unknown = Prediction(**{**vars(found), "classes": ("??? ? ?",)})
     assert (drawn != draw_prediction(np.full((200, 200, 3), 128, np.uint8), unknown)).any()
+
+
+def test_panoptic_segments_have_borders_and_a_label_each():
+    """Two things of one class that touch: a line between them, and both are named; no boxes."""
+    masks = np.zeros((2, 80, 200), bool)
+    masks[0, :, :100] = masks[1, :, 100:] = True
+    prediction = made((80, 200), [(0, 0, 100, 80), (100, 0, 200, 80)],
+                      masks=InstanceMasks.from_dense(masks), semantic=np.zeros((80, 200), np.int64))  # fmt: skip
+    drawn = draw_prediction(np.zeros((80, 200, 3), np.uint8), prediction)
+    assert drawn[5, 100].min() > drawn[5, 60].min()
+    labels = _Labels(80, 200, _Scale.of(80, 200))
+    labels.add_regions(prediction.panoptic.segments - 1, CLASSES, prediction.labels)
+    assert [p.text for p in labels.placed] == ["person", "person"]
+    assert sorted(p.x // 100 for p in labels.placed) == [0, 1]
+    np.testing.assert_array_equal(drawn[1, 1], drawn[5, 60])  # no box along the rim

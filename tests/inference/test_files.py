@@ -92,6 +92,29 @@ def test_semantic_maps(make_model, painted, save_picture, tmp_path):
     assert dict(summary.found) == {"red": 0.1, "blue": 0.2}
 
 
+def test_panoptic_files(make_model, painted, save_picture, tmp_path):
+    """In COCO's panoptic format: colours that code ids, and what the ids are."""
+
+    class Panoptic(type(make_model())):
+        def predict(self, images):
+            results = super().predict(images)
+            for result, image in zip(results, images, strict=True):
+                result["semantic"] = np.where((image == (0, 0, 255)).all(axis=2), 0, 1)
+            return results
+
+    image = painted(40, 50, ("red", 0, 0, 10, 20), ("red", 20, 0, 30, 10), ("blue", 10, 0, 20, 40))
+    save_picture(tmp_path / "in" / "x.png", image)
+    predictor = Predictor.from_model(Panoptic(task="panoptic", with_masks=True))
+    _, content, _, _ = go(predictor, [tmp_path / "in"], tmp_path / "out")
+    (record,) = content["images"]
+    assert len(record["detections"]) == 3
+    ids = np.asarray(Image.open(tmp_path / "out" / record["panoptic"])).astype(int) @ [1, 256, 65536]
+    for segment in record["segments_info"]:
+        assert (ids == segment["id"]).sum() == segment["area"]
+    assert sorted((s["category_id"], s["area"]) for s in record["segments_info"]) == [(1, 100), (1, 200), (2, 400)]
+    assert (ids == 0).sum() == 40 * 50 - 700
+
+
 def test_video_between_images(make_model, painted, save_picture, tmp_path):
     shots = tmp_path / "in"
     save_picture(shots / "a.png", painted(40, 50))

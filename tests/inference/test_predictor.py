@@ -148,9 +148,44 @@ def test_semantic_model(make_model, painted):
 
 
 def test_panoptic_segments_cannot_be_merged(make_model):
-    for options in ({"tile": 64}, {"tta": True}, {"scales": (1, 2)}):
+    for options in ({"tta": True}, {"scales": (1, 2)}):
         with pytest.raises(ConfigError, match="segments of a panoptic model"):
             Predictor.from_model(make_model(task="panoptic"), **options)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(200, 70), (333, 64), (128, 32), (100, 8)])
+@pytest.mark.parametrize("things", [0, 1, 2])
+def test_tiled_panoptic_map_is_the_whole_one(make_model, scene, tile, overlap, things):
+    """Rectangles wider than the overlap too; the parts of stuff, red or both, are one segment a class."""
+    image, _ = scene
+
+    class Panoptic(type(make_model())):
+        def predict(self, images):
+            results = super().predict(images)
+            for result, picture in zip(results, images, strict=True):
+                for label in range(things, 2):
+                    mine = result["labels"] == label
+                    if mine.any():
+                        whole = result["masks"][mine].any(0)[None]
+                        result["masks"] = np.concatenate([result["masks"][~mine], whole])
+                        result["labels"] = np.append(result["labels"][~mine], label)
+                count = len(result["labels"])
+                result["scores"], result["boxes"] = np.ones(count, np.float32), np.zeros((count, 4), np.float32)
+                red, blue = (
+                    (picture == np.array((0, 0, 255))).all(axis=2),
+                    (picture == np.array((255, 0, 0))).all(axis=2),
+                )
+                result["semantic"] = np.select([red, blue], [0, 1], 2)
+            return results
+
+    Panoptic.things = things
+    model = Panoptic(task="panoptic", with_masks=True)
+    whole = Predictor.from_model(model)(image)
+    tiled = Predictor.from_model(model, tile=tile, overlap=overlap)(image)
+    np.testing.assert_array_equal(tiled.semantic, whole.semantic)
+    assert len(tiled) == len(whole)
+    masks = {(label, mask.tobytes()) for label, mask in zip(whole.labels, whole.masks, strict=True)}
+    assert {(label, mask.tobytes()) for label, mask in zip(tiled.labels, tiled.masks, strict=True)} == masks
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(200, 70), (333, 64), (128, 32)])

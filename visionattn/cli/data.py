@@ -7,18 +7,22 @@ Without a NAME, the datasets are listed. Data goes to a cache folder ($VISIONATT
 import argparse
 from pathlib import Path
 
+from visionattn.data.cityscapes import convert_cityscapes
 from visionattn.data.public import INSTRUCTIONS, PUBLIC_SETS, fetch_public
 from visionattn.data.samples import build_digit_scenes
-from visionattn.errors import DataError
+from visionattn.errors import DataError, require
 
 _SAMPLES = "samples"
+_CITYSCAPES = "cityscapes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn data``."""
     names = [_SAMPLES, *PUBLIC_SETS, *INSTRUCTIONS]
     parser.add_argument("name", metavar="NAME", nargs="?", choices=names, help=", ".join(names))
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder to make")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder to make; of cityscapes, the unpacked set to convert"
+    )
     parser.add_argument("--archive", metavar="FILE", type=Path, help="use this downloaded .zip, not the network")
     parser.add_argument("--url", metavar="URL", help="download the archive from here, such as a mirror")
     parser.add_argument("--sha256", metavar="HEX", help="digest that the archive must have")
@@ -30,11 +34,15 @@ def run(args: argparse.Namespace) -> int:
         _list()
         return 0
     if args.name not in PUBLIC_SETS:
-        options = ("archive", "url", "sha256") + (("out",) if args.name in INSTRUCTIONS else ())
+        options = ("archive", "url", "sha256") + (
+            ("out",) if args.name in INSTRUCTIONS and args.name != _CITYSCAPES else ()
+        )
         for option in options:
             if getattr(args, option) is not None:
                 raise DataError(f"--{option} does not apply to {args.name!r}; leave it out")
-    if args.name in INSTRUCTIONS:
+    if args.name == _CITYSCAPES and args.out is not None:
+        _convert_cityscapes(args.out)
+    elif args.name in INSTRUCTIONS:
         print(INSTRUCTIONS[args.name].text)
     elif args.name == _SAMPLES:
         folder = build_digit_scenes(args.out)
@@ -51,6 +59,16 @@ def run(args: argparse.Namespace) -> int:
                 print(f"note: {note}")
         print(f"split: {known.split}\nlicence: {known.licence}\nsource: {known.source}")
     return 0
+
+
+def _convert_cityscapes(folder: Path) -> None:
+    require("rich")
+    from rich.progress import Progress
+
+    with Progress() as progress:
+        task = progress.add_task("converting", total=None)
+        counts = convert_cityscapes(folder, lambda done, total: progress.update(task, completed=done, total=total))
+    print(f"cityscapes: {folder}\nimages: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
 
 
 def _list() -> None:

@@ -109,7 +109,10 @@ _COCO_TEXT = """COCO 2017 (https://cocodataset.org) needs no login, but is too l
        http://images.cocodataset.org/zips/train2017.zip   (18 GB)
        http://images.cocodataset.org/zips/val2017.zip     (1 GB)
        http://images.cocodataset.org/annotations/annotations_trainval2017.zip   (241 MB)
-  2. DIR then holds train2017/*.jpg, val2017/*.jpg, annotations/instances_{train,val}2017.json.
+     and, for panoptic models, http://images.cocodataset.org/annotations/panoptic_annotations_trainval2017.zip
+     (821 MB) with the two archives in it.
+  2. DIR then holds train2017/*.jpg, val2017/*.jpg, annotations/instances_{train,val}2017.json, and for panoptic
+     models annotations/panoptic_{train,val}2017.json and the folders annotations/panoptic_{train,val}2017/*.png.
   3. In an mmdet config, every dataset of COCO type takes data_root=DIR with
        train: ann_file=annotations/instances_train2017.json, data_prefix=dict(img=train2017/)
        val:   ann_file=annotations/instances_val2017.json,   data_prefix=dict(img=val2017/)
@@ -132,13 +135,15 @@ _CITYSCAPES_TEXT = """Cityscapes (https://www.cityscapes-dataset.com) needs a lo
   1. Register, then download and unpack into one folder, here DIR:
        leftImg8bit_trainvaltest.zip   (11 GB)   from https://www.cityscapes-dataset.com/file-handling/?packageID=3
        gtFine_trainvaltest.zip        (241 MB)  from https://www.cityscapes-dataset.com/file-handling/?packageID=1
-  2. Make the 19-class label images:
-       pip install cityscapesscripts && CITYSCAPES_DATASET=DIR csCreateTrainIdLabelImgs
-  3. DIR then holds leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png and
-     gtFine/{train,val,test}/<city>/*_gtFine_labelTrainIds.png.
+  2. Make the 19-class label images and COCO files of instances and panoptic segments (some minutes):
+       visionattn data cityscapes --out DIR
+  3. DIR then holds leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png,
+     gtFine/{train,val}/<city>/*_gtFine_labelTrainIds.png, instances/{train,val}.json, and
+     panoptic/{train,val}.json with the maps in panoptic/{train,val} and the images in panoptic/images.
   4. In an mmseg config, CityscapesDataset takes data_root=DIR with
        train: data_prefix=dict(img_path=leftImg8bit/train, seg_map_path=gtFine/train)
        val:   data_prefix=dict(img_path=leftImg8bit/val, seg_map_path=gtFine/val)
+     configs/_base_/datasets/cityscapes_{instance,panoptic}_512x1024.py show the others.
 Licence: the set's own, non-commercial. Cite: Cordts et al., CVPR 2016."""
 
 INSTRUCTIONS = {

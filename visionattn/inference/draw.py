@@ -6,6 +6,7 @@ finds no room it is left out. In a crowd, where labels would hide the picture, a
 """
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -77,16 +78,18 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
     out = image.copy()
     scale = _Scale.of(*prediction.image_size)
     labels = _Labels(out.shape[0], out.shape[1], scale)
-    if prediction.semantic is not None:
-        _paint_map(out, prediction.semantic, prediction.classes, scale)
-        labels.add_regions(prediction.semantic, prediction.classes)
-    if len(prediction):
-        panoptic = prediction.semantic is not None and prediction.masks is not None
+    if prediction.panoptic is not None:
+        numbers = prediction.panoptic.segments - 1
+        _paint_map(out, prediction.semantic, prediction.classes, scale, numbers)
+        labels.add_regions(numbers, prediction.classes, prediction.labels)
+    elif prediction.semantic is not None:
+        _paint_map(out, prediction.semantic, prediction.classes, scale, prediction.semantic)
+        labels.add_regions(prediction.semantic, prediction.classes, range(len(prediction.classes)))
+    if len(prediction) and prediction.panoptic is None:  # there the boxes would be of segments that fill the picture
         if prediction.masks is not None:
-            _paint_masks(out, prediction, scale, opacity=0 if panoptic else MASK_OPACITY)
-        if not panoptic:  # there the boxes would be of segments that fill the picture
-            _paint_boxes(out, prediction, scale)
-            labels.add_boxes(prediction)
+            _paint_masks(out, prediction, scale)
+        _paint_boxes(out, prediction, scale)
+        labels.add_boxes(prediction)
     labels.paint(out)
     return out
 
@@ -95,15 +98,14 @@ def _blend(region: np.ndarray, where: np.ndarray, color: tuple[int, int, int], o
     region[where] = (region[where] * (1 - opacity) + np.array(color) * opacity + 0.5).astype(np.uint8)
 
 
-def _paint_masks(out: np.ndarray, prediction: Prediction, scale: _Scale, opacity: float) -> None:
+def _paint_masks(out: np.ndarray, prediction: Prediction, scale: _Scale) -> None:
     masks = prediction.masks
     for index in np.argsort(prediction.scores, kind="stable"):  # the surest on top
         crop, (x, y) = masks.crops[index], masks.corners[index]
         if crop.size == 0:
             continue
         color = class_color(int(prediction.labels[index]))
-        if opacity:
-            _blend(out[y : y + crop.shape[0], x : x + crop.shape[1]], crop, color, opacity)
+        _blend(out[y : y + crop.shape[0], x : x + crop.shape[1]], crop, color, MASK_OPACITY)
         contours, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(x, y))
         cv2.drawContours(out, contours, -1, color, max(1, scale.line // 2), cv2.LINE_AA)
 
@@ -128,13 +130,16 @@ def _is_class(value: int, classes: tuple[str, ...]) -> bool:
     return 0 <= value < len(classes) and classes[value].lower() != "background"
 
 
-def _paint_map(out: np.ndarray, semantic: np.ndarray, classes: tuple[str, ...], scale: _Scale) -> None:
+def _paint_map(
+    out: np.ndarray, semantic: np.ndarray, classes: tuple[str, ...], scale: _Scale, regions: np.ndarray
+) -> None:
+    """Fill each class of a map, and draw a line between regions, ``[H, W]`` too: classes, or segments."""
     present = [int(value) for value in np.unique(semantic) if _is_class(int(value), classes)]
     for value in present:
         _blend(out, semantic == value, class_color(value), MAP_OPACITY)
-    border = np.zeros(semantic.shape, np.uint8)
-    border[:, 1:] |= semantic[:, 1:] != semantic[:, :-1]
-    border[1:] |= semantic[1:] != semantic[:-1]
+    border = np.zeros(regions.shape, np.uint8)
+    border[:, 1:] |= regions[:, 1:] != regions[:, :-1]
+    border[1:] |= regions[1:] != regions[:-1]
     if scale.line > 1:
         border = cv2.dilate(border, np.ones((scale.line, scale.line), np.uint8))
     _blend(out, border.astype(bool), (255, 255, 255), BORDER_OPACITY)
@@ -245,15 +250,16 @@ class _Labels:
         x, y = spots[int(np.argmin(cost))]
         return int(x), int(y)
 
-    def add_regions(self, semantic: np.ndarray, classes: tuple[str, ...]) -> None:
-        """Label each class of a map in the roomiest place of its largest region, where it fits."""
+    def add_regions(self, regions: np.ndarray, classes: tuple[str, ...], labels: Sequence[int] | np.ndarray) -> None:
+        """Label each region of a map in its roomiest place, where it fits; region n is of class ``labels[n]``."""
         shrink = max(1, max(self.height, self.width) // 512)  # a place need not be exact
-        small = semantic[::shrink, ::shrink]
+        small = regions[::shrink, ::shrink]
         values, counts = np.unique(small, return_counts=True)
         for value in values[np.argsort(-counts, kind="stable")].tolist():
-            if not _is_class(value, classes):
+            label = int(labels[value]) if 0 <= value < len(labels) else -1
+            if not _is_class(label, classes):
                 continue
-            text = self._fit(classes[value])
+            text = self._fit(classes[label])
             width, height = self._text_width(text), self.label_height
             inside = np.pad(small == value, 1).astype(np.uint8)  # the picture's edge is an edge of the region
             depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
@@ -265,7 +271,7 @@ class _Labels:
             y = int(np.clip(row * shrink - height // 2, 0, max(0, self.height - height)))
             taken = [p for p in self.placed if _meet((x, y, width, height), (p.x, p.y, p.width, p.height))]
             if text and not taken:
-                self._place(x, y, text, value)
+                self._place(x, y, text, label)
 
     def paint(self, out: np.ndarray) -> None:
         """Paint the labels on the BGR picture."""

@@ -4,6 +4,7 @@ In the results' folder:
 
 - ``<name>.png``: an image's overlay; ``<name>.mp4``: a video's.
 - ``maps/<name>.png``: from models that classify pixels, the class number of each pixel.
+- ``panoptic/<name>.png``: from panoptic models, the segments in the colours of COCO's panoptic format.
 - ``predictions.json``: one record per input, under "images", with its boxes and masks as COCO results or,
   where it could not be read, the reason.
 - ``<name>.frames.json``: the same of each frame of a video.
@@ -25,6 +26,7 @@ from visionattn.inference.predictor import Predictor
 from visionattn.inference.report import REPORT_FILE, Report
 from visionattn.inference.results import Prediction
 from visionattn.inference.writing import JsonRecords, output_names, write_png
+from visionattn.metrics.panoptic import id2rgb
 
 __all__ = ["PREDICTIONS_FILE", "Plan", "Summary", "plan_files", "predict_files"]
 
@@ -166,6 +168,8 @@ class _Run:
                 record |= _size(prediction) | {"overlay": f"{name}.png"} | self._found(prediction, index)
                 if prediction.semantic is not None:
                     record["map"] = self._write_map(name, prediction)
+                if prediction.panoptic is not None:
+                    record |= self._write_panoptic(name, prediction)
                 self.summary.images += 1
             yield record
             self.on_progress(1)
@@ -202,6 +206,20 @@ class _Run:
         kind = np.uint8 if prediction.semantic.max() <= 255 else np.uint16
         write_png(folder / f"{name}.png", prediction.semantic.astype(kind))
         return f"maps/{name}.png"
+
+    def _write_panoptic(self, name: str, prediction: Prediction) -> dict[str, Any]:
+        """The segments in COCO's panoptic format: a map whose colours are ids, and what the ids are."""
+        folder = self.plan.out / "panoptic"
+        folder.mkdir(exist_ok=True)
+        found = prediction.panoptic
+        write_png(folder / f"{name}.png", id2rgb(found.segments)[..., ::-1])
+        ids = prediction.category_ids or range(1, len(prediction.classes) + 1)
+        areas = np.bincount(found.segments.ravel(), minlength=len(found.labels) + 1)[1:]
+        segments = [
+            {"id": number, "category_id": int(ids[label]), "area": int(area)}
+            for number, (label, area) in enumerate(zip(found.labels, areas, strict=True), 1)
+        ]
+        return {"panoptic": f"panoptic/{name}.png", "segments_info": segments}
 
     def _video(self, index: int) -> dict[str, Any]:
         from visionattn.inference.video import VideoReader, VideoWriter

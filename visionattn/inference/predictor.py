@@ -19,6 +19,7 @@ from visionattn.errors import CheckpointError, ConfigError, VisionattnError
 from visionattn.inference.blending import LogitCanvas, mean_of_views
 from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
 from visionattn.inference.results import InstanceMasks, Prediction
+from visionattn.inference.segments import merge_panoptic_tiles
 from visionattn.inference.tiling import Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
 
 __all__ = ["Options", "Predictor", "pick_device"]
@@ -131,10 +132,10 @@ class Predictor:
         self.classes, self.task = tuple(loaded.classes), loaded.task
         self.category_ids = _category_ids(loaded.cfg, self.classes)
         self._views = [(scale, mirror) for scale in options.scales for mirror in ((False, True)[: 1 + options.tta])]
-        if self.task == "panoptic" and (options.tile or len(self._views) > 1):
+        if self.task == "panoptic" and len(self._views) > 1:
             raise ConfigError(
-                "--tile, --tta and several --scales merge boxes, masks or maps of classes, and cannot merge the "
-                "segments of a panoptic model; leave them out"
+                "--tta and several --scales merge boxes, masks or maps of classes, and cannot merge the segments of a "
+                "panoptic model, which partition the picture differently in each view; leave them out"
             )
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
@@ -188,7 +189,10 @@ class Predictor:
                 whole.append(index)
                 continue
             found = self._merged([image[y0:y1, x0:x1] for x0, y0, x1, y1 in tiles])
-            results[index] = merge_tiles(found, tiles, image.shape[:2])
+            if self.task == "panoptic":
+                results[index] = merge_panoptic_tiles(found, tiles, image.shape[:2], self.loaded.things)
+            else:
+                results[index] = merge_tiles(found, tiles, image.shape[:2])
         for index, prediction in zip(whole, self._merged([images[i] for i in whole]), strict=True):
             results[index] = prediction
         return results

@@ -3,6 +3,7 @@
 A config needs only ``custom_imports = dict(imports=["visionattn.openmmlab"])``. Importing this package
 
 - puts a stand-in for mmcv's compiled operators in place where those are missing (`visionattn.openmmlab.ops`),
+- and one for COCO's panopticapi, where that is missing (`visionattn.openmmlab.panopticapi`),
 - registers ``visionattn.Backbone``, ``visionattn.Albu`` and what else configs may name,
 - replaces every way in which mmengine reads or writes checkpoints by one that never unpickles objects
   (`visionattn.openmmlab.checkpoint`).
@@ -16,9 +17,10 @@ from visionattn.errors import require
 require("mmengine")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # which mmdet imports, and it would ask PyPI for its version
 
-from visionattn.openmmlab import ops  # noqa: E402
+from visionattn.openmmlab import ops, panopticapi  # noqa: E402
 
 ops.install()  # before the first import of mmdet or mmseg
+panopticapi.install()
 
 # Nothing a reader of the screen could act on: deprecations inside OpenMMLab, pycocotools and torch.jit.
 warnings.filterwarnings("ignore", message=r".*pkg_resources.*")

@@ -36,6 +36,7 @@ class LoadedModel:
         task: ``"detection"``, ``"instance"``, ``"semantic"`` or ``"panoptic"``.
         palette: RGB by label.
         device: where the model is.
+        things: of a panoptic model, how many classes are things; their labels come first. None of other models.
         meta: of the checkpoint: iteration, epoch, seed, config name.
     """
 
@@ -45,6 +46,7 @@ class LoadedModel:
     task: str
     palette: list[tuple[int, int, int]]
     device: torch.device
+    things: int | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     _pipelines: dict[float, Any] = field(default_factory=dict)
 
@@ -186,6 +188,7 @@ def load_model(
         task=cfg.get("task") or _task(model),
         palette=colours,
         device=device,
+        things=getattr(getattr(model, "panoptic_fusion_head", None), "num_things_classes", None),
         meta={k: meta[k] for k in ("iter", "epoch", "seed", "config_name") if k in meta},
         _pipelines={1.0: pipeline},
     )

@@ -36,6 +36,9 @@ def cut_records(work_dir: str | os.PathLike, iteration: int) -> None:
 def short_names(metrics: dict[str, Any]) -> dict[str, float]:
     """Metrics under the names that papers use, the usual ones first: ``coco/bbox_mAP_50`` is ``AP50``."""
     result: dict[str, float] = {}
+    for key, value in metrics.items():
+        if key.startswith("coco_panoptic/"):
+            result[key.rsplit("/", 1)[-1]] = float(value)
     for prefix, label in (("bbox", ""), ("segm", "mask ")):
         for tail, name in (("", "AP"), ("_50", "AP50"), ("_75", "AP75"), ("_s", "APs"), ("_m", "APm"), ("_l", "APl")):
             for key, value in metrics.items():

@@ -23,7 +23,8 @@ classes:
 After the options are applied, `resolve_custom_data` fills in, for the train, val and test dataloaders, the
 innermost dataset's ``ann_file``, ``data_prefix``, ``metainfo`` (classes and a palette); the evaluators'
 ``ann_file``; and every ``num_classes`` in the model's heads (not in an RPN, which only tells object from
-background). The classes found are written into the block, so that the resolved config that a run leaves in its
+background; of a Mask2Former, the number of things, all classes being things, and the weights of the classes). The
+classes found are written into the block, so that the resolved config that a run leaves in its
 work dir needs no annotation file to build the model.
 """
 
@@ -156,6 +157,11 @@ def coco_datasets(dataset: Any, any_file: bool = False) -> Iterator[Any]:
 
 def _set_num_classes(part: Any, count: int) -> None:
     if isinstance(part, Mapping):
+        if "num_things_classes" in part:
+            part["num_things_classes"], part["num_stuff_classes"] = count, 0  # type: ignore[index]
+        weights = (part.get("loss_cls") or {}).get("class_weight") if "num_queries" in part else None
+        if isinstance(weights, (list, tuple)) and weights:  # the last is of queries without an object
+            part["loss_cls"]["class_weight"] = [weights[0]] * count + [weights[-1]]
         for key, value in part.items():
             if key == "num_classes":
                 part[key] = count  # type: ignore[index]

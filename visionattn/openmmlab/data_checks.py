@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from visionattn.data.coco_check import check_coco
+from visionattn.data.panoptic_check import check_panoptic
 from visionattn.errors import DataError, require
 from visionattn.openmmlab.custom_data import SPLITS, coco_datasets, load_coco
 from visionattn.openmmlab.options import find_class
@@ -18,33 +19,48 @@ __all__ = ["check_data", "check_images", "dataset_paths"]
 
 
 def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> list[str]:
-    """Check the COCO datasets of a config, and that their files' categories are the classes of the config.
+    """Check the COCO datasets of a config, instances and panoptic, and that their categories are the config's classes.
 
     mmdet silently drops the boxes of a category that is not among the classes, and numbers the classes by the
     order of the file; both would train a model on wrong labels.
 
     Returns:
-        One line for each split: its number of images and boxes.
+        One line for each split: its number of images and of boxes or segments.
 
     Raises:
-        DataError: from `visionattn.data.coco_check.check_coco`, or because classes and categories differ.
+        DataError: from `visionattn.data.coco_check.check_coco` or `visionattn.data.panoptic_check.check_panoptic`, or
+            because classes and categories differ.
     """
     lines, seen = [], set()
     for split in splits:
         loader = config.get(SPLITS[split])
         if not loader:
             continue
-        for dataset in coco_datasets(loader["dataset"]):
+        for dataset in coco_datasets(loader["dataset"], any_file=True):
+            panoptic = "Panoptic" in str(dataset.get("type"))
+            if not panoptic and "Coco" not in str(dataset.get("type")):
+                continue
             ann, images = dataset_paths(dataset)
             if (ann, images) in seen:
                 continue
             seen.add((ann, images))
+            if panoptic:
+                lines.append(f"{split}: {_check_panoptic(dataset, ann, images)}")
+                continue
             check_coco(ann, images)
             content = load_coco(ann)
             _check_classes(ann, [str(c["name"]) for c in content["categories"]], _classes(dataset))
             check_images(images, content["images"])
             lines.append(f"{split}: {len(content['images'])} images, {len(content.get('annotations', []))} objects")
     return lines
+
+
+def _check_panoptic(dataset: Mapping[str, Any], ann: Path, images: Path) -> str:
+    maps = Path(str(dataset.get("data_root") or "")) / str((dataset.get("data_prefix") or {}).get("seg") or "")
+    summary = check_panoptic(ann, images, maps)
+    _check_classes(ann, [*summary.things, *summary.stuff], _classes(dataset))
+    check_images(images, load_coco(ann)["images"])
+    return str(summary)
 
 
 def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:

@@ -99,7 +99,7 @@ def _channel_problems(model: Mapping[str, Any], channels: list[int]) -> Iterator
         channels, where = [out] * (levels if isinstance(levels, int) else len(channels)), "model.neck gives"
     elif neck is not None:
         return
-    for key in ("rpn_head", "bbox_head", "mask_head", "decode_head", "auxiliary_head"):
+    for key in ("rpn_head", "bbox_head", "mask_head", "panoptic_head", "decode_head", "auxiliary_head"):
         heads = model.get(key)
         for index, head in enumerate(heads if isinstance(heads, (list, tuple)) else [heads]):
             path = f"model.{key}.{index}" if isinstance(heads, (list, tuple)) else f"model.{key}"
@@ -117,7 +117,8 @@ def _channel_problems(model: Mapping[str, Any], channels: list[int]) -> Iterator
 
 def _head_problems(head: Mapping[str, Any], path: str, channels: list[int], where: str) -> Iterator[str]:
     given, index = head.get("in_channels"), head.get("in_index")
-    if index is not None or path.startswith(("model.decode", "model.auxiliary")):
+    picks = path.startswith(("model.decode", "model.auxiliary")) and "num_queries" not in head  # mmseg's own heads do
+    if index is not None or picks:
         indices = [-1 if index is None else index] if not isinstance(index, (list, tuple)) else list(index)
         outside = [i for i in indices if not -len(channels) <= i < len(channels)]
         if outside:
@@ -139,9 +140,11 @@ def _class_problems(model: Mapping[str, Any], loaders: Mapping[str, Any], scope:
     if any(key in model for key in ("language_model", "semi_train_cfg", "detector")):
         return
     for loader, content in loaders.items():
-        names, counts = _dataset_classes(content.get("dataset"), scope)
+        info = _dataset_info(content.get("dataset"), scope)
+        names, counts = _dataset_classes(info)
         if not counts:
             continue
+        yield from _query_problems(model, info, loader)
         for path, count in _num_classes(model, "model"):
             if isinstance(count, int) and count not in counts:
                 listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
@@ -150,23 +153,49 @@ def _class_problems(model: Mapping[str, Any], loaders: Mapping[str, Any], scope:
         return  # the first dataset speaks for all: that they agree with their files is checked with the data
 
 
-def _dataset_classes(dataset: Any, scope: str) -> tuple[list[str], set[int]]:
-    """Class names of a dataset's dict, and the numbers of classes that a head for it may have."""
+def _query_problems(model: Mapping[str, Any], info: Mapping[str, Any], loader: str) -> Iterator[str]:
+    """Mask2Former heads whose things, stuff or weights of classes are not as many as the dataset's."""
+    classes = len(info["classes"])
+    things = len(info.get("thing_classes") or info["classes"])
+    for part in ("panoptic_head", "panoptic_fusion_head", "decode_head"):
+        head = model.get(part)
+        if not isinstance(head, Mapping):
+            continue
+        for key, count in (("num_things_classes", things), ("num_stuff_classes", classes - things)):
+            if head.get(key, count) != count:
+                kind = "things" if key == "num_things_classes" else "stuffs"
+                yield f"model.{part}.{key}={head[key]}, but the dataset of {loader} has {count} {kind}"
+        weights = (head.get("loss_cls") or {}).get("class_weight") if "num_queries" in head else None
+        if isinstance(weights, (list, tuple)) and len(weights) != classes + 1:
+            yield (
+                f"model.{part}.loss_cls.class_weight has {len(weights)} values, but the dataset of {loader} has "
+                f"{classes} classes; give one for each and one for queries without an object"
+            )
+
+
+def _dataset_info(dataset: Any, scope: str) -> dict[str, Any]:
+    """What a dataset's dict and its class say of the classes; empty where there is none."""
     while isinstance(dataset, Mapping) and not (dataset.get("metainfo") or {}).get("classes"):
         inner = dataset.get("dataset") or (dataset.get("datasets") or [None])[0]
         if inner is None:
             break
         dataset = inner
     if not isinstance(dataset, Mapping):
-        return [], set()
+        return {}
     kind = dataset.get("type")
     own = getattr(find_class(f"{scope}.{kind}") or find_class(kind), "METAINFO", {}) or {}
     info = {**own, **(dataset.get("metainfo") or {})}
     classes = info.get("classes") or ()
-    names = [classes] if isinstance(classes, str) else [str(c) for c in classes]
+    info["classes"] = [classes] if isinstance(classes, str) else [str(c) for c in classes]
+    return info
+
+
+def _dataset_classes(info: Mapping[str, Any]) -> tuple[list[str], set[int]]:
+    """Class names, and the numbers of classes that a head for them may have."""
+    names = list(info.get("classes") or ())
     counts = {len(names)} - {0}
     for key in ("thing_classes", "stuff_classes"):  # panoptic models have a head for each kind
-        kinds: Sequence[str] = own.get(key) or ()
+        kinds: Sequence[str] = info.get(key) or ()
         counts |= {len(kinds)} - {0}
     return names, counts
 

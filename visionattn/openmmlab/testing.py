@@ -18,6 +18,7 @@ from mmengine.config import Config
 
 import visionattn
 from visionattn.errors import ConfigError, require
+from visionattn.metrics.panoptic import PanopticStats
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.build import building, quiet
 from visionattn.openmmlab.checkpoint import write_text
@@ -43,8 +44,9 @@ class TestResult:
 
     Attributes:
         metrics: under short names (``AP``, ``AP50``, ``mIoU``), as the evaluator gives them.
-        per_class: for COCO metrics, ``{"bbox": {class: {"AP": .., "AP50": ..}}}``, and for maps of classes
-            ``{"semantic": {class: {"IoU": .., "Acc": .., "pixels": ..}}}`` in percent; -1 where a class is absent.
+        per_class: for COCO metrics, ``{"bbox": {class: {"AP": .., "AP50": ..}}}``; in percent, for maps of classes
+            ``{"semantic": {class: {"IoU": .., "Acc": .., "pixels": ..}}}``, and for panoptic metrics
+            ``{"panoptic": {class: {"PQ": .., "SQ": .., "RQ": ..}}}``; -1 where a class is absent.
         images: how many were tested.
         seconds: wall time of reading, predicting and measuring.
         files: ``results.json`` and the predictions in COCO format.
@@ -88,6 +90,7 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
     checkpoints.fit(runner.bare_model, loaded, checkpoint)
     runner._has_loaded = True
     iou = keep_class_iou(runner)
+    panoptic = _keep_panoptic(runner)
     started = time.monotonic()
     try:
         with to_log(runner.logger), building(name), plain_errors(name):
@@ -96,7 +99,7 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         runner.progress.close()
     seconds = time.monotonic() - started
     images = len(runner.test_dataloader.dataset)
-    per_class, files = {}, []
+    per_class, files = panoptic, []
     for kind, ann_file in coco.items():
         predictions = folder / f"predictions.{kind}.json"
         if predictions.is_file():
@@ -138,6 +141,31 @@ def _prepare_evaluators(cfg: Config, prefix: Path) -> dict[str, str]:
                 if kind in ("bbox", "segm"):
                     kinds[kind] = evaluator["ann_file"]
     return kinds
+
+
+def _keep_panoptic(runner: Runner) -> dict[str, dict[str, dict[str, float]]]:
+    """A dict that gets the panoptic quality of each class once the test is over: mmdet only prints it."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for metric in runner.test_evaluator.metrics:
+        if type(metric).__name__ != "CocoPanopticMetric" or metric.tmp_dir is None:
+            continue
+
+        def compute(results: list, metric: Any = metric, original: Any = metric.compute_metrics) -> dict[str, float]:
+            measured = original(results)
+            stats = PanopticStats()
+            for part in results:
+                stats += part
+            rows = {}
+            for category_id, quality in stats.pq_average(metric.categories, None)[1].items():
+                counts = stats[category_id]
+                occurs = counts.tp + counts.fp + counts.fn > 0
+                name = metric.categories[category_id]["name"]
+                rows[name] = {k.upper(): round(100 * v, 2) if occurs else -1.0 for k, v in quality.items()}
+            found["panoptic"] = rows
+            return measured
+
+        metric.compute_metrics = compute
+    return found
 
 
 def per_class_ap(ann_file: str | os.PathLike, predictions: str | os.PathLike, kind: str) -> dict[str, dict[str, float]]:

@@ -1,0 +1,12 @@
+# Ours; nothing is published for this combination.
+_base_ = [
+    "../../_base_/models/semantic-fpn.py",
+    "../../_base_/datasets/cityscapes_512x1024.py",
+    "../../_base_/schedules/adamw_160k.py",
+    "../../_base_/seg_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="dinat_mini.in1k", drop_path_rate=0.2, dilations="segmentation"),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+    decode_head=dict(num_classes=19),
+)

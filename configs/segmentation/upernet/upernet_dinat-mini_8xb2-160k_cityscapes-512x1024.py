@@ -1,0 +1,12 @@
+# Ours; nothing is published for this combination.
+_base_ = [
+    "../../_base_/models/upernet.py",
+    "../../_base_/datasets/cityscapes_512x1024.py",
+    "../../_base_/schedules/adamw_160k.py",
+    "../../_base_/seg_runtime.py",
+]
+model = dict(
+    backbone=dict(model_name="dinat_mini.in1k", drop_path_rate=0.2, dilations="segmentation"),
+    decode_head=dict(in_channels=[64, 128, 256, 512], num_classes=19),
+    auxiliary_head=dict(in_channels=256, num_classes=19),
+)

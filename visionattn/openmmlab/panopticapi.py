@@ -1,0 +1,104 @@
+"""A stand-in for COCO's package ``panopticapi``, which PyPI does not have and mmdet's panoptic parts import.
+
+mmdet's LoadPanopticAnnotations and CocoPanopticMetric take from it ids, colours and the sums of panoptic quality. All
+of that is in `visionattn.metrics.panoptic`; here it is put under the names that mmdet looks for, unless the package
+itself is installed.
+"""
+
+import importlib.util
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from visionattn.errors import DataError, require
+from visionattn.metrics.panoptic import VOID, ClassCounts, PanopticStats, id2rgb, rgb2id
+
+__all__ = ["install", "pq_compute"]
+
+_NAME = "panopticapi"
+_ORIGIN = "visionattn.openmmlab.panopticapi"
+
+
+def install() -> bool:
+    """Make ``panopticapi``, ``panopticapi.utils`` and ``panopticapi.evaluation`` importable.
+
+    Call it before mmdet is imported, which looks for the package once. Calling it again changes nothing.
+
+    Returns:
+        Whether the stand-in is in use; False where the package is installed, which is then left alone.
+    """
+    if _NAME in sys.modules:
+        return getattr(sys.modules[_NAME].__spec__, "origin", None) == _ORIGIN
+    if importlib.util.find_spec(_NAME) is not None:
+        return False
+    package = _module(_NAME, __path__=[])
+    package.utils = _module(f"{_NAME}.utils", rgb2id=rgb2id, id2rgb=id2rgb)
+    package.evaluation = _module(
+        f"{_NAME}.evaluation",
+        OFFSET=256**3,
+        VOID=VOID,
+        PQStat=PanopticStats,
+        PQStatCat=ClassCounts,
+        pq_compute=pq_compute,
+    )
+    return True
+
+
+def _module(name: str, **content: Any) -> ModuleType:
+    module = ModuleType(name, "Stand-in for COCO's panopticapi; see visionattn.openmmlab.panopticapi.")
+    module.__spec__ = ModuleSpec(name, loader=None, origin=_ORIGIN, is_package="__path__" in content)
+    module.__dict__.update(content)
+    sys.modules[name] = module
+    return module
+
+
+def pq_compute(
+    gt_json_file: str | Path,
+    pred_json_file: str | Path,
+    gt_folder: str | Path | None = None,
+    pred_folder: str | Path | None = None,
+) -> dict[str, Any]:
+    """Panoptic quality of predictions in COCO's panoptic format.
+
+    Args:
+        gt_json_file, pred_json_file: annotations and predictions.
+        gt_folder, pred_folder: their maps; by default the folder beside each file that has its name without .json.
+
+    Returns:
+        ``All``, ``Things`` and ``Stuff``, each with ``pq``, ``sq``, ``rq`` in 0..1 and the number ``n`` of classes,
+        and ``per_class`` by category id.
+
+    Raises:
+        DataError: an image has no prediction, or a map cannot be read.
+    """
+    truth, found = (json.loads(Path(f).read_text(encoding="utf-8")) for f in (gt_json_file, pred_json_file))
+    folders = [
+        Path(folder) if folder else Path(file).with_suffix("")
+        for folder, file in ((gt_folder, gt_json_file), (pred_folder, pred_json_file))
+    ]
+    found_by_image = {a["image_id"]: a for a in found["annotations"]}
+    stats = PanopticStats()
+    for annotation in truth["annotations"]:
+        prediction = found_by_image.get(annotation["image_id"])
+        if prediction is None:
+            raise DataError(f"{pred_json_file}: has no prediction for the image {annotation['image_id']!r}")
+        maps = [_read_map(f / a["file_name"]) for f, a in zip(folders, (annotation, prediction), strict=True)]
+        stats.add_image(maps[0], annotation["segments_info"], maps[1], prediction["segments_info"])
+    categories = {c["id"]: c for c in truth["categories"]}
+    kinds = {"All": None, "Things": True, "Stuff": False}
+    results: dict[str, Any] = {name: stats.pq_average(categories, kind)[0] for name, kind in kinds.items()}
+    return {**results, "per_class": stats.pq_average(categories, None)[1]}
+
+
+def _read_map(path: Path) -> np.ndarray:
+    image_module = require("PIL.Image")
+    try:
+        with image_module.open(path) as image:
+            return rgb2id(np.asarray(image.convert("RGB")))
+    except (OSError, SyntaxError) as error:
+        raise DataError(f"{path}: cannot be read as a panoptic map ({error})") from error
