@@ -64,8 +64,9 @@ def describe_dataset(config: Config, runner: Runner) -> dict[str, Any]:
             names = {c["id"]: str(c["name"]) for c in content["categories"]}
             counts = dict.fromkeys(names.values(), 0)
             for annotation in content.get("annotations", []):
-                if not annotation.get("iscrowd"):
-                    counts[names[annotation["category_id"]]] += 1
+                for entry in annotation.get("segments_info", [annotation]):  # panoptic files have segments by image
+                    if not entry.get("iscrowd"):
+                        counts[names[entry["category_id"]]] += 1
             record["ann_sha256"], record["objects"] = file_sha256(path), counts
             break
     return record
