@@ -32,6 +32,7 @@ checkpoint.install()
 
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
+from visionattn.openmmlab.losses import CrossEntropyLoss  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 
-__all__ = ["Backbone", "CheckpointHook", "ProgressHook", "StopHook"]
+__all__ = ["Backbone", "CheckpointHook", "CrossEntropyLoss", "ProgressHook", "StopHook"]
