@@ -1,4 +1,4 @@
-# CamVid (11 classes, 367 training frames of 480x360): `visionattn data camvid --out data/camvid`.
+# CamVid (11 classes, 367 training frames of 480x360, seen at 320x240): `visionattn data camvid --out data/camvid`.
 _base_ = [
     "../../_base_/models/semantic-fpn_small.py",
     "../../_base_/datasets/mask_folders.py",
