@@ -7,7 +7,7 @@ _base_ = [
 ]
 custom_data = dict(root="data/camvid")
 model = dict(
-    # the largest dilations whose windows fit the maps of a crop of 192x256
+    # windows as wide as the maps of a 192x256 crop allow; on the third level, as those of a whole image do
     backbone=dict(model_name="dinat_pico", dilations=[[1, 6], [1, 3], [1, 2, 1, 2, 1, 2], [1, 1]]),
     neck=dict(in_channels=[32, 64, 128, 256]),
     decode_head=dict(
