@@ -30,7 +30,7 @@ from visionattn.openmmlab.config import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
-MASKS = [path for path in FILES if path.stem.endswith(("_masks_custom", "_camvid"))]
+MASKS = [path for path in FILES if path.stem.startswith("semantic-fpn") and path.stem.endswith(("_custom", "_camvid"))]
 CUSTOM = [path for path in FILES if "custom_data" in path.read_text() and path not in MASKS]
 PUBLISHED = [path for path in FILES if path not in CUSTOM + MASKS]
 HEIGHT, WIDTH = 96, 128

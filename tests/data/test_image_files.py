@@ -2,14 +2,16 @@
 
 import pytest
 
-image_module = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL.Image")
+
+from PIL import Image
 
 from visionattn.data.image_files import image_size
 from visionattn.errors import DataError
 
 
 def test_sizes_and_turned_photographs(tmp_path):
-    picture = image_module.new("RGB", (30, 20))
+    picture = Image.new("RGB", (30, 20))
     picture.save(tmp_path / "a.png")
     assert image_size(tmp_path / "a.png") == (30, 20, False)
     exif = picture.getexif()
@@ -24,7 +26,7 @@ def test_damaged_files(tmp_path, suffix):
     file = tmp_path / f"a.{suffix}"
     with pytest.raises(DataError, match="there is no such image"):
         image_size(file)
-    image_module.new("RGB", (30, 20)).save(file)
+    Image.new("RGB", (30, 20)).save(file)
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(DataError, match=rf"a\.{suffix}: is cut short"):
         image_size(file)

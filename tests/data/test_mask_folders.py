@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-image_module = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL.Image")
+
+from PIL import Image
 
 from visionattn.data.mask_folders import check_masks, pair_masks, read_names
 from visionattn.errors import DataError
@@ -13,7 +15,7 @@ CLASSES = ("ground", "road", "car")
 
 def save(path, values, mode=None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_module.fromarray(np.asarray(values, np.uint8), mode).save(path)
+    Image.fromarray(np.asarray(values, np.uint8), mode).save(path)
 
 
 @pytest.fixture
@@ -74,25 +76,25 @@ def test_missing_masks_images_and_folders(folders, tmp_path):
     with pytest.raises(DataError, match=r"empty: has no images"):
         pair_masks(tmp_path / "empty", masks)
     save(images / "a.jpg", np.zeros((4, 6, 3)))
-    with pytest.raises(DataError, match="differs from a.jpg in its suffix only"):
+    with pytest.raises(DataError, match=r"differs from a\.jpg in its suffix only"):
         pair_masks(*folders)
 
 
 def test_counts_of_sound_masks(folders):
     pairs = pair_masks(*folders)
     counts = check_masks(pairs, CLASSES)
-    expected = sum(np.bincount(np.asarray(image_module.open(mask)).ravel(), minlength=256) for _, mask in pairs)
+    expected = sum(np.bincount(np.asarray(Image.open(mask)).ravel(), minlength=256) for _, mask in pairs)
     np.testing.assert_array_equal(counts, expected)
     assert counts[255] == 18
 
 
 def test_palette_and_binary_masks_hold_numbers(folders):
     pairs = pair_masks(*folders)
-    picture = image_module.fromarray(np.full((4, 6), 2, np.uint8), "P")
+    picture = Image.fromarray(np.full((4, 6), 2, np.uint8), "P")
     picture.putpalette([9, 9, 9, 80, 80, 80, 200, 0, 0])
     picture.save(pairs[0][1])
-    image_module.new("1", (6, 4), 1).save(pairs[1][1])
-    image_module.fromarray(np.full((4, 6), 1, np.uint16)).save(pairs[2][1])
+    Image.new("1", (6, 4), 1).save(pairs[1][1])
+    Image.fromarray(np.full((4, 6), 1, np.uint16)).save(pairs[2][1])
     counts = check_masks(pairs, CLASSES)
     assert counts[:3].tolist() == [0, 48, 24]
 
@@ -112,7 +114,7 @@ def test_masks_that_do_not_fit(folders, values, message):
 
 
 def test_values_beyond_eight_bits_are_not_cut(folders):
-    image_module.fromarray(np.full((4, 6), 257, np.uint16)).save(folders[1] / "b.png")
+    Image.fromarray(np.full((4, 6), 257, np.uint16)).save(folders[1] / "b.png")
     with pytest.raises(DataError, match=r"b\.png: holds the value 257"):
         check_masks(pair_masks(*folders), CLASSES)
 
@@ -122,17 +124,17 @@ def test_damage_and_compression(folders):
     (masks / "a.png").write_bytes((masks / "a.png").read_bytes()[:40])
     with pytest.raises(DataError, match=r"a\.png: does not open as a mask"):
         check_masks(pair_masks(*folders), CLASSES)
-    image_module.new("L", (6, 4)).save(masks / "a.png", format="JPEG")
+    Image.new("L", (6, 4)).save(masks / "a.png", format="JPEG")
     with pytest.raises(DataError, match=r"a\.png: is a JPEG file, which changes numbers"):
         check_masks(pair_masks(*folders), CLASSES)
-    image_module.new("L", (6, 4)).save(masks / "a.png")
+    Image.new("L", (6, 4)).save(masks / "a.png")
     (images / "b.JPG").write_bytes(b"no")
     with pytest.raises(DataError, match=r"b\.JPG: does not open as an image"):
         check_masks(pair_masks(*folders), CLASSES)
 
 
 def test_turned_photographs_have_the_size_they_are_read_in(folders):
-    picture = image_module.new("RGB", (4, 6))
+    picture = Image.new("RGB", (4, 6))
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(folders[0] / "b.JPG", exif=exif)

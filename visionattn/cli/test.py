@@ -78,9 +78,11 @@ def _metrics_table(metrics: dict[str, float]) -> Any:
 def _class_table(kind: str, rows: dict[str, dict[str, float]]) -> Any:
     from rich.table import Table
 
-    table = Table("class", "AP", "AP50", title="boxes" if kind == "bbox" else "masks", title_justify="left")
+    columns = list(next(iter(rows.values()), {}))
+    title = {"bbox": "boxes", "segm": "masks", "semantic": "pixels"}[kind]
+    table = Table("class", *columns, title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, row in rows.items():
-        table.add_row(name, _number(row["AP"]), _number(row["AP50"]))
+        table.add_row(name, *(_number(row[column]) for column in columns))
     return table

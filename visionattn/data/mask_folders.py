@@ -118,7 +118,7 @@ def _read(image: Path, mask: Path, classes: int) -> np.ndarray | str:
         with module.open(mask) as opened:
             mode = opened.mode
             if mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-                return f"{mask}: is a colour picture ({mode}); a mask has one channel with the number of each pixel's class"
+                return f"{mask}: is a colour picture ({mode}); a mask has one channel, the number of each pixel's class"
             if opened.format == "JPEG":
                 return f"{mask}: is a JPEG file, which changes numbers; save masks as PNG"
             values = np.asarray(opened)
@@ -144,4 +144,3 @@ def _read(image: Path, mask: Path, classes: int) -> np.ndarray | str:
             f"and {IGNORED} is ignored"
         )
     return np.bincount(values.ravel().astype(np.uint8), minlength=256)
-

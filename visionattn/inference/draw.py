@@ -16,7 +16,7 @@ from visionattn.inference.results import Prediction
 
 cv2 = require("cv2")
 
-__all__ = ["class_color", "draw_prediction"]
+__all__ = ["class_color", "draw_prediction", "map_colors"]
 
 # The first classes get colours chosen to differ from one another, and from skin, sky and grass.
 PALETTE_RGB = (
@@ -54,6 +54,19 @@ def class_color(index: int) -> tuple[int, int, int]:
     return blue, green, red
 
 
+def map_colors(
+    classes: tuple[str, ...], colors: tuple[tuple[int, int, int], ...] | None = None
+) -> dict[int, tuple[int, int, int]]:
+    """The colour (blue, green, red) of each class that a map shows, by its number; a background has none.
+
+    Args:
+        classes: the name of each class.
+        colors: the colour (red, green, blue) of each; None is `class_color`.
+    """
+    shown = [value for value in range(len(classes)) if _is_class(value, classes)]
+    return {value: class_color(value) if colors is None else tuple(colors[value])[::-1] for value in shown}
+
+
 @dataclass(frozen=True)
 class _Scale:
     """Sizes in pixels that suit a picture."""
@@ -78,8 +91,9 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
     scale = _Scale.of(*prediction.image_size)
     labels = _Labels(out.shape[0], out.shape[1], scale)
     if prediction.semantic is not None:
-        _paint_map(out, prediction.semantic, prediction.classes, scale)
-        labels.add_regions(prediction.semantic, prediction.classes)
+        shown = map_colors(prediction.classes, prediction.colors)
+        _paint_map(out, prediction.semantic, shown, scale)
+        labels.add_regions(prediction.semantic, prediction.classes, shown)
     if len(prediction):
         panoptic = prediction.semantic is not None and prediction.masks is not None
         if prediction.masks is not None:
@@ -128,10 +142,10 @@ def _is_class(value: int, classes: tuple[str, ...]) -> bool:
     return 0 <= value < len(classes) and classes[value].lower() != "background"
 
 
-def _paint_map(out: np.ndarray, semantic: np.ndarray, classes: tuple[str, ...], scale: _Scale) -> None:
-    present = [int(value) for value in np.unique(semantic) if _is_class(int(value), classes)]
-    for value in present:
-        _blend(out, semantic == value, class_color(value), MAP_OPACITY)
+def _paint_map(out: np.ndarray, semantic: np.ndarray, shown: dict[int, tuple[int, int, int]], scale: _Scale) -> None:
+    for value in np.unique(semantic).tolist():
+        if value in shown:
+            _blend(out, semantic == value, shown[value], MAP_OPACITY)
     border = np.zeros(semantic.shape, np.uint8)
     border[:, 1:] |= semantic[:, 1:] != semantic[:, :-1]
     border[1:] |= semantic[1:] != semantic[:-1]
@@ -190,15 +204,15 @@ class _Labels:
             for text in (texts[index], names[index]):
                 spot = self._spot(boxes, int(index), self._text_width(text)) if names[index] else None
                 if spot is not None:
-                    self._place(*spot, text, int(prediction.labels[index]))
+                    self._place(*spot, text, class_color(int(prediction.labels[index])))
                     break
 
     def _area(self, texts: list[str]) -> int:
         return sum(map(self._text_width, texts)) * self.label_height
 
-    def _place(self, x: int, y: int, text: str, label: int) -> None:
+    def _place(self, x: int, y: int, text: str, color: tuple[int, int, int]) -> None:
         size = self._text_width(text), self.label_height
-        self.placed.append(_Label(x, y, *size, text, class_color(label)))
+        self.placed.append(_Label(x, y, *size, text, color))
 
     def _add_legend(self, prediction: Prediction) -> None:
         """Each class with its number of boxes, the most frequent first, top down while room lasts."""
@@ -207,7 +221,7 @@ class _Labels:
         room = max(1, self.height // self.label_height)
         for row, index in enumerate(order[:room]):
             name = self._fit(prediction.classes[values[index]], 0.5)
-            self._place(0, row * self.label_height, f"{name}: {counts[index]}", int(values[index]))
+            self._place(0, row * self.label_height, f"{name}: {counts[index]}", class_color(int(values[index])))
 
     def _spot(self, boxes: np.ndarray, index: int, width: int) -> tuple[int, int] | None:
         """Where a label of this width hides least, or None where it could only cover another label."""
@@ -241,13 +255,15 @@ class _Labels:
         x, y = spots[int(np.argmin(cost))]
         return int(x), int(y)
 
-    def add_regions(self, semantic: np.ndarray, classes: tuple[str, ...]) -> None:
+    def add_regions(
+        self, semantic: np.ndarray, classes: tuple[str, ...], shown: dict[int, tuple[int, int, int]]
+    ) -> None:
         """Label each class of a map in the roomiest place of its largest region, where it fits."""
         shrink = max(1, max(self.height, self.width) // 512)  # a place need not be exact
         small = semantic[::shrink, ::shrink]
         values, counts = np.unique(small, return_counts=True)
         for value in values[np.argsort(-counts, kind="stable")].tolist():
-            if not _is_class(value, classes):
+            if value not in shown:
                 continue
             text = self._fit(classes[value])
             width, height = self._text_width(text), self.label_height
@@ -261,7 +277,7 @@ class _Labels:
             y = int(np.clip(row * shrink - height // 2, 0, max(0, self.height - height)))
             taken = [p for p in self.placed if _meet((x, y, width, height), (p.x, p.y, p.width, p.height))]
             if text and not taken:
-                self._place(x, y, text, value)
+                self._place(x, y, text, shown[value])
 
     def paint(self, out: np.ndarray) -> None:
         """Paint the labels on the BGR picture."""

@@ -53,7 +53,6 @@ written into the block, so that the resolved config that a run leaves in its wor
 
 import colorsys
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

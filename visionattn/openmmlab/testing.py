@@ -42,7 +42,8 @@ class TestResult:
 
     Attributes:
         metrics: under short names (``AP``, ``AP50``, ``mIoU``), as the evaluator gives them.
-        per_class: for COCO metrics, ``{"bbox": {class: {"AP": .., "AP50": ..}}}``; -1 where a class has no object.
+        per_class: for COCO metrics, ``{"bbox": {class: {"AP": .., "AP50": ..}}}``; for mmseg's,
+            ``{"semantic": {class: {"IoU": .., "Acc": ..}}}`` in 0..100; -1 where a class has no object or pixel.
         images: how many were tested.
         seconds: wall time of reading, predicting and measuring.
         files: ``results.json`` and the predictions in COCO format.
@@ -85,6 +86,7 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         runner = Runner.from_cfg(cfg)
     checkpoints.fit(runner.bare_model, loaded, checkpoint)
     runner._has_loaded = True
+    maps = _keep_iou(runner)
     started = time.monotonic()
     try:
         with to_log(runner.logger), building(name), plain_errors(name):
@@ -93,7 +95,7 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         runner.progress.close()
     seconds = time.monotonic() - started
     images = len(runner.test_dataloader.dataset)
-    per_class, files = {}, []
+    per_class, files = maps, []
     for kind, ann_file in coco.items():
         predictions = folder / f"predictions.{kind}.json"
         if predictions.is_file():
@@ -129,6 +131,29 @@ def _prepare_evaluators(cfg: Config, prefix: Path) -> dict[str, str]:
                 if kind in ("bbox", "segm"):
                     kinds[kind] = evaluator["ann_file"]
     return kinds
+
+
+def _keep_iou(runner: Runner) -> dict[str, dict[str, dict[str, float]]]:
+    """A dict that gets the IoU of each class once the test is over: mmseg only prints it."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for metric in runner.test_evaluator.metrics:
+        if type(metric).__name__ != "IoUMetric" or metric.format_only:
+            continue
+
+        def compute(results: list, metric: Any = metric, original: Any = metric.compute_metrics) -> dict[str, float]:
+            both, either, _, labelled = (sum(part).tolist() for part in zip(*results, strict=True))
+            found["semantic"] = {
+                name: {"IoU": _percent(both[i], either[i]), "Acc": _percent(both[i], labelled[i])}
+                for i, name in enumerate(metric.dataset_meta["classes"])
+            }
+            return original(results)
+
+        metric.compute_metrics = compute
+    return found
+
+
+def _percent(part: float, whole: float) -> float:
+    return round(100 * part / whole, 2) if whole else -1.0
 
 
 def per_class_ap(ann_file: str | os.PathLike, predictions: str | os.PathLike, kind: str) -> dict[str, dict[str, float]]:
