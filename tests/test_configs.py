@@ -199,6 +199,13 @@ def test_mask_config_trains_and_predicts(file, mask_folders, tmp_path, capsys):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(records[0]["loss"])
     assert {"aAcc", "mIoU", "mAcc"} <= set(records[-1]["val"])
+    assert main(["test", str(run)]) == 0, capsys.readouterr().err
+    tested = json.loads((run / "test" / "results.json").read_text())
+    assert tested["metrics"]["mIoU"] == pytest.approx(records[-1]["val"]["mIoU"])
+    classes = tested["per_class"]["semantic"]
+    assert list(classes) == [f"class {i}" for i in range(11)]
+    measured = [row["IoU"] for row in classes.values() if row["IoU"] >= 0]
+    assert np.mean(measured) == pytest.approx(tested["metrics"]["mIoU"], abs=0.01)
     status = main(["infer", str(mask_folders / "images/val"), "--run", str(run), "--out", str(out)])
     assert status == 0, capsys.readouterr().err
     images = json.loads((out / "predictions.json").read_text())["images"]

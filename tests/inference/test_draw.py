@@ -128,7 +128,7 @@ def test_map_colours_classes_but_not_background_or_ignored():
     semantic[:, 100:200] = 1
     semantic[:, 200:] = 2  # background
     drawn = draw_prediction(image, Prediction((300, 300), CLASSES, semantic=semantic))
-    np.testing.assert_allclose(drawn[20, 120], 0.45 * 128 + 0.55 * np.array(class_color(1)), atol=1)
+    np.testing.assert_allclose(drawn[20, 120], 0.55 * 128 + 0.45 * np.array(class_color(1)), atol=1)
     assert (drawn[:, :95] == 128).all()
     assert (drawn[:, 205:] == 128).all()
     label = class_color(1)  # filled, about the middle of its region
@@ -165,7 +165,7 @@ def test_maps_take_the_colours_of_their_data():
     colors = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
     prediction = Prediction((300, 300), CLASSES, semantic=semantic, colors=colors)
     drawn = draw_prediction(image, prediction)
-    np.testing.assert_allclose(drawn[20, 20], 0.45 * 128 + 0.55 * np.array([30, 20, 10]), atol=1)
+    np.testing.assert_allclose(drawn[20, 20], 0.55 * 128 + 0.45 * np.array([30, 20, 10]), atol=1)
     assert (drawn[20, 280] == 128).all(), "a background has no colour"
     assert (drawn == np.array([30, 20, 10])).all(axis=2).any(), "nor has its label another one than its class"
     assert map_colors(CLASSES, colors) == {0: (30, 20, 10), 1: (60, 50, 40)}

@@ -84,5 +84,6 @@ def _class_table(kind: str, rows: dict[str, dict[str, float]]) -> Any:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, row in rows.items():
-        table.add_row(name, *(_number(row[column]) for column in columns))
+        values = [row[column] for column in columns]
+        table.add_row(name, *(f"{v:.2f}" if kind == "semantic" and v >= 0 else _number(v) for v in values))
     return table
