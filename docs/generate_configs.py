@@ -45,6 +45,8 @@ DATASETS = {"ade20k": "ADE20K", "bccd": "BCCD", "digits": "digits", "camvid": "C
 TRAINED = {
     "atss_dinat-pico_fpn_bccd": "AP 0.556 ([README](../README.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
+    "semantic-fpn_dinat-pico_camvid": "mIoU 24.1, 3 seeds ([CamVid](../docs/trained.md#camvid))",
+    "semantic-fpn_resnet18_camvid": "mIoU 28.4, 3 seeds ([CamVid](../docs/trained.md#camvid))",
 }
 
 HEADER = """# Configs
