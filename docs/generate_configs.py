@@ -48,10 +48,14 @@ PUBLISHED = {
     "dinat-s-large 53.4, biformer-small 49.8, biformer-base 51.0, davit-tiny 46.3, davit-small 48.8, davit-base 49.4",
 }
 
+DATASETS = {"ade20k": "ADE20K", "bccd": "BCCD", "digits": "digits", "camvid": "CamVid", "custom": "your own"}
+
 # What this package's own runs gave, with where it is told.
 TRAINED = {
     "atss_dinat-pico_fpn_bccd": "AP 0.556 ([README](../README.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
+    "semantic-fpn_dinat-pico_camvid": "mIoU 24.1, 3 seeds ([CamVid](../docs/trained.md#camvid))",
+    "semantic-fpn_resnet18_camvid": "mIoU 28.4, 3 seeds ([CamVid](../docs/trained.md#camvid))",
 }
 
 HEADER = """# Configs
@@ -92,10 +96,7 @@ def row(path: Path) -> str:
     stem = path.stem
     score, source = published(stem)
     head = {"EncoderDecoder": model.get("decode_head", {}).get("type")}.get(model.type, model.type)
-    dataset = next(
-        (name for key, name in {"ade20k": "ADE20K", "cityscapes": "Cityscapes", "bccd": "BCCD", "camvid": "CamVid",
-                                "digits": "digits", "custom": "your own"}.items() if key in stem), "COCO",
-    )  # fmt: skip
+    dataset = next((name for key, name in DATASETS.items() if key in stem), "COCO")
     dataset += next((f", {kind}" for kind in ("panoptic", "instance") if f"-{kind}" in stem), "")
     link = f"[{stem}]({path.relative_to(FOLDER).as_posix()})"
     cells = (link, f"`{model.backbone.model_name}`", head, dataset, score, source, TRAINED.get(stem, "–"))

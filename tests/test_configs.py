@@ -34,8 +34,9 @@ from visionattn.openmmlab.data_checks import check_data
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
-CUSTOM = [path for path in FILES if "custom_data" in path.read_text()]
-PUBLISHED = [path for path in FILES if path not in CUSTOM]
+MASKS = [path for path in FILES if path.stem.startswith("semantic-fpn") and path.stem.endswith(("_custom", "_camvid"))]
+CUSTOM = [path for path in FILES if "custom_data" in path.read_text() and path not in MASKS]
+PUBLISHED = [path for path in FILES if path not in CUSTOM + MASKS]
 HEIGHT, WIDTH = 96, 128
 
 
@@ -238,6 +239,52 @@ def test_custom_config_trains_and_predicts(file, digits, tmp_path, capsys):
     assert status == 0, capsys.readouterr().err
     content = json.loads((out / "predictions.json").read_text())
     assert len(content["images"]) == len(images)
+
+
+@pytest.fixture(scope="module")
+def mask_folders(tmp_path_factory) -> Path:
+    """Images with index masks of 11 classes, as `visionattn data camvid` lays them out."""
+    root = tmp_path_factory.mktemp("masks")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for part, suffix in (("images", "jpg"), ("annotations", "png")):
+            (root / part / split).mkdir(parents=True)
+            for number in range(2):
+                high, channels = (255, (3,)) if part == "images" else (11, ())
+                blocks = rng.integers(0, high, (6, 8, *channels), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+                cv2.imwrite(str(root / part / split / f"{number}.{suffix}"), blocks)
+    (root / "classes.json").write_text(json.dumps({"names": [f"class {i}" for i in range(11)]}))
+    return root
+
+
+@pytest.mark.parametrize("file", MASKS, ids=lambda path: path.stem)
+def test_mask_config_trains_and_predicts(file, mask_folders, tmp_path, capsys):
+    options = ["train_cfg.max_iters=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=2"]
+    run, out = tmp_path / "run", tmp_path / "out"
+    options += [f"custom_data.root={mask_folders}", "default_hooks.logger.interval=1"]
+    status = main(["train", str(file), "--work-dir", str(run), "--cfg-options", *options])
+    assert status == 0, capsys.readouterr().err
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite(records[0]["loss"])
+    assert {"aAcc", "mIoU", "mAcc"} <= set(records[-1]["val"])
+    assert (
+        main(["browse", str(run / file.name), "--number", "1", "--out", str(tmp_path / "seen"), "--split", "val"]) == 0
+    )
+    seen = [cv2.imread(str(path)).shape for path in (tmp_path / "seen").glob("*.png")]
+    assert seen == [(240, 320, 3)], "the map is drawn at the size of the image that the model sees"
+    assert main(["test", str(run)]) == 0, capsys.readouterr().err
+    tested = json.loads((run / "test" / "results.json").read_text())
+    assert tested["metrics"]["mIoU"] == pytest.approx(records[-1]["val"]["mIoU"])
+    classes = tested["per_class"]["semantic"]
+    assert list(classes) == [f"class {i}" for i in range(11)]
+    measured = [row["IoU"] for row in classes.values() if row["IoU"] >= 0]
+    assert np.mean(measured) == pytest.approx(tested["metrics"]["mIoU"], abs=0.01)
+    status = main(["infer", str(mask_folders / "images/val"), "--run", str(run), "--out", str(out)])
+    assert status == 0, capsys.readouterr().err
+    images = json.loads((out / "predictions.json").read_text())["images"]
+    assert len(images) == 2
+    assert all(sum(image["pixel_shares"].values()) == pytest.approx(1, abs=1e-3) for image in images)
+    assert cv2.imread(str(out / "maps/0.png"), cv2.IMREAD_UNCHANGED).shape == (HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)

@@ -3,6 +3,9 @@
 import pytest
 
 pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+from PIL import Image
 
 from visionattn.cli import main
 
@@ -39,3 +42,19 @@ def test_what_only_building_shows(capsys):
 def test_data_that_is_not_there(capsys):
     assert main(["check", CONFIG, "--cfg-options", "custom_data.root=/no/such"]) == 1
     assert "custom_data.root: /no/such is not a folder" in capsys.readouterr().err
+
+
+def test_masks_are_read(tmp_path, capsys):
+    for part, suffix, fill in (("images", "jpg", (9, 9, 9)), ("masks", "png", 1)):
+        for split in ("train", "val"):
+            (tmp_path / part / split).mkdir(parents=True)
+            Image.new("RGB" if part == "images" else "L", (8, 6), fill).save(tmp_path / part / split / f"a.{suffix}")
+    config = "configs/segmentation/semantic_fpn/semantic-fpn_dinat-pico_masks_custom.py"
+    options = [f"custom_data.root={tmp_path}", "custom_data.classes=[road,car]"]
+    assert main(["check", config, "--cfg-options", *options]) == 0
+    assert "train: 1 images, 1 of 2 classes in their masks; none of road" in capsys.readouterr().out
+    options[1] = "custom_data.classes=[road]"
+    assert main(["check", config, "--cfg-options", *options]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "masks/train/a.png: holds the value 1 (48 pixels), but the 1 classes are 0, and 255 is ignored" in err

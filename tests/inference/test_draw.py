@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from visionattn.inference.draw import _ink, _Labels, _Scale, class_color, draw_prediction
+from visionattn.inference.draw import _ink, _Labels, _Scale, class_color, draw_prediction, map_colors
 from visionattn.inference.results import InstanceMasks, Prediction
 
 CLASSES = ("person", "traffic light", "background")
@@ -128,7 +128,7 @@ def test_map_colours_classes_but_not_background_or_ignored():
     semantic[:, 100:200] = 1
     semantic[:, 200:] = 2  # background
     drawn = draw_prediction(image, Prediction((300, 300), CLASSES, semantic=semantic))
-    np.testing.assert_allclose(drawn[20, 120], 0.45 * 128 + 0.55 * np.array(class_color(1)), atol=1)
+    np.testing.assert_allclose(drawn[20, 120], 0.55 * 128 + 0.45 * np.array(class_color(1)), atol=1)
     assert (drawn[:, :95] == 128).all()
     assert (drawn[:, 205:] == 128).all()
     label = class_color(1)  # filled, about the middle of its region
@@ -171,3 +171,19 @@ def test_panoptic_segments_have_borders_and_a_label_each():
     assert [p.text for p in labels.placed] == ["person", "person"]
     assert sorted(p.x // 100 for p in labels.placed) == [0, 1]
     np.testing.assert_array_equal(drawn[1, 1], drawn[5, 60])  # no box along the rim
+
+
+def test_maps_take_the_colours_of_their_data():
+    image = np.full((300, 300, 3), 128, np.uint8)
+    semantic = np.full((300, 300), 2)
+    semantic[:, :150] = 0
+    colors = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
+    prediction = Prediction((300, 300), CLASSES, semantic=semantic, colors=colors)
+    drawn = draw_prediction(image, prediction)
+    np.testing.assert_allclose(drawn[20, 20], 0.55 * 128 + 0.45 * np.array([30, 20, 10]), atol=1)
+    assert (drawn[20, 280] == 128).all(), "a background has no colour"
+    assert (drawn == np.array([30, 20, 10])).all(axis=2).any(), "nor has its label another one than its class"
+    assert map_colors(CLASSES, colors) == {0: (30, 20, 10), 1: (60, 50, 40)}
+    assert map_colors(CLASSES) == {0: class_color(0), 1: class_color(1)}
+    with pytest.raises(ValueError, match="3 classes but 1 colors"):
+        Prediction((300, 300), CLASSES, colors=colors[:1])

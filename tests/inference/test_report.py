@@ -45,6 +45,19 @@ def test_page_holds_its_pictures_and_escapes_names(tmp_path):
     assert not re.search(r"https?://", text)
 
 
+def test_legend_names_each_class_beside_its_colour(tmp_path):
+    with Report(tmp_path / "report.html", "x", {}, {"road <1>": (1, 2, 3), "sky": (200, 100, 0)}):
+        pass
+    page = Page((tmp_path / "report.html").read_text())
+    styles = [attrs["style"] for tag, attrs in page.tags if attrs.get("class") == "swatch"]
+    assert styles == ["background:rgb(3,2,1)", "background:rgb(0,100,200)"]
+    assert [t for t in page.text if t in ("road <1>", "sky", "2 classes")] == ["2 classes", "road <1>", "sky"]
+    assert ("details", {"class": "legend", "open": None}) in page.tags
+    with Report(tmp_path / "report.html", "x", {}, {f"class {i}": (i, i, i) for i in range(150)}):
+        pass
+    assert ("details", {"class": "legend"}) in Page((tmp_path / "report.html").read_text()).tags
+
+
 def test_an_error_leaves_an_earlier_page_as_it_was(tmp_path):
     (tmp_path / "report.html").write_text("before")
     with pytest.raises(KeyError), Report(tmp_path / "report.html", "x", {}):

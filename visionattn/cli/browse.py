@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
             labels=sample.labels,
             masks=None if sample.masks is None else InstanceMasks.from_dense(sample.masks),
             semantic=sample.semantic,
+            colors=sample.colors,
         )
         write_png(out / f"{count - 1:03d}_{Path(sample.name).stem}.png", draw_prediction(sample.image, annotated))
     print(f"{count} pictures: {out}")

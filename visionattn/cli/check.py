@@ -1,7 +1,8 @@
 """List everything that is wrong with a config: names, arguments, paths, channels, classes. Trains nothing.
 
 The exit status is 0 for a sound config and 1 for one with problems, each on its own line with its dotted path.
-``train``, ``test`` and ``infer`` make the same check before they touch data.
+``train``, ``test`` and ``infer`` make the same check before they touch data. Of a sound config the data is read too:
+annotations, image files, and every index mask.
 """
 
 import argparse
@@ -28,10 +29,13 @@ def run(args: argparse.Namespace) -> int:
     require("mmengine")
     from visionattn.openmmlab.config import load_config
     from visionattn.openmmlab.config_checks import check_config
+    from visionattn.openmmlab.data_checks import check_data
     from visionattn.openmmlab.model_checks import build_on_meta
 
     config = load_config(args.config, args.cfg_options, resolve_data=not args.model_only)
     check_config(config, () if args.model_only else ("train", "val", "test"))
     build_on_meta(config, args.config)
+    for line in [] if args.model_only else check_data(config, ("train", "val", "test")):
+        print(line)
     print(f"{args.config}: nothing wrong was found")
     return 0

@@ -17,7 +17,7 @@ from visionattn.inference.results import Prediction
 
 cv2 = require("cv2")
 
-__all__ = ["class_color", "draw_prediction"]
+__all__ = ["class_color", "draw_prediction", "map_colors"]
 
 # The first classes get colours chosen to differ from one another, and from skin, sky and grass.
 PALETTE_RGB = (
@@ -35,7 +35,7 @@ PALETTE_RGB = (
     (222, 64, 160),
 )
 MASK_OPACITY = 0.45
-MAP_OPACITY = 0.55
+MAP_OPACITY = 0.45
 HALO_OPACITY = 0.25
 BORDER_OPACITY = 0.4
 FONT_WEIGHT = 500  # medium, on a scale of 100 to 1000
@@ -53,6 +53,19 @@ def class_color(index: int) -> tuple[int, int, int]:
         rgb = colorsys.hsv_to_rgb(hue, (0.85, 0.5, 0.95)[step % 3], (0.72, 1.0, 0.55)[step % 3])
         red, green, blue = (round(255 * value) for value in rgb)
     return blue, green, red
+
+
+def map_colors(
+    classes: tuple[str, ...], colors: tuple[tuple[int, int, int], ...] | None = None
+) -> dict[int, tuple[int, int, int]]:
+    """The colour (blue, green, red) of each class that a map shows, by its number; a background has none.
+
+    Args:
+        classes: the name of each class.
+        colors: the colour (red, green, blue) of each; None is `class_color`.
+    """
+    shown = [value for value in range(len(classes)) if _is_class(value, classes)]
+    return {value: class_color(value) if colors is None else tuple(colors[value])[::-1] for value in shown}
 
 
 @dataclass(frozen=True)
@@ -78,13 +91,12 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
     out = image.copy()
     scale = _Scale.of(*prediction.image_size)
     labels = _Labels(out.shape[0], out.shape[1], scale)
-    if prediction.panoptic is not None:
-        numbers = prediction.panoptic.segments - 1
-        _paint_map(out, prediction.semantic, prediction.classes, scale, numbers)
-        labels.add_regions(numbers, prediction.classes, prediction.labels)
-    elif prediction.semantic is not None:
-        _paint_map(out, prediction.semantic, prediction.classes, scale, prediction.semantic)
-        labels.add_regions(prediction.semantic, prediction.classes, range(len(prediction.classes)))
+    if prediction.semantic is not None:
+        shown, regions, owners = map_colors(prediction.classes, prediction.colors), prediction.semantic, None
+        if prediction.panoptic is not None:
+            regions, owners = prediction.panoptic.segments - 1, prediction.labels
+        _paint_map(out, prediction.semantic, shown, scale, regions)
+        labels.add_regions(regions, prediction.classes, shown, owners)
     if len(prediction) and prediction.panoptic is None:  # there the boxes would be of segments that fill the picture
         if prediction.masks is not None:
             _paint_masks(out, prediction, scale)
@@ -131,12 +143,16 @@ def _is_class(value: int, classes: tuple[str, ...]) -> bool:
 
 
 def _paint_map(
-    out: np.ndarray, semantic: np.ndarray, classes: tuple[str, ...], scale: _Scale, regions: np.ndarray
+    out: np.ndarray,
+    semantic: np.ndarray,
+    shown: dict[int, tuple[int, int, int]],
+    scale: _Scale,
+    regions: np.ndarray,
 ) -> None:
     """Fill each class of a map, and draw a line between regions, ``[H, W]`` too: classes, or segments."""
-    present = [int(value) for value in np.unique(semantic) if _is_class(int(value), classes)]
-    for value in present:
-        _blend(out, semantic == value, class_color(value), MAP_OPACITY)
+    for value in np.unique(semantic).tolist():
+        if value in shown:
+            _blend(out, semantic == value, shown[value], MAP_OPACITY)
     border = np.zeros(regions.shape, np.uint8)
     border[:, 1:] |= regions[:, 1:] != regions[:, :-1]
     border[1:] |= regions[1:] != regions[:-1]
@@ -199,15 +215,15 @@ class _Labels:
             for text in (texts[index], names[index]):
                 spot = self._spot(boxes, int(index), self._text_width(text)) if names[index] else None
                 if spot is not None:
-                    self._place(*spot, text, int(prediction.labels[index]))
+                    self._place(*spot, text, class_color(int(prediction.labels[index])))
                     break
 
     def _area(self, texts: list[str]) -> int:
         return sum(map(self._text_width, texts)) * self.label_height
 
-    def _place(self, x: int, y: int, text: str, label: int) -> None:
+    def _place(self, x: int, y: int, text: str, color: tuple[int, int, int]) -> None:
         size = self._text_width(text), self.label_height
-        self.placed.append(_Label(x, y, *size, text, class_color(label)))
+        self.placed.append(_Label(x, y, *size, text, color))
 
     def _add_legend(self, prediction: Prediction) -> None:
         """Each class with its number of boxes, the most frequent first, top down while room lasts."""
@@ -216,7 +232,7 @@ class _Labels:
         room = max(1, self.height // self.label_height)
         for row, index in enumerate(order[:room]):
             name = self._fit(prediction.classes[values[index]], 0.5)
-            self._place(0, row * self.label_height, f"{name}: {counts[index]}", int(values[index]))
+            self._place(0, row * self.label_height, f"{name}: {counts[index]}", class_color(int(values[index])))
 
     def _spot(self, boxes: np.ndarray, index: int, width: int) -> tuple[int, int] | None:
         """Where a label of this width hides least, or None where it could only cover another label."""
@@ -250,14 +266,23 @@ class _Labels:
         x, y = spots[int(np.argmin(cost))]
         return int(x), int(y)
 
-    def add_regions(self, regions: np.ndarray, classes: tuple[str, ...], labels: Sequence[int] | np.ndarray) -> None:
-        """Label each region of a map in its roomiest place, where it fits; region n is of class ``labels[n]``."""
+    def add_regions(
+        self,
+        regions: np.ndarray,
+        classes: tuple[str, ...],
+        shown: dict[int, tuple[int, int, int]],
+        owners: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """Label each region of a map in its roomiest place, where it fits.
+
+        Region n is of class ``owners[n]``, or of class n without them.
+        """
         shrink = max(1, max(self.height, self.width) // 512)  # a place need not be exact
         small = regions[::shrink, ::shrink]
         values, counts = np.unique(small, return_counts=True)
         for value in values[np.argsort(-counts, kind="stable")].tolist():
-            label = int(labels[value]) if 0 <= value < len(labels) else -1
-            if not _is_class(label, classes):
+            label = value if owners is None else int(owners[value]) if 0 <= value < len(owners) else -1
+            if label not in shown:
                 continue
             text = self._fit(classes[label])
             width, height = self._text_width(text), self.label_height
@@ -271,7 +296,7 @@ class _Labels:
             y = int(np.clip(row * shrink - height // 2, 0, max(0, self.height - height)))
             taken = [p for p in self.placed if _meet((x, y, width, height), (p.x, p.y, p.width, p.height))]
             if text and not taken:
-                self._place(x, y, text, label)
+                self._place(x, y, text, shown[label])
 
     def paint(self, out: np.ndarray) -> None:
         """Paint the labels on the BGR picture."""

@@ -111,10 +111,19 @@ def predict_files(
         "settings": asdict(predictor.options),
         "categories": [{"id": i, "name": n} for i, n in zip(ids, predictor.classes, strict=True)],
     }
-    facts = {**about, "visionattn": __version__, **asdict(predictor.options)}
+    settings = {k: v for k, v in asdict(predictor.options).items() if v is not None}
+    legend = None
+    if predictor.task in ("semantic", "panoptic"):
+        from visionattn.inference.draw import map_colors
+
+        colors = map_colors(predictor.classes, predictor.colors)
+        legend = {predictor.classes[value]: color for value, color in colors.items()}
+    if predictor.task == "semantic":
+        del settings["score_thr"]  # nothing has a score
+    facts = {**about, "visionattn": __version__, **settings}
     with (
         JsonRecords(plan.out / PREDICTIONS_FILE, head, "images") as records,
-        Report(plan.out / REPORT_FILE, f"Predictions for {len(plan.sources)} inputs", facts) as report,
+        Report(plan.out / REPORT_FILE, f"Predictions for {len(plan.sources)} inputs", facts, legend) as report,
     ):
         for record in run.records():
             records.add(record)

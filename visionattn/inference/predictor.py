@@ -131,6 +131,9 @@ class Predictor:
         self.loaded, self.options = loaded, options
         self.classes, self.task = tuple(loaded.classes), loaded.task
         self.category_ids = _category_ids(loaded.cfg, self.classes)
+        # people know the maps of their data by its colours
+        known = getattr(loaded, "palette", None) if self.task == "semantic" else None
+        self.colors = tuple(map(tuple, known)) if known and len(known) == len(self.classes) else None
         self._views = [(scale, mirror) for scale in options.scales for mirror in ((False, True)[: 1 + options.tta])]
         if self.task == "panoptic" and len(self._views) > 1:
             raise ConfigError(
@@ -262,7 +265,12 @@ class Predictor:
         return outputs, time.perf_counter() - start
 
     def _prediction(self, output: dict[str, Any], size: tuple[int, int], seconds: float) -> Prediction:
-        common = {"classes": self.classes, "category_ids": self.category_ids, "seconds": seconds}
+        common = {
+            "classes": self.classes,
+            "category_ids": self.category_ids,
+            "seconds": seconds,
+            "colors": self.colors,
+        }
         semantic = output.get("semantic")
         if output.get("boxes") is None:
             return Prediction(size, semantic=semantic, **common)

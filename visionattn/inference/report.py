@@ -15,6 +15,7 @@ __all__ = ["REPORT_FILE", "Report"]
 
 REPORT_FILE = "report.html"
 THUMBNAIL = 320  # pixels of the longer side
+OPEN_LEGEND = 40  # classes
 
 HEAD = """<!doctype html>
 <html lang="en">
@@ -33,12 +34,16 @@ figure img {{ width: 100%; height: 14rem; object-fit: contain; background: #eee;
 figcaption {{ overflow-wrap: anywhere; }}
 small {{ color: #666; display: block; }}
 .failed {{ color: #b00020; }}
+.legend {{ margin: 1rem 0; }}
+.legend ul {{ display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: .4rem 0; padding: 0; list-style: none; }}
+.swatch {{ display: inline-block; width: 1em; height: 1em; margin-right: .4em; vertical-align: -.12em;
+  border: 1px solid #0003; border-radius: 3px; }}
 </style>
 </head>
 <body>
 <h1>{title}</h1>
 <dl>{facts}</dl>
-<main>
+{legend}<main>
 """
 TAIL = """</main>
 </body>
@@ -53,12 +58,15 @@ class Report:
         path: the HTML file.
         title: its heading.
         facts: what stands above the pictures, name and value.
+        legend: the colour (blue, green, red) of each class, by its name; a long one is folded up.
     """
 
-    def __init__(self, path: Path, title: str, facts: dict[str, Any]):
+    def __init__(
+        self, path: Path, title: str, facts: dict[str, Any], legend: dict[str, tuple[int, int, int]] | None = None
+    ):
         self.path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
         listed = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
-        self._head = HEAD.format(title=_text(title), facts=listed)
+        self._head = HEAD.format(title=_text(title), facts=listed, legend=_legend(legend or {}))
 
     def __enter__(self) -> "Report":
         try:
@@ -95,6 +103,17 @@ class Report:
             os.replace(self._temporary, self.path)
         else:
             self._temporary.unlink(missing_ok=True)
+
+
+def _legend(colors: dict[str, tuple[int, int, int]]) -> str:
+    if not colors:
+        return ""
+    items = "".join(
+        f'<li><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{_text(name)}</li>'
+        for name, (blue, green, red) in colors.items()
+    )
+    state = " open" if len(colors) <= OPEN_LEGEND else ""
+    return f'<details class="legend"{state}><summary>{len(colors)} classes</summary><ul>{items}</ul></details>\n'
 
 
 def _text(value: Any) -> str:

@@ -128,6 +128,8 @@ class Prediction:
         seconds: time the model took on this image, its preparation included, drawing and writing not.
         path: the file it was read from, or None.
         image: the picture itself, BGR uint8 ``[H, W, 3]``, if it was given as an array.
+        colors: the colour (red, green, blue) of each class in a drawn map, or None for those of
+            `visionattn.inference.draw`.
     """
 
     image_size: tuple[int, int]
@@ -141,6 +143,7 @@ class Prediction:
     seconds: float = 0.0
     path: Path | None = None
     image: np.ndarray | None = field(default=None, repr=False)
+    colors: tuple[tuple[int, int, int], ...] | None = field(default=None, repr=False)
 
     def __post_init__(self):
         count = len(self.boxes)
@@ -158,6 +161,8 @@ class Prediction:
             raise ValueError(f"semantic is of size {self.semantic.shape}, the image {self.image_size}")
         if self.category_ids is not None and len(self.category_ids) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes but {len(self.category_ids)} category_ids")
+        if self.colors is not None and len(self.colors) != len(self.classes):
+            raise ValueError(f"{len(self.classes)} classes but {len(self.colors)} colors")
 
     def __len__(self) -> int:
         return len(self.boxes)

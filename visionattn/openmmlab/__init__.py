@@ -38,6 +38,7 @@ from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
 from visionattn.openmmlab.config import format_once  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
+from visionattn.openmmlab.losses import CrossEntropyLoss  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
 
@@ -48,6 +49,7 @@ __all__ = [
     "BF16OptimWrapper",
     "Backbone",
     "CheckpointHook",
+    "CrossEntropyLoss",
     "ProgressHook",
     "StopHook",
     "WandbBackend",

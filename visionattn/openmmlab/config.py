@@ -217,7 +217,7 @@ def _value(text: str, old: Any, key: str) -> Any:
         return low == "true"
     if low in ("none", "null"):
         return None
-    if old is None and re.search(r"(_from|_dir|root|_ann|_img|checkpoint|pretrained|file)$", key):
+    if old is None and re.search(r"(_from|_dir|root|_ann|_img|_mask|_list|_suffix|checkpoint|pretrained|file)$", key):
         return text  # a path, in which a comma is a comma
     try:
         new = ast.literal_eval(text)

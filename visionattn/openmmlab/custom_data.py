@@ -1,4 +1,6 @@
-"""The ``custom_data`` block of a config: any COCO-format folder, named in three options.
+"""The ``custom_data`` block of a config: a user's own folder, named in one to three options.
+
+Detection and instance segmentation take any folder in COCO format:
 
 ```python
 custom_data = dict(root="", train_ann="train.json", val_ann="val.json")
@@ -20,17 +22,38 @@ train_img, val_img, test_img:
 classes:
     ``"auto"``, the default, takes the categories of the training file in its order; or a list of names.
 
+Semantic segmentation takes images and index masks, PNG files that hold the number of each pixel's class, from 0, and
+255 where it is to be ignored:
+
+```python
+custom_data = dict(root="", train_mask=None, val_mask=None)
+```
+
+With ``images/train``, ``images/val``, ``masks/train``, ``masks/val`` and ``classes.json`` in a folder, one option is
+enough: ``custom_data.root=/data/roads``. A block with ``train_mask`` is of this kind; its further keys:
+
+train_img, val_img, test_img, train_mask, val_mask, test_mask:
+    folders of images and masks, which may have folders in them. None, the default, looks where they usually lie:
+    ``images/train`` and ``masks/train``, ``train/images``, ``annotations/train``, ``labels/train``, ... Without any
+    key of test the test data is the validation data.
+train_list, val_list, test_list:
+    text files with the names of the split's images, one a line, where a folder holds more than the split's.
+mask_suffix:
+    what follows an image's name in its mask's; default ``".png"``.
+classes:
+    a list of names, or a JSON file with one, and with a ``palette`` if need be; default ``classes.json``.
+palette:
+    RGB colours of the classes, where ``classes.json`` has none.
+
 After the options are applied, `resolve_custom_data` fills in, for the train, val and test dataloaders, the
-innermost dataset's ``ann_file``, ``data_prefix``, ``metainfo`` (classes and a palette); the evaluators'
-``ann_file``; and every ``num_classes`` in the model's heads (not in an RPN, which only tells object from
-background; of a Mask2Former, the number of things, all classes being things, and the weights of the classes). The
-classes found are written into the block, so that the resolved config that a run leaves in its
-work dir needs no annotation file to build the model.
+innermost dataset's files and ``metainfo`` (classes and a palette); COCO evaluators' ``ann_file``; and every
+``num_classes`` in the model's heads (not in an RPN, which only tells object from background; of a Mask2Former, the
+number of things, all classes being things, and the weights of the classes). The classes found are written into the
+block, so that the resolved config that a run leaves in its work dir needs no data to build the model.
 """
 
 import colorsys
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +61,7 @@ from typing import Any
 from mmengine.config import Config
 
 from visionattn.errors import ConfigError, DataError
+from visionattn.openmmlab.custom_masks import find_masks, read_classes, under
 
 __all__ = ["SPLITS", "coco_datasets", "load_coco", "palette", "resolve_custom_data"]
 
@@ -58,28 +82,37 @@ def resolve_custom_data(config: Config, name: str = "config") -> None:
 
     Raises:
         ConfigError: the block lacks a key or has a wrong one.
-        DataError: an annotation file is missing or malformed, or its images are not found.
+        DataError: an annotation file is missing or malformed, or images or masks are not found.
     """
     block = config.get("custom_data")
     if block is None:
         return
+    root = Path(str(block.get("root") or ".")).expanduser()
+    if "train_mask" not in block:
+        _resolve_coco(config, block, root, name)
+    elif block.get("train_ann"):
+        raise ConfigError(f"{name}: custom_data has both train_ann, of COCO data, and train_mask; leave one out")
+    else:
+        _resolve_masks(config, block, root, name)
+
+
+def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
     for key in ("train_ann", "val_ann"):
         if not block.get(key):
             raise ConfigError(f"{name}: custom_data.{key} is not set; give --cfg-options custom_data.{key}=FILE.json")
-    root = Path(str(block.get("root") or ".")).expanduser()
     if not isinstance(block.get("classes"), (list, tuple)):
         if not root.is_dir():
             raise DataError(f"custom_data.root: {root} is not a folder; give --cfg-options custom_data.root=FOLDER")
-        categories = load_coco(_under(root, block["train_ann"]))["categories"]
+        categories = load_coco(under(root, block["train_ann"]))["categories"]
         block["classes"] = [str(c["name"]) for c in categories]
     classes = list(block["classes"])
     metainfo = {"classes": tuple(classes), "palette": palette(len(classes))}
     for split, loader in SPLITS.items():
         source = split if block.get(f"{split}_ann") else "val"
-        ann = _under(root, block[f"{source}_ann"])
+        ann = under(root, block[f"{source}_ann"])
         if config.get(loader):
             given = block.get(f"{source}_img")
-            images = _under(root, given) if given else _find_images(root, ann, source)
+            images = under(root, given) if given else _find_images(root, ann, source)
             for dataset in coco_datasets(config[loader]["dataset"], any_file=True):
                 dataset["ann_file"] = str(ann)
                 dataset["data_root"] = ""
@@ -92,9 +125,19 @@ def resolve_custom_data(config: Config, name: str = "config") -> None:
     _set_num_classes(config["model"], len(classes))
 
 
-def _under(root: Path, path: str | os.PathLike) -> Path:
-    path = Path(path).expanduser()
-    return path if path.is_absolute() else Path(os.path.abspath(root / path))
+def _resolve_masks(config: Config, block: Any, root: Path, name: str) -> None:
+    splits = find_masks(block, root, name)
+    classes, colours = read_classes(block, root)
+    block["classes"], block["palette"] = classes, colours or palette(len(classes))
+    for split, loader in SPLITS.items():
+        found = splits[split]
+        for dataset in coco_datasets(config[loader]["dataset"], any_file=True) if config.get(loader) else ():
+            dataset["ann_file"] = str(found.names or "")
+            dataset["data_root"] = ""
+            dataset["data_prefix"] = {"img_path": str(found.images), "seg_map_path": str(found.masks)}
+            dataset["seg_map_suffix"] = block.get("mask_suffix") or ".png"
+            dataset["metainfo"] = {"classes": tuple(classes), "palette": list(block["palette"])}
+    _set_num_classes(config["model"], len(classes))
 
 
 def load_coco(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Checks of a config's datasets before a run: annotations, classes, image files."""
 
-import mmap
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 from mmengine.config import Config
 
 from visionattn.data.coco_check import check_coco
+from visionattn.data.image_files import image_size
+from visionattn.data.mask_folders import check_masks, pair_masks, read_names
 from visionattn.data.panoptic_check import check_panoptic
-from visionattn.errors import DataError, require
+from visionattn.errors import DataError
 from visionattn.openmmlab.custom_data import SPLITS, coco_datasets, load_coco
 from visionattn.openmmlab.options import find_class
 from visionattn.openmmlab.progress import track
@@ -19,17 +20,18 @@ __all__ = ["check_data", "check_images", "dataset_paths"]
 
 
 def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> list[str]:
-    """Check the COCO datasets of a config, instances and panoptic, and that their categories are the config's classes.
+    """Check the COCO datasets (instances and panoptic) and mask folders of a config, and that they hold its classes.
 
     mmdet silently drops the boxes of a category that is not among the classes, and numbers the classes by the
-    order of the file; both would train a model on wrong labels.
+    order of the file; both would train a model on wrong labels. mmseg fails in the
+    middle of a run at a mask's value that is no class, or takes it for another.
 
     Returns:
-        One line for each split: its number of images and of boxes or segments.
+        One line for each split: its number of images, and of boxes, segments, or the classes that its masks show.
 
     Raises:
-        DataError: from `visionattn.data.coco_check.check_coco` or `visionattn.data.panoptic_check.check_panoptic`, or
-            because classes and categories differ.
+        DataError: from `visionattn.data.coco_check.check_coco`, `visionattn.data.panoptic_check.check_panoptic`,
+            `visionattn.data.mask_folders.pair_masks` or `check_masks`, or because classes and categories differ.
     """
     lines, seen = [], set()
     for split in splits:
@@ -37,6 +39,11 @@ def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> li
         if not loader:
             continue
         for dataset in coco_datasets(loader["dataset"], any_file=True):
+            if str(dataset.get("type")).endswith("MaskFolderDataset"):
+                key = tuple(str(dataset.get(k)) for k in ("ann_file", "data_root", "data_prefix"))
+                if key not in seen:
+                    seen.add(key)
+                    lines.append(f"{split}: {_check_mask_folder(dataset)}")
             panoptic = "Panoptic" in str(dataset.get("type"))
             if not panoptic and "Coco" not in str(dataset.get("type")):
                 continue
@@ -68,6 +75,19 @@ def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
     root = Path(str(dataset.get("data_root") or ""))
     prefix = (dataset.get("data_prefix") or {}).get("img", "")
     return root / str(dataset.get("ann_file", "")), root / str(prefix or "")
+
+
+def _check_mask_folder(dataset: Mapping[str, Any]) -> str:
+    root, prefix = Path(str(dataset.get("data_root") or "")), dataset.get("data_prefix") or {}
+    names = read_names(root / dataset["ann_file"]) if dataset.get("ann_file") else None
+    folders = root / str(prefix.get("img_path", "")), root / str(prefix.get("seg_map_path", ""))
+    classes = _classes(dataset)
+    pairs = pair_masks(*folders, names, dataset.get("seg_map_suffix", ".png"))
+    counts = check_masks(pairs, classes)[: len(classes)]
+    absent = [name for name, count in zip(classes, counts, strict=True) if not count]
+    listed = ", ".join(absent[:6]) + (", ..." if len(absent) > 6 else "")
+    shown = f"{len(classes) - len(absent)} of {len(classes)} classes in their masks"
+    return f"{len(pairs)} images, {shown}{f'; none of {listed}' if absent else ''}"
 
 
 def _classes(dataset: Mapping[str, Any]) -> list[str]:
@@ -107,25 +127,15 @@ def check_images(folder: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _image_problem(folder: Path, record: Mapping[str, Any]) -> str | None:
-    image_module = require("PIL.Image")
     path = folder / str(record["file_name"])
     try:
-        with image_module.open(path) as image:  # reads the header only
-            width, height, kind = image.width, image.height, image.format
-            turned = kind == "JPEG" and image.getexif().get(0x0112, 1) >= 5
-    except FileNotFoundError:
-        return f"{path}: there is no such image"
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... by the damage
-        return f"{path}: does not open as an image ({' '.join(str(error).split())[:100]})"
+        width, height, turned = image_size(path)
+    except DataError as error:
+        return str(error)
     sizes = {(width, height), (height, width)} if turned else {(width, height)}
     if (record.get("width"), record.get("height")) not in sizes:
         return (
             f"{path}: is {width} x {height} pixels, but its annotation says "
             f"{record.get('width')} x {record.get('height')}"
         )
-    mark = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind)
-    if mark:
-        with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.rfind(mark, max(0, len(content) - 65536)) < 0:
-                return f"{path}: is cut short"
     return None

@@ -64,6 +64,7 @@ KNOWN: dict[str, set[str]] = {
     },
     "custom_data": {
         "root", "train_ann", "val_ann", "test_ann", "train_img", "val_img", "test_img", "classes",
+        "train_mask", "val_mask", "test_mask", "train_list", "val_list", "test_list", "mask_suffix", "palette",
     },
 }  # fmt: skip
 

@@ -12,7 +12,12 @@ __all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "OPTIM_WRAPPERS", "TRANSFOR
 SCOPE = "visionattn"
 
 MODELS = Registry("model", scope=SCOPE, parent=root.MODELS, locations=["visionattn.openmmlab"])
-DATASETS = Registry("dataset", scope=SCOPE, parent=root.DATASETS, locations=["visionattn.openmmlab"])
+DATASETS = Registry(
+    "dataset",
+    scope=SCOPE,
+    parent=root.DATASETS,
+    locations=["visionattn.openmmlab", "visionattn.openmmlab.datasets"],  # the second imports mmseg
+)
 TRANSFORMS = Registry("transform", scope=SCOPE, parent=root.TRANSFORMS, locations=["visionattn.openmmlab"])
 METRICS = Registry("metric", scope=SCOPE, parent=root.METRICS, locations=["visionattn.openmmlab"])
 HOOKS = Registry("hook", scope=SCOPE, parent=root.HOOKS, locations=["visionattn.openmmlab"])

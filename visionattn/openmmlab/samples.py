@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ class TrainSample:
         labels: int64 ``[N]``.
         masks: bool ``[N, H, W]`` or None.
         semantic: integer ``[H, W]`` or None.
+        colors: RGB by label for the map of classes, where the dataset has one for each, or None.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TrainSample:
     labels: np.ndarray
     masks: np.ndarray | None
     semantic: np.ndarray | None
+    colors: tuple[tuple[int, int, int], ...] | None = None
 
 
 def read_samples(config: Config, split: str = "train", number: int = 8) -> Iterator[TrainSample]:
@@ -54,8 +56,10 @@ def read_samples(config: Config, split: str = "train", number: int = 8) -> Itera
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it loads
             dataset = DATASETS.build(loader["dataset"])
         classes = tuple(str(c) for c in dataset.metainfo.get("classes", ()))
+        palette = tuple(tuple(int(v) for v in colour) for colour in dataset.metainfo.get("palette") or ())
+        colors = palette if len(palette) == len(classes) else None
         for index in range(min(number, len(dataset))):
-            yield _plain(dataset[index], classes)
+            yield replace(_plain(dataset[index], classes), colors=colors)
 
 
 def _plain(packed: dict, classes: tuple[str, ...]) -> TrainSample:
@@ -73,5 +77,10 @@ def _plain(packed: dict, classes: tuple[str, ...]) -> TrainSample:
     if "gt_sem_seg" in sample:
         data = sample.gt_sem_seg
         semantic = np.asarray(data.data if "data" in data else data.sem_seg)[0].astype(np.int64)
+        if semantic.shape != image.shape[:2]:  # mmseg loads a test image's map after resizing: it measures at full size
+            rows, columns = (
+                (np.arange(size) + 0.5) * full / size for size, full in zip(image.shape, semantic.shape, strict=False)
+            )
+            semantic = semantic[rows.astype(int)[:, None], columns.astype(int)]
     name = Path(str(sample.metainfo.get("img_path", "image"))).name
     return TrainSample(name, image, classes, boxes, labels, masks, semantic)
