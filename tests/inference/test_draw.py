@@ -167,7 +167,7 @@ def test_panoptic_segments_have_borders_and_a_label_each():
     drawn = draw_prediction(np.zeros((80, 200, 3), np.uint8), prediction)
     assert drawn[5, 100].min() > drawn[5, 60].min()
     labels = _Labels(80, 200, _Scale.of(80, 200))
-    labels.add_regions(prediction.panoptic.segments - 1, CLASSES, prediction.labels)
+    labels.add_regions(prediction.panoptic.segments - 1, CLASSES, map_colors(CLASSES), prediction.labels)
     assert [p.text for p in labels.placed] == ["person", "person"]
     assert sorted(p.x // 100 for p in labels.placed) == [0, 1]
     np.testing.assert_array_equal(drawn[1, 1], drawn[5, 60])  # no box along the rim
