@@ -33,5 +33,6 @@ checkpoint.install()
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
+from visionattn.openmmlab.transforms import RandomScaleCrop, RandomTranspose  # noqa: E402
 
-__all__ = ["Backbone", "CheckpointHook", "ProgressHook", "StopHook"]
+__all__ = ["Backbone", "CheckpointHook", "ProgressHook", "RandomScaleCrop", "RandomTranspose", "StopHook"]

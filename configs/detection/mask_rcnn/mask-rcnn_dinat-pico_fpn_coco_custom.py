@@ -14,11 +14,10 @@ train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="AutoContrast", prob=1.0),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="RandomResize", scale=(1024, 512), ratio_range=(0.6, 1.5), keep_ratio=True),
-    dict(type="RandomCrop", crop_size=(320, 320), recompute_bbox=True),
+    dict(type="visionattn.RandomScaleCrop", scale=(1024, 512), ratio_range=(0.6, 1.5), crop_size=(320, 320)),
     dict(type="FilterAnnotations", min_gt_bbox_wh=(2, 2)),
     dict(type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]),
-    dict(type="Rotate", prob=0.5, level=0, min_mag=90.0, max_mag=90.0),
+    dict(type="visionattn.RandomTranspose", prob=0.5),
     dict(type="PhotoMetricDistortion", brightness_delta=24, hue_delta=9),
     dict(type="PackDetInputs"),
 ]
@@ -46,5 +45,5 @@ val_dataloader = dict(
     dataset=dict(type="CocoDataset", test_mode=True, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="CocoMetric", metric=["bbox", "segm"], proposal_nums=(100, 300, 1000))
+val_evaluator = dict(type="visionattn.CocoMetric", metric=["bbox", "segm"], proposal_nums=(100, 300, 1000))
 test_evaluator = val_evaluator
