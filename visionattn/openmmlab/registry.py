@@ -15,6 +15,9 @@ MODELS = Registry("model", scope=SCOPE, parent=root.MODELS, locations=["visionat
 DATASETS = Registry("dataset", scope=SCOPE, parent=root.DATASETS, locations=["visionattn.openmmlab"])
 TRANSFORMS = Registry("transform", scope=SCOPE, parent=root.TRANSFORMS, locations=["visionattn.openmmlab"])
 METRICS = Registry(
-    "metric", scope=SCOPE, parent=root.METRICS, locations=["visionattn.openmmlab.metrics"]  # imported when looked up
+    "metric",
+    scope=SCOPE,
+    parent=root.METRICS,
+    locations=["visionattn.openmmlab.metrics"],  # imported when looked up
 )
 HOOKS = Registry("hook", scope=SCOPE, parent=root.HOOKS, locations=["visionattn.openmmlab"])

@@ -62,18 +62,17 @@ class RandomScaleCrop(BaseTransform):
         height, width = results["img"].shape[:2]
         fit = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
         factor = fit * self._ratio()
-        window = [min(side, max(1, round(size / factor))) for side, size in zip((height, width), self.crop_size, strict=True)]
-        results = self._crop._crop_data(results, tuple(window), allow_negative_crop=False)
+        sides = [(side, size, round(size / factor)) for side, size in zip((height, width), self.crop_size, strict=True)]
+        window = tuple(max(1, min(side, cut)) for side, _, cut in sides)
+        results = self._crop._crop_data(results, window, allow_negative_crop=False)
         if results is None:
             return None
-        target = [max(1, min(size, round(side * factor))) for side, size in zip(window, self.crop_size, strict=True)]
+        target = [size if cut <= side else max(1, round(side * factor)) for side, size, cut in sides]
         self._resize.scale = (target[1], target[0])
         return self._resize(results)
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(scale={self.scale}, crop_size={self.crop_size}, ratio_range={self.ratio_range})"
-        )
+        return f"{type(self).__name__}(scale={self.scale}, crop_size={self.crop_size}, ratio_range={self.ratio_range})"
 
 
 @TRANSFORMS.register_module()
