@@ -8,6 +8,7 @@ _base_ = [
     "../../_base_/default_runtime.py",
 ]
 
+optim_wrapper = dict(optimizer=dict(lr=1.2e-3))
 custom_data = dict(root="", train_ann="", val_ann="", train_img=None, val_img=None)
 
 train_pipeline = [
@@ -29,7 +30,7 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=0,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
