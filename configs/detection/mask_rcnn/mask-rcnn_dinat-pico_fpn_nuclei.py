@@ -1,4 +1,4 @@
-# Cell nuclei (Data Science Bowl 2018, 466 training images of mixed stains and sizes).
+# Cell nuclei (Data Science Bowl 2018, 466 training images of mixed stains): `visionattn data nuclei --out data/nuclei`.
 _base_ = "./mask-rcnn_dinat-pico_fpn_coco_custom.py"
 
 custom_data = dict(
