@@ -46,6 +46,7 @@ DATASETS = {"ade20k": "ADE20K", "bccd": "BCCD", "digits": "digits", "nuclei": "n
 TRAINED = {
     "atss_dinat-pico_fpn_bccd": "AP 0.556 ([README](../README.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
+    "mask-rcnn_dinat-pico_fpn_nuclei": "mask AP 0.499 ([page](../docs/trained.md#nuclei))",
 }
 
 HEADER = """# Configs
