@@ -48,7 +48,16 @@ PUBLISHED = {
     "dinat-s-large 53.4, biformer-small 49.8, biformer-base 51.0, davit-tiny 46.3, davit-small 48.8, davit-base 49.4",
 }
 
-DATASETS = {"ade20k": "ADE20K", "bccd": "BCCD", "digits": "digits", "camvid": "CamVid", "custom": "your own"}
+# By a part of the file name; COCO where none is in it.
+DATASETS = {
+    "ade20k": "ADE20K",
+    "cityscapes": "Cityscapes",
+    "bccd": "BCCD",
+    "digits": "digits",
+    "camvid": "CamVid",
+    "nuclei": "nuclei",
+    "custom": "your own",
+}
 
 # What this package's own runs gave, with where it is told.
 TRAINED = {
@@ -56,6 +65,7 @@ TRAINED = {
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
     "semantic-fpn_dinat-pico_camvid": "mIoU 24.1, 3 seeds ([CamVid](../docs/trained.md#camvid))",
     "semantic-fpn_resnet18_camvid": "mIoU 28.4, 3 seeds ([CamVid](../docs/trained.md#camvid))",
+    "mask-rcnn_dinat-pico_fpn_nuclei": "mask AP 0.499 ([page](../docs/trained.md#nuclei))",
 }
 
 HEADER = """# Configs

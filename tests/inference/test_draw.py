@@ -89,6 +89,38 @@ def test_crowd_gets_a_legend():
     assert [label.text for label in labels.placed] == ["person: 200", "traffic light: 100"]
 
 
+def test_one_word_on_every_box_gives_way_to_a_legend():
+    low = np.random.default_rng(0).uniform(0, 900, (90, 2))
+    boxes = np.concatenate([low, low + 30], axis=1)
+    assert [label.text for label in labels_of(made((1000, 1000), boxes)).placed] == ["person: 90"]
+    mixed = labels_of(made((1000, 1000), boxes, [0, 1] * 45)).placed
+    assert {label.text for label in mixed} == {"person", "traffic light"}
+
+
+def grid_of_masks(labels=None):
+    """400 touching boxes of 16 pixels, with a mask of 10 in the middle of each."""
+    corners = np.array([[x, y] for y in range(0, 320, 16) for x in range(0, 320, 16)])
+    masks = InstanceMasks([np.pad(np.ones((10, 10), bool), 3)] * 400, corners.tolist(), (320, 320))
+    return made((320, 320), np.concatenate([corners, corners + 16], axis=1), labels, masks=masks)
+
+
+def test_crowd_of_masks_has_no_boxes_and_neighbours_differ_in_colour():
+    drawn = draw_prediction(np.full((320, 320, 3), 128, np.uint8), grid_of_masks())
+    clear = np.zeros((320, 320), bool)
+    clear[40:, :] = True  # below the legend
+    rim = clear & (np.add.outer(np.arange(320) % 16 == 0, np.arange(320) % 16 == 0))
+    assert (drawn[rim] == 128).all(), "no boxes"
+    centers = drawn[56::16, 8::16].astype(int)
+    assert (np.abs(centers[:, 1:] - centers[:, :-1]).max(axis=2) > 10).all()
+    assert (np.abs(centers[1:] - centers[:-1]).max(axis=2) > 10).all()
+
+
+def test_crowd_of_several_classes_keeps_their_colours():
+    drawn = draw_prediction(np.full((320, 320, 3), 128, np.uint8), grid_of_masks([0, 1] * 200))
+    centers = drawn[56::16, 8::16].reshape(-1, 3)
+    assert len(np.unique(centers, axis=0)) == 2
+
+
 def test_long_names_are_cut_but_their_score_is_not():
     long = Prediction(
         (200, 300),

@@ -106,6 +106,22 @@ def test_roi_align(mode, ratio, aligned):
     torch.testing.assert_close(grad_input, grad)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("chunk", [1 << 24, 1])
+def test_gradient_of_many_boxes_of_all_sizes_is_that_of_torchvision(chunk, aligned, monkeypatch):
+    monkeypatch.setattr("visionattn.openmmlab.ops.roi.MAX_ELEMENTS", chunk)
+    generator = torch.Generator().manual_seed(3)
+    corner = torch.rand(150, 2, generator=generator, dtype=torch.float64) * 120 - 20
+    sides = torch.rand(150, 2, generator=generator, dtype=torch.float64) ** 3 * 130 - 2  # a few turned inside out
+    image = torch.randint(0, 3, (150, 1), generator=generator).double()
+    rois = torch.cat([image, corner, corner + sides], 1)
+    grad = torch.randn(150, 5, 4, 3, generator=generator, dtype=torch.float64)
+    unused, found = torch.empty(0), torch.full((3, 5, 20, 26), torch.nan, dtype=torch.float64)
+    roi_align_backward(grad, rois, unused, unused, found, 4, 3, SCALE, 0, 1, aligned)
+    expected = torch.ops.torchvision._roi_align_backward(grad, rois, SCALE, 4, 3, 3, 5, 20, 26, 0, aligned)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("mode", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_roi_align_dtypes(dtype, mode):

@@ -2,7 +2,8 @@
 
 Everything scales with the picture, a class has the same colour in every picture, and a label never covers
 another: it moves around its box to where it hides least, then shrinks to the class name, and where even that
-finds no room it is left out. In a crowd, where labels would hide the picture, a legend counts each class.
+finds no room it is left out. In a crowd, where labels would hide the picture, a legend counts each class; masks
+then go without their boxes, and those of a single class get a colour each, so that touching ones can be told apart.
 """
 
 import colorsys
@@ -98,9 +99,13 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
         _paint_map(out, prediction.semantic, shown, scale, regions)
         labels.add_regions(regions, prediction.classes, shown, owners)
     if len(prediction) and prediction.panoptic is None:  # there the boxes would be of segments that fill the picture
+        crowd = labels.texts(prediction) is None
         if prediction.masks is not None:
-            _paint_masks(out, prediction, scale)
-        _paint_boxes(out, prediction, scale)
+            alike = crowd and len(np.unique(prediction.labels)) == 1
+            colors = _spread_colors(prediction) if alike else [class_color(int(v)) for v in prediction.labels]
+            _paint_masks(out, prediction, scale, colors)
+        if not crowd or prediction.masks is None:
+            _paint_boxes(out, prediction, scale)
         labels.add_boxes(prediction)
     labels.paint(out)
     return out
@@ -110,13 +115,25 @@ def _blend(region: np.ndarray, where: np.ndarray, color: tuple[int, int, int], o
     region[where] = (region[where] * (1 - opacity) + np.array(color) * opacity + 0.5).astype(np.uint8)
 
 
-def _paint_masks(out: np.ndarray, prediction: Prediction, scale: _Scale) -> None:
+def _spread_colors(prediction: Prediction) -> list[tuple[int, int, int]]:
+    """A palette colour for each instance, the one whose nearest use so far is the farthest away."""
+    centers = prediction.boxes[:, :2].astype(np.float64) + prediction.boxes[:, 2:]  # twice them: distances only rank
+    nearest = np.full((len(centers), len(PALETTE_RGB)), np.inf)
+    chosen = np.zeros(len(centers), dtype=int)
+    for index, center in enumerate(centers):
+        chosen[index] = nearest[index].argmax()
+        distance = np.abs(centers - center).max(axis=1)
+        nearest[:, chosen[index]] = np.minimum(nearest[:, chosen[index]], distance)
+    return [class_color(int(c)) for c in chosen]
+
+
+def _paint_masks(out: np.ndarray, prediction: Prediction, scale: _Scale, colors: list[tuple[int, int, int]]) -> None:
     masks = prediction.masks
     for index in np.argsort(prediction.scores, kind="stable"):  # the surest on top
         crop, (x, y) = masks.crops[index], masks.corners[index]
         if crop.size == 0:
             continue
-        color = class_color(int(prediction.labels[index]))
+        color = colors[index]
         _blend(out[y : y + crop.shape[0], x : x + crop.shape[1]], crop, color, MASK_OPACITY)
         contours, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(x, y))
         cv2.drawContours(out, contours, -1, color, max(1, scale.line // 2), cv2.LINE_AA)
@@ -202,14 +219,11 @@ class _Labels:
 
     def add_boxes(self, prediction: Prediction) -> None:
         """Label boxes with class and score, the surest first; or where that hides too much, add a legend."""
-        names = [self._fit(name, 0.5) for name in prediction.names]
-        texts = [_caption(name, score) for name, score in zip(names, prediction.scores, strict=True)]
-        crowd = MAX_LABELED * self.width * self.height
-        if self._area(texts) > crowd:
-            texts = names
-        if self._area(texts) > crowd:
+        texts = self.texts(prediction)
+        if texts is None:
             self._add_legend(prediction)
             return
+        names = self._names(prediction)
         boxes = prediction.boxes.astype(np.float64)
         for index in np.argsort(-prediction.scores, kind="stable"):
             for text in (texts[index], names[index]):
@@ -217,6 +231,19 @@ class _Labels:
                 if spot is not None:
                     self._place(*spot, text, class_color(int(prediction.labels[index])))
                     break
+
+    def texts(self, prediction: Prediction) -> list[str] | None:
+        """A label for each box: class and score, or the class alone, or None where both would hide too much."""
+        names = self._names(prediction)
+        crowd = MAX_LABELED * self.width * self.height
+        full = [_caption(name, score) for name, score in zip(names, prediction.scores, strict=True)]
+        if self._area(full) <= crowd:
+            return full
+        # the same word a hundred times says less than a legend
+        return names if len(set(names)) > 1 and self._area(names) <= crowd else None
+
+    def _names(self, prediction: Prediction) -> list[str]:
+        return [self._fit(name, 0.5) for name in prediction.names]
 
     def _area(self, texts: list[str]) -> int:
         return sum(map(self._text_width, texts)) * self.label_height

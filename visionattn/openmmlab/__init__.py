@@ -41,6 +41,7 @@ from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
 from visionattn.openmmlab.losses import CrossEntropyLoss  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
+from visionattn.openmmlab.transforms import RandomScaleCrop, RandomTranspose  # noqa: E402
 
 format_once()
 
@@ -51,6 +52,8 @@ __all__ = [
     "CheckpointHook",
     "CrossEntropyLoss",
     "ProgressHook",
+    "RandomScaleCrop",
+    "RandomTranspose",
     "StopHook",
     "WandbBackend",
 ]

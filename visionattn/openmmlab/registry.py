@@ -19,7 +19,12 @@ DATASETS = Registry(
     locations=["visionattn.openmmlab", "visionattn.openmmlab.datasets"],  # the second imports mmseg
 )
 TRANSFORMS = Registry("transform", scope=SCOPE, parent=root.TRANSFORMS, locations=["visionattn.openmmlab"])
-METRICS = Registry("metric", scope=SCOPE, parent=root.METRICS, locations=["visionattn.openmmlab"])
+METRICS = Registry(
+    "metric",
+    scope=SCOPE,
+    parent=root.METRICS,
+    locations=["visionattn.openmmlab.metrics"],  # imported when looked up
+)
 HOOKS = Registry("hook", scope=SCOPE, parent=root.HOOKS, locations=["visionattn.openmmlab"])
 OPTIM_WRAPPERS = Registry("optim_wrapper", scope=SCOPE, parent=root.OPTIM_WRAPPERS, locations=["visionattn.openmmlab"])
 VISBACKENDS = Registry("vis_backend", scope=SCOPE, parent=root.VISBACKENDS, locations=["visionattn.openmmlab"])

@@ -133,6 +133,58 @@ def roi_align_forward(
     )
 
 
+def _axis_weights(start: Tensor, size: Tensor, bins: int, length: int) -> tuple[Tensor, list[int], list[int]]:
+    """How much each pixel of a map's axis of this length counts in each bin of the boxes.
+
+    Returns:
+        Weights ``[R, bins, E]`` of the E pixels from each box's first one on; the first pixels and the numbers of
+        pixels within the map, R each.
+    """
+    positions, use, count = sample_axis(start, size, bins, 0)
+    inside = (positions >= -1) & (positions <= length) & use[:, None]
+    low = positions.floor().clamp(0, length - 1)
+    high = (low + 1).clamp(max=length - 1)
+    part = torch.where(high > low, positions.clamp(min=0) - low, 0)
+    share = inside / count.clamp(min=1)[:, None, None]
+    first = torch.where(inside, low, length - 1).flatten(1).amin(1).long()
+    last = torch.where(inside, high, 0).flatten(1).amax(1).long()
+    extent = (last - first + 1).clamp(min=0)
+    width = max(1, int(extent.max()))
+    weights = share.new_zeros(*positions.shape[:2], width)
+    for pixel, weight in ((low, share * (1 - part)), (high, share * part)):
+        weights.scatter_add_(2, (pixel.long() - first[:, None, None]).clamp(0, width - 1), weight)
+    return weights, first.tolist(), extent.tolist()
+
+
+def _average_backward_cpu(
+    grad_output: Tensor, rois: Tensor, shape: torch.Size, spatial_scale: float, aligned: bool
+) -> Tensor:
+    """Gradient of the average over a sample per pixel, as one small matrix product on each axis of a box.
+
+    The weights of the bilinear samples are products of one for each axis, so a box's gradient is ``Wy^T G Wx``; it
+    is added to the map at once, with the channels last. torchvision adds each of the samples' four taps one by one.
+    """
+    batch, channels, height, width = shape
+    grad = grad_output.new_zeros(batch, height, width, channels)
+    start_y, start_x, size_y, size_x = box_edges(rois, spatial_scale, aligned)
+    bins_h, bins_w = grad_output.shape[2:]
+    order = torch.maximum(size_y, size_x).argsort()  # a chunk is as wide as its largest box
+    for part in order.split(64):
+        wy, tops, rows = _axis_weights(start_y[part], size_y[part], bins_h, height)
+        wx, lefts, columns = _axis_weights(start_x[part], size_x[part], bins_w, width)
+        step = max(1, MAX_ELEMENTS // (channels * wx.size(2) * max(wy.size(2), bins_h)))
+        images = rois[part, 0].long().tolist()
+        for begin in range(0, len(part), step):
+            some = slice(begin, begin + step)
+            across = grad_output[part[some]].permute(0, 2, 1, 3) @ wx[some, None]  # [r, bins_h, C, E_x]
+            window = wy[some].mT @ across.transpose(2, 3).flatten(2)  # [r, E_y, E_x * C]
+            window = window.unflatten(2, (wx.size(2), channels))
+            places = zip(images[some], tops[some], rows[some], lefts[some], columns[some], window, strict=True)
+            for image, top, tall, left, wide, values in places:
+                grad[image, top : top + tall, left : left + wide] += values[:tall, :wide]
+    return grad.permute(0, 3, 1, 2)
+
+
 @operator
 def roi_align_backward(
     grad_output: Tensor,
@@ -158,6 +210,8 @@ def roi_align_backward(
         channel = torch.arange(grad.size(1), device=grad.device)[:, None, None]
         plane = rois[:, 0].long()[:, None, None, None] * grad.size(1) + channel
         add_at_positions(grad, plane, argmax_y.to(dtype), argmax_x.to(dtype), grad_output)
+    elif grad_output.device.type == "cpu" and sampling_ratio == 0:  # as many samples as pixels, or more
+        grad = _average_backward_cpu(grad_output, rois, grad_input.shape, spatial_scale, aligned)
     else:
         grad = torch.ops.torchvision._roi_align_backward(
             grad_output,
