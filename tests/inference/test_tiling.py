@@ -79,14 +79,18 @@ def test_fragment_goes_for_the_whole_though_it_scored_higher():
     np.testing.assert_array_equal(merged.boxes, [[85, 20, 110, 40]])
 
 
-def test_fragment_without_a_whole_stays():
-    merged = merge_tiles([found([[85, 20, 100, 40]], [0.95]), found([], [])], TILES, SIZE)
-    assert len(merged) == 1
+def test_fragment_without_a_whole_goes_where_another_tile_sees_it_whole():
+    """The second tile, which sees what lies beyond the first one's border, finds nothing there, or another class."""
+    fragment = found([[85, 20, 100, 40]], [0.95], [0])
+    assert len(merge_tiles([fragment, found([], [])], TILES, SIZE)) == 0
+    merged = merge_tiles([fragment, found([[25, 20, 50, 40]], [0.5], [1])], TILES, SIZE)
+    np.testing.assert_array_equal(merged.boxes, [[85, 20, 110, 40]])
 
 
-def test_fragment_of_another_class_stays():
-    merged = merge_tiles([found([[85, 20, 100, 40]], [0.95], [0]), found([[25, 20, 50, 40]], [0.5], [1])], TILES, SIZE)
-    assert len(merged) == 2
+def test_fragment_that_no_other_tile_sees_whole_stays():
+    """It starts at 50, and the second tile at 60; then one that both borders cut."""
+    assert len(merge_tiles([found([[50, 20, 100, 40]], [0.95]), found([], [])], TILES, SIZE)) == 1
+    assert len(merge_tiles([found([[60, 20, 100, 40]], [0.95]), found([], [])], TILES, SIZE)) == 1
 
 
 def test_small_object_inside_a_large_one_stays():
@@ -98,8 +102,8 @@ def test_small_object_inside_a_large_one_stays():
 
 
 def test_box_at_the_border_is_no_fragment_of_one_that_ends_before_it():
-    """Object A 84..100 touches the border; B covers most of it but ends at 96: two objects."""
-    merged = merge_tiles([found([[84, 20, 100, 40]], [0.9]), found([[5, 20, 36, 60]], [0.8])], TILES, SIZE)
+    """Object A 57..100 touches the border; B, 65..96, covers most of it but ends before: two objects."""
+    merged = merge_tiles([found([[57, 20, 100, 40]], [0.9]), found([[5, 20, 36, 60]], [0.8])], TILES, SIZE)
     assert len(merged) == 2
 
 
@@ -175,7 +179,7 @@ def test_masks_that_do_not_meet_are_not_put_together():
     merged = merge_tiles(
         [
             found(boxes, [0.8], masks=InstanceMasks.from_dense(low)),
-            found(boxes, [0.8], masks=InstanceMasks.from_dense(np.roll(high, 0, axis=2))),
+            found(boxes, [0.8], masks=InstanceMasks.from_dense(high)),
         ],
         TILES,
         SIZE,

@@ -19,7 +19,7 @@ from visionattn.errors import CheckpointError, ConfigError, VisionattnError
 from visionattn.inference.blending import MapCanvas, probabilities
 from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
 from visionattn.inference.results import InstanceMasks, Prediction
-from visionattn.inference.tiling import Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
+from visionattn.inference.tiling import NMS_IOU, Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
 
 __all__ = ["Options", "Predictor", "pick_device"]
 
@@ -137,6 +137,7 @@ class Predictor:
         self.loaded, self.options = loaded, options
         self.classes, self.task = tuple(loaded.classes), loaded.task
         self.category_ids = _category_ids(loaded.cfg, self.classes)
+        self.merge_iou = _merge_iou(loaded.cfg)
         self._views = [(scale, mirror) for scale in options.scales for mirror in ((False, True)[: 1 + options.tta])]
         if self.task == "panoptic" and (options.tile or len(self._views) > 1):
             raise ConfigError(
@@ -195,7 +196,7 @@ class Predictor:
                 whole.append(index)
                 continue
             found = self._merged([_cut(image, tile) for tile in tiles], self._tile_batch(tiles[0]))
-            results[index] = merge_tiles(found, tiles, image.shape[:2])
+            results[index] = merge_tiles(found, tiles, image.shape[:2], self.merge_iou)
         found = self._merged([images[i] for i in whole], self.options.batch_size)
         for index, prediction in zip(whole, found, strict=True):
             results[index] = prediction
@@ -225,7 +226,7 @@ class Predictor:
             views.append(found)
         if len(views) == 1:
             return views[0]
-        return [merge_by_nms(list(found)) for found in zip(*views, strict=True)]
+        return [merge_by_nms(list(found), self.merge_iou) for found in zip(*views, strict=True)]
 
     def _blended(self, image: np.ndarray) -> Prediction:
         """The map of classes of one image from all tiles and views."""
@@ -311,14 +312,26 @@ def _cut(image: np.ndarray, tile: Tile) -> np.ndarray:
     return image[y0:y1, x0:x1]
 
 
+def _merge_iou(cfg: Any) -> float:
+    """From which overlap two boxes are one object: as in the model's own last NMS, or `NMS_IOU` where it has none."""
+    test_cfg = _look_up(cfg, "model", "test_cfg") or {}
+    nms = _look_up(test_cfg, "rcnn", "nms") or _look_up(test_cfg, "nms") or {}
+    return float(nms["iou_threshold"]) if nms.get("type") == "nms" and "iou_threshold" in nms else NMS_IOU
+
+
+def _look_up(node: Any, *keys: str) -> Any:
+    """What a config has at a path of keys, None where a part of it is missing."""
+    for key in keys:
+        node = node.get(key) if hasattr(node, "get") else None
+    return node
+
+
 def _category_ids(cfg: Any, classes: tuple[str, ...]) -> tuple[int, ...] | None:
     """``test_dataloader.dataset.metainfo.category_ids`` of the config, where it says so."""
-    node = cfg
-    for key in ("test_dataloader", "dataset", "metainfo", "category_ids"):
-        node = node.get(key) if hasattr(node, "get") else None
-        if node is None:
-            return None
-    ids = tuple(int(value) for value in node)
+    given = _look_up(cfg, "test_dataloader", "dataset", "metainfo", "category_ids")
+    if given is None:
+        return None
+    ids = tuple(int(value) for value in given)
     if len(ids) != len(classes):
         raise ConfigError(f"metainfo.category_ids has {len(ids)} ids for {len(classes)} classes")
     return ids

@@ -1,10 +1,10 @@
 """Detection on large images tile by tile, and the merging of boxes found in several views of one image.
 
 Neighboring tiles overlap. An object that a tile's border cuts is found there as a fragment, and whole in the
-next tile, provided the overlap is as wide as the object. Merging drops the fragment for the whole, whichever
-scored higher. Pieces of a larger object, each cut by the border that faces the other, are put together where they
-agree in what both tiles see; so its mask may span any number of tiles. Last, non-maximum suppression within each
-class removes duplicates.
+next tile, provided the overlap is as wide as the object. What a tile says of an object that it sees in part does not
+count where another tile sees all of it. Pieces of a larger object, each cut by the border that faces the other, are
+put together where they agree in what both tiles see; so its mask may span any number of tiles. Last, non-maximum
+suppression within each class removes duplicates.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ GRID = 32
 def tile_grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
     """Cover an image with square tiles, evenly spaced.
 
-    Tiles of at least 8 times `GRID` start at multiples of it, so that a model whose maps are coarser than the image
+    Tiles of at least 4 times `GRID` start at multiples of it, so that a model whose maps are coarser than the image
     samples a tile at the same pixels as the whole; the last ones then are up to ``GRID - 1`` pixels smaller.
 
     Args:
@@ -55,7 +55,7 @@ def tile_grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
     if length <= tile:
         return [0]
-    unit = GRID if tile >= 8 * GRID and tile - overlap >= GRID else 1
+    unit = GRID if tile >= 4 * GRID and tile - overlap >= GRID else 1
     last = -((tile - length) // unit)  # in units, rounded up
     steps = -(-last // ((tile - overlap) // unit))
     return [unit * (index * last // steps) for index in range(steps + 1)]
@@ -82,7 +82,7 @@ def merge_tiles(
     # What is put together of pieces belongs to no tile but to the whole image, which cuts nothing.
     homes = np.array([*tiles, (0, 0, image_size[1], image_size[0])], dtype=np.float64)
     tile_of = np.repeat(np.arange(len(tiles)), [len(p) for p in moved])
-    keep = ~_fragments(merged, tile_of, homes)
+    keep = ~(_seen_whole_elsewhere(merged, tile_of, homes) | _fragments(merged, tile_of, homes))
     merged, tile_of = _join_pieces(merged.select(keep), tile_of[keep], homes)
     return merge_by_nms([merged.select(~_fragments(merged, tile_of, homes))], iou_thr)
 
@@ -146,6 +146,19 @@ def _cut_sides(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -
     margin = np.maximum(2.0, 0.01 * (home[:, 2:] - home[:, :2]).max(axis=1, initial=0))[:, None]
     inner = np.stack([home[:, 0] > 0, home[:, 1] > 0, home[:, 2] < width, home[:, 3] < height], axis=1)
     return inner & (np.abs(boxes - home) <= margin), margin
+
+
+def _seen_whole_elsewhere(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> np.ndarray:
+    """Which boxes ``[N]`` a border of their tile cuts while another tile has them well inside."""
+    boxes = prediction.boxes.astype(np.float64)
+    height, width = prediction.image_size
+    cut, margin = _cut_sides(prediction, tile_of, homes)
+    elsewhere = np.zeros(len(boxes), dtype=bool)
+    for tile, (x0, y0, x1, y1) in enumerate(homes[:-1]):
+        slack = np.where([x0 > 0, y0 > 0, x1 < width, y1 < height], margin, 0)
+        room = np.concatenate([boxes[:, :2] - (x0, y0), (x1, y1) - boxes[:, 2:]], axis=1)
+        elsewhere |= (tile_of != tile) & (room >= slack).all(axis=1)
+    return cut.any(axis=1) & elsewhere
 
 
 def _fragments(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> np.ndarray:
