@@ -117,6 +117,7 @@ def predict_files(
         for record in run.records():
             records.add(record)
             report.add(record, run.overlay, _found_lines(record, predictor.options.score_thr, run.counts))
+        report.summary, report.legend = _summary_line(run.summary), _legend(run.summary, predictor)
     return run.summary
 
 
@@ -250,6 +251,31 @@ def _found_lines(record: dict[str, Any], score_thr: float, counts: Counter) -> l
     if shares:
         lines.append(", ".join(f"{name} {share:.1%}" for name, share in shares))
     return lines
+
+
+def _summary_line(summary: Summary) -> str:
+    """What the report says of the whole run."""
+    pictures = summary.images + summary.frames
+    parts = [f"images: {summary.images}"]
+    if summary.videos:
+        parts.append(f"videos: {summary.videos}, of {summary.frames} frames in all")
+    if summary.failed:
+        parts.append(f"failed: {len(summary.failed)}, shown first")
+    if pictures:
+        parts.append(f"{summary.seconds / pictures * 1000:.0f} ms per image in the model")
+    return "; ".join(parts)
+
+
+def _legend(summary: Summary, predictor: Predictor) -> list[tuple[str, tuple[int, int, int], str]]:
+    """The classes found, most of them first, with their colours in the overlays."""
+    from visionattn.inference.draw import class_color
+
+    pictures = max(1, summary.images + summary.frames)
+    shares = predictor.task == "semantic"
+    return [
+        (name, class_color(predictor.classes.index(name)), f"{value / pictures:.1%}" if shares else str(value))
+        for name, value in summary.found.most_common()
+    ]
 
 
 def _size(prediction: Prediction) -> dict[str, int]:
