@@ -8,7 +8,6 @@ that its peak memory (resident set, all of the process) is its own; the whole pi
 
 import argparse
 import json
-import pickle
 import resource
 import subprocess
 import sys
@@ -49,8 +48,8 @@ def predict(args: argparse.Namespace) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = predictor(image)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open(args.into, "wb") as file:
-        pickle.dump({name: getattr(result, name) for name in ("boxes", "scores", "labels", "semantic")}, file)
+    found = {name: getattr(result, name) for name in ("boxes", "scores", "labels", "semantic")}
+    np.savez(args.into, **{name: value for name, value in found.items() if value is not None})
     print(json.dumps({"seconds": result.seconds, "before_mib": before / 1024, "peak_mib": peak / 1024}))
 
 
@@ -94,19 +93,19 @@ def main() -> None:
         np.save(picture, mosaic(args.images, *args.size, args.zoom))
         rows, whole = [], {}
         for tile in (None, *args.tiles):
-            into = Path(folder, "result.pickle")
+            into = Path(folder, "result.npz")
             command = [sys.executable, __file__, "--run", args.run, "--picture", str(picture), "--into", str(into)]
             command += ["--score-thr", str(args.score_thr), "--device", args.device]
             command += [] if tile is None else ["--tile", str(tile)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             measured = json.loads(done.stdout.splitlines()[-1])
-            result = pickle.loads(into.read_bytes())
+            result = dict(np.load(into))
             whole = whole or result
             row = {"model": args.name, "picture": f"{args.size[1]}x{args.size[0]}", "tile": tile or "whole"}
             row |= {"overlap": tile // 4 if tile else ""}
             row |= {"seconds": round(measured["seconds"], 1), "peak_rss_mib": round(measured["peak_mib"])}
             row |= {"rss_before_mib": round(measured["before_mib"])}
-            if result["semantic"] is not None:
+            if "semantic" in result:
                 row["pixels_that_differ"] = round(float((result["semantic"] != whole["semantic"]).mean()), 5)
             else:
                 row["objects"], row["objects_not_in_whole"] = lacking(result, whole, args.sure)
