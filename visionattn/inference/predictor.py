@@ -58,7 +58,8 @@ class Options:
         tile: side in pixels of the tiles that larger images are cut into; None takes each image whole. A tile is
             a picture of its own to the model: it is resized as the config says, so that a config with a fixed
             size sees more detail in tiles; ``dilations="auto"`` follows the tile's size, and norms over the
-            whole picture see the tile. Tiles near the size of the training pictures suit both.
+            whole picture see the tile; the model's limits on boxes (nms_pre, max_per_img) hold for each tile, so
+            that a crowd loses fewer. Tiles near the size of the training pictures suit all of these.
         overlap: pixels shared by neighboring tiles, a quarter of `tile` unless given. What a model says near a
             cut border lacks context, and objects larger than the overlap are put together from pieces.
         tta: look at each picture mirrored too, and merge what is found.
