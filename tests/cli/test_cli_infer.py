@@ -114,8 +114,9 @@ def test_folder_with_a_broken_file(run_dir, shots, tmp_path, capsys):
         assert (overlay != original).any()
     assert {first["overlay"], second["overlay"]} == {"x_png.png", "x_jpg.png"}
     page = (out / "report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 2
+    assert page.count("data:image/webp;base64,") == 2
     assert "cut.jpg: damaged or truncated" in page
+    assert "images: 2; failed: 1, shown first; " in page
 
 
 def test_config_that_is_wrong_is_told_before_the_weights_are_read(run_dir, shots, tmp_path, capsys):

@@ -154,6 +154,32 @@ def test_masks_are_blended_and_outlined():
     assert (drawn[110, 110] == 128).all()
 
 
+def test_touching_objects_of_a_class_have_shades_of_its_colour():
+    dense = np.zeros((3, 200, 300), dtype=bool)
+    for index in range(3):
+        dense[index, 50:150, 100 * index : 100 * index + 100] = True
+    boxes = [[100 * i, 50, 100 * i + 100, 150] for i in range(3)]
+    drawn = draw_prediction(
+        np.full((200, 300, 3), 128, np.uint8), made((200, 300), boxes, masks=InstanceMasks.from_dense(dense))
+    )
+    fills = drawn[100, [50, 150, 250]].astype(int)
+    assert all(np.abs(a - b).max() > 15 for a, b in combinations(fills, 2))
+
+
+def test_a_crowd_of_masks_has_no_boxes():
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 24, (200, 2)) * 25 + 2
+    boxes = np.concatenate([low, low + 20], axis=1)
+    dense = np.zeros((200, 640, 640), dtype=bool)
+    for mask, (x0, y0, x1, y1) in zip(dense, boxes, strict=True):
+        mask[y0 + 6 : y1 - 6, x0 + 6 : x1 - 6] = True  # away from the box's line
+    image = np.full((640, 640, 3), 128, np.uint8)
+    drawn = draw_prediction(image, made((640, 640), boxes, masks=InstanceMasks.from_dense(dense)))
+    x, y = boxes[boxes[:, 1] > 60, :2].T  # corners of boxes, below the legend
+    assert (drawn[y, x] == 128).all()
+    assert (draw_prediction(image, made((640, 640), boxes))[y, x] != 128).any(axis=1).all()
+
+
 def test_map_colours_classes_but_not_background_or_ignored():
     image = np.full((300, 300, 3), 128, np.uint8)
     semantic = np.full((300, 300), 255)

@@ -42,6 +42,24 @@ def test_grid_has_no_more_tiles_than_needed():
     assert len(tile_grid(64, 113, 64, 16)) == 3
 
 
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"), [((3000, 4000), 1024, 256), ((777, 5001), 300, 75), ((999, 512), 512, 500)]
+)
+def test_large_tiles_start_on_the_grid_of_the_model(size, tile, overlap):
+    tiles = tile_grid(*size, tile, overlap)
+    starts = [sorted({t[axis] for t in tiles}) for axis in (1, 0)]
+    for axis, (first, length) in enumerate(zip(starts, size, strict=True)):
+        ends = sorted({t[3 - axis] for t in tiles})
+        assert first[0] == 0
+        assert ends[-1] == length
+        assert all(end - start >= overlap for end, start in zip(ends, first[1:], strict=False))
+        if tile - overlap >= 32:
+            assert all(start % 32 == 0 for start in first)
+    for x0, y0, x1, y1 in tiles:
+        assert min(tile, size[1]) - 31 <= x1 - x0 <= tile
+        assert min(tile, size[0]) - 31 <= y1 - y0 <= tile
+
+
 @pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (64, 64), (64, -1)])
 def test_grid_refuses(tile, overlap):
     with pytest.raises(ValueError, match=r"tile|overlap"):
@@ -61,14 +79,18 @@ def test_fragment_goes_for_the_whole_though_it_scored_higher():
     np.testing.assert_array_equal(merged.boxes, [[85, 20, 110, 40]])
 
 
-def test_fragment_without_a_whole_stays():
-    merged = merge_tiles([found([[85, 20, 100, 40]], [0.95]), found([], [])], TILES, SIZE)
-    assert len(merged) == 1
+def test_fragment_without_a_whole_goes_where_another_tile_sees_it_whole():
+    """The second tile, which sees what lies beyond the first one's border, finds nothing there, or another class."""
+    fragment = found([[85, 20, 100, 40]], [0.95], [0])
+    assert len(merge_tiles([fragment, found([], [])], TILES, SIZE)) == 0
+    merged = merge_tiles([fragment, found([[25, 20, 50, 40]], [0.5], [1])], TILES, SIZE)
+    np.testing.assert_array_equal(merged.boxes, [[85, 20, 110, 40]])
 
 
-def test_fragment_of_another_class_stays():
-    merged = merge_tiles([found([[85, 20, 100, 40]], [0.95], [0]), found([[25, 20, 50, 40]], [0.5], [1])], TILES, SIZE)
-    assert len(merged) == 2
+def test_fragment_that_no_other_tile_sees_whole_stays():
+    """It starts at 50, and the second tile at 60; then one that both borders cut."""
+    assert len(merge_tiles([found([[50, 20, 100, 40]], [0.95]), found([], [])], TILES, SIZE)) == 1
+    assert len(merge_tiles([found([[60, 20, 100, 40]], [0.95]), found([], [])], TILES, SIZE)) == 1
 
 
 def test_small_object_inside_a_large_one_stays():
@@ -80,8 +102,8 @@ def test_small_object_inside_a_large_one_stays():
 
 
 def test_box_at_the_border_is_no_fragment_of_one_that_ends_before_it():
-    """Object A 84..100 touches the border; B covers most of it but ends at 96: two objects."""
-    merged = merge_tiles([found([[84, 20, 100, 40]], [0.9]), found([[5, 20, 36, 60]], [0.8])], TILES, SIZE)
+    """Object A 57..100 touches the border; B, 65..96, covers most of it but ends before: two objects."""
+    merged = merge_tiles([found([[57, 20, 100, 40]], [0.9]), found([[5, 20, 36, 60]], [0.8])], TILES, SIZE)
     assert len(merged) == 2
 
 
@@ -108,6 +130,61 @@ def test_tiles_with_nothing():
     merged = merge_tiles([found([], []), found([], [])], TILES, SIZE)
     assert len(merged) == 0
     assert merged.image_size == SIZE
+
+
+def piece(box, size=(100, 100)):
+    dense = np.zeros((1, *size), dtype=bool)
+    x0, y0, x1, y1 = box
+    dense[0, y0:y1, x0:x1] = True
+    return InstanceMasks.from_dense(dense)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_an_object_larger_than_the_overlap_is_put_together(with_masks):
+    """20..150 of 160 pixels, in tiles that end at 100 and start at 60."""
+    left, right = [20, 30, 100, 60], [0, 31, 90, 60]
+    options = [{"masks": piece(box)} if with_masks else {} for box in (left, right)]
+    merged = merge_tiles([found([left], [0.8], **options[0]), found([right], [0.9], **options[1])], TILES, SIZE)
+    np.testing.assert_array_equal(merged.boxes, [[20, 30, 150, 60]])
+    assert merged.scores == np.float32(0.9)
+    if with_masks:
+        expected = np.zeros((1, *SIZE), dtype=bool)
+        expected[0, 30:60, 20:100] = True
+        expected[0, 31:60, 60:150] = True
+        np.testing.assert_array_equal(np.asarray(merged.masks), expected)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_an_object_over_four_tiles_is_put_together(with_masks):
+    size, tiles = (160, 160), [(0, 0, 100, 100), (60, 0, 160, 100), (0, 60, 100, 160), (60, 60, 160, 160)]
+    boxes = [[10, 20, 100, 100], [0, 20, 95, 100], [10, 0, 100, 80], [0, 0, 95, 80]]
+    parts = [found([b], [0.5], **({"masks": piece(b)} if with_masks else {})) for b in boxes]
+    merged = merge_tiles(parts, tiles, size)
+    np.testing.assert_array_equal(merged.boxes, [[10, 20, 155, 140]])
+    if with_masks:
+        assert np.asarray(merged.masks).sum() == 145 * 120
+
+
+def test_objects_one_above_the_other_are_not_put_together():
+    """Both cross what the tiles share, but not at the same height."""
+    merged = merge_tiles([found([[20, 10, 100, 40]], [0.8]), found([[0, 35, 90, 70]], [0.9])], TILES, SIZE)
+    assert len(merged) == 2
+
+
+def test_masks_that_do_not_meet_are_not_put_together():
+    """Two diagonal objects whose boxes are alike."""
+    rows, columns = np.mgrid[:100, :100]
+    low, high = (columns > rows)[None], (columns < rows - 5)[None]
+    boxes = [[0, 0, 100, 100]]
+    merged = merge_tiles(
+        [
+            found(boxes, [0.8], masks=InstanceMasks.from_dense(low)),
+            found(boxes, [0.8], masks=InstanceMasks.from_dense(high)),
+        ],
+        TILES,
+        SIZE,
+    )
+    assert len(merged) == 2
 
 
 def test_nms_is_within_a_class_and_best_first():

@@ -62,6 +62,27 @@ def test_nms_threshold_is_strict():
     assert nms(pair, torch.tensor([0.9, 0.8]), 0.59, 0).tolist() == [0]
 
 
+@pytest.mark.parametrize("options", [{"type": "nms"}, {"type": "nms", "split_thr": 20}, {"type": "nms", "offset": 1}])
+def test_batched_nms_is_nms_of_each_class(options):
+    """mmcv moves the classes apart, or with many boxes takes them in turn; either way they never meet."""
+    from visionattn.openmmlab import ops
+
+    ops.install()
+    from mmcv.ops import batched_nms
+
+    boxes, scores = random_boxes(90, 7)
+    labels = torch.arange(90) % 4
+    dets, keep = batched_nms(boxes, scores, labels, options | {"iou_threshold": 0.4})
+    expected = []
+    for label in range(4):
+        index = (labels == label).nonzero().flatten()
+        expected += index[slow_nms(boxes[index], scores[index], 0.4, options.get("offset", 0))].tolist()
+    expected.sort(key=lambda i: -float(scores[i]))
+    assert keep.tolist() == expected
+    assert 20 < len(keep) < 85
+    torch.testing.assert_close(dets, torch.cat((boxes, scores[:, None]), 1)[keep])
+
+
 def slow_softnms(boxes, scores, threshold, sigma, min_score, method, offset):
     """The published loop on a list of (box, score, index), the removed one replaced by the last."""
     items = [[tuple(b.tolist()), float(s), i] for i, (b, s) in enumerate(zip(boxes, scores, strict=True))]

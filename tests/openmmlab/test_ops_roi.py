@@ -53,10 +53,10 @@ def bilinear(plane, y, x):
     return top * (1 - fy) + (plane[y1, x0] * (1 - fx) + plane[y1, x1] * fx) * fy
 
 
-def slow_roi_align(maps, rois, ratio, aligned, mode, offset=None, gamma=0.0):
+def slow_roi_align(maps, rois, ratio, aligned, mode, offset=None, gamma=0.0, scale=SCALE):
     results = []
     for number, (image, *box) in enumerate(rois.tolist()):
-        x1, y1, x2, y2 = (v * SCALE - 0.5 * aligned for v in box)
+        x1, y1, x2, y2 = (v * scale - 0.5 * aligned for v in box)
         height, width = y2 - y1, x2 - x1
         if not aligned:
             height, width = max(height, 1), max(width, 1)
@@ -120,6 +120,22 @@ def test_gradient_of_many_boxes_of_all_sizes_is_that_of_torchvision(chunk, align
     roi_align_backward(grad, rois, unused, unused, found, 4, 3, SCALE, 0, 1, aligned)
     expected = torch.ops.torchvision._roi_align_backward(grad, rois, SCALE, 4, 3, 3, 5, 20, 26, 0, aligned)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 1 / 32])
+@pytest.mark.parametrize("ratio", [0, 3])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_roi_align_of_other_levels(mode, ratio, scale):
+    """From a map as fine as the image, where most boxes lie partly outside, to one that makes all boxes tiny."""
+    maps, rois = feature_map().requires_grad_(), ROIS[:5]
+    expected = slow_roi_align(maps, rois, ratio, True, mode, scale=scale)
+    output, argmax_y, argmax_x = (torch.full_like(expected, math.nan) for _ in range(3))
+    arguments = (*BINS, scale, ratio, mode, True)
+    roi_align_forward(maps.detach(), rois, output, argmax_y, argmax_x, *arguments)
+    torch.testing.assert_close(output, expected)
+    grad_output, grad_input = upstream_gradient(output.shape), torch.full_like(maps, math.nan)
+    roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, *arguments)
+    torch.testing.assert_close(grad_input, torch.autograd.grad(expected, maps, grad_output)[0])
 
 
 @pytest.mark.parametrize("mode", [0, 1])

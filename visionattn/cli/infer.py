@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlap",
         type=int,
         metavar="N",
-        help="pixels that tiles share, at least as many as the largest object has (default: a quarter tile)",
+        help="pixels that tiles share; objects larger than that are put together from pieces (default: a quarter tile)",
     )
     parser.add_argument("--tta", action="store_true", help="look at mirrored images too, and merge")
     parser.add_argument(

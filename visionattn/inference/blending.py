@@ -1,12 +1,10 @@
-"""Maps of classes from several views of one image: logits of tiles blended without a seam, views averaged."""
-
-from collections.abc import Iterable
+"""Maps of classes from several views of one image: probabilities averaged over views, tiles blended without a seam."""
 
 import numpy as np
 
 from visionattn.inference.tiling import Tile
 
-__all__ = ["LogitCanvas", "mean_of_views", "tile_weight"]
+__all__ = ["MapCanvas", "probabilities", "tile_weight"]
 
 TRUSTED = 0.25
 """Share of the overlap, from a tile's cut border inwards, that is left to the neighbor: there context is cut off."""
@@ -43,8 +41,19 @@ def _ramp(length: int, overlap: int, cut_before: bool, cut_after: bool) -> np.nd
     return weight
 
 
-class LogitCanvas:
-    """Collects the logits of an image's tiles one by one; memory holds those of the image, not of all tiles.
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the first axis of ``[C, h, w]``, float32."""
+    result = logits - logits.max(axis=0)
+    np.exp(result, out=result)
+    result /= result.sum(axis=0)
+    return result
+
+
+class MapCanvas:
+    """Blends the class probabilities of an image's tiles, given row by row of tiles, into its map of classes.
+
+    Only the rows of pixels that tiles still to come may change are held with all their classes: of an image of 12
+    megapixels and 150 classes the whole would be 7 GB.
 
     Args:
         image_size: (height, width) of the image in pixels.
@@ -53,37 +62,51 @@ class LogitCanvas:
 
     def __init__(self, image_size: tuple[int, int], overlap: int):
         self.image_size, self.overlap = image_size, overlap
+        self._labels = np.zeros(image_size, np.int64)
+        self._first = 0  # the row of the image at which the two below start; all above it is done
         self._sum: np.ndarray | None = None
-        self._weight = np.zeros(image_size, np.float32)
+        self._weight: np.ndarray | None = None
 
-    def add(self, tile: Tile, logits: np.ndarray) -> None:
-        """Add a tile's logits, float32 ``[C, h, w]``."""
+    def add(self, tile: Tile, values: np.ndarray) -> None:
+        """Add a tile's probabilities, float32 ``[C, h, w]``: once each, or summed over as many views for every tile.
+
+        Raises:
+            ValueError: the tile starts above one that was given before it, or rows between them are not covered.
+        """
         x0, y0, x1, y1 = tile
         if self._sum is None:
-            self._sum = np.zeros((logits.shape[0], *self.image_size), np.float32)
+            self._sum = np.zeros((values.shape[0], y1 - y0, self.image_size[1]), np.float32)
+            self._weight = np.zeros(self._sum.shape[1:], np.float32)
+        if y0 < self._first:
+            raise ValueError(f"tiles must come row by row, but row {y0} comes after row {self._first}")
+        self._finish(y0)
         weight = tile_weight(tile, self.image_size, self.overlap)
-        self._sum[:, y0:y1, x0:x1] += logits * weight
-        self._weight[y0:y1, x0:x1] += weight
+        rows = slice(0, y1 - y0)
+        self._sum[:, rows, x0:x1] += values * weight
+        self._weight[rows, x0:x1] += weight
+
+    def _finish(self, row: int) -> None:
+        """Decide the classes above a row of the image, and let the buffers start there."""
+        done = row - self._first
+        if done == 0:
+            return
+        held = self._sum.shape[1]
+        if done > held or not (self._weight[:done] > 0).all():
+            raise ValueError("the tiles do not cover the image")
+        self._labels[self._first : row] = self._sum[:, :done].argmax(axis=0)  # no weight changes the greatest
+        for buffer in (self._sum, self._weight[None]):
+            for plane in buffer:  # by copies of one plane, for the two regions overlap
+                plane[: held - done] = plane[done:].copy()
+                plane[held - done :] = 0
+        self._first = row
 
     def result(self) -> np.ndarray:
-        """The weighted mean at each pixel, float32 ``[C, H, W]``."""
-        if self._sum is None or not (self._weight > 0).all():
+        """The class of each pixel, int64 ``[H, W]``, after the last tile.
+
+        Raises:
+            ValueError: the tiles do not cover the image.
+        """
+        if self._sum is None:
             raise ValueError("the tiles do not cover the image")
-        self._sum /= self._weight
-        return self._sum
-
-
-def mean_of_views(views: Iterable[np.ndarray]) -> np.ndarray:
-    """The class of each pixel, int64 ``[H, W]``, by the mean probability (softmax) over views of the whole image.
-
-    Args:
-        views: logits, float32 ``[C, H, W]``, all turned back to the image's own orientation and size.
-    """
-    total: np.ndarray | None = None
-    for logits in views:
-        shifted = np.exp(logits - logits.max(axis=0))
-        shifted /= shifted.sum(axis=0)
-        total = shifted if total is None else total + shifted
-    if total is None:
-        raise ValueError("give at least one view")
-    return total.argmax(axis=0)
+        self._finish(self.image_size[0])
+        return self._labels

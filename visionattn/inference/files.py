@@ -112,22 +112,17 @@ def predict_files(
         "categories": [{"id": i, "name": n} for i, n in zip(ids, predictor.classes, strict=True)],
     }
     settings = {k: v for k, v in asdict(predictor.options).items() if v is not None}
-    legend = None
-    if predictor.task in ("semantic", "panoptic"):
-        from visionattn.inference.draw import map_colors
-
-        colors = map_colors(predictor.classes, predictor.colors)
-        legend = {predictor.classes[value]: color for value, color in colors.items()}
     if predictor.task == "semantic":
         del settings["score_thr"]  # nothing has a score
     facts = {**about, "visionattn": __version__, **settings}
     with (
         JsonRecords(plan.out / PREDICTIONS_FILE, head, "images") as records,
-        Report(plan.out / REPORT_FILE, f"Predictions for {len(plan.sources)} inputs", facts, legend) as report,
+        Report(plan.out / REPORT_FILE, f"Predictions for {len(plan.sources)} inputs", facts) as report,
     ):
         for record in run.records():
             records.add(record)
             report.add(record, run.overlay, _found_lines(record, predictor.options.score_thr, run.counts))
+        report.summary, report.legend = _summary_line(run.summary), _legend(run.summary, predictor)
     return run.summary
 
 
@@ -277,6 +272,34 @@ def _found_lines(record: dict[str, Any], score_thr: float, counts: Counter) -> l
     if shares:
         lines.append(", ".join(f"{name} {share:.1%}" for name, share in shares))
     return lines
+
+
+def _summary_line(summary: Summary) -> str:
+    """What the report says of the whole run."""
+    pictures = summary.images + summary.frames
+    parts = [f"images: {summary.images}"]
+    if summary.videos:
+        parts.append(f"videos: {summary.videos}, of {summary.frames} frames in all")
+    if summary.failed:
+        parts.append(f"failed: {len(summary.failed)}, shown first")
+    if pictures:
+        parts.append(f"{summary.seconds / pictures * 1000:.0f} ms per image in the model")
+    return "; ".join(parts)
+
+
+def _legend(summary: Summary, predictor: Predictor) -> list[tuple[str, tuple[int, int, int], str]]:
+    """The classes found, most of them first, with their colours in the overlays."""
+    from visionattn.inference.draw import map_colors
+
+    colors = map_colors(predictor.classes, predictor.colors)
+    pictures = max(1, summary.images + summary.frames)
+    shares = predictor.task == "semantic"
+    found = ((name, value, predictor.classes.index(name)) for name, value in summary.found.most_common())
+    return [
+        (name, colors[label], f"{value / pictures:.1%}" if shares else str(value))
+        for name, value, label in found
+        if label in colors
+    ]
 
 
 def _size(prediction: Prediction) -> dict[str, int]:

@@ -16,13 +16,16 @@ import numpy as np
 import torch
 
 from visionattn.errors import CheckpointError, ConfigError, VisionattnError
-from visionattn.inference.blending import LogitCanvas, mean_of_views
+from visionattn.inference.blending import MapCanvas, probabilities
 from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
 from visionattn.inference.results import InstanceMasks, Prediction
 from visionattn.inference.segments import merge_panoptic_tiles
-from visionattn.inference.tiling import Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
+from visionattn.inference.tiling import NMS_IOU, Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
 
 __all__ = ["Options", "Predictor", "pick_device"]
+
+CPU_BATCH_PIXELS = 1 << 20
+"""Tiles share a batch on a CPU only up to this many pixels."""
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -51,10 +54,15 @@ class Options:
     Attributes:
         score_thr: boxes with a lower score are left out.
         batch_size: pictures (or tiles) that go through the model together. Only pictures of one size do, so
-            that what the model says of one does not depend on the others.
-        tile: side in pixels of the tiles that larger images are cut into; None takes each image whole.
-        overlap: pixels shared by neighboring tiles, a quarter of `tile` unless given. Objects larger than
-            that may be found in pieces.
+            that what the model says of one does not depend on the others. Tiles share a batch on a CPU only
+            while they are small.
+        tile: side in pixels of the tiles that larger images are cut into; None takes each image whole. A tile is
+            a picture of its own to the model: it is resized as the config says, so that a config with a fixed
+            size sees more detail in tiles; ``dilations="auto"`` follows the tile's size, and norms over the
+            whole picture see the tile; the model's limits on boxes (nms_pre, max_per_img) hold for each tile, so
+            that a crowd loses fewer. Tiles near the size of the training pictures suit all of these.
+        overlap: pixels shared by neighboring tiles, a quarter of `tile` unless given. What a model says near a
+            cut border lacks context, and objects larger than the overlap are put together from pieces.
         tta: look at each picture mirrored too, and merge what is found.
         scales: look at each picture at these multiples of the size that the model was tested at, and merge.
         max_pixels: image files with more pixels are refused.
@@ -134,6 +142,7 @@ class Predictor:
         # people know the maps of their data by its colours
         known = getattr(loaded, "palette", None) if self.task == "semantic" else None
         self.colors = tuple(map(tuple, known)) if known and len(known) == len(self.classes) else None
+        self.merge_iou = _merge_iou(loaded.cfg)
         self._views = [(scale, mirror) for scale in options.scales for mirror in ((False, True)[: 1 + options.tta])]
         if self.task == "panoptic" and len(self._views) > 1:
             raise ConfigError(
@@ -191,12 +200,13 @@ class Predictor:
             if len(tiles) == 1:
                 whole.append(index)
                 continue
-            found = self._merged([image[y0:y1, x0:x1] for x0, y0, x1, y1 in tiles])
+            found = self._merged([_cut(image, tile) for tile in tiles], self._tile_batch(tiles[0]))
             if self.task == "panoptic":
                 results[index] = merge_panoptic_tiles(found, tiles, image.shape[:2], self.loaded.things)
             else:
-                results[index] = merge_tiles(found, tiles, image.shape[:2])
-        for index, prediction in zip(whole, self._merged([images[i] for i in whole]), strict=True):
+                results[index] = merge_tiles(found, tiles, image.shape[:2], self.merge_iou)
+        found = self._merged([images[i] for i in whole], self.options.batch_size)
+        for index, prediction in zip(whole, found, strict=True):
             results[index] = prediction
         return results
 
@@ -206,50 +216,59 @@ class Predictor:
             return [(0, 0, width, height)]
         return tile_grid(height, width, self.options.tile, self.options.overlap)
 
-    def _merged(self, images: list[np.ndarray]) -> list[Prediction]:
+    def _tile_batch(self, tile: Tile) -> int:
+        """Tiles that go through the model together. On a CPU many are no faster, and take the memory tiles save."""
+        if getattr(self.loaded, "device", torch.device("cpu")).type != "cpu":
+            return self.options.batch_size
+        x0, y0, x1, y1 = tile
+        return max(1, min(self.options.batch_size, CPU_BATCH_PIXELS // ((x1 - x0) * (y1 - y0))))
+
+    def _merged(self, images: list[np.ndarray], batch_size: int) -> list[Prediction]:
         """Boxes and masks of each image from all views."""
         views = []
         for scale, mirror in self._views:
-            outputs = self._batches([image[:, ::-1] for image in images] if mirror else images, scale)
-            found = [self._prediction(o, i.shape[:2], s) for (o, s), i in zip(outputs, images, strict=True)]
-            views.append([flip_prediction(p) for p in found] if mirror else found)
+            found: list[Any] = [None] * len(images)
+            for index, output, seconds in self._outputs(images, batch_size, scale, mirror):
+                prediction = self._prediction(output, images[index].shape[:2], seconds)
+                found[index] = flip_prediction(prediction) if mirror else prediction
+            views.append(found)
         if len(views) == 1:
             return views[0]
-        return [merge_by_nms(list(found)) for found in zip(*views, strict=True)]
+        return [merge_by_nms(list(found), self.merge_iou) for found in zip(*views, strict=True)]
 
     def _blended(self, image: np.ndarray) -> Prediction:
         """The map of classes of one image from all tiles and views."""
-        size, tiles, seconds = image.shape[:2], self._tiles(image), []
-
-        def views() -> Iterator[np.ndarray]:
+        size, tiles, spent = image.shape[:2], self._tiles(image), 0.0
+        canvas = MapCanvas(size, self.options.overlap or 0)
+        batch_size = self._tile_batch(tiles[0])
+        for start in range(0, len(tiles), batch_size):
+            batch = tiles[start : start + batch_size]
+            parts, totals = [_cut(image, tile) for tile in batch], [None] * len(batch)
             for scale, mirror in self._views:
-                canvas = LogitCanvas(size, self.options.overlap or 0)
-                for start in range(0, len(tiles), self.options.batch_size):
-                    batch = tiles[start : start + self.options.batch_size]
-                    parts = [image[y0:y1, x0:x1] for x0, y0, x1, y1 in batch]
-                    parts = [part[:, ::-1] for part in parts] if mirror else parts
-                    for tile, (output, spent) in zip(batch, self._batches(parts, scale, logits=True), strict=True):
-                        canvas.add(tile, output["logits"][:, :, ::-1] if mirror else output["logits"])
-                        seconds.append(spent)
-                yield canvas.result()
+                for index, output, seconds in self._outputs(parts, batch_size, scale, mirror, logits=True):
+                    view = probabilities(output["logits"])
+                    view = view[:, :, ::-1] if mirror else view
+                    totals[index] = view if totals[index] is None else totals[index] + view
+                    spent += seconds
+            for tile, total in zip(batch, totals, strict=True):
+                canvas.add(tile, total)
+        return self._prediction({"semantic": canvas.result()}, size, spent)
 
-        return self._prediction({"semantic": mean_of_views(views())}, size, sum(seconds))
-
-    def _batches(
-        self, images: list[np.ndarray], scale: float = 1.0, logits: bool = False
-    ) -> list[tuple[dict[str, Any], float]]:
-        """What the model says of each image, and its seconds; only images of one size share a batch."""
+    def _outputs(
+        self, images: list[np.ndarray], batch_size: int, scale: float, mirror: bool, logits: bool = False
+    ) -> Iterator[tuple[int, dict[str, Any], float]]:
+        """What the model says of each image, with its index and seconds; only images of one size share a batch."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             by_shape.setdefault(image.shape, []).append(index)
-        results: list[Any] = [None] * len(images)
         for indices in by_shape.values():
-            for start in range(0, len(indices), self.options.batch_size):
-                batch = indices[start : start + self.options.batch_size]
-                outputs, seconds = self._forward([images[i] for i in batch], scale, logits)
-                for index, output in zip(batch, outputs, strict=True):
-                    results[index] = (output, seconds / len(batch))
-        return results
+            for start in range(0, len(indices), batch_size):
+                batch = indices[start : start + batch_size]
+                views = [images[i][:, ::-1] if mirror else images[i] for i in batch]
+                outputs, seconds = self._forward(views, scale, logits)
+                outputs = outputs[::-1]  # taken from the end, each is let go as soon as its user is done
+                for index in batch:
+                    yield index, outputs.pop(), seconds / len(batch)
 
     def _forward(self, batch: list[np.ndarray], scale: float, logits: bool) -> tuple[list[dict[str, Any]], float]:
         start = time.perf_counter()
@@ -301,14 +320,31 @@ class Predictor:
         )
 
 
+def _cut(image: np.ndarray, tile: Tile) -> np.ndarray:
+    x0, y0, x1, y1 = tile
+    return image[y0:y1, x0:x1]
+
+
+def _merge_iou(cfg: Any) -> float:
+    """From which overlap two boxes are one object: as in the model's own last NMS, or `NMS_IOU` where it has none."""
+    test_cfg = _look_up(cfg, "model", "test_cfg") or {}
+    nms = _look_up(test_cfg, "rcnn", "nms") or _look_up(test_cfg, "nms") or {}
+    return float(nms["iou_threshold"]) if nms.get("type") == "nms" and "iou_threshold" in nms else NMS_IOU
+
+
+def _look_up(node: Any, *keys: str) -> Any:
+    """What a config has at a path of keys, None where a part of it is missing."""
+    for key in keys:
+        node = node.get(key) if hasattr(node, "get") else None
+    return node
+
+
 def _category_ids(cfg: Any, classes: tuple[str, ...]) -> tuple[int, ...] | None:
     """``test_dataloader.dataset.metainfo.category_ids`` of the config, where it says so."""
-    node = cfg
-    for key in ("test_dataloader", "dataset", "metainfo", "category_ids"):
-        node = node.get(key) if hasattr(node, "get") else None
-        if node is None:
-            return None
-    ids = tuple(int(value) for value in node)
+    given = _look_up(cfg, "test_dataloader", "dataset", "metainfo", "category_ids")
+    if given is None:
+        return None
+    ids = tuple(int(value) for value in given)
     if len(ids) != len(classes):
         raise ConfigError(f"metainfo.category_ids has {len(ids)} ids for {len(classes)} classes")
     return ids

@@ -15,7 +15,6 @@ __all__ = ["REPORT_FILE", "Report"]
 
 REPORT_FILE = "report.html"
 THUMBNAIL = 320  # pixels of the longer side
-OPEN_LEGEND = 40  # classes
 
 HEAD = """<!doctype html>
 <html lang="en">
@@ -33,19 +32,30 @@ figure {{ margin: 0; padding: .6rem; background: #fff; border: 1px solid #ddd; b
 figure img {{ width: 100%; height: 14rem; object-fit: contain; background: #eee; }}
 figcaption {{ overflow-wrap: anywhere; }}
 small {{ color: #666; display: block; }}
-.failed {{ color: #b00020; }}
-.legend {{ margin: 1rem 0; }}
-.legend ul {{ display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: .4rem 0; padding: 0; list-style: none; }}
-.swatch {{ display: inline-block; width: 1em; height: 1em; margin-right: .4em; vertical-align: -.12em;
-  border: 1px solid #0003; border-radius: 3px; }}
+body {{ display: flex; flex-direction: column; }}
+header {{ order: -2; }}
+#summary {{ order: -1; margin-bottom: 1rem; }}
+ul {{ display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; margin: .5rem 0; list-style: none; }}
+li span {{ display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }}
+.failed {{ order: -1; border-color: #b00020; }}
+.failed small {{ color: #b00020; }}
 </style>
 </head>
 <body>
+<header>
 <h1>{title}</h1>
+<details><summary>model and settings</summary>
 <dl>{facts}</dl>
-{legend}<main>
+</details>
+</header>
+<main>
 """
+# What is known only at the end; the style sheet shows it at the top.
 TAIL = """</main>
+<section id="summary">
+<p>{summary}</p>
+<ul>{legend}</ul>
+</section>
 </body>
 </html>
 """
@@ -58,15 +68,18 @@ class Report:
         path: the HTML file.
         title: its heading.
         facts: what stands above the pictures, name and value.
-        legend: the colour (blue, green, red) of each class, by its name; a long one is folded up.
+
+    Attributes:
+        summary: one line about the whole run, to set before the block ends.
+        legend: (class, colour as BGR, text) of each class that was found.
     """
 
-    def __init__(
-        self, path: Path, title: str, facts: dict[str, Any], legend: dict[str, tuple[int, int, int]] | None = None
-    ):
+    def __init__(self, path: Path, title: str, facts: dict[str, Any]):
         self.path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
         listed = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
-        self._head = HEAD.format(title=_text(title), facts=listed, legend=_legend(legend or {}))
+        self._head = HEAD.format(title=_text(title), facts=listed)
+        self.summary = ""
+        self.legend: list[tuple[str, tuple[int, int, int], str]] = []
 
     def __enter__(self) -> "Report":
         try:
@@ -84,7 +97,7 @@ class Report:
             overlay: the picture as drawn, BGR uint8 ``[H, W, 3]``, or None where there is none to show.
             lines: what was found.
         """
-        parts = ["<figure>"]
+        parts = ['<figure class="failed">' if "error" in record else "<figure>"]
         if overlay is not None:
             picture = f'<img alt="{_text(record["file"])}" src="{_thumbnail(overlay)}">'
             parts.append(f'<a href="{quote(record["overlay"])}">{picture}</a>')
@@ -93,27 +106,20 @@ class Report:
         parts.append(f"<figcaption>{_text(record['file'])}")
         parts += [f"<small>{_text(line)}</small>" for line in lines]
         if "error" in record:
-            parts.append(f'<small class="failed">{_text(record["error"])}</small>')
+            parts.append(f"<small>{_text(record['error'])}</small>")
         self._file.write("".join([*parts, "</figcaption></figure>\n"]))
 
     def __exit__(self, kind, error, trace) -> None:
         with self._file:
-            self._file.write(TAIL)
+            entries = (
+                f'<li><span style="background: rgb({red}, {green}, {blue})"></span>{_text(name)} {_text(text)}</li>'
+                for name, (blue, green, red), text in self.legend
+            )
+            self._file.write(TAIL.format(summary=_text(self.summary), legend="".join(entries)))
         if kind is None:
             os.replace(self._temporary, self.path)
         else:
             self._temporary.unlink(missing_ok=True)
-
-
-def _legend(colors: dict[str, tuple[int, int, int]]) -> str:
-    if not colors:
-        return ""
-    items = "".join(
-        f'<li><span class="swatch" style="background:rgb({red},{green},{blue})"></span>{_text(name)}</li>'
-        for name, (blue, green, red) in colors.items()
-    )
-    state = " open" if len(colors) <= OPEN_LEGEND else ""
-    return f'<details class="legend"{state}><summary>{len(colors)} classes</summary><ul>{items}</ul></details>\n'
 
 
 def _text(value: Any) -> str:
@@ -121,12 +127,12 @@ def _text(value: Any) -> str:
 
 
 def _thumbnail(image: np.ndarray) -> str:
-    """A data URL of the picture as a small JPEG."""
+    """A data URL of the picture as a small WebP, about half a JPEG's size: 500 of them make some megabytes."""
     cv2 = require("cv2")
     height, width = image.shape[:2]
     shrink = min(1.0, THUMBNAIL / max(height, width))
     if shrink < 1:
         size = max(1, round(width * shrink)), max(1, round(height * shrink))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+    _, data = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 75])
+    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")

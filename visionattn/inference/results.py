@@ -89,6 +89,34 @@ class InstanceMasks:
         corners = [(x + corner[0], y + corner[1]) for x, y in self.corners]
         return InstanceMasks(self.crops, corners, image_size)
 
+    def within(self, index: int, window: tuple[int, int, int, int]) -> np.ndarray:
+        """The part of one mask inside a window (x0, y0, x1, y1) of the image, bool ``[y1 - y0, x1 - x0]``."""
+        x0, y0, x1, y1 = window
+        part = np.zeros((y1 - y0, x1 - x0), dtype=bool)
+        crop, (x, y) = self.crops[index], self.corners[index]
+        left, top = max(x, x0), max(y, y0)
+        right, bottom = min(x + crop.shape[1], x1), min(y + crop.shape[0], y1)
+        if left < right and top < bottom:
+            part[top - y0 : bottom - y0, left - x0 : right - x0] = crop[top - y : bottom - y, left - x : right - x]
+        return part
+
+    def union(self, groups: Sequence[Sequence[int]]) -> "InstanceMasks":
+        """One mask for each group of indices, set where any of theirs is."""
+        crops, corners = [], []
+        for group in groups:
+            parts = [i for i in group if self.crops[i].size]
+            if len(parts) < 2:
+                only = (parts or group)[0]
+                crops.append(self.crops[only])
+                corners.append(self.corners[only])
+                continue
+            x0, y0 = np.min([self.corners[i] for i in parts], axis=0)
+            ends = [np.add(self.corners[i], self.crops[i].shape[::-1]) for i in parts]
+            window = (int(x0), int(y0), *(int(end) for end in np.max(ends, axis=0)))
+            crops.append(np.any([self.within(i, window) for i in parts], axis=0))
+            corners.append(window[:2])
+        return InstanceMasks(crops, corners, self.image_size)
+
     def to_rle(self) -> list[dict[str, Any]]:
         """Each mask in COCO's compressed run lengths: ``{"size": [H, W], "counts": str}``."""
         coco_mask = require("pycocotools.mask")

@@ -1,4 +1,4 @@
-"""Neighborhood attention in operations that TorchScript knows, for the scripted layers only.
+"""Neighborhood attention in operations that TorchScript and ONNX know, for scripted and exported layers only.
 
 It holds ``prod(kernel_size)`` copies of the keys and values; everywhere else the kernels do the work.
 """

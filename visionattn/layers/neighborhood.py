@@ -114,6 +114,7 @@ class NeighborhoodAttentionBase(nn.Module):
         self.rotate_half = rotate_half
         self.pad_small = pad_small
         self.backend = backend
+        self.plain_ops = False  # True: in operations that every exporter knows, as when scripted
 
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         if rel_pos_bias:
@@ -194,7 +195,7 @@ class NeighborhoodAttentionBase(nn.Module):
             else:
                 additional_keys = torch.cat([additional_keys, register_k], 1)
                 additional_values = torch.cat([additional_values, register_v], 1)
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting() or self.plain_ops:
             x = gather_attention(
                 q,
                 k,

@@ -1,0 +1,147 @@
+"""What is written is loaded again, by a process of its own too, and gives the model's numbers."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from visionattn.errors import BackendError, CheckpointError, ConfigError, MissingDependencyError
+from visionattn.inference import export
+from visionattn.inference.export import Network, export_model, timm_network
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in export.ONNX_PACKAGES)
+SHALLOW = {"depths": (1, 1, 1, 1), "dilations": [[1], [1], [1], [1]], "num_classes": 5}
+
+
+def shallow(**options) -> Network:
+    torch.manual_seed(0)
+    return Network(timm.create_model("dinat_pico", **(SHALLOW | options)).eval())
+
+
+@pytest.fixture(scope="module")
+def model():
+    import visionattn  # noqa: F401  registers dinat_pico
+
+    return shallow()
+
+
+def test_program_of_a_process_that_knows_no_model_code(model, tmp_path):
+    done = export_model(model, tmp_path / "a.pt2", (64, 96), dynamic=("batch",))
+    assert (done.inputs, done.outputs, done.dynamic) == ((2, 3, 64, 96), [(2, 5)], ("batch",))
+    assert [shape[0] for shape in done.checked] == [2, 1, 3]
+    assert done.difference < 1e-5
+    image = torch.randn(4, 3, 64, 96)
+    torch.save({"image": image, "expected": model(image)[0].detach()}, tmp_path / "case.pth")
+    code = (
+        "import torch, visionattn; case = torch.load('case.pth'); about = {'visionattn.json': ''};"
+        "program = torch.export.load('a.pt2', extra_files=about).module();"
+        "torch.testing.assert_close(program(case['image'])[0], case['expected']); print(about['visionattn.json'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert json.loads(result.stdout)["input"] == [2, 3, 64, 96]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt2", "case.pth"]
+
+
+def test_any_size(tmp_path):
+    network = shallow(features_only=True, out_indices=(0, 1))
+    done = export_model(network, tmp_path / "a.pt2", (96, 128), dynamic=("size",))
+    assert done.outputs == [(1, 32, 24, 32), (1, 64, 12, 16)]
+    assert (1, 3, 128, 192) in done.checked
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    image = torch.randn(1, 3, 75, 201)
+    for one, other in zip(program(image), network(image), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_one_that_computes_something_else_is_not_written(tmp_path):
+    class Fickle(torch.nn.Module):
+        def forward(self, x):
+            return x * (2 if torch.compiler.is_compiling() else 3)
+
+    with pytest.raises(BackendError, match="differs from the model"):
+        export_model(Network(Fickle()), tmp_path / "a.pt2", (8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_that_cannot_be_followed_is_told_in_a_line(tmp_path):
+    class Erratic(torch.nn.Module):
+        def forward(self, x):
+            return x * 2 if x.sum().item() > 0 else x
+
+    with pytest.raises(BackendError, match="cannot follow Erratic") as caught:
+        export_model(Network(Erratic()), tmp_path / "a.pt2", (8, 8))
+    assert "\n" not in str(caught.value)
+
+
+def test_normalisation_is_part_of_the_network(tmp_path):
+    network = Network(torch.nn.Identity(), mean=[1.0, 2, 3], std=[2.0, 4, 5], classes=("a",), task="detection")
+    image = torch.rand(1, 3, 8, 8) * 255
+    expected = (image - torch.tensor([1.0, 2, 3])[:, None, None]) / torch.tensor([2.0, 4, 5])[:, None, None]
+    export_model(network, tmp_path / "a.pt2", (8, 8))
+    torch.testing.assert_close(torch.export.load(tmp_path / "a.pt2").module()(image)[0], expected)
+
+
+def test_plain_operations_give_the_same(model):
+    image = torch.randn(1, 3, 64, 96)
+    expected = model(image)[0]
+    layers = [layer for layer in model.modules() if hasattr(layer, "plain_ops")]
+    assert len(layers) == 4
+    for layer in layers:
+        layer.plain_ops = True
+    try:
+        graph = torch.export.export(model, (image,)).graph
+        torch.testing.assert_close(model(image)[0], expected)
+    finally:
+        for layer in layers:
+            layer.plain_ops = False
+    assert not any("visionattn" in str(node.target) for node in graph.nodes)
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs onnx and onnxscript")
+def test_onnx(model, tmp_path):
+    import onnx
+
+    done = export_model(model, tmp_path / "a.onnx", (64, 64), dynamic=("batch",))
+    assert done.difference < 1e-4
+    stored = onnx.load(tmp_path / "a.onnx")
+    assert {entry.domain for entry in stored.opset_import} <= {"", "ai.onnx"}
+    assert {p.key: p.value for p in stored.metadata_props}["task"] == "features"
+
+
+def test_without_onnx_the_command_is_named(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingDependencyError, match="pip install onnx onnxscript onnxruntime"):
+        export_model(model, tmp_path / "a.onnx", (64, 64))
+
+
+def test_weights_of_a_timm_model(tmp_path):
+    source = timm.create_model("resnet10t", num_classes=3)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    network = timm_network("resnet10t", tmp_path / "w.pth", num_classes=3)
+    torch.testing.assert_close(network.model.fc.weight, source.fc.weight)
+    with pytest.raises(CheckpointError, match="does not fit resnet10t"):
+        timm_network("resnet10t", tmp_path / "w.pth", num_classes=4)
+    with pytest.raises(CheckpointError, match="no such file"):
+        timm_network("resnet10t", tmp_path / "gone.pth")
+    with pytest.raises(ConfigError, match="resnet10x"):
+        timm_network("resnet10x")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"path": "a.pth"}, "must end in .pt2 or .onnx"),
+        ({"size": (0, 8)}, "--size must be at least 1"),
+        ({"batch": 0}, "--batch"),
+        ({"dynamic": ("width",)}, "--dynamic takes batch and size, got width"),
+    ],
+)
+def test_arguments_out_of_range(options, words, tmp_path):
+    arguments = {"path": "a.pt2", "size": (8, 8)} | options
+    with pytest.raises(ConfigError, match=words):
+        export_model(Network(torch.nn.Identity()), **(arguments | {"path": tmp_path / arguments["path"]}))
