@@ -101,7 +101,7 @@ def boxes_from_map(score_map: np.ndarray, levels: Sequence[float], *, multi: boo
 
 
 def box_iou(first: np.ndarray, second: np.ndarray, *, extra: int = 1) -> np.ndarray:
-    """Intersection over union of boxes ``[N, 4]`` and ``[M, 4]``, float64 ``[N, M]``; 0 where the union is not positive.
+    """Intersection over union of boxes ``[N, 4]`` and ``[M, 4]``, float64 ``[N, M]``; 0 without a union.
 
     Args:
         first: boxes.
