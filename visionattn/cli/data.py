@@ -7,16 +7,18 @@ Without a NAME, the datasets are listed. Data goes to a cache folder ($VISIONATT
 import argparse
 from pathlib import Path
 
+from visionattn.data.localization_samples import build_single_digits
 from visionattn.data.public import INSTRUCTIONS, PUBLIC_SETS, fetch_public
 from visionattn.data.samples import build_digit_scenes
 from visionattn.errors import DataError
 
 _SAMPLES = "samples"
+_SINGLE = "single-digits"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn data``."""
-    names = [_SAMPLES, *PUBLIC_SETS, *INSTRUCTIONS]
+    names = [_SAMPLES, _SINGLE, *PUBLIC_SETS, *INSTRUCTIONS]
     parser.add_argument("name", metavar="NAME", nargs="?", choices=names, help=", ".join(names))
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to make")
     parser.add_argument("--archive", metavar="FILE", type=Path, help="use this downloaded .zip, not the network")
@@ -36,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
                 raise DataError(f"--{option} does not apply to {args.name!r}; leave it out")
     if args.name in INSTRUCTIONS:
         print(INSTRUCTIONS[args.name].text)
-    elif args.name == _SAMPLES:
-        folder = build_digit_scenes(args.out)
-        print(f"samples: {folder}\nsources and licences: {folder / 'README.txt'}")
+    elif args.name in (_SAMPLES, _SINGLE):
+        folder = (build_digit_scenes if args.name == _SAMPLES else build_single_digits)(args.out)
+        print(f"{args.name}: {folder}\nsources and licences: {folder / 'README.txt'}")
     else:
         if args.archive is not None and args.url is not None:
             raise DataError("--archive and --url exclude each other; give one of them")
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def _list() -> None:
     print("Made here, without a network:")
     _row(_SAMPLES, "20 MB", "CC BY 2.0 (photographs)", "handwritten digits drawn on photographs: boxes, masks")
+    _row(_SINGLE, "15 MB", "CC BY 2.0 (photographs)", "one digit a picture, for localization from image labels")
     print("Fetched, checked and converted:")
     for known in PUBLIC_SETS.values():
         _row(known.name, known.size, known.licence, known.what)
@@ -65,4 +68,4 @@ def _list() -> None:
 
 
 def _row(name: str, size: str, licence: str, what: str) -> None:
-    print(f"  {name:<11} {what}\n  {'':<11} {size}; {licence}")
+    print(f"  {name:<13} {what}\n  {'':<13} {size}; {licence}")

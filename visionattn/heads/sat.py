@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from visionattn.backbones import LoadReport
-from visionattn.backbones._conversion import backbone_tensors
+from visionattn.backbones._conversion import Conversion, backbone_tensors
 from visionattn.errors import CheckpointError
 from visionattn.heads._localization import batch_mean
 
@@ -162,15 +162,8 @@ class SpatialAwareToken(nn.Module):
             "loss_norm": (smooth * (1 - smooth)).mean(),
         }
 
-    def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
-        """Load a checkpoint of the authors, or one of a plain ViT or DeiT to start from.
-
-        Positions are interpolated where the number of patches differs. A plain transformer has no spatial token
-        and no such classifier; those keep their values, as does a classifier for another number of classes.
-
-        Raises:
-            CheckpointError: the checkpoint does not fit. The model is then unchanged.
-        """
+    def convert_official(self, state_dict: Mapping[str, Any]) -> Conversion:
+        """A checkpoint of the authors, or one of a plain ViT or DeiT, under this model's names."""
         conversion = backbone_tensors(state_dict)
         given, own = conversion.state_dict, self.state_dict()
         plain = "loc_token" not in given
@@ -187,6 +180,20 @@ class SpatialAwareToken(nn.Module):
         if position is not None and present is not None and position.shape != present.shape:
             given["vit.pos_embed"] = self._positions(position)
             conversion.interpolated["vit.pos_embed"] = f"from {position.shape[1]} positions"
+        return conversion
+
+    def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
+        """Load a checkpoint of the authors, or one of a plain ViT or DeiT to start from.
+
+        Positions are interpolated where the number of patches differs. A plain transformer has no spatial token
+        and no such classifier; those keep their values, as does a classifier for another number of classes.
+
+        Raises:
+            CheckpointError: the checkpoint does not fit. The model is then unchanged.
+        """
+        conversion = self.convert_official(state_dict)
+        given, own = conversion.state_dict, self.state_dict()
+        plain = "loc_token" not in given
         missing = {
             name: "the checkpoint has none that fits; it keeps its own value"
             for name in own

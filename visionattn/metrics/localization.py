@@ -177,14 +177,21 @@ class BoxAccuracy:
         self._ious: list[np.ndarray] = []
 
     def add(self, score_map: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """Count one image.
+        """Count one image; arguments and result are those of `best_ious`."""
+        ious = self.best_ious(score_map, boxes)
+        self.count(ious)
+        return ious
+
+    def count(self, ious: np.ndarray) -> None:
+        """Count one image by its `best_ious`, which another process may have found."""
+        self._ious.append(ious)
+
+    def best_ious(self, score_map: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """The best IoU of an image at each threshold, float64 ``[T]``.
 
         Args:
             score_map: float64 ``[H, W]`` in 0..1, see `prepare_map`.
             boxes: the true ones in the map's pixels, ``[N, 4]``, N at least 1.
-
-        Returns:
-            The best IoU at each threshold, float64 ``[T]``.
         """
         boxes = np.asarray(boxes).reshape(-1, 4)
         if not len(boxes):
@@ -196,7 +203,6 @@ class BoxAccuracy:
             if id(candidates) not in best:
                 best[id(candidates)] = float(box_iou(candidates, boxes, extra=self.extra).max())
             result[index] = best[id(candidates)]
-        self._ious.append(result)
         return result
 
     def compute(self, select: np.ndarray | None = None) -> BoxResult:
@@ -263,7 +269,16 @@ class PixelPrecision:
         self._background = np.zeros(len(self._edges) - 1)
 
     def add(self, score_map: np.ndarray, mask: np.ndarray) -> None:
-        """Count one image.
+        """Count one image; the arguments are those of `histograms`."""
+        self.count(self.histograms(score_map, mask))
+
+    def count(self, histograms: np.ndarray) -> None:
+        """Count one image by its `histograms`, which another process may have found."""
+        self._object += histograms[0]
+        self._background += histograms[1]
+
+    def histograms(self, score_map: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Numbers of pixels of objects and of background in each bin, int64 ``[2, bins]``.
 
         Args:
             score_map: float64 ``[H, W]`` in 0..1, see `prepare_map`.
@@ -272,8 +287,7 @@ class PixelPrecision:
         score_map, mask = _checked(score_map), np.asarray(mask)
         if score_map.shape != mask.shape:
             raise ValueError(f"mask has shape {mask.shape}, and its score_map {score_map.shape}")
-        self._object += np.histogram(score_map[mask == 1], bins=self._edges)[0]
-        self._background += np.histogram(score_map[mask == 0], bins=self._edges)[0]
+        return np.stack([np.histogram(score_map[mask == value], bins=self._edges)[0] for value in (1, 0)])
 
     def compute(self) -> float:
         """PxAP in percent.

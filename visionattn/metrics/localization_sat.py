@@ -108,8 +108,12 @@ class LocalizationAccuracy:
         box = box_of_largest_region(score_map, self.threshold)
         iou = float(box_iou(box, boxes).max())
         top = np.argsort(-np.asarray(scores), kind="stable")
-        self._rows.append((iou, bool(top[0] == label), bool(label in top[:5])))
+        self.count(iou, bool(top[0] == label), bool(label in top[:5]))
         return box, iou
+
+    def count(self, iou: float, top1: bool, top5: bool) -> None:
+        """Count one image by the IoU of its box and whether its class is the best, or among the best five."""
+        self._rows.append((iou, top1, top5))
 
     def compute(self) -> LocalizationScores:
         """The shares over all images."""

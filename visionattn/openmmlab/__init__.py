@@ -32,6 +32,21 @@ checkpoint.install()
 
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
+from visionattn.openmmlab.localization import CAM, SAT, VisionTransformer  # noqa: E402
+from visionattn.openmmlab.localization_data import LocalizationDataset, PackLocalizationInputs  # noqa: E402
+from visionattn.openmmlab.localization_metric import LocalizationMetric, SATLocalizationMetric  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 
-__all__ = ["Backbone", "CheckpointHook", "ProgressHook", "StopHook"]
+__all__ = [
+    "CAM",
+    "SAT",
+    "Backbone",
+    "CheckpointHook",
+    "LocalizationDataset",
+    "LocalizationMetric",
+    "PackLocalizationInputs",
+    "ProgressHook",
+    "SATLocalizationMetric",
+    "StopHook",
+    "VisionTransformer",
+]
