@@ -112,7 +112,7 @@ def test_single_takes_the_largest_polygon_and_multi_takes_holes_too():
 )
 def test_maps_out_of_range_are_refused(score_map):
     with pytest.raises(ValueError, match="score_map"):
-        next(boxes_from_map(score_map, [0.5], multi=False))
+        boxes_from_map(score_map, [0.5], multi=False)
 
 
 def test_iou_counts_pixels():

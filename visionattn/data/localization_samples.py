@@ -20,9 +20,10 @@ VERSION = 1  # raise it with every change of what is drawn, so that caches are r
 _README = """Single digits: sample data for localization from image labels, made by `visionattn data single-digits`
 ========================================================================================================
 
-images/{{train,val,test}}/*.jpg, {train}, {val} and {test} pictures of {size}x{size}, one digit each, whose longer side
-is {low:.0%} to {high:.0%} of the picture. metadata/{{train,val,test}}/: labels, sizes, boxes (x0,y0,x1,y1, the last two
-beyond the digit). masks/test/*.png with metadata/test-masks/: the digits' pixels. Seed {seed}, recipe version {version}.
+images/{{train,val,test}}/*.jpg: {train}, {val} and {test} pictures of {size}x{size}, one digit each, whose longer
+side is {low:.0%} to {high:.0%} of the picture. metadata/{{train,val,test}}/: labels, sizes, boxes (x0,y0,x1,y1, the
+last two beyond the digit). masks/test/*.png with metadata/test-masks/: the digits' pixels.
+Seed {seed}, recipe version {version}.
 Train and val use the left half of each photograph and the digits with index below {first_test}; test the rest.
 
 Sources and licences: scikit-learn {sklearn}, load_digits and load_sample_images.
@@ -74,10 +75,9 @@ def build_single_digits(
     _, photos, terms = samples.load_photos(Path(datasets.__file__).parent / "images")
     first_test = int(len(glyphs) * 0.8)
     early, late = np.arange(first_test), np.arange(first_test, len(glyphs))
+    parts = (("train", train, early), ("val", val, early), ("test", test, late))
     with new_folder(target, stamp) as folder:
-        for number, (split, count, pool) in enumerate(
-            (("train", train, early), ("val", val, early), ("test", test, late))
-        ):
+        for number, (split, count, pool) in enumerate(parts):
             rng = np.random.default_rng([seed, 100 + number])
             half = "right" if split == "test" else "left"
             _write_split(folder, split, count, rng, half, photos, (glyphs, labels, pool), size, extent)

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from visionattn.errors import require
+from visionattn.inference.heatmap import paint_heatmap
 from visionattn.inference.results import Prediction
 
 cv2 = require("cv2")
@@ -74,7 +75,7 @@ class _Scale:
 
 def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
     """A copy of the BGR uint8 picture ``[H, W, 3]`` with the prediction drawn on it."""
-    out = image.copy()
+    out = image.copy() if prediction.heatmap is None else paint_heatmap(image, prediction.heatmap)
     scale = _Scale.of(*prediction.image_size)
     labels = _Labels(out.shape[0], out.shape[1], scale)
     if prediction.semantic is not None:

@@ -136,6 +136,10 @@ class Predictor:
                 "--tile, --tta and several --scales merge boxes, masks or maps of classes, and cannot merge the "
                 "segments of a panoptic model; leave them out"
             )
+        if self.task == "localization" and (options.tile or len(self._views) > 1):
+            raise ConfigError(
+                "--tile, --tta and several --scales cannot merge the maps of localization; leave them out"
+            )
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
         """Predict on one picture, or on a list of them.
@@ -260,6 +264,7 @@ class Predictor:
     def _prediction(self, output: dict[str, Any], size: tuple[int, int], seconds: float) -> Prediction:
         common = {"classes": self.classes, "category_ids": self.category_ids, "seconds": seconds}
         semantic = output.get("semantic")
+        common |= {key: output[key] for key in ("heatmap", "image_scores") if output.get(key) is not None}
         if output.get("boxes") is None:
             return Prediction(size, semantic=semantic, **common)
         boxes = np.asarray(output["boxes"], dtype=np.float32).reshape(-1, 4)

@@ -5,7 +5,7 @@ Right" (CVPR 2020, arXiv 2001.07437) and its extension (arXiv 2007.04178), with 
 numbers compare with published ones. Boxes are left, top, right, bottom.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "best_centre_box",
     "box_iou",
     "boxes_from_map",
+    "contour_boxes",
     "prepare_map",
     "resize_boxes",
     "thresholds",
@@ -68,8 +69,8 @@ def _checked(score_map: np.ndarray) -> np.ndarray:
     return score_map
 
 
-def boxes_from_map(score_map: np.ndarray, levels: Sequence[float], *, multi: bool) -> Iterator[np.ndarray]:
-    """Boxes around what is above each threshold.
+def contour_boxes(score_map: np.ndarray, levels: Sequence[float]) -> list[tuple[np.ndarray, int]]:
+    """Boxes around the contours of what is above each threshold, holes included.
 
     Thresholds are shares of the map's highest 8-bit value, to which a map is cut (not rounded); a pixel must be
     above. A contour's right and bottom are one pixel beyond its last, except at the edge of the map.
@@ -77,27 +78,39 @@ def boxes_from_map(score_map: np.ndarray, levels: Sequence[float], *, multi: boo
     Args:
         score_map: float64 ``[H, W]`` in 0..1. float32 gives other 8-bit values where they are tied.
         levels: thresholds in 0..1.
-        multi: boxes of all contours, holes included, instead of that of the contour with the largest polygon area.
 
-    Yields:
-        For each threshold an int64 ``[N, 4]``; one box of zeros where nothing is above.
+    Returns:
+        For each threshold the boxes, int64 ``[N, 4]``, and which of them is that of the contour with the largest
+        polygon area. One box of zeros where nothing is above. Thresholds that part the same pixels share one entry.
     """
     cv2 = require("cv2")
     image = (_checked(score_map) * 255).astype(np.uint8)
     height, width = image.shape
-    highest, cached = int(image.max()), {}
-    for level in levels:
-        limit = int(level * highest)
-        if limit not in cached:
-            above = cv2.threshold(image, limit, 255, cv2.THRESH_BINARY)[1]
-            contours = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
-            if contours and not multi:
-                contours = [max(contours, key=cv2.contourArea)]
-            boxes = [
-                (x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in map(cv2.boundingRect, contours)
-            ]
-            cached[limit] = np.asarray(boxes or [(0, 0, 0, 0)], dtype=np.int64)
-        yield cached[limit]
+    highest = int(image.max())
+    limits = [int(level * highest) for level in levels]
+    cached: dict[int, tuple[np.ndarray, int]] = {}
+    for limit in set(limits):
+        above = cv2.threshold(image, limit, 255, cv2.THRESH_BINARY)[1]
+        contours = cv2.findContours(above, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[-2]
+        boxes = [
+            (x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in map(cv2.boundingRect, contours)
+        ]
+        areas = [cv2.contourArea(contour) for contour in contours]
+        largest = areas.index(max(areas)) if areas else 0
+        cached[limit] = np.asarray(boxes or [(0, 0, 0, 0)], dtype=np.int64), largest
+    return [cached[limit] for limit in limits]
+
+
+def boxes_from_map(score_map: np.ndarray, levels: Sequence[float], *, multi: bool) -> list[np.ndarray]:
+    """Boxes around what is above each threshold, int64 ``[N, 4]`` each; see `contour_boxes`.
+
+    Args:
+        score_map: float64 ``[H, W]`` in 0..1.
+        levels: thresholds in 0..1.
+        multi: the boxes of all contours, instead of that of the largest.
+    """
+    found = contour_boxes(score_map, levels)
+    return [boxes if multi else boxes[largest : largest + 1] for boxes, largest in found]
 
 
 def box_iou(first: np.ndarray, second: np.ndarray, *, extra: int = 1) -> np.ndarray:
@@ -186,23 +199,27 @@ class BoxAccuracy:
         """Count one image by its `best_ious`, which another process may have found."""
         self._ious.append(ious)
 
-    def best_ious(self, score_map: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    def best_ious(
+        self, score_map: np.ndarray, boxes: np.ndarray, found: list[tuple[np.ndarray, int]] | None = None
+    ) -> np.ndarray:
         """The best IoU of an image at each threshold, float64 ``[T]``.
 
         Args:
             score_map: float64 ``[H, W]`` in 0..1, see `prepare_map`.
             boxes: the true ones in the map's pixels, ``[N, 4]``, N at least 1.
+            found: the `contour_boxes` of the map at `thresholds`, where they are known already.
         """
         boxes = np.asarray(boxes).reshape(-1, 4)
         if not len(boxes):
             raise ValueError("boxes is empty: an image without a true box cannot be counted")
-        found = boxes_from_map(score_map, self.thresholds, multi=self.multi)
-        best: dict[int, float] = {}  # equal thresholds share their array, and so their IoU
+        known: dict[int, float] = {}  # thresholds that share their boxes share their IoU
         result = np.empty(len(self.thresholds))
-        for index, candidates in enumerate(found):
-            if id(candidates) not in best:
-                best[id(candidates)] = float(box_iou(candidates, boxes, extra=self.extra).max())
-            result[index] = best[id(candidates)]
+        for index, entry in enumerate(found or contour_boxes(score_map, self.thresholds)):
+            if id(entry) not in known:
+                candidates, largest = entry
+                chosen = candidates if self.multi else candidates[largest]
+                known[id(entry)] = float(box_iou(chosen, boxes, extra=self.extra).max())
+            result[index] = known[id(entry)]
         return result
 
     def compute(self, select: np.ndarray | None = None) -> BoxResult:

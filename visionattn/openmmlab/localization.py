@@ -61,7 +61,7 @@ class VisionTransformer(BaseModule):
         return tuple(self.net.forward_intermediates(x, indices=1, norm=True, intermediates_only=True))
 
 
-class _Localizer(BaseModel):
+class Localizer(BaseModel):
     """What both models do with logits and heat maps.
 
     ``predict`` gives each sample ``pred_scores`` (softmax ``[classes]``), ``pred_map`` (float32 ``[h, w]`` over the
@@ -116,9 +116,9 @@ class _Localizer(BaseModel):
                 sample.set_field(_of_picture(true[index], inputs.shape[-2:], sample), "true_map")
             score, label = scores[index].max(0)
             heat = normalize_map(shown.numpy(), sample.metainfo["ori_shape"][:2])
-            box = box_of_largest_region(heat, self.box_threshold)
+            box = box_of_largest_region(heat, self.box_threshold).astype(np.float32)
             found = InstanceData(
-                bboxes=torch.from_numpy(box.astype(np.float32))[None],
+                bboxes=torch.from_numpy(box)[None],
                 scores=score[None].cpu(),
                 labels=label[None].cpu(),
             )
@@ -146,7 +146,7 @@ def _of_picture(score_map: Tensor, padded: Sequence[int], sample: BaseDataElemen
 
 
 @MODELS.register_module()
-class SAT(_Localizer):
+class SAT(Localizer):
     """The spatial-aware token; see `visionattn.heads.sat.SpatialAwareToken`.
 
     Args:
@@ -205,7 +205,7 @@ class SAT(_Localizer):
 
 
 @MODELS.register_module()
-class CAM(_Localizer):
+class CAM(Localizer):
     """A classifier on the last feature map of a backbone, and its activation maps; see `visionattn.heads.cam`.
 
     A backbone cut at an earlier level, such as ``out_indices=(2,)``, has finer maps. With ``method="grad_cam"`` the

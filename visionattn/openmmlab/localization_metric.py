@@ -16,8 +16,10 @@ from visionattn.metrics.localization import (
     PixelPrecision,
     best_centre_box,
     box_iou,
+    contour_boxes,
     prepare_map,
     resize_boxes,
+    thresholds,
     truth_mask,
 )
 from visionattn.metrics.localization_sat import LocalizationAccuracy, crop_boxes, normalize_map
@@ -79,8 +81,9 @@ class LocalizationMetric(BaseMetric):
             else:
                 boxes = resize_boxes(sample["true_boxes"], sample["ori_shape"][:2], self.size)
                 result["boxes"] = boxes
+                found = contour_boxes(score_map, thresholds(self.step))
                 for name, accuracy in self._accuracies().items():
-                    result[name] = accuracy.best_ious(score_map, boxes)
+                    result[name] = accuracy.best_ious(score_map, boxes, found)
             self.results.append(result)
 
     def _accuracies(self) -> dict[str, BoxAccuracy]:
