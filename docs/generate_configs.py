@@ -15,7 +15,8 @@ NAT = "[2204.07143](https://arxiv.org/abs/2204.07143)"
 DINAT = "[2209.15001](https://arxiv.org/abs/2209.15001)"
 BIFORMER = "[2303.08810](https://arxiv.org/abs/2303.08810)"
 DAVIT = "[2204.03645](https://arxiv.org/abs/2204.03645)"
-SOURCES = {"nat": NAT, "dinat": DINAT, "biformer": BIFORMER, "davit": DAVIT}
+SAT = "[2303.10438](https://arxiv.org/abs/2303.10438)"
+SOURCES = {"deit": SAT, "nat": NAT, "dinat": DINAT, "biformer": BIFORMER, "davit": DAVIT}
 
 # Box and mask AP, box AP, or mIoU of one scale, as published, by the start of the file name and what follows it.
 PUBLISHED = {
@@ -30,6 +31,8 @@ PUBLISHED = {
     ("retinanet", "1x"): "biformer-small 45.9, biformer-base 47.1",
     ("retinanet", "ms-1x"): "davit-tiny 44.0, davit-small 46.0, davit-base 46.7",
     ("retinanet", "ms-3x"): "davit-tiny 46.5, davit-small 48.2, davit-base 48.7",
+    ("sat", "30e"): "deit-small 98.45/80.96/94.13",
+    ("sat", "5e"): "deit-small 73.13/60.15/70.52",
     ("semantic-fpn", "80k"): "biformer-small 48.9, biformer-base 49.9",
     (
         "upernet",
@@ -45,13 +48,19 @@ TRAINED = {
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
 }
 
+DATASETS = {
+    "ade20k": "ADE20K", "bccd": "BCCD", "digits": "digits", "custom": "your own", "cub-": "CUB",
+    "openimages": "OpenImages30k", "imagenet": "ImageNet",
+}  # fmt: skip
+
 HEADER = """# Configs
 
 Written by `docs/generate_configs.py`; change that, not this.
 
 - **Published** is the authors' figure, not measured here: box AP / mask AP or box AP on COCO val2017, mIoU of one scale
-  on ADE20K validation. These configs follow their schedules in batch size, optimizer, learning rate and stochastic
-  depth; the authors trained in mixed precision in part, which is `--amp` here.
+  on ADE20K validation; for SAT, GT-known / Top-1 / Top-5 localization on the test images. These configs follow their
+  schedules in batch size, optimizer, learning rate and stochastic depth; the authors trained in mixed precision in
+  part, which is `--amp` here.
 - **Ours** is what a run of this config gave here; a dash means that nobody has trained it with this package.
 - The published schedules start from ImageNet weights, which `pretrained=True` fetches. Train from random weights with
   `--cfg-options model.backbone.pretrained=False`.
@@ -78,11 +87,9 @@ def row(path: Path) -> str:
     model = load_config(path, resolve_data=False).model
     stem = path.stem
     score, source = published(stem)
-    head = {"EncoderDecoder": model.get("decode_head", {}).get("type")}.get(model.type, model.type)
-    dataset = next(
-        (name for key, name in {"ade20k": "ADE20K", "bccd": "BCCD", "digits": "digits", "custom": "your own"}.items()
-         if key in stem), "COCO",
-    )  # fmt: skip
+    kind = model.type.removeprefix("visionattn.")
+    head = model.decode_head.type if kind == "EncoderDecoder" else kind
+    dataset = next((name for key, name in DATASETS.items() if key in stem), "COCO")
     link = f"[{stem}]({path.relative_to(FOLDER).as_posix()})"
     cells = (link, f"`{model.backbone.model_name}`", head, dataset, score, source, TRAINED.get(stem, "–"))
     return f"| {' | '.join(cells)} |"
