@@ -35,9 +35,8 @@ def test_reads_masks_with_the_ignore_mask_of_the_first_line(tmp_path):
 
 
 def test_training_needs_labels_only(tmp_path):
-    images = read_localization(
-        write(tmp_path / "train", image_ids=GOOD["image_ids"], class_labels=GOOD["class_labels"])
-    )
+    needed = {name: GOOD[name] for name in ("image_ids", "class_labels")}
+    images = read_localization(write(tmp_path / "train", **needed))
     assert [image.label for image in images] == [0, 1]
     assert images[0].boxes.shape == (0, 4)
     assert images[0].size is None

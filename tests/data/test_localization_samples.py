@@ -1,7 +1,7 @@
+import cv2
 import numpy as np
 import pytest
 
-cv2 = pytest.importorskip("cv2")
 pytest.importorskip("sklearn")
 
 from visionattn.data.localization import read_localization

@@ -114,9 +114,8 @@ def test_padding_is_cut_off_a_map():
 
 def test_checkpoint_of_the_authors_loads_by_its_own_names():
     source = create_sat("vit_tiny_patch16_224", 5, img_size=64, embed_dim=24, depth=3, num_heads=3)
-    weights = {
-        f"module.{n.removeprefix('vit.').replace('smoothing', 'weight')}": v for n, v in source.state_dict().items()
-    }
+    names = {n: n.removeprefix("vit.").replace("smoothing", "weight") for n in source.state_dict()}
+    weights = {f"module.{names[n]}": v for n, v in source.state_dict().items()}
     model = build(SAT)
     assert checkpoints.fit(model, {"model": weights, "epoch": 3}, "best.pth") == []
     assert torch.equal(model.sat.loc_token, source.loc_token)

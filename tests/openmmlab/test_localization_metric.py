@@ -1,9 +1,9 @@
+import cv2
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("mmengine")
-cv2 = pytest.importorskip("cv2")
 
 from visionattn.errors import DataError
 from visionattn.openmmlab.localization_metric import LocalizationMetric, SATLocalizationMetric
