@@ -20,11 +20,11 @@ model = dict(
     ),
     num_classes=10,
 )
-max_iters = 1000
-train_cfg = dict(max_iters=max_iters, val_interval=500)
-optim_wrapper = dict(optimizer=dict(lr=3e-3))
+max_iters = 3000
+train_cfg = dict(max_iters=max_iters, val_interval=1000)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=False, begin=100, end=max_iters, T_max=max_iters - 100),
 ]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1, save_best="Top1", rule="greater"))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=1000, max_keep_ckpts=1, save_best="Top1", rule="greater"))

@@ -89,7 +89,7 @@ def test_grad_cam_works_in_inference_mode_and_is_finer_at_an_earlier_level():
     ("model_name", "options"),
     [
         ("dinat_pico", {"depths": (1, 1, 1, 1)}),
-        ("biformer_tiny", {"depths": (1, 1, 1, 1), "num_regions": 2}),
+        ("biformer_tiny", {"depths": (1, 1, 1, 1), "num_regions": 4}),
         ("davit_tiny", {"depths": (1, 1, 1, 1)}),
         ("convnext_atto", {"depths": (1, 1, 1, 1)}),
     ],
