@@ -12,7 +12,7 @@ from mmengine.model import BaseModel, BaseModule
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
-from visionattn.errors import ConfigError
+from visionattn.errors import CheckpointError, ConfigError
 from visionattn.heads.cam import CAMHead, CAMOutput, grad_cam
 from visionattn.heads.sat import SpatialAwareToken, SpatialAwareTokenOutput
 from visionattn.metrics.localization_sat import box_of_largest_region, normalize_map
@@ -107,7 +107,7 @@ class Localizer(BaseModel):
         logits, best, true = self._predict(inputs, None if labels is None else labels.to(inputs.device))
         scores = logits.float().softmax(1)
         if not torch.isfinite(scores).all():
-            raise checkpoints.CheckpointError("the model puts out NaN or infinity; its checkpoint is from a failed run")
+            raise CheckpointError("the model puts out NaN or infinity; its checkpoint is from a failed run")
         for index, sample in enumerate(data_samples):
             sample.set_field(scores[index].cpu(), "pred_scores")
             shown = _of_picture(best[index], inputs.shape[-2:], sample)
