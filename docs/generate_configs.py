@@ -15,7 +15,8 @@ NAT = "[2204.07143](https://arxiv.org/abs/2204.07143)"
 DINAT = "[2209.15001](https://arxiv.org/abs/2209.15001)"
 BIFORMER = "[2303.08810](https://arxiv.org/abs/2303.08810)"
 DAVIT = "[2204.03645](https://arxiv.org/abs/2204.03645)"
-SOURCES = {"nat": NAT, "dinat": DINAT, "biformer": BIFORMER, "davit": DAVIT}
+SAT = "[2303.10438](https://arxiv.org/abs/2303.10438)"
+SOURCES = {"deit": SAT, "nat": NAT, "dinat": DINAT, "biformer": BIFORMER, "davit": DAVIT}
 
 # Box and mask AP, box AP, mIoU of one scale, or PQ, mask AP and mIoU, as published, by the start of the file name and
 # one of its other parts.
@@ -39,6 +40,8 @@ PUBLISHED = {
     ("mask2former", "cityscapes-panoptic-512x1024"): "dinat-large 67.2/44.5/83.4",
     ("mask2former", "cityscapes-instance-512x1024"): "dinat-large 45.1",
     ("mask2former", "cityscapes-512x1024"): "dinat-large 84.5 multi-scale",
+    ("sat", "30e"): "deit-small 98.45/80.96/94.13",
+    ("sat", "5e"): "deit-small 73.13/60.15/70.52",
     ("semantic-fpn", "80k"): "biformer-small 48.9, biformer-base 49.9",
     (
         "upernet",
@@ -57,10 +60,14 @@ DATASETS = {
     "camvid": "CamVid",
     "nuclei": "nuclei",
     "custom": "your own",
+    "cub-": "CUB",
+    "openimages": "OpenImages30k",
+    "imagenet": "ImageNet",
 }
 
 # What this package's own runs gave, with where it is told.
 TRAINED = {
+    "cam_resnet10t_digits": "MaxBoxAccV2 34.4, Top-1 51.0 (best centre box: 10.6)",
     "atss_dinat-pico_fpn_bccd": "AP 0.556 ([README](../README.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
     "semantic-fpn_dinat-pico_camvid": "mIoU 24.1, 3 seeds ([CamVid](../docs/trained.md#camvid))",
@@ -73,9 +80,9 @@ HEADER = """# Configs
 Written by `docs/generate_configs.py`; change that, not this.
 
 - **Published** is the authors' figure, not measured here: box AP / mask AP or box AP on COCO val2017, mIoU of one scale
-  on ADE20K validation; of Mask2Former, mask AP of instances, and PQ / mask AP / mIoU of panoptic models. These configs
-  follow their schedules in batch size, optimizer, learning rate and stochastic depth; the authors trained in mixed
-  precision in part, which is `--amp` here.
+  on ADE20K validation; of Mask2Former, mask AP of instances, and PQ / mask AP / mIoU of panoptic models; of SAT, GT-known
+  / Top-1 / Top-5 localization on the test images. These configs follow their schedules in batch size, optimizer,
+  learning rate and stochastic depth; the authors trained in mixed precision in part, which is `--amp` here.
 - **Ours** is what a run of this config gave here; a dash means that nobody has trained it with this package.
 - The published schedules start from ImageNet weights, which `pretrained=True` fetches. Train from random weights with
   `--cfg-options model.backbone.pretrained=False`.
@@ -105,7 +112,8 @@ def row(path: Path) -> str:
     model = load_config(path, resolve_data=False).model
     stem = path.stem
     score, source = published(stem)
-    head = {"EncoderDecoder": model.get("decode_head", {}).get("type")}.get(model.type, model.type)
+    kind = model.type.removeprefix("visionattn.")
+    head = model.decode_head.type if kind == "EncoderDecoder" else kind
     dataset = next((name for key, name in DATASETS.items() if key in stem), "COCO")
     dataset += next((f", {kind}" for kind in ("panoptic", "instance") if f"-{kind}" in stem), "")
     link = f"[{stem}]({path.relative_to(FOLDER).as_posix()})"

@@ -8,17 +8,19 @@ import argparse
 from pathlib import Path
 
 from visionattn.data.cityscapes import convert_cityscapes
+from visionattn.data.localization_samples import build_single_digits
 from visionattn.data.public import INSTRUCTIONS, PUBLIC_SETS, fetch_public
 from visionattn.data.samples import build_digit_scenes
 from visionattn.errors import DataError, require
 
 _SAMPLES = "samples"
 _CITYSCAPES = "cityscapes"
+_SINGLE = "single-digits"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn data``."""
-    names = [_SAMPLES, *PUBLIC_SETS, *INSTRUCTIONS]
+    names = [_SAMPLES, _SINGLE, *PUBLIC_SETS, *INSTRUCTIONS]
     parser.add_argument("name", metavar="NAME", nargs="?", choices=names, help=", ".join(names))
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder to make; of cityscapes, the unpacked set to convert"
@@ -44,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
         _convert_cityscapes(args.out)
     elif args.name in INSTRUCTIONS:
         print(INSTRUCTIONS[args.name].text)
-    elif args.name == _SAMPLES:
-        folder = build_digit_scenes(args.out)
-        print(f"samples: {folder}\nsources and licences: {folder / 'README.txt'}")
+    elif args.name in (_SAMPLES, _SINGLE):
+        folder = (build_digit_scenes if args.name == _SAMPLES else build_single_digits)(args.out)
+        print(f"{args.name}: {folder}\nsources and licences: {folder / 'README.txt'}")
     else:
         if args.archive is not None and args.url is not None:
             raise DataError("--archive and --url exclude each other; give one of them")
@@ -74,6 +76,7 @@ def _convert_cityscapes(folder: Path) -> None:
 def _list() -> None:
     print("Made here, without a network:")
     _row(_SAMPLES, "20 MB", "CC BY 2.0 (photographs)", "handwritten digits drawn on photographs: boxes, masks")
+    _row(_SINGLE, "15 MB", "CC BY 2.0 (photographs)", "one digit a picture, for localization from image labels")
     print("Fetched, checked and converted:")
     for known in PUBLIC_SETS.values():
         _row(known.name, known.size, known.licence, known.what)
@@ -83,4 +86,4 @@ def _list() -> None:
 
 
 def _row(name: str, size: str, licence: str, what: str) -> None:
-    print(f"  {name:<11} {what}\n  {'':<11} {size}; {licence}")
+    print(f"  {name:<13} {what}\n  {'':<13} {size}; {licence}")

@@ -146,6 +146,18 @@ _CITYSCAPES_TEXT = """Cityscapes (https://www.cityscapes-dataset.com) needs a lo
      configs/_base_/datasets/cityscapes_{instance,panoptic}_512x1024.py show the others.
 Licence: the set's own, non-commercial. Cite: Cordts et al., CVPR 2016."""
 
+_WSOL_TEXT = """Weakly supervised localization: CUB, ImageNet and OpenImages, as Choe et al. split them (CVPR 2020).
+
+1. Photographs: CUB-200-2011 (https://www.vision.caltech.edu/datasets/cub_200_2011), ILSVRC 2012 and ImageNetV2
+   (https://image-net.org, login; https://github.com/modestyachts/ImageNetV2), OpenImages30k; and CUBV2, five more
+   photographs of each bird for validation. https://github.com/clovaai/wsolevaluation tells how to get them all.
+2. The metadata folder of that repository has a folder for each dataset and split: image_ids.txt, class_labels.txt,
+   image_sizes.txt and localization.txt.
+3. Lay them out like this (and likewise data/ILSVRC, and data/OpenImages with a folder masks):
+     data/CUB/metadata/{train,val,test}/*.txt
+     data/CUB/images/<path as in image_ids.txt>
+   visionattn then trains and measures with configs/localization."""
+
 INSTRUCTIONS = {
     "coco": Instructions(
         "coco", "objects: boxes and masks of 80 classes on 123,000 photographs", "20 GB",
@@ -158,6 +170,10 @@ INSTRUCTIONS = {
     "cityscapes": Instructions(
         "cityscapes", "street scenes: 19-class segmentation of 5,000 frames", "11 GB",
         "its own, non-commercial; login", _CITYSCAPES_TEXT,
+    ),
+    "wsol": Instructions(
+        "wsol", "localization from image labels: CUB, ImageNet, OpenImages30k", "1 to 150 GB",
+        "each its own, for research; login for ImageNet", _WSOL_TEXT,
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ import numpy as np
 from visionattn.data.folders import cache_dir, is_current, new_folder, write_json
 from visionattn.errors import DataError, require
 
-__all__ = ["CLASSES", "build_digit_scenes"]
+__all__ = ["CLASSES", "background", "build_digit_scenes", "draw_digit", "load_photos"]
 
 CLASSES = tuple(str(digit) for digit in range(10))
 """Class names in the order of their category ids, 1 to 10."""
@@ -94,7 +94,7 @@ def build_digit_scenes(
     datasets = require("sklearn.datasets")
     digits = datasets.load_digits()
     glyphs, labels = digits.images.astype(np.float32) / 16.0, digits.target
-    photo_files, photos, terms = _load_photos(Path(datasets.__file__).parent / "images")
+    photo_files, photos, terms = load_photos(Path(datasets.__file__).parent / "images")
     first_test = int(len(glyphs) * _TRAIN_DIGITS)
     parts = {"train": (train, np.arange(first_test)), "test": (test, np.arange(first_test, len(glyphs)))}
 
@@ -109,7 +109,7 @@ def build_digit_scenes(
     return target
 
 
-def _load_photos(folder: Path) -> tuple[list[Path], dict[str, np.ndarray], str]:
+def load_photos(folder: Path) -> tuple[list[Path], dict[str, np.ndarray], str]:
     """The photographs that scikit-learn carries: files, BGR arrays by name, and the text on their terms."""
     cv2 = require("cv2")
     files = [folder / name for name in _PHOTOS]
@@ -139,7 +139,7 @@ def _scenes(
     half = _HALVES[split]
     for _ in range(count):
         name = _PHOTOS[rng.integers(len(_PHOTOS))]
-        image = _background(rng, photos[name], half, size)
+        image = background(rng, photos[name], half, size)
         annotations = []
         taken: list[tuple[int, int, int, int]] = []
         number = int(rng.integers(4, 9))
@@ -148,14 +148,13 @@ def _scenes(
             if not queue:
                 queue = rng.permutation(pool).tolist()  # every digit once before any comes again
             index = queue.pop()
-            alpha, (x, y) = _place(rng, glyphs[index], float(extent), size, taken)
-            mask = _blend(rng, image, alpha, x, y)
+            mask = draw_digit(rng, image, glyphs[index], float(extent), taken)
             record = _annotation(mask)
             annotations.append({**record, "category_id": int(labels[index]) + 1, "digit_index": index})
         yield image, {"width": size, "height": size, "photo": name, "half": half}, annotations
 
 
-def _background(rng: np.random.Generator, photo: np.ndarray, half: str, size: int) -> np.ndarray:
+def background(rng: np.random.Generator, photo: np.ndarray, half: str, size: int) -> np.ndarray:
     """A square crop of one half of a photograph, `[size, size, 3]` uint8."""
     cv2 = require("cv2")
     middle = photo.shape[1] // 2
@@ -170,6 +169,22 @@ def _background(rng: np.random.Generator, photo: np.ndarray, half: str, size: in
         crop = crop[:, ::-1]
     gain, shift = rng.uniform(0.7, 1.1), rng.uniform(-20, 8)
     return np.clip(crop.astype(np.float32) * gain + shift, 0, 255).round().astype(np.uint8)
+
+
+def draw_digit(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    glyph: np.ndarray,
+    extent: float,
+    taken: list[tuple[int, int, int, int]],
+) -> np.ndarray:
+    """Draw a digit anywhere on a square BGR picture clear of the boxes in `taken`, and add its box to them.
+
+    Returns:
+        Its mask, ``[H, W]`` uint8 of 0 and 1. The picture is changed in place.
+    """
+    alpha, (x, y) = _place(rng, glyph, extent, image.shape[0], taken)
+    return _blend(rng, image, alpha, x, y)
 
 
 def _place(

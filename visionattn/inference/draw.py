@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from visionattn.errors import require
+from visionattn.inference.heatmap import paint_heatmap
 from visionattn.inference.results import Prediction
 
 cv2 = require("cv2")
@@ -89,7 +90,7 @@ class _Scale:
 
 def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
     """A copy of the BGR uint8 picture ``[H, W, 3]`` with the prediction drawn on it."""
-    out = image.copy()
+    out = image.copy() if prediction.heatmap is None else paint_heatmap(image, prediction.heatmap)
     scale = _Scale.of(*prediction.image_size)
     labels = _Labels(out.shape[0], out.shape[1], scale)
     if prediction.semantic is not None:
@@ -101,10 +102,11 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
     if len(prediction) and prediction.panoptic is None:  # there the boxes would be of segments that fill the picture
         crowd = labels.texts(prediction) is None
         if prediction.masks is not None:
-            alike = crowd and len(np.unique(prediction.labels)) == 1
             colors = [class_color(int(label)) for label in prediction.labels]
-            fills = _spread_colors(prediction) if alike else [_shade(c, i) for i, c in enumerate(colors)]
-            _paint_masks(out, prediction, scale, fills if alike else colors, fills)
+            if crowd and len(np.unique(prediction.labels)) == 1:
+                colors = _spread_colors(prediction)
+            fills = colors if crowd else [_shade(color, index) for index, color in enumerate(colors)]
+            _paint_masks(out, prediction, scale, colors, fills)
         if not crowd or prediction.masks is None:  # a crowd's masks say enough
             _paint_boxes(out, prediction, scale)
         labels.add_boxes(prediction)

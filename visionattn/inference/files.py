@@ -21,6 +21,7 @@ import numpy as np
 
 from visionattn import __version__
 from visionattn.errors import DataError
+from visionattn.inference.heatmap import heatmap_to_png
 from visionattn.inference.images import Source, read_image
 from visionattn.inference.predictor import Predictor
 from visionattn.inference.report import REPORT_FILE, Report
@@ -174,6 +175,8 @@ class _Run:
                     record["map"] = self._write_map(name, prediction)
                 if prediction.panoptic is not None:
                     record |= self._write_panoptic(name, prediction)
+                if prediction.heatmap is not None:
+                    record["heatmap"] = self._write_heatmap(name, prediction)
                 self.summary.images += 1
             yield record
             self.on_progress(1)
@@ -191,6 +194,9 @@ class _Run:
         if self.predictor.task != "semantic":
             self.summary.found.update(prediction.names)
             record["detections"] = prediction.to_coco(image_id)
+        if prediction.image_scores is not None:
+            scores = zip(self.predictor.classes, prediction.image_scores.tolist(), strict=True)
+            record["image_scores"] = {name: round(score, 5) for name, score in scores}
         if prediction.semantic is not None:
             values, counts = np.unique(prediction.semantic, return_counts=True)
             classes = self.predictor.classes
@@ -224,6 +230,12 @@ class _Run:
             for number, (label, area) in enumerate(zip(found.labels, areas, strict=True), 1)
         ]
         return {"panoptic": f"panoptic/{name}.png", "segments_info": segments}
+
+    def _write_heatmap(self, name: str, prediction: Prediction) -> str:
+        folder = self.plan.out / "heatmaps"
+        folder.mkdir(exist_ok=True)
+        write_png(folder / f"{name}.png", heatmap_to_png(prediction.heatmap))
+        return f"heatmaps/{name}.png"
 
     def _video(self, index: int) -> dict[str, Any]:
         from visionattn.inference.video import VideoReader, VideoWriter

@@ -149,6 +149,10 @@ class Predictor:
                 "--tta and several --scales merge boxes, masks or maps of classes, and cannot merge the segments of a "
                 "panoptic model, which partition the picture differently in each view; leave them out"
             )
+        if self.task == "localization" and (options.tile or len(self._views) > 1):
+            raise ConfigError(
+                "--tile, --tta and several --scales cannot merge the maps of localization; leave them out"
+            )
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
         """Predict on one picture, or on a list of them.
@@ -291,6 +295,7 @@ class Predictor:
             "colors": self.colors,
         }
         semantic = output.get("semantic")
+        common |= {key: output[key] for key in ("heatmap", "image_scores") if output.get(key) is not None}
         if output.get("boxes") is None:
             return Prediction(size, semantic=semantic, **common)
         boxes = np.asarray(output["boxes"], dtype=np.float32).reshape(-1, 4)

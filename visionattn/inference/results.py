@@ -152,6 +152,8 @@ class Prediction:
         masks: one mask per box, or None from a model that makes none.
         semantic: the class of each pixel, integer ``[H, W]``, or None. A value that is no index into
             `classes` means no class.
+        heatmap: where the model sees what it says, float32 ``[H, W]`` in 0..1, or None.
+        image_scores: score of each class for the whole image, float32 ``[classes]``, or None.
         category_ids: the id that each class has in COCO files; 1, 2, 3, ... unless given.
         seconds: time the model took on this image, its preparation included, drawing and writing not.
         path: the file it was read from, or None.
@@ -167,6 +169,8 @@ class Prediction:
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     masks: InstanceMasks | None = None
     semantic: np.ndarray | None = field(default=None, repr=False)
+    heatmap: np.ndarray | None = field(default=None, repr=False)
+    image_scores: np.ndarray | None = field(default=None, repr=False)
     category_ids: tuple[int, ...] | None = field(default=None, repr=False)
     seconds: float = 0.0
     path: Path | None = None
@@ -187,6 +191,8 @@ class Prediction:
             raise ValueError(f"masks are of size {self.masks.image_size}, the image {self.image_size}")
         if self.semantic is not None and self.semantic.shape != tuple(self.image_size):
             raise ValueError(f"semantic is of size {self.semantic.shape}, the image {self.image_size}")
+        if self.heatmap is not None and self.heatmap.shape != tuple(self.image_size):
+            raise ValueError(f"heatmap is of size {self.heatmap.shape}, the image {self.image_size}")
         if self.category_ids is not None and len(self.category_ids) != len(self.classes):
             raise ValueError(f"{len(self.classes)} classes but {len(self.category_ids)} category_ids")
         if self.colors is not None and len(self.colors) != len(self.classes):

@@ -38,22 +38,29 @@ from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
 from visionattn.openmmlab.config import format_once  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
-from visionattn.openmmlab.losses import CrossEntropyLoss  # noqa: E402
-from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
+bafrom visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
 from visionattn.openmmlab.transforms import RandomScaleCrop, RandomTranspose  # noqa: E402
+
 
 format_once()
 
 __all__ = [
+    "CAM",
+    "SAT",
     "Albu",
     "BF16OptimWrapper",
     "Backbone",
     "CheckpointHook",
     "CrossEntropyLoss",
+    "LocalizationDataset",
+    "LocalizationMetric",
+    "PackLocalizationInputs",
     "ProgressHook",
     "RandomScaleCrop",
     "RandomTranspose",
+    "SATLocalizationMetric",
     "StopHook",
+    "VisionTransformer",
     "WandbBackend",
 ]

@@ -17,6 +17,7 @@ from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from torch import nn
 
 from visionattn.errors import CheckpointError, ConfigError
+from visionattn.metrics.localization_sat import normalize_map
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.build import building, quiet
 from visionattn.openmmlab.config import load_config
@@ -33,7 +34,7 @@ class LoadedModel:
         model: in eval mode, on its device.
         cfg: the whole config.
         classes: names by label.
-        task: ``"detection"``, ``"instance"``, ``"semantic"`` or ``"panoptic"``.
+        task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"`` or ``"localization"``.
         palette: RGB by label.
         device: where the model is.
         things: of a panoptic model, how many classes are things; their labels come first. None of other models.
@@ -65,7 +66,8 @@ class LoadedModel:
         Returns:
             One dict for each image, in its own pixels: ``boxes`` ``[N, 4]`` float32 (left, top, right, bottom),
             ``scores`` ``[N]`` float32, ``labels`` ``[N]`` int64, ``masks`` ``[N, H, W]`` bool or None,
-            ``semantic`` ``[H, W]`` int64 of labels or None, and ``timing``, seconds for this image:
+            ``semantic`` ``[H, W]`` int64 of labels or None, of a localization model ``heatmap``, float32 ``[H, W]``
+            in 0..1, and ``image_scores``, float32 ``[classes]``, and ``timing``, seconds for this image:
             ``preprocess``, ``model`` and ``total``. In a panoptic result the instances are the segments, with a
             score of 1, and the label ``len(classes)`` in ``semantic`` means no class.
         """
@@ -125,6 +127,9 @@ class LoadedModel:
                 result["masks"] = _array(found.masks, bool).reshape(-1, *size)
         elif self.task == "instance":
             result["masks"] = np.zeros((0, *size), bool)
+        if "pred_map" in output:
+            result["heatmap"] = normalize_map(_array(output.pred_map, np.float32), size)
+            result["image_scores"] = _array(output.pred_scores, np.float32)
         if "pred_sem_seg" in output and result["semantic"] is None:
             data = output.pred_sem_seg
             result["semantic"] = _array(data.data if "data" in data else data.sem_seg, np.int64)[0]
@@ -269,6 +274,8 @@ def _task(model: nn.Module) -> str:
     names = {base.__name__ for base in type(model).__mro__}
     if "BaseSegmentor" in names:
         return "semantic"
+    if "Localizer" in names:
+        return "localization"
     options = getattr(model, "test_cfg", None) or {}
     if "TwoStagePanopticSegmentor" in names or ("MaskFormer" in names and options.get("panoptic_on")):
         return "panoptic"

@@ -111,6 +111,8 @@ def fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | os.PathLike
         CheckpointError: ``strict`` and something does not fit, or not a single tensor fits.
     """
     weights = state_dict_of(checkpoint)
+    if hasattr(model, "own_names"):  # a model whose authors published checkpoints under other names
+        weights = model.own_names(weights)
     own = model.state_dict()
     problems, usable = [], OrderedDict()
     for name, tensor in own.items():

@@ -1,0 +1,82 @@
+"""Datasets and pipeline steps of weakly supervised localization."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform, to_tensor
+from mmengine.dataset import BaseDataset
+from mmengine.structures import BaseDataElement
+
+from visionattn.data.localization import read_localization
+from visionattn.errors import DataError
+from visionattn.openmmlab.registry import DATASETS, TRANSFORMS
+
+__all__ = ["LocalizationDataset", "PackLocalizationInputs"]
+
+
+@DATASETS.register_module()
+class LocalizationDataset(BaseDataset):
+    """Images with a label each, and boxes or masks to measure by; see `visionattn.data.localization`.
+
+    Args:
+        ann_file: folder with the metadata of one split, below ``data_root``.
+        data_prefix: ``img_path``, the image folder, and ``mask_path``, the mask folder.
+        metainfo: ``classes``, the names of the classes in the order of their labels. Without it they are numbers.
+        test_mode: each image must have a box or a mask.
+        **kwargs: of mmengine's ``BaseDataset``.
+
+    Raises:
+        DataError: the metadata is missing or malformed, or has a label beyond the classes.
+    """
+
+    open_arguments = True
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One dict for each image: path, label, boxes, masks."""
+        images = read_localization(self.ann_file, need_objects=self.test_mode)
+        highest = max(image.label for image in images)
+        classes = self._metainfo.setdefault("classes", tuple(str(label) for label in range(highest + 1)))
+        if highest >= len(classes):
+            raise DataError(f"{self.ann_file}: has the label {highest}, but the config names {len(classes)} classes")
+        folder, masks = Path(self.data_prefix.get("img_path") or ""), Path(self.data_prefix.get("mask_path") or "")
+        return [
+            {
+                "img_path": str(folder / image.image_id),
+                "image_id": image.image_id,
+                "gt_label": image.label,
+                "true_boxes": image.boxes,
+                "true_masks": tuple(str(masks / name) for name in image.masks),
+                "ignore_mask": str(masks / image.ignore) if image.ignore else None,
+            }
+            for image in images
+        ]
+
+
+@TRANSFORMS.register_module()
+class PackLocalizationInputs(BaseTransform):
+    """Make the image a tensor and the rest a data sample: ``gt_label``, and what describes the image.
+
+    Args:
+        meta_keys: what of the pipeline's results the sample keeps, where they are there.
+    """
+
+    def __init__(
+        self,
+        meta_keys: Sequence[str] = (
+            "img_id", "image_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "true_boxes",
+            "true_masks", "ignore_mask",
+        ),
+    ) -> None:  # fmt: skip
+        self.meta_keys = tuple(meta_keys)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Pack ``img`` and ``gt_label``."""
+        image = results["img"]
+        image = image[..., None] if image.ndim == 2 else image
+        sample = BaseDataElement(metainfo={key: results[key] for key in self.meta_keys if key in results})
+        if "gt_label" in results:
+            sample.set_field(torch.tensor(int(results["gt_label"])), "gt_label")
+        return {"inputs": to_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))), "data_samples": sample}
