@@ -80,9 +80,9 @@ HEADER = """# Configs
 Written by `docs/generate_configs.py`; change that, not this.
 
 - **Published** is the authors' figure, not measured here: box AP / mask AP or box AP on COCO val2017, mIoU of one scale
-  on ADE20K validation; of Mask2Former, mask AP of instances, and PQ / mask AP / mIoU of panoptic models; of SAT, GT-known
-  / Top-1 / Top-5 localization on the test images. These configs follow their schedules in batch size, optimizer,
-  learning rate and stochastic depth; the authors trained in mixed precision in part, which is `--amp` here.
+  on ADE20K validation; of Mask2Former, mask AP of instances, and PQ / mask AP / mIoU of panoptic models; of SAT,
+  GT-known / Top-1 / Top-5 localization on the test images. These configs follow their schedules in batch size,
+  optimizer, learning rate and stochastic depth; the authors trained in mixed precision in part, which is `--amp` here.
 - **Ours** is what a run of this config gave here; a dash means that nobody has trained it with this package.
 - The published schedules start from ImageNet weights, which `pretrained=True` fetches. Train from random weights with
   `--cfg-options model.backbone.pretrained=False`.

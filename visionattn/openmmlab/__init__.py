@@ -38,7 +38,11 @@ from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
 from visionattn.openmmlab.config import format_once  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
-bafrom visionattn.openmmlab.progress import ProgressHook  # noqa: E402
+from visionattn.openmmlab.localization import CAM, SAT, VisionTransformer  # noqa: E402
+from visionattn.openmmlab.localization_data import LocalizationDataset, PackLocalizationInputs  # noqa: E402
+from visionattn.openmmlab.localization_metric import LocalizationMetric, SATLocalizationMetric  # noqa: E402
+from visionattn.openmmlab.losses import CrossEntropyLoss  # noqa: E402
+from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
 from visionattn.openmmlab.transforms import RandomScaleCrop, RandomTranspose  # noqa: E402
 
