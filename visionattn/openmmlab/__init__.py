@@ -46,7 +46,6 @@ from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
 from visionattn.openmmlab.transforms import RandomScaleCrop, RandomTranspose  # noqa: E402
 
-
 format_once()
 
 __all__ = [
