@@ -31,7 +31,27 @@ from visionattn.openmmlab import checkpoint  # noqa: E402
 checkpoint.install()
 
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
+from visionattn.openmmlab.forgery import ForgeryLocalizer, NFAViTLocalizer  # noqa: E402
+from visionattn.openmmlab.forgery_data import (  # noqa: E402
+    BalancedForgeryDataset,
+    ForgeImage,
+    ForgeryDataset,
+    LoadForgeryMask,
+)
+from visionattn.openmmlab.forgery_metric import ForgeryMetric  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
 
-__all__ = ["Backbone", "CheckpointHook", "ProgressHook", "StopHook"]
+__all__ = [
+    "Backbone",
+    "BalancedForgeryDataset",
+    "CheckpointHook",
+    "ForgeImage",
+    "ForgeryDataset",
+    "ForgeryLocalizer",
+    "ForgeryMetric",
+    "LoadForgeryMask",
+    "NFAViTLocalizer",
+    "ProgressHook",
+    "StopHook",
+]
