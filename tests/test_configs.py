@@ -31,7 +31,7 @@ from visionattn.openmmlab.config import load_config
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
 CUSTOM = [path for path in FILES if "custom_data" in path.read_text()]
-PUBLISHED = [path for path in FILES if path not in CUSTOM]
+PUBLISHED = [path for path in FILES if path not in CUSTOM and path.parent.parent.name != "forgery"]
 HEIGHT, WIDTH = 96, 128
 
 

@@ -62,7 +62,9 @@ def test_branches_at_any_size(size):
         features, masks = noise(torch.randn(1, 1, *size))
         out = image(torch.randn(1, 3, *size), masks)
         free = image(torch.randn(1, 3, *size))
-    for stride, dim, heads, n, m, y in zip((4, 8, 16, 32), SMALL["dims"], (1, 2, 3, 4), features, masks, out, strict=True):
+    for stride, dim, heads, n, m, y in zip(
+        (4, 8, 16, 32), SMALL["dims"], (1, 2, 3, 4), features, masks, out, strict=True
+    ):
         expected = (1, dim, -(-size[0] // stride), -(-size[1] // stride))
         assert n.shape == y.shape == expected
         assert m.shape[:3] == (1, heads, expected[2] * expected[3])

@@ -66,7 +66,7 @@ def test_a_differentiable_mask_gives_the_same_numbers_and_a_gradient():
     got.square().sum().backward()
     chosen = keep.bool() & (keep.sum(-1, keepdim=True) > 1)
     assert (soft.grad[chosen] != 0).all()
-    out, mask = layer.forward_with_mask(x, (6, 4), 0.5, differentiable=True)
+    _, mask = layer.forward_with_mask(x, (6, 4), 0.5, differentiable=True)
     hard = layer.forward_with_mask(x, (6, 4), 0.5)[1]
     assert torch.equal(mask.detach().round().bool(), hard)
     assert torch.autograd.grad((mask * torch.randn_like(mask)).sum(), layer.q.weight)[0].abs().sum() > 0

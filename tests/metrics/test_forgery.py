@@ -8,7 +8,6 @@ from visionattn.metrics.forgery import (
     MODES,
     PooledPixels,
     binary_auc,
-    edge_mask,
     image_scores,
     pixel_scores,
     summarize,
@@ -37,14 +36,12 @@ def test_recorded_pixel_measures(recorded, mode, suffix):
             assert found[name] == pytest.approx(want, abs=tolerance, nan_ok=True), (name, i)
 
 
-def test_recorded_image_measures_and_edges(recorded):
+def test_recorded_image_measures(recorded):
     given, wanted = recorded["inputs"], recorded["outputs"]
     found = image_scores(given["pred_label"], given["label"])
     assert found["f1"] == pytest.approx(wanted["ImageF1"], abs=1e-6)
     assert found["auc"] == pytest.approx(wanted["ImageAUC"], abs=1e-9)
     assert found["accuracy"] == pytest.approx(wanted["ImageAccuracy"], abs=1e-9)
-    for width in (3, 7):
-        assert np.array_equal(edge_mask(given["edge_in"].numpy(), width), wanted[f"edge_{width}"][0, 0].numpy())
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -136,6 +133,3 @@ def test_wrong_arguments():
         pixel_scores(mask, mask[:2])
     with pytest.raises(ValueError, match="0 scores and 0 labels"):
         image_scores([], [])
-    for width in (2, 5):
-        with pytest.raises(ValueError, match=f"width={width}"):
-            edge_mask(mask, width)

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quality", nargs="+", type=int, default=[70, 100], metavar="Q",
         help="JPEG quality at the end, one or a range; 0 for none (default: 70 100)",
     )  # fmt: skip
-    parser.add_argument("--objects", nargs="+", default=[], metavar="FILE", help="COCO instances to cut out for splices")
+    parser.add_argument(
+        "--objects", nargs="+", default=[], metavar="FILE", help="COCO instances to cut out for splices"
+    )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photograph only")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all randomness (default: 0)")
 

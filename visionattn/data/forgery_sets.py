@@ -73,7 +73,9 @@ def _pair(images: list[Path], masks: dict[str, Path], folder: Path, authentic: b
         raise DataError(f"{missing[0]}: has no mask in {folder} ({len(missing)} of {len(pairs)} pictures have none)")
     if rest:
         stray = next(iter(rest.values()))
-        raise DataError(f"{stray}: belongs to no picture ({len(rest)} masks do not); a name is misspelt, or it is left over")
+        raise DataError(
+            f"{stray}: belongs to no picture ({len(rest)} masks do not); a name is misspelt, or it is left over"
+        )
     return pairs
 
 

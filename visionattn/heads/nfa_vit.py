@@ -189,8 +189,8 @@ class NFAViT(nn.Module):
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise CheckpointError(
-                f"the checkpoint does not fit NFAViT: {'; '.join(problems[:3])}{more}; NFAViT.from_official(checkpoint) "
-                "builds the model that it is of"
+                f"the checkpoint does not fit NFAViT: {'; '.join(problems[:3])}{more}; "
+                "NFAViT.from_official(checkpoint) builds the model that it is of"
             )
         loaded = {k: v for k, v in given.items() if k in own}
         self.load_state_dict({**own, **loaded})

@@ -6,7 +6,7 @@ import numpy as np
 
 from visionattn.inference.tiling import Tile
 
-__all__ = ["LogitCanvas", "mean_of_views", "tile_weight"]
+__all__ = ["LogitCanvas", "mean_of_views", "mean_probability", "tile_weight"]
 
 TRUSTED = 0.25
 """Share of the overlap, from a tile's cut border inwards, that is left to the neighbor: there context is cut off."""
@@ -74,16 +74,23 @@ class LogitCanvas:
 
 
 def mean_of_views(views: Iterable[np.ndarray]) -> np.ndarray:
-    """The class of each pixel, int64 ``[H, W]``, by the mean probability (softmax) over views of the whole image.
+    """The class of each pixel, int64 ``[H, W]``, by `mean_probability`."""
+    return mean_probability(views).argmax(axis=0)
+
+
+def mean_probability(views: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean probability (softmax) of each class at each pixel over views of the whole image, float32 ``[C, H, W]``.
 
     Args:
         views: logits, float32 ``[C, H, W]``, all turned back to the image's own orientation and size.
     """
     total: np.ndarray | None = None
+    count = 0
     for logits in views:
         shifted = np.exp(logits - logits.max(axis=0))
         shifted /= shifted.sum(axis=0)
         total = shifted if total is None else total + shifted
+        count += 1
     if total is None:
         raise ValueError("give at least one view")
-    return total.argmax(axis=0)
+    return total / count

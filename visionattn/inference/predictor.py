@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from visionattn.errors import CheckpointError, ConfigError, VisionattnError
-from visionattn.inference.blending import LogitCanvas, mean_of_views
+from visionattn.inference.blending import LogitCanvas, mean_of_views, mean_probability
 from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
 from visionattn.inference.results import InstanceMasks, Prediction
 from visionattn.inference.tiling import Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
@@ -178,7 +178,7 @@ class Predictor:
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Predict on arrays in memory, BGR uint8 ``[H, W, 3]``, of any sizes."""
-        if self.task == "semantic" and (self.options.tile or len(self._views) > 1):
+        if self.task in ("semantic", "forgery") and (self.options.tile or len(self._views) > 1):
             return [self._blended(image) for image in images]
         results: list[Prediction | None] = [None] * len(images)
         whole = []
@@ -212,20 +212,26 @@ class Predictor:
 
     def _blended(self, image: np.ndarray) -> Prediction:
         """The map of classes of one image from all tiles and views."""
-        size, tiles, seconds = image.shape[:2], self._tiles(image), []
+        size, tiles, seconds, scores = image.shape[:2], self._tiles(image), [], []
 
         def views() -> Iterator[np.ndarray]:
             for scale, mirror in self._views:
                 canvas = LogitCanvas(size, self.options.overlap or 0)
+                scores.append(0.0)
                 for start in range(0, len(tiles), self.options.batch_size):
                     batch = tiles[start : start + self.options.batch_size]
                     parts = [image[y0:y1, x0:x1] for x0, y0, x1, y1 in batch]
                     parts = [part[:, ::-1] for part in parts] if mirror else parts
                     for tile, (output, spent) in zip(batch, self._batches(parts, scale, logits=True), strict=True):
                         canvas.add(tile, output["logits"][:, :, ::-1] if mirror else output["logits"])
+                        scores[-1] = max(scores[-1], output.get("image_score") or 0.0)  # forged in any tile
                         seconds.append(spent)
                 yield canvas.result()
 
+        if self.task == "forgery":
+            heat = mean_probability(views())[1]
+            found = {"heat": heat, "semantic": (heat > self.loaded.threshold).astype(np.int64)}
+            return self._prediction({**found, "image_score": float(np.mean(scores))}, size, sum(seconds))
         return self._prediction({"semantic": mean_of_views(views())}, size, sum(seconds))
 
     def _batches(
@@ -259,6 +265,7 @@ class Predictor:
 
     def _prediction(self, output: dict[str, Any], size: tuple[int, int], seconds: float) -> Prediction:
         common = {"classes": self.classes, "category_ids": self.category_ids, "seconds": seconds}
+        common |= {name: output.get(name) for name in ("heat", "image_score")}
         semantic = output.get("semantic")
         if output.get("boxes") is None:
             return Prediction(size, semantic=semantic, **common)

@@ -124,6 +124,8 @@ class Prediction:
         masks: one mask per box, or None from a model that makes none.
         semantic: the class of each pixel, integer ``[H, W]``, or None. A value that is no index into
             `classes` means no class.
+        heat: from forgery models, the probability that a pixel is forged, float32 ``[H, W]``, or None.
+        image_score: from forgery models, the probability that the picture is forged anywhere, or None.
         category_ids: the id that each class has in COCO files; 1, 2, 3, ... unless given.
         seconds: time the model took on this image, its preparation included, drawing and writing not.
         path: the file it was read from, or None.
@@ -137,6 +139,8 @@ class Prediction:
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     masks: InstanceMasks | None = None
     semantic: np.ndarray | None = field(default=None, repr=False)
+    heat: np.ndarray | None = field(default=None, repr=False)
+    image_score: float | None = None
     category_ids: tuple[int, ...] | None = field(default=None, repr=False)
     seconds: float = 0.0
     path: Path | None = None

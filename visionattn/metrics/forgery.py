@@ -15,7 +15,6 @@ __all__ = [
     "PIXEL_METRICS",
     "PooledPixels",
     "binary_auc",
-    "edge_mask",
     "image_scores",
     "pixel_scores",
     "summarize",
@@ -256,32 +255,3 @@ def summarize(
     found = image_scores([r["score"] for r in records], [r["label"] for r in records], threshold)
     result |= {f"image_{name}": value for name, value in found.items() if not np.isnan(value)}
     return result
-
-
-def edge_mask(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels near the border of a mask, ``[H, W]`` to ``[H, W]`` uint8.
-
-    A pixel is near where both the mask and its complement, each dilated by a cross of ``width`` pixels, cover it.
-
-    Args:
-        mask: nonzero where forged.
-        width: odd, and smaller than both sides.
-
-    Raises:
-        ValueError: ``width`` is neither.
-    """
-    mask = (np.asarray(mask) != 0).astype(np.uint8)
-    if width < 1 or width % 2 == 0 or width >= min(mask.shape):
-        raise ValueError(f"width={width} must be odd and smaller than the sides of the mask, {mask.shape}")
-    return _dilate(mask, width // 2) & _dilate(1 - mask, width // 2)
-
-
-def _dilate(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Dilation by a cross, outside of the picture counting as empty."""
-    out = mask.copy()
-    for step in range(1, reach + 1):
-        out[step:] |= mask[:-step]
-        out[:-step] |= mask[step:]
-        out[:, step:] |= mask[:, :-step]
-        out[:, :-step] |= mask[:, step:]
-    return out

@@ -35,18 +35,22 @@ from visionattn.openmmlab.forgery import ForgeryLocalizer, NFAViTLocalizer  # no
 from visionattn.openmmlab.forgery_data import (  # noqa: E402
     BalancedForgeryDataset,
     ForgeImage,
+    ForgeryAugment,
     ForgeryDataset,
     LoadForgeryMask,
 )
 from visionattn.openmmlab.forgery_metric import ForgeryMetric  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
+from visionattn.openmmlab.robustness import DegradeImage  # noqa: E402
 
 __all__ = [
     "Backbone",
     "BalancedForgeryDataset",
     "CheckpointHook",
+    "DegradeImage",
     "ForgeImage",
+    "ForgeryAugment",
     "ForgeryDataset",
     "ForgeryLocalizer",
     "ForgeryMetric",

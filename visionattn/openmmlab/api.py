@@ -33,7 +33,7 @@ class LoadedModel:
         model: in eval mode, on its device.
         cfg: the whole config.
         classes: names by label.
-        task: ``"detection"``, ``"instance"``, ``"semantic"`` or ``"panoptic"``.
+        task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"`` or ``"forgery"``.
         palette: RGB by label.
         device: where the model is.
         meta: of the checkpoint: iteration, epoch, seed, config name.
@@ -47,6 +47,11 @@ class LoadedModel:
     device: torch.device
     meta: dict[str, Any] = field(default_factory=dict)
     _pipelines: dict[float, Any] = field(default_factory=dict)
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a forgery model marks a pixel."""
+        return float(getattr(self.model, "threshold", 0.5))
 
     @torch.inference_mode()
     def predict(
@@ -66,6 +71,7 @@ class LoadedModel:
             ``semantic`` ``[H, W]`` int64 of labels or None, and ``timing``, seconds for this image:
             ``preprocess``, ``model`` and ``total``. In a panoptic result the instances are the segments, with a
             score of 1, and the label ``len(classes)`` in ``semantic`` means no class.
+            A forgery model also gives ``heat``, the probability of each pixel, and ``image_score``.
         """
         if not images:
             return []
@@ -126,6 +132,9 @@ class LoadedModel:
         if "pred_sem_seg" in output and result["semantic"] is None:
             data = output.pred_sem_seg
             result["semantic"] = _array(data.data if "data" in data else data.sem_seg, np.int64)[0]
+        if "forgery_prob" in output:
+            result["heat"] = _array(output.forgery_prob.data, np.float32)[0]
+            result["image_score"] = float(output.forgery_score)
         return result
 
 
@@ -230,7 +239,7 @@ def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:
             key = "scale" if step.get("scale") else "scale_factor"
             step[key] = _scaled(step[key], scale)
             result.append(step)
-        elif kind not in ("LoadAnnotations", "LoadPanopticAnnotations"):
+        elif kind not in ("LoadAnnotations", "LoadPanopticAnnotations", "LoadForgeryMask", "ForgeImage"):
             result.append(step)
     return Compose([TRANSFORMS.build(step) for step in result])
 
@@ -264,6 +273,8 @@ def _classes(cfg: Config, meta: Mapping[str, Any]) -> tuple[tuple[str, ...], lis
 
 def _task(model: nn.Module) -> str:
     names = {base.__name__ for base in type(model).__mro__}
+    if "ForgeryModel" in names:
+        return "forgery"
     if "BaseSegmentor" in names:
         return "semantic"
     options = getattr(model, "test_cfg", None) or {}

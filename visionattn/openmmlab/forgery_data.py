@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -15,7 +15,7 @@ from visionattn.data.forgery_synthesis import OPERATIONS, ForgerySynthesis
 from visionattn.errors import ConfigError, DataError
 from visionattn.openmmlab.registry import DATASETS, TRANSFORMS
 
-__all__ = ["BalancedForgeryDataset", "ForgeImage", "ForgeryDataset", "LoadForgeryMask"]
+__all__ = ["BalancedForgeryDataset", "ForgeImage", "ForgeryAugment", "ForgeryDataset", "LoadForgeryMask"]
 
 LAYOUTS = ("pairs", "mani", "brgen", "json", "photos")
 
@@ -41,7 +41,7 @@ class ForgeryDataset(BaseDataset):
         DataError: the files are not as the layout says.
     """
 
-    METAINFO = dict(classes=("authentic", "forged"), palette=[[0, 0, 0], [255, 82, 70]])
+    METAINFO: ClassVar[dict] = dict(classes=("authentic", "forged"), palette=[[0, 0, 0], [255, 82, 70]])
 
     def __init__(
         self,
@@ -139,6 +139,24 @@ class LoadForgeryMask(BaseTransform):
             raise DataError(f"{path}: is {mask.shape[1]} x {mask.shape[0]}, its picture {size[1]} x {size[0]}")
         results["gt_seg_map"] = mask
         results.setdefault("seg_fields", []).append("gt_seg_map")
+        return results
+
+
+@TRANSFORMS.register_module()
+class ForgeryAugment(BaseTransform):
+    """IMDLBenCo's training augmentations of picture and mask; numpy's generator is seeded for each sample."""
+
+    def __init__(self) -> None:
+        from visionattn.data.forgery_items import train_augmentations
+
+        self.augment = train_augmentations()
+
+    def transform(self, results: dict) -> dict:
+        """Augment."""
+        self.augment.set_random_seed(int(np.random.randint(2**31)))
+        changed = self.augment(image=results["img"], mask=results["gt_seg_map"])
+        results["img"], results["gt_seg_map"] = changed["image"], changed["mask"]
+        results["img_shape"] = changed["image"].shape[:2]
         return results
 
 
