@@ -13,6 +13,7 @@ model = dict(
     loss=dict(dice_weight=0.3),
 )
 max_iters = 3000
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3), clip_grad=dict(max_norm=5.0))
 train_cfg = dict(max_iters=max_iters, val_interval=500)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
