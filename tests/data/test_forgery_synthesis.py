@@ -120,7 +120,8 @@ def test_superpixels_cover_the_picture_and_follow_edges():
 
 def test_wrong_arguments():
     for arguments, match in (
-        (dict(operations=["x"]), "operations="), (dict(area=(0.5, 0.1)), "area="), (dict(probability=2), "probability=2"),
+        (dict(operations=["x"]), "operations="), (dict(area=(0.5, 0.1)), "area="),
+        (dict(probability=2), "probability=2"),
         (dict(quality=(0, 5)), "quality="), (dict(shapes=["x"]), "shapes="),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=match):

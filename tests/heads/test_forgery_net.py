@@ -53,8 +53,8 @@ def test_every_part_of_a_dinat_learns():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(noise=None), dict(noise="dncnn", fuse_noise=False), dict(guided=False), dict(aux=False), dict(image_scale=0.5),
-     dict(aux=False, fuse_noise=False), dict(label_from_mask=False)],
+    [dict(noise=None), dict(noise="dncnn", fuse_noise=False), dict(guided=False), dict(aux=False),
+     dict(image_scale=0.5), dict(aux=False, fuse_noise=False), dict(label_from_mask=False)],
     ids=str,
 )  # fmt: skip
 def test_variants(options):
