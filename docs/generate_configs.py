@@ -39,6 +39,17 @@ PUBLISHED = {
     "dinat-s-large 53.4, biformer-small 49.8, biformer-base 51.0, davit-tiny 46.3, davit-small 48.8, davit-base 49.4",
 }
 
+# The dataset by a part of the file name; COCO where there is none of these.
+DATASETS = {
+    "ade20k": "ADE20K",
+    "bccd": "BCCD",
+    "digits": "digits",
+    "custom": "your own",
+    "brgen": "BR-Gen",
+    "synthetic": "synthetic forgeries",
+    "protocol-cat": "CASIAv2, FantasticReality, IMD20, tampCOCO",
+}
+
 # What this package's own runs gave, with where it is told.
 TRAINED = {
     "atss_dinat-pico_fpn_bccd": "AP 0.556 ([README](../README.md))",
@@ -79,12 +90,10 @@ def row(path: Path) -> str:
     stem = path.stem
     score, source = published(stem)
     head = {"EncoderDecoder": model.get("decode_head", {}).get("type")}.get(model.type, model.type)
-    dataset = next(
-        (name for key, name in {"ade20k": "ADE20K", "bccd": "BCCD", "digits": "digits", "custom": "your own"}.items()
-         if key in stem), "COCO",
-    )  # fmt: skip
+    dataset = next((name for key, name in DATASETS.items() if key in stem), "COCO")
     link = f"[{stem}]({path.relative_to(FOLDER).as_posix()})"
-    cells = (link, f"`{model.backbone.model_name}`", head, dataset, score, source, TRAINED.get(stem, "–"))
+    backbone = f"`{model.backbone.model_name}`" if "backbone" in model else "MiT-b2, MiT-b0"
+    cells = (link, backbone, head, dataset, score, source, TRAINED.get(stem, "–"))
     return f"| {' | '.join(cells)} |"
 
 

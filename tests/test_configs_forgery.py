@@ -23,7 +23,8 @@ from visionattn.openmmlab.config_checks import find_problems
 CONFIGS = Path(__file__).parents[1] / "configs" / "forgery"
 FILES = sorted(CONFIGS.rglob("*.py"))
 SMALL = dict(
-    noise_dims=(8, 16, 20, 32), noise_depths=(1, 1, 1, 1), image_dims=(8, 16, 20, 32), image_depths=(2, 1, 1, 1), embed_dim=16,
+    noise_dims=(8, 16, 20, 32), noise_depths=(1, 1, 1, 1), image_dims=(8, 16, 20, 32), image_depths=(2, 1, 1, 1),
+    embed_dim=16,
 )  # fmt: skip
 
 
