@@ -41,8 +41,9 @@ def test_any_backbone_trains_in_every_part(name):
     assert missing == []
 
 
-def test_every_part_of_a_dinat_learns():
-    model = build(arguments=BACKBONES["dinat_pico"], residual_maps=4).train()
+@pytest.mark.parametrize("noise", ["statistics", "highpass"])
+def test_every_part_of_a_dinat_learns(noise):
+    model = build(arguments=BACKBONES["dinat_pico"], noise=noise, residual_maps=4).train()
     output = model(torch.randn(2, 3, 128, 128))
     mask = torch.zeros(2, 1, 128, 128)
     mask[0, :, :64] = 1

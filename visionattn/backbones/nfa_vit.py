@@ -168,6 +168,7 @@ class _Branch(nn.Module):
         sr_ratios: Sequence[int],
         drop_path_rate: float,
         kinds: tuple[str, str],
+        in_stride: int = 1,
         **options,
     ) -> None:
         super().__init__()
@@ -179,7 +180,8 @@ class _Branch(nn.Module):
         rates = iter([drop_path_rate * i / last for i in range(sum(depths))])
         for stage, (dim, depth, heads, reduction) in enumerate(zip(dims, depths, num_heads, sr_ratios, strict=True), 1):
             first = stage == 1
-            embed = _PatchEmbed(7 if first else 3, 4 if first else 2, in_chans if first else dims[stage - 2], dim)
+            step = 4 // in_stride if first else 2
+            embed = _PatchEmbed(7 if step == 4 else 3, step, in_chans if first else dims[stage - 2], dim)
             self.add_module(f"patch_embed{stage}", embed)
             blocks = [
                 NFABlock(dim, heads, reduction, kinds[i == depth - 1], drop_path=next(rates), **options)
@@ -208,6 +210,7 @@ class NoiseBranch(_Branch):
         block: ``"prenorm"`` or ``"published"``, see `NFABlock`.
         differentiable: masks that pass a gradient on, straight-through.
         mlp_ratio: hidden channels of the MLPs by their input's.
+        in_stride: stride of the residual itself, 1, 2 or 4; the features' strides are those of the picture.
     """
 
     def __init__(
@@ -222,9 +225,10 @@ class NoiseBranch(_Branch):
         block: str = "prenorm",
         differentiable: bool = False,
         mlp_ratio: float = 4.0,
+        in_stride: int = 1,
     ) -> None:
         super().__init__(
-            in_chans, dims, depths, num_heads, sr_ratios, drop_path_rate, ("noise", "noise"),
+            in_chans, dims, depths, num_heads, sr_ratios, drop_path_rate, ("noise", "noise"), in_stride,
             block=block, keep_ratio=keep_ratio, mlp_ratio=mlp_ratio,
         )  # fmt: skip
         self.differentiable = differentiable

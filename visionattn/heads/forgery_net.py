@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from visionattn.backbones.nfa_vit import STRIDES, NFABlock, NoiseBranch, NoiseExtractor
 from visionattn.heads.forgery import ForgeryHead, ForgeryOutput, FusionHead, forgery_losses
+from visionattn.layers.noise_statistics import NoiseStatistics
 from visionattn.layers.residuals import HighPassResidual
 
 __all__ = ["ForgeryNet"]
 
-EXTRACTORS = ("highpass", "dncnn")
+EXTRACTORS = ("statistics", "highpass", "dncnn")
 SMALL_BRANCH = dict(dims=(24, 48, 64, 96), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 4), mlp_ratio=2.0)
 
 
@@ -27,7 +28,9 @@ class ForgeryNet(nn.Module):
         backbone: gives a list of maps, such as ``timm.create_model(name, features_only=True)``.
         channels: of each map, the finest first.
         strides: of each map.
-        noise: ``"highpass"``, fixed filters and a few learned maps; ``"dncnn"``, NFA-ViT's extractor; or None.
+        noise: ``"statistics"``, fixed local statistics of noise, sharpness and compression, from which a small branch
+            learns soonest; ``"highpass"``, fixed filters and a few learned maps; ``"dncnn"``, NFA-ViT's extractor; or
+            None.
         noise_branch: arguments of `NoiseBranch`; by default a small one.
         guided: noise-guided blocks on the backbone's maps.
         fuse_noise: the head sees the noise features too, not only the masks that they lead to.
@@ -46,7 +49,7 @@ class ForgeryNet(nn.Module):
         backbone: nn.Module,
         channels: Sequence[int],
         strides: Sequence[int],
-        noise: str | None = "highpass",
+        noise: str | None = "statistics",
         noise_branch: Mapping[str, Any] | None = None,
         guided: bool = True,
         fuse_noise: bool = True,
@@ -73,9 +76,13 @@ class ForgeryNet(nn.Module):
         fused = list(channels)
         if noise is not None:
             options = {**SMALL_BRANCH, "drop_path_rate": 0.0, **(noise_branch or {})}
-            self.noise_extractor = HighPassResidual(residual_maps) if noise == "highpass" else NoiseExtractor()
-            in_chans = self.noise_extractor.out_chans if noise == "highpass" else 1
-            self.noise_backbone = NoiseBranch(in_chans, **options)
+            if noise == "dncnn":
+                self.noise_extractor, given = NoiseExtractor(), {}
+            else:
+                extractor = NoiseStatistics() if noise == "statistics" else HighPassResidual(residual_maps)
+                self.noise_extractor = extractor
+                given = dict(in_chans=extractor.out_chans, in_stride=extractor.stride)
+            self.noise_backbone = NoiseBranch(**given, **options)
             if guided:
                 for index, (dim, stride) in enumerate(zip(channels, strides, strict=True)):
                     if stride in self._level:

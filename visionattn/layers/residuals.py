@@ -39,7 +39,9 @@ class HighPassResidual(nn.Module):
     Shapes: ``[B, 3, H, W]``, normalised with ImageNet's mean and deviation, to ``[B, out_chans or 12, H, W]``.
     """
 
-    def __init__(self, out_chans: int = 16, clip: float = 8.0, window: int = 3) -> None:
+    stride = 1
+
+    def __init__(self, out_chans: int = 16, clip: float = 8.0, window: int = 7) -> None:
         super().__init__()
         self.clip, self.window = clip, window
         # the mean adds nothing to a high-pass filter; the deviation and 255 bring back grey levels

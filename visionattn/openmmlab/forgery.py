@@ -99,7 +99,7 @@ class ForgeryLocalizer(ForgeryModel):
     def __init__(
         self,
         backbone: dict,
-        noise: str | None = "highpass",
+        noise: str | None = "statistics",
         noise_branch: dict | None = None,
         guided: bool = True,
         fuse_noise: bool = True,

@@ -1,4 +1,4 @@
-# The NFA head on a backbone (arXiv 2504.11922): high-pass residuals, noise branch, noise-guided attention, fusion.
+# The NFA head on a backbone (arXiv 2504.11922): noise statistics, noise branch, noise-guided attention, fusion.
 model = dict(
     type="visionattn.ForgeryLocalizer",
     data_preprocessor=dict(
@@ -12,5 +12,5 @@ model = dict(
         test_cfg=dict(size_divisor=32),
     ),
     backbone=dict(type="visionattn.Backbone", pretrained=True, out_indices=(0, 1, 2, 3)),
-    noise="highpass",
+    noise="statistics",
 )
