@@ -63,6 +63,9 @@ DATASETS = {
     "cub-": "CUB",
     "openimages": "OpenImages30k",
     "imagenet": "ImageNet",
+    "brgen": "BR-Gen",
+    "synthetic": "synthetic forgeries",
+    "protocol-cat": "CASIAv2, FantasticReality, IMD20, tampCOCO",
 }
 
 # What this package's own runs gave, with where it is told.
@@ -117,7 +120,8 @@ def row(path: Path) -> str:
     dataset = next((name for key, name in DATASETS.items() if key in stem), "COCO")
     dataset += next((f", {kind}" for kind in ("panoptic", "instance") if f"-{kind}" in stem), "")
     link = f"[{stem}]({path.relative_to(FOLDER).as_posix()})"
-    cells = (link, f"`{model.backbone.model_name}`", head, dataset, score, source, TRAINED.get(stem, "–"))
+    backbone = f"`{model.backbone.model_name}`" if "backbone" in model else "MiT-b2, MiT-b0"
+    cells = (link, backbone, head, dataset, score, source, TRAINED.get(stem, "–"))
     return f"| {' | '.join(cells)} |"
 
 

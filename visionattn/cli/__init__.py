@@ -22,6 +22,7 @@ COMMANDS = {
     "doctor": "show versions, devices, and which implementation of each operator runs here",
     "benchmark": "time the attention backends that can run here, or list the tiles of the Triton kernels",
     "simulate": "bound the speed-up of neighborhood attention, and find strides and tiles",
+    "forge": "make a dataset of local forgeries from a folder of photographs",
     "data": "make the sample data, or fetch a public dataset",
 }
 

@@ -194,7 +194,9 @@ def _print_summary(summary, predictor, out: Path, elapsed: float) -> None:
     if summary.failed:
         parts.append(f"{_count(len(summary.failed), 'input')} failed")
     print(", ".join(parts))
-    if predictor.task == "semantic":
+    if predictor.task == "forgery":
+        print(f"forged: {summary.found['forged']} of {pictures} by the score of the whole picture")
+    elif predictor.task == "semantic":
         shares = {name: value / max(1, pictures) for name, value in summary.found.most_common()}
         print("pixels: " + (", ".join(f"{name} {share:.1%}" for name, share in shares.items()) or "none"))
     else:

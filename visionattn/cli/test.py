@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="where to write (default: test/ beside the checkpoint)")
     parser.add_argument(
+        "--robustness",
+        nargs="*",
+        metavar="KIND",
+        help="also test degraded pictures and draw the curves: jpeg, blur, noise, resize (default: all)",
+    )
+    parser.add_argument(
         "--cfg-options",
         nargs="+",
         action="extend",
@@ -47,6 +53,10 @@ def run(args: argparse.Namespace) -> int:
     if checkpoint is None:
         checkpoint = find_run(config.get("work_dir") or Path("work_dirs") / config_file.stem)[1]
     out = Path(args.out) if args.out else Path(checkpoint).parent / "test"
+    if args.robustness is not None:
+        from visionattn.cli.robustness import run_ladders
+
+        return run_ladders(config, checkpoint, out, args.robustness)
     result = test(config, checkpoint, out)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{checkpoint} on {result.images} images, {result.seconds:.1f} s")

@@ -58,10 +58,15 @@ class MapCanvas:
     Args:
         image_size: (height, width) of the image in pixels.
         overlap: pixels that neighboring tiles share at least.
+        keep: a class whose probability is wanted at each pixel too.
+
+    Attributes:
+        kept: the mean over tiles of the values of class ``keep``, float32 ``[H, W]``, or None.
     """
 
-    def __init__(self, image_size: tuple[int, int], overlap: int):
-        self.image_size, self.overlap = image_size, overlap
+    def __init__(self, image_size: tuple[int, int], overlap: int, keep: int | None = None):
+        self.image_size, self.overlap, self._keep = image_size, overlap, keep
+        self.kept = None if keep is None else np.zeros(image_size, np.float32)
         self._labels = np.zeros(image_size, np.int64)
         self._first = 0  # the row of the image at which the two below start; all above it is done
         self._sum: np.ndarray | None = None
@@ -94,6 +99,8 @@ class MapCanvas:
         if done > held or not (self._weight[:done] > 0).all():
             raise ValueError("the tiles do not cover the image")
         self._labels[self._first : row] = self._sum[:, :done].argmax(axis=0)  # no weight changes the greatest
+        if self._keep is not None:
+            self.kept[self._first : row] = self._sum[self._keep, :done] / self._weight[:done]
         for buffer in (self._sum, self._weight[None]):
             for plane in buffer:  # by copies of one plane, for the two regions overlap
                 plane[: held - done] = plane[done:].copy()

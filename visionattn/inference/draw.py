@@ -110,6 +110,8 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
         if not crowd or prediction.masks is None:  # a crowd's masks say enough
             _paint_boxes(out, prediction, scale)
         labels.add_boxes(prediction)
+    if prediction.image_score is not None:
+        labels.add_verdict(prediction)
     labels.paint(out)
     return out
 
@@ -166,7 +168,7 @@ def _paint_boxes(out: np.ndarray, prediction: Prediction, scale: _Scale) -> None
 
 
 def _is_class(value: int, classes: tuple[str, ...]) -> bool:
-    return 0 <= value < len(classes) and classes[value].lower() != "background"
+    return 0 <= value < len(classes) and classes[value].lower() not in ("background", "authentic")
 
 
 def _paint_map(
@@ -334,6 +336,11 @@ class _Labels:
             taken = [p for p in self.placed if _meet((x, y, width, height), (p.x, p.y, p.width, p.height))]
             if text and not taken:
                 self._place(x, y, text, shown[label])
+
+    def add_verdict(self, prediction: Prediction) -> None:
+        """What the whole picture is taken for, and the probability that it is forged, in the corner."""
+        forged = int(prediction.image_score > 0.5)
+        self._place(0, 0, f"{prediction.classes[forged]} {prediction.image_score:.2f}", class_color(forged))
 
     def paint(self, out: np.ndarray) -> None:
         """Paint the labels on the BGR picture."""

@@ -5,6 +5,7 @@ In the results' folder:
 - ``<name>.png``: an image's overlay; ``<name>.mp4``: a video's.
 - ``maps/<name>.png``: from models that classify pixels, the class number of each pixel.
 - ``panoptic/<name>.png``: from panoptic models, the segments in the colours of COCO's panoptic format.
+- ``heat/``, ``maps/``, ``masks/``: from forgery models, see `visionattn.inference.forgery`.
 - ``predictions.json``: one record per input, under "images", with its boxes and masks as COCO results or,
   where it could not be read, the reason.
 - ``<name>.frames.json``: the same of each frame of a video.
@@ -21,6 +22,7 @@ import numpy as np
 
 from visionattn import __version__
 from visionattn.errors import DataError
+from visionattn.inference.forgery import forgery_record, write_forgery_maps
 from visionattn.inference.heatmap import heatmap_to_png
 from visionattn.inference.images import Source, read_image
 from visionattn.inference.predictor import Predictor
@@ -171,7 +173,9 @@ class _Run:
                 self.overlay, self.counts = prediction.draw(image), Counter(prediction.names)
                 write_png(self.plan.out / f"{name}.png", self.overlay)
                 record |= _size(prediction) | {"overlay": f"{name}.png"} | self._found(prediction, index)
-                if prediction.semantic is not None:
+                if prediction.heat is not None:
+                    record |= write_forgery_maps(self.plan.out, name, prediction)
+                elif prediction.semantic is not None:
                     record["map"] = self._write_map(name, prediction)
                 if prediction.panoptic is not None:
                     record |= self._write_panoptic(name, prediction)
@@ -191,6 +195,10 @@ class _Run:
         """What a record says of a prediction; adds to the summary."""
         self.summary.seconds += prediction.seconds
         record: dict[str, Any] = {"seconds": round(prediction.seconds, 5)}
+        if self.predictor.task == "forgery":
+            record |= forgery_record(prediction)
+            self.summary.found["forged" if record["forged"] else "authentic"] += 1
+            return record
         if self.predictor.task != "semantic":
             self.summary.found.update(prediction.names)
             record["detections"] = prediction.to_coco(image_id)
@@ -275,6 +283,9 @@ class _Run:
 def _found_lines(record: dict[str, Any], score_thr: float, counts: Counter) -> list[str]:
     """What the report says below a thumbnail."""
     lines = []
+    if "forgery_score" in record:
+        verdict = "forged" if record["forged"] else "authentic"
+        lines.append(f"{verdict}, score {record['forgery_score']:.3f}, {record['forged_share']:.1%} marked")
     if "detections" in record:
         names = ", ".join(f"{name} {count}" for name, count in counts.most_common())
         lines.append(names or f"nothing with a score of at least {score_thr:g}")

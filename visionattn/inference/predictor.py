@@ -195,7 +195,7 @@ class Predictor:
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Predict on arrays in memory, BGR uint8 ``[H, W, 3]``, of any sizes."""
-        if self.task == "semantic" and (self.options.tile or len(self._views) > 1):
+        if self.task in ("semantic", "forgery") and (self.options.tile or len(self._views) > 1):
             return [self._blended(image) for image in images]
         results: list[Prediction | None] = [None] * len(images)
         whole = []
@@ -243,20 +243,27 @@ class Predictor:
     def _blended(self, image: np.ndarray) -> Prediction:
         """The map of classes of one image from all tiles and views."""
         size, tiles, spent = image.shape[:2], self._tiles(image), 0.0
-        canvas = MapCanvas(size, self.options.overlap or 0)
+        forged = 1 if self.task == "forgery" else None
+        canvas, scores = MapCanvas(size, self.options.overlap or 0, keep=forged), [0.0] * len(self._views)
         batch_size = self._tile_batch(tiles[0])
         for start in range(0, len(tiles), batch_size):
             batch = tiles[start : start + batch_size]
             parts, totals = [_cut(image, tile) for tile in batch], [None] * len(batch)
-            for scale, mirror in self._views:
+            for number, (scale, mirror) in enumerate(self._views):
                 for index, output, seconds in self._outputs(parts, batch_size, scale, mirror, logits=True):
                     view = probabilities(output["logits"])
                     view = view[:, :, ::-1] if mirror else view
                     totals[index] = view if totals[index] is None else totals[index] + view
+                    scores[number] = max(scores[number], output.get("image_score") or 0.0)  # forged in any tile
                     spent += seconds
             for tile, total in zip(batch, totals, strict=True):
                 canvas.add(tile, total)
-        return self._prediction({"semantic": canvas.result()}, size, spent)
+        found = {"semantic": canvas.result()}
+        if forged is not None:
+            heat = canvas.kept / len(self._views)
+            found = {"heat": heat, "semantic": (heat > self.loaded.threshold).astype(np.int64)}
+            found["image_score"] = float(np.mean(scores))
+        return self._prediction(found, size, spent)
 
     def _outputs(
         self, images: list[np.ndarray], batch_size: int, scale: float, mirror: bool, logits: bool = False
@@ -295,7 +302,11 @@ class Predictor:
             "colors": self.colors,
         }
         semantic = output.get("semantic")
-        common |= {key: output[key] for key in ("heatmap", "image_scores") if output.get(key) is not None}
+        common |= {
+            key: output[key]
+            for key in ("heatmap", "image_scores", "heat", "image_score")
+            if output.get(key) is not None
+        }
         if output.get("boxes") is None:
             return Prediction(size, semantic=semantic, **common)
         boxes = np.asarray(output["boxes"], dtype=np.float32).reshape(-1, 4)

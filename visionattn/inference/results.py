@@ -154,6 +154,8 @@ class Prediction:
             `classes` means no class.
         heatmap: where the model sees what it says, float32 ``[H, W]`` in 0..1, or None.
         image_scores: score of each class for the whole image, float32 ``[classes]``, or None.
+        heat: from forgery models, the probability that a pixel is forged, float32 ``[H, W]``, or None.
+        image_score: from forgery models, the probability that the picture is forged anywhere, or None.
         category_ids: the id that each class has in COCO files; 1, 2, 3, ... unless given.
         seconds: time the model took on this image, its preparation included, drawing and writing not.
         path: the file it was read from, or None.
@@ -171,6 +173,8 @@ class Prediction:
     semantic: np.ndarray | None = field(default=None, repr=False)
     heatmap: np.ndarray | None = field(default=None, repr=False)
     image_scores: np.ndarray | None = field(default=None, repr=False)
+    heat: np.ndarray | None = field(default=None, repr=False)
+    image_score: float | None = None
     category_ids: tuple[int, ...] | None = field(default=None, repr=False)
     seconds: float = 0.0
     path: Path | None = None

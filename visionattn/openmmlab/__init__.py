@@ -37,12 +37,22 @@ checkpoint.install()
 from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
 from visionattn.openmmlab.config import format_once  # noqa: E402
+from visionattn.openmmlab.forgery import ForgeryLocalizer, NFAViTLocalizer  # noqa: E402
+from visionattn.openmmlab.forgery_data import (  # noqa: E402
+    BalancedForgeryDataset,
+    ForgeImage,
+    ForgeryAugment,
+    ForgeryDataset,
+    LoadForgeryMask,
+)
+from visionattn.openmmlab.forgery_metric import ForgeryMetric  # noqa: E402
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
 from visionattn.openmmlab.localization import CAM, SAT, VisionTransformer  # noqa: E402
 from visionattn.openmmlab.localization_data import LocalizationDataset, PackLocalizationInputs  # noqa: E402
 from visionattn.openmmlab.localization_metric import LocalizationMetric, SATLocalizationMetric  # noqa: E402
 from visionattn.openmmlab.losses import CrossEntropyLoss  # noqa: E402
 from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
+from visionattn.openmmlab.robustness import DegradeImage  # noqa: E402
 from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
 from visionattn.openmmlab.transforms import RandomScaleCrop, RandomTranspose  # noqa: E402
 
@@ -54,10 +64,19 @@ __all__ = [
     "Albu",
     "BF16OptimWrapper",
     "Backbone",
+    "BalancedForgeryDataset",
     "CheckpointHook",
     "CrossEntropyLoss",
+    "DegradeImage",
+    "ForgeImage",
+    "ForgeryAugment",
+    "ForgeryDataset",
+    "ForgeryLocalizer",
+    "ForgeryMetric",
+    "LoadForgeryMask",
     "LocalizationDataset",
     "LocalizationMetric",
+    "NFAViTLocalizer",
     "PackLocalizationInputs",
     "ProgressHook",
     "RandomScaleCrop",

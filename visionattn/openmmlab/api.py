@@ -34,7 +34,7 @@ class LoadedModel:
         model: in eval mode, on its device.
         cfg: the whole config.
         classes: names by label.
-        task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"`` or ``"localization"``.
+        task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"``, ``"localization"`` or ``"forgery"``.
         palette: RGB by label.
         device: where the model is.
         things: of a panoptic model, how many classes are things; their labels come first. None of other models.
@@ -50,6 +50,11 @@ class LoadedModel:
     things: int | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     _pipelines: dict[float, Any] = field(default_factory=dict)
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a forgery model marks a pixel."""
+        return float(getattr(self.model, "threshold", 0.5))
 
     @torch.inference_mode()
     def predict(
@@ -70,6 +75,7 @@ class LoadedModel:
             in 0..1, and ``image_scores``, float32 ``[classes]``, and ``timing``, seconds for this image:
             ``preprocess``, ``model`` and ``total``. In a panoptic result the instances are the segments, with a
             score of 1, and the label ``len(classes)`` in ``semantic`` means no class.
+            A forgery model also gives ``heat``, the probability of each pixel, and ``image_score``.
         """
         if not images:
             return []
@@ -133,6 +139,9 @@ class LoadedModel:
         if "pred_sem_seg" in output and result["semantic"] is None:
             data = output.pred_sem_seg
             result["semantic"] = _array(data.data if "data" in data else data.sem_seg, np.int64)[0]
+        if "forgery_prob" in output:
+            result["heat"] = _array(output.forgery_prob.data, np.float32)[0]
+            result["image_score"] = float(output.forgery_score)
         return result
 
 
@@ -238,7 +247,7 @@ def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:
             key = "scale" if step.get("scale") else "scale_factor"
             step[key] = _scaled(step[key], scale)
             result.append(step)
-        elif kind not in ("LoadAnnotations", "LoadPanopticAnnotations"):
+        elif kind not in ("LoadAnnotations", "LoadPanopticAnnotations", "LoadForgeryMask", "ForgeImage"):
             result.append(step)
     return Compose([TRANSFORMS.build(step) for step in result])
 
@@ -272,6 +281,8 @@ def _classes(cfg: Config, meta: Mapping[str, Any]) -> tuple[tuple[str, ...], lis
 
 def _task(model: nn.Module) -> str:
     names = {base.__name__ for base in type(model).__mro__}
+    if "ForgeryModel" in names:
+        return "forgery"
     if "BaseSegmentor" in names:
         return "semantic"
     if "Localizer" in names:

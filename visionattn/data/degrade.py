@@ -1,0 +1,47 @@
+"""Degradations of whole pictures for robustness tests: blur, noise, JPEG, resizing, each as a ladder of levels.
+
+Blur, noise and JPEG are those of IMDLBenCo's protocol (Ma et al., NeurIPS 2024).
+"""
+
+import numpy as np
+
+from visionattn.data.forgery_synthesis import compress
+from visionattn.errors import require
+
+__all__ = ["LADDERS", "degrade"]
+
+LADDERS: dict[str, tuple[float, ...]] = {
+    "jpeg": (100, 90, 80, 70, 60, 50),
+    "blur": (3, 7, 11, 15, 19, 23),
+    "noise": (3, 7, 11, 15, 19, 23),
+    "resize": (0.9, 0.75, 0.5, 0.25),
+}
+"""JPEG quality; side of a Gaussian kernel in pixels; variance of Gaussian noise in squared grey levels; scale."""
+
+
+def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.ndarray:
+    """A degraded copy of a picture, of the same size.
+
+    Args:
+        image: ``[H, W, 3]`` uint8.
+        kind: a name from `LADDERS`.
+        level: as there; ``"blur"`` takes its deviation from the kernel, ``"resize"`` goes to that scale and back.
+        seed: of the noise.
+
+    Raises:
+        ValueError: an unknown kind, or a level that it does not have.
+    """
+    cv2 = require("cv2")
+    if kind == "jpeg" and 1 <= level <= 100:
+        return compress(image, int(level))
+    if kind == "blur" and level >= 1 and int(level) % 2:
+        return cv2.GaussianBlur(image, (int(level), int(level)), 0)
+    if kind == "noise" and level >= 0:
+        noise = np.random.default_rng(seed).normal(0, level**0.5, image.shape)
+        return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+    if kind == "resize" and 0 < level <= 1:
+        height, width = image.shape[:2]
+        size = (max(1, round(width * level)), max(1, round(height * level)))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    raise ValueError(f"kind={kind!r} with level={level}: must be a kind of {sorted(LADDERS)} and a level it can have")

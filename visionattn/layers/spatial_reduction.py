@@ -1,0 +1,209 @@
+"""Attention on spatially reduced keys, dense, in fixed sparse groups, or on keys chosen for each query.
+
+Spatial reduction: Wang et al., "Pyramid Vision Transformer" (arXiv 2102.12122). Groups and chosen keys: "NFA-ViT"
+(arXiv 2504.11922), whose official code has dense masks in place of both.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import Tensor, nn
+
+__all__ = ["SpatialReductionAttention", "fixed_sparse_mask", "least_attended"]
+
+CHUNK = 2**22
+"""Probabilities that `least_attended` holds at a time."""
+
+
+def _groups(size: tuple[int, int], cell: int, rate: int) -> Tensor:
+    """The sparse group of each position of a map whose cells have this side, ``[H * W]`` int64."""
+    rows, columns = (torch.arange(side) // cell % rate for side in size)
+    return (rows[:, None] * rate + columns[None, :]).flatten()
+
+
+def fixed_sparse_mask(size: tuple[int, int], reduction: int, rate: int = 2) -> Tensor:
+    """Which keys each query may attend to in fixed sparse attention, ``[H * W, h * w]`` bool.
+
+    The key grid ``(h, w)`` is ``size`` divided by ``reduction``, rounded down, at least 1. A query and a key agree
+    where rows and columns of their cells are equal modulo ``rate``; a query that no key agrees with attends to all.
+
+    Args:
+        size: height and width of the map of queries.
+        reduction: side of the cell that becomes one key.
+        rate: groups per axis.
+    """
+    keys = tuple(max(1, side // reduction) for side in size)
+    mask = _groups(size, reduction, rate)[:, None] == _groups(keys, 1, rate)[None, :]
+    return mask | ~mask.any(1, keepdim=True)
+
+
+@lru_cache(maxsize=64)
+def _group_indices(size: tuple[int, int], keys: tuple[int, int], reduction: int, rate: int) -> tuple:
+    """(queries, keys) of each group that has queries, and the order that undoes the grouping."""
+    query_group, key_group = _groups(size, reduction, rate), _groups(keys, 1, rate)
+    pairs = []
+    for group in range(rate * rate):
+        queries, chosen = (query_group == group).nonzero()[:, 0], (key_group == group).nonzero()[:, 0]
+        if len(queries):
+            pairs.append((queries, chosen if len(chosen) else torch.arange(len(key_group))))
+    return pairs, torch.argsort(torch.cat([queries for queries, _ in pairs]))
+
+
+@torch.no_grad()
+def least_attended(query: Tensor, key: Tensor, scale: float, ratio: float) -> Tensor:
+    """The share of the keys that each query attends to least, as a mask ``[B, heads, N, M]`` bool.
+
+    ``max(1, int(ratio * M))`` keys of each query are True. Probabilities that underflow to 0 tie, and which of them
+    are taken is up to ``torch.topk``, as in the official code.
+
+    Args:
+        query: ``[B, heads, N, d]``.
+        key: ``[B, heads, M, d]``.
+        scale: factor on their products.
+        ratio: share of the keys, above 0 and at most 1.
+    """
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    count = max(1, int(ratio * keys))
+    mask = torch.zeros(batch, heads, queries, keys, dtype=torch.bool, device=query.device)
+    step = max(1, CHUNK // (batch * heads * keys))
+    for start in range(0, queries, step):
+        attention = (query[:, :, start : start + step] @ key.transpose(-2, -1)) * scale
+        chosen = (-attention.softmax(-1)).topk(count, dim=-1).indices
+        mask[:, :, start : start + step].scatter_(3, chosen, True)
+    return mask
+
+
+def _soft_keep(query: Tensor, key: Tensor, scale: float, hard: Tensor) -> Tensor:
+    """The hard mask in value; in gradient a sigmoid of how far each probability lies below the largest one kept."""
+    attention = ((query @ key.transpose(-2, -1)) * scale).softmax(-1)
+    threshold = attention.masked_fill(~hard, 0).amax(-1, keepdim=True).detach()
+    soft = torch.sigmoid((threshold - attention) / (threshold + 1.0 / key.shape[2]))
+    return hard.to(soft.dtype) + soft - soft.detach()
+
+
+@register_notrace_function  # what follows decides by the size of the map
+def _grouped(q: Tensor, k: Tensor, v: Tensor, size: tuple, keys: tuple, reduction: int, rate: int) -> Tensor:
+    pairs, back = _group_indices(size, keys, reduction, rate)
+    parts = []
+    for queries, chosen in pairs:
+        queries, chosen = queries.to(q.device), chosen.to(q.device)
+        parts.append(
+            F.scaled_dot_product_attention(
+                q.index_select(2, queries), k.index_select(2, chosen), v.index_select(2, chosen)
+            )
+        )
+    return torch.cat(parts, 2).index_select(2, back.to(q.device))
+
+
+class SpatialReductionAttention(nn.Module):
+    """Multi-head attention of a map to itself, its keys and values taken from cells of ``sr_ratio`` pixels a side.
+
+    Parameter names are those of the published MiT and PVT models: ``q``, ``kv``, ``sr`` and ``norm`` (with
+    ``sr_ratio`` above 1 only), ``proj``.
+
+    Args:
+        dim: channels, a multiple of ``num_heads``.
+        num_heads: attention heads.
+        sr_ratio: side of a cell; 1 takes every pixel as a key.
+        qkv_bias: biases of ``q`` and ``kv``.
+        sparse_rate: cells of one group are this far apart, in fixed sparse attention.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int = 8, sr_ratio: int = 1, qkv_bias: bool = True, sparse_rate: int = 2
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
+        self.num_heads, self.sr_ratio, self.sparse_rate = num_heads, sr_ratio, sparse_rate
+        self.scale = (dim // num_heads) ** -0.5
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(dim, dim, sr_ratio, sr_ratio)
+            self.norm = nn.LayerNorm(dim)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def key_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the grid of keys of a map."""
+        return max(1, size[0] // self.sr_ratio), max(1, size[1] // self.sr_ratio)
+
+    def project(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Query ``[B, heads, N, d]``, key and value ``[B, heads, M, d]`` of ``x``, ``[B, N, dim]``."""
+        batch, count, dim = x.shape
+        heads = self.num_heads
+        query = self.q(x).reshape(batch, count, heads, dim // heads).transpose(1, 2)
+        if self.sr_ratio > 1:
+            grid = x.transpose(1, 2).reshape(batch, dim, *size)
+            short = [max(0, self.sr_ratio - side) for side in size]
+            if any(short):  # a map smaller than one cell
+                grid = F.pad(grid, (0, short[1], 0, short[0]))
+            x = self.norm(self.sr(grid).flatten(2).transpose(1, 2))
+        key, value = self.kv(x).reshape(batch, -1, 2, heads, dim // heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """``[B, heads, N, d]`` through the last linear map to ``[B, N, dim]``."""
+        return self.proj(heads.transpose(1, 2).flatten(2))
+
+    def forward(
+        self, x: Tensor, size: tuple[int, int], keep: Tensor | None = None, fixed_sparse: bool = False
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x: ``[B, H * W, dim]``.
+            size: ``(H, W)``.
+            keep: ``[B, heads or 1, H * W, M]``, nonzero where a query attends to a key; a query that keeps no key
+                attends to all. A floating mask that requires gradient gets one from each kept key.
+            fixed_sparse: attend within the groups of `fixed_sparse_mask` only.
+
+        Raises:
+            ValueError: ``keep`` does not fit the map.
+        """
+        query, key, value = self.project(x, size)
+        if fixed_sparse:
+            out = _grouped(query, key, value, tuple(size), self.key_size(size), self.sr_ratio, self.sparse_rate)
+        elif keep is None:
+            out = F.scaled_dot_product_attention(query, key, value)
+        else:
+            expected = (query.shape[2], key.shape[2])
+            if keep.dim() != 4 or keep.shape[0] != x.shape[0] or tuple(keep.shape[2:]) != expected:
+                raise ValueError(
+                    f"keep has shape {tuple(keep.shape)}; a map of {size[0]}x{size[1]} needs "
+                    f"[{x.shape[0]}, {self.num_heads}, {expected[0]}, {expected[1]}]"
+                )
+            keep = keep.to(query.device)
+            kept = keep.detach() != 0
+            hard = kept | ~kept.any(-1, keepdim=True)
+            if keep.requires_grad:
+                scores = (query @ key.transpose(-2, -1)) * self.scale
+                weights = scores.masked_fill(~hard, torch.finfo(scores.dtype).min).softmax(-1)
+                weights = weights * torch.where(kept, keep, 1.0).to(weights.dtype)
+                out = (weights / weights.sum(-1, keepdim=True)) @ value
+            else:
+                out = F.scaled_dot_product_attention(query, key, value, attn_mask=hard)
+        return self.merge(out)
+
+    def forward_with_mask(
+        self, x: Tensor, size: tuple[int, int], ratio: float, differentiable: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Attend densely; also give the mask of the keys attended to least.
+
+        Args:
+            x: ``[B, H * W, dim]``.
+            size: ``(H, W)``.
+            ratio: share of the keys that the mask keeps.
+            differentiable: the mask is floating, and its gradient is that of a soft threshold (straight-through).
+
+        Returns:
+            ``[B, H * W, dim]`` and ``[B, heads, H * W, M]``, bool unless ``differentiable``.
+        """
+        query, key, value = self.project(x, size)
+        mask = least_attended(query, key, self.scale, ratio)
+        if differentiable:
+            mask = _soft_keep(query, key, self.scale, mask)
+        return self.merge(F.scaled_dot_product_attention(query, key, value)), mask
