@@ -38,6 +38,18 @@ def test_random_sweep_of_small_maps(monkeypatch, poisoned_memory):
     assert sum(images > 1 for images in used) > 10
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("size", [7, 12])
+def test_results_stay_as_they_are(size, heads):
+    """A result is no view of the memory that the next call uses, and is contiguous."""
+    x, y = torch.randn(2, 1, size, size, heads, 16)
+    first = na2d(x, x, x, 7)
+    kept = first.clone()
+    na2d(y, y, y, 7)
+    torch.testing.assert_close(first, kept, rtol=0, atol=0)
+    assert first.is_contiguous()
+
+
 def test_scratch_memory_carries_nothing_over(only_tiles):
     """Large, small, and large again: what a call leaves in kept buffers does not show in the next."""
     cases = [random_case(seed) for seed in (3, 4, 5, 3, 5, 4)]

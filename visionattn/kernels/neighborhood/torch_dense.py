@@ -102,7 +102,9 @@ def forward(
         torch.baddbmm(bias, queries, keys, alpha=scale, out=scores)
     torch.softmax(scores, -1, out=probability)
     torch.bmm(probability, v.as_strided(*v_view), out=values)
-    return values.transpose(0, 1).reshape(q.shape), q.new_empty(0)
+    out = torch.empty(q.shape, dtype=q.dtype)  # never a view of the scratch memory, as reshape gives for one head
+    out.view(-1, *values.shape[::2]).copy_(values.transpose(0, 1))
+    return out, q.new_empty(0)
 
 
 def _fused(q, k, v, rpb, whole, scale, return_lse):
