@@ -67,6 +67,5 @@ def test_compression_shows_in_its_blocks():
 def test_autocast_does_not_touch_the_statistics():
     x, model = normalised(photo()), NoiseStatistics(0).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(model(x), NoiseStatistics(0).eval()(x))
         inside = model(x)
     assert torch.allclose(inside.float(), model(x), atol=1e-3)
