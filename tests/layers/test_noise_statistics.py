@@ -34,7 +34,9 @@ def test_shapes_at_any_size():
         out = model(torch.randn(2, 3, *size))
         assert out.shape == (2, model.out_chans, *expected)
         assert out.isfinite().all()
-    assert not list(model.parameters())
+    plain = NoiseStatistics(0)
+    assert not list(plain.parameters())
+    assert plain(torch.randn(1, 3, 64, 64)).shape == (1, 48, 16, 16)
 
 
 def test_edits_stand_out():
@@ -60,3 +62,10 @@ def test_compression_shows_in_its_blocks():
     assert after[15] > before[15] + 0.1  # borders of blocks
     shifted = np.roll(compressed, 4, (0, 1))
     assert NoiseStatistics().quantities(normalised(shifted))[0, 15].mean() < after[15] - 0.1
+
+
+def test_autocast_does_not_touch_the_statistics():
+    x, model = normalised(photo()), NoiseStatistics(0).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = model(x)
+    assert torch.allclose(inside.float(), model(x), atol=1e-3)

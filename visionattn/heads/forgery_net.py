@@ -38,7 +38,7 @@ class ForgeryNet(nn.Module):
         label_from_mask: see `ForgeryHead`.
         image_scale: the backbone sees the picture at this scale; below 1 it costs less. The noise branch always sees
             every pixel: resizing takes the noise away.
-        residual_maps: learned maps of the ``"highpass"`` extractor; 0 takes its fixed ones, which cost no gradient.
+        residual_maps: learned maps of the ``"statistics"`` or ``"highpass"`` extractor; 0 takes its fixed ones alone.
         aux: in training, the noise branch also predicts a mask by itself.
 
     Shapes: ``[B, 3, H, W]`` of any size, to a `ForgeryOutput`.
@@ -56,7 +56,7 @@ class ForgeryNet(nn.Module):
         embed_dim: int = 128,
         label_from_mask: bool = True,
         image_scale: float = 1.0,
-        residual_maps: int = 16,
+        residual_maps: int = 48,
         aux: bool = True,
     ) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class ForgeryNet(nn.Module):
             if noise == "dncnn":
                 self.noise_extractor, given = NoiseExtractor(), {}
             else:
-                extractor = NoiseStatistics() if noise == "statistics" else HighPassResidual(residual_maps)
+                extractor = NoiseStatistics(residual_maps) if noise == "statistics" else HighPassResidual(residual_maps)
                 self.noise_extractor = extractor
                 given = dict(in_chans=extractor.out_chans, in_stride=extractor.stride)
             self.noise_backbone = NoiseBranch(**given, **options)

@@ -15,6 +15,7 @@ ZONES = ((1, 3), (3, 6), (6, 10), (10, 15))
 """Diagonals of an 8 x 8 block of DCT coefficients, from low to high frequency."""
 QUANTITIES = FILTERS + BANDS + len(ZONES) + 2
 CONTEXT = 17
+DILATIONS = (1, 2, 4)
 FLOOR = 0.1
 
 
@@ -30,17 +31,20 @@ class NoiseStatistics(nn.Module):
 
     Log strength of six high-pass residuals and of four bands of frequency, in windows of 8 pixels; of the 8 x 8 DCT
     blocks from the top left corner, as JPEG cuts them: log strength of four zones of frequency, the share of small
-    coefficients, and how far block borders stand out. Nothing here is learned but the scale of each output.
+    coefficients, and how far block borders stand out. Then a few dilated convolutions of these.
 
-    Shapes: ``[B, 3, H, W]``, normalised with ImageNet's mean and deviation, to ``[B, 48, ceil(H / 8) * 2,
+    Args:
+        learned: maps that the convolutions add; 0 leaves them out, and nothing is learned but the scales.
+
+    Shapes: ``[B, 3, H, W]``, normalised with ImageNet's mean and deviation, to ``[B, 48 + learned, ceil(H / 8) * 2,
     ceil(W / 8) * 2]``: a stride of 4.
     """
 
     stride = 4
-    out_chans = 3 * QUANTITIES
 
-    def __init__(self) -> None:
+    def __init__(self, learned: int = 48) -> None:
         super().__init__()
+        self.out_chans = 3 * QUANTITIES + learned
         self.highpass = HighPassResidual(0)
         self.register_buffer("dct", _dct(), persistent=False)
         diagonal = (torch.arange(8)[:, None] + torch.arange(8)[None, :]).flatten()
@@ -48,7 +52,16 @@ class NoiseStatistics(nn.Module):
         self.register_buffer("zones", zones / zones.sum(1, keepdim=True), persistent=False)
         self.register_buffer("high", (diagonal >= 6).float() / (diagonal >= 6).sum(), persistent=False)
         self.register_buffer("luma", torch.tensor(YCC[0]).view(1, 3, 1, 1), persistent=False)
-        self.scale = nn.BatchNorm2d(self.out_chans, affine=False)
+        self.scale = nn.BatchNorm2d(3 * QUANTITIES, affine=False)
+        layers: list[nn.Module] = []
+        for dilation in DILATIONS if learned else ():
+            width = learned if layers else 3 * QUANTITIES
+            layers += [
+                nn.Conv2d(width, learned, 3, padding=dilation, dilation=dilation, bias=False),
+                nn.BatchNorm2d(learned),
+                nn.ReLU(inplace=True),
+            ]
+        self.learned = nn.Sequential(*layers)
 
     @torch.no_grad()
     def quantities(self, x: Tensor) -> Tensor:
@@ -73,11 +86,13 @@ class NoiseStatistics(nn.Module):
         return torch.cat([*parts, F.interpolate(coarse, scale_factor=2, mode="nearest")], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantities, less the mean of their surroundings, less their mean over the picture."""
-        own = self.quantities(x)
+        """Quantities, less the mean of their surroundings, less their mean over the picture, and what is learned."""
+        with torch.autocast(x.device.type, enabled=False):  # differences of grey levels need all digits
+            own = self.quantities(x)
         around = F.avg_pool2d(own, (CONTEXT, 1), 1, (CONTEXT // 2, 0), count_include_pad=False)
         around = F.avg_pool2d(around, (1, CONTEXT), 1, (0, CONTEXT // 2), count_include_pad=False)
-        return self.scale(torch.cat([own, own - around, own - own.mean((2, 3), keepdim=True)], 1))
+        fixed = self.scale(torch.cat([own, own - around, own - own.mean((2, 3), keepdim=True)], 1))
+        return torch.cat([fixed, self.learned(fixed)], 1) if len(self.learned) else fixed
 
 
 def _log_strength(values: Tensor) -> Tensor:

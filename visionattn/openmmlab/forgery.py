@@ -106,7 +106,7 @@ class ForgeryLocalizer(ForgeryModel):
         embed_dim: int = 128,
         label_from_mask: bool = True,
         image_scale: float = 1.0,
-        residual_maps: int = 16,
+        residual_maps: int = 48,
         aux: bool = True,
         data_preprocessor: dict | None = None,
         loss: dict | None = None,

@@ -9,7 +9,7 @@ model = dict(
     backbone=dict(model_name="dinat_pico", pretrained=None, dilations="auto"),
     embed_dim=64,
     image_scale=0.5,
-    noise_branch=dict(dims=(32, 48, 64, 96)),
+    noise_branch=dict(dims=(32, 48, 64, 96), depths=(1, 1, 1, 1)),
     loss=dict(dice_weight=0.3),
 )
 max_iters = 3000
