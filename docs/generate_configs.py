@@ -70,11 +70,8 @@ DATASETS = {
 
 # What this package's own runs gave, with where it is told.
 TRAINED = {
-<<<<<<< HEAD
     "cam_resnet10t_digits": "MaxBoxAccV2 34.4, Top-1 51.0 (best centre box: 10.6)",
-=======
     "forgery-net_dinat-pico_synthetic": "pixel F1 0.370, image AUC 0.699 ([forgery](../docs/forgery.md))",
->>>>>>> forge
     "atss_dinat-pico_fpn_bccd": "AP 0.556 ([README](../README.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
     "semantic-fpn_dinat-pico_camvid": "mIoU 24.1, 3 seeds ([CamVid](../docs/trained.md#camvid))",
