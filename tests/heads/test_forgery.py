@@ -45,6 +45,24 @@ def test_head_on_any_pyramid(label_from_mask):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
 
+def test_label_compares_the_suspected_region_with_the_picture():
+    torch.manual_seed(0)
+    head = ForgeryHead((4, 8), 12, label_from_mask=False, compare_regions=True)
+    features = [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)]
+    before = head(features, (32, 32)).label_logits
+    assert torch.allclose(before, head.cls_decoder(features[-1])[:, 0])  # says nothing until it has learned
+    torch.nn.init.normal_(head.regions_to_label[2].weight)
+    assert not torch.allclose(head(features, (32, 32)).label_logits, before)
+    fused = head.seg_decoder.fuse(features)
+    share = head.seg_decoder.conv_last(fused).flatten(2).softmax(2)
+    seen = torch.einsum("bcn,bn->bc", fused.flatten(2), share[:, 0])
+    added = head.regions_to_label(torch.cat([seen, seen - fused.mean((2, 3))], 1))[:, 0]
+    out = head(features, (32, 32))
+    assert torch.allclose(out.label_logits, before + added, atol=1e-5)
+    sum(forgery_losses(out, torch.zeros(2, 1, 32, 32)).values()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
 def test_losses_are_those_of_the_paper():
     torch.manual_seed(0)
     out = ForgeryOutput(torch.randn(3, 1, 6, 5), torch.randn(3), torch.randn(3, 1, 6, 5))

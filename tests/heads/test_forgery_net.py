@@ -41,7 +41,7 @@ def test_any_backbone_trains_in_every_part(name):
     assert missing == []
 
 
-@pytest.mark.parametrize("noise", ["statistics", "highpass"])
+@pytest.mark.parametrize("noise", ["features", "statistics", "highpass"])
 def test_every_part_of_a_dinat_learns(noise):
     model = build(arguments=BACKBONES["dinat_pico"], noise=noise, residual_maps=4).train()
     output = model(torch.randn(2, 3, 128, 128))
@@ -55,7 +55,7 @@ def test_every_part_of_a_dinat_learns(noise):
 @pytest.mark.parametrize(
     "options",
     [dict(noise=None), dict(noise="dncnn", fuse_noise=False), dict(guided=False), dict(aux=False),
-     dict(image_scale=0.5), dict(aux=False, fuse_noise=False), dict(label_from_mask=False)],
+     dict(image_scale=0.5), dict(aux=False, fuse_noise=False), dict(label_from_mask=False), dict(compare_regions=True)],
     ids=str,
 )  # fmt: skip
 def test_variants(options):

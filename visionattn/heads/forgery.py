@@ -85,6 +85,10 @@ class FusionHead(nn.Module):
         Raises:
             ValueError: not as many maps as ``in_channels``.
         """
+        return self.conv_last(self.fuse(features))
+
+    def fuse(self, features: Sequence[Tensor]) -> Tensor:
+        """The normed sum that the logits are made from, ``[B, embed_dim, H_0, W_0]``."""
         if len(features) != len(self.in_channels):
             raise ValueError(f"features has {len(features)} maps; there must be {len(self.in_channels)}")
         total = None
@@ -94,8 +98,7 @@ class FusionHead(nn.Module):
                 x = F.interpolate(x, size=features[0].shape[2:], mode="bilinear", align_corners=False)
             x = getattr(self, f"gamma{index}").view(1, -1, 1, 1) * x
             total = x if total is None else total + x
-        normed = self.norm(total.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.conv_last(normed)
+        return self.norm(total.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def label_decoder(channels: int) -> nn.Sequential:
@@ -115,6 +118,8 @@ class ForgeryHead(nn.Module):
         label_from_mask: the label also sees how strong the mask is: its maximum, and the mean of its strongest 5 %.
             A small forgery hardly moves the mean of the last map, which is all that the published head sees.
         gamma_init: see `FusionHead`.
+        compare_regions: the label also sees what the suspected region is like and how it differs from the picture:
+            the fused features averaged with the mask as weights, and these less their plain mean, through a small MLP.
     """
 
     def __init__(
@@ -123,6 +128,7 @@ class ForgeryHead(nn.Module):
         embed_dim: int = 256,
         label_from_mask: bool = True,
         gamma_init: float = 1.0,
+        compare_regions: bool = False,
     ) -> None:
         super().__init__()
         self.seg_decoder = FusionHead(in_channels, embed_dim, gamma_init=gamma_init)
@@ -130,15 +136,27 @@ class ForgeryHead(nn.Module):
         self.mask_to_label = nn.Linear(2, 1, bias=False) if label_from_mask else None
         if self.mask_to_label is not None:
             nn.init.constant_(self.mask_to_label.weight, 0.25)
+        self.regions_to_label = None
+        if compare_regions:
+            self.regions_to_label = nn.Sequential(
+                nn.Linear(2 * embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, 1)
+            )
+            nn.init.zeros_(self.regions_to_label[2].weight)
+            nn.init.zeros_(self.regions_to_label[2].bias)
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> ForgeryOutput:
         """Predict from maps ``[B, in_channels[i], H_i, W_i]``; the mask comes in ``size``, (height, width)."""
-        coarse = self.seg_decoder(features)
+        fused = self.seg_decoder.fuse(features)
+        coarse = self.seg_decoder.conv_last(fused)
         label = self.cls_decoder(features[-1])
         if self.mask_to_label is not None:
             values = coarse.flatten(1)
             strongest = values.topk(max(1, values.shape[1] // 20), dim=1).values
             label = label + self.mask_to_label(torch.stack([strongest[:, 0], strongest.mean(1)], 1))
+        if self.regions_to_label is not None:
+            weights = coarse.flatten(2).softmax(2)
+            suspected = (fused.flatten(2) * weights).sum(2)
+            label = label + self.regions_to_label(torch.cat([suspected, suspected - fused.mean((2, 3))], 1))
         mask = F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
         return ForgeryOutput(mask, label[:, 0])
 

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from visionattn.backbones.nfa_vit import STRIDES, NFABlock, NoiseBranch, NoiseExtractor
 from visionattn.heads.forgery import ForgeryHead, ForgeryOutput, FusionHead, forgery_losses
+from visionattn.layers.noise_features import NoiseFeatures
 from visionattn.layers.noise_statistics import NoiseStatistics
 from visionattn.layers.residuals import HighPassResidual
 
 __all__ = ["ForgeryNet"]
 
-EXTRACTORS = ("statistics", "highpass", "dncnn")
+EXTRACTORS = ("features", "statistics", "highpass", "dncnn")
 SMALL_BRANCH = dict(dims=(24, 48, 64, 96), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 4), mlp_ratio=2.0)
 
 
@@ -29,16 +30,17 @@ class ForgeryNet(nn.Module):
         channels: of each map, the finest first.
         strides: of each map.
         noise: ``"statistics"``, fixed local statistics of noise, sharpness and compression, from which a small branch
-            learns soonest; ``"highpass"``, fixed filters and a few learned maps; ``"dncnn"``, NFA-ViT's extractor; or
+            learns soonest; ``"features"``, these and a small network on residuals at full resolution, which takes longer
+            and gets further; ``"highpass"``, fixed filters and a few learned maps; ``"dncnn"``, NFA-ViT's extractor; or
             None.
         noise_branch: arguments of `NoiseBranch`; by default a small one.
         guided: noise-guided blocks on the backbone's maps.
         fuse_noise: the head sees the noise features too, not only the masks that they lead to.
         embed_dim: channels of the head.
-        label_from_mask: see `ForgeryHead`.
+        label_from_mask, compare_regions: see `ForgeryHead`.
         image_scale: the backbone sees the picture at this scale; below 1 it costs less. The noise branch always sees
             every pixel: resizing takes the noise away.
-        residual_maps: learned maps of the ``"statistics"`` or ``"highpass"`` extractor; 0 takes its fixed ones alone.
+        residual_maps: learned maps of the extractor; ``"statistics"`` and ``"highpass"`` take 0 for their fixed ones alone.
         aux: in training, the noise branch also predicts a mask by itself.
 
     Shapes: ``[B, 3, H, W]`` of any size, to a `ForgeryOutput`.
@@ -55,6 +57,7 @@ class ForgeryNet(nn.Module):
         fuse_noise: bool = True,
         embed_dim: int = 128,
         label_from_mask: bool = True,
+        compare_regions: bool = False,
         image_scale: float = 1.0,
         residual_maps: int = 48,
         aux: bool = True,
@@ -79,7 +82,8 @@ class ForgeryNet(nn.Module):
             if noise == "dncnn":
                 self.noise_extractor, given = NoiseExtractor(), {}
             else:
-                extractor = NoiseStatistics(residual_maps) if noise == "statistics" else HighPassResidual(residual_maps)
+                kinds = {"features": NoiseFeatures, "statistics": NoiseStatistics, "highpass": HighPassResidual}
+                extractor = kinds[noise](residual_maps)
                 self.noise_extractor = extractor
                 given = dict(in_chans=extractor.out_chans, in_stride=extractor.stride)
             self.noise_backbone = NoiseBranch(**given, **options)
@@ -92,7 +96,7 @@ class ForgeryNet(nn.Module):
             if self.fuse_noise:
                 # the finest map leads the fusion; the deepest of the backbone stays last, for the label
                 fused = [*options["dims"], *channels]
-        self.head = ForgeryHead(fused, embed_dim, label_from_mask)
+        self.head = ForgeryHead(fused, embed_dim, label_from_mask, compare_regions=compare_regions)
         if self.noise_backbone is not None and not (aux or self.fuse_noise):
             self.noise_backbone.requires_grad_(False)  # its masks pass no gradient on
             self.noise_extractor.requires_grad_(False)

@@ -88,8 +88,8 @@ class ForgeryLocalizer(ForgeryModel):
 
     Args:
         backbone: such as ``dict(type="visionattn.Backbone", model_name="dinat_mini")``.
-        noise, noise_branch, guided, fuse_noise, embed_dim, label_from_mask, image_scale, residual_maps, aux: of
-            `ForgeryNet`.
+        noise, noise_branch, guided, fuse_noise, embed_dim, label_from_mask, compare_regions, image_scale,
+            residual_maps, aux: of `ForgeryNet`.
         data_preprocessor, loss, threshold, score_from_mask: of `ForgeryModel`.
 
     Raises:
@@ -105,6 +105,7 @@ class ForgeryLocalizer(ForgeryModel):
         fuse_noise: bool = True,
         embed_dim: int = 128,
         label_from_mask: bool = True,
+        compare_regions: bool = False,
         image_scale: float = 1.0,
         residual_maps: int = 48,
         aux: bool = True,
@@ -118,7 +119,7 @@ class ForgeryLocalizer(ForgeryModel):
         try:
             net = ForgeryNet(
                 built, built.num_features, built.strides, noise, noise_branch, guided=guided, fuse_noise=fuse_noise,
-                embed_dim=embed_dim, label_from_mask=label_from_mask, image_scale=image_scale,
+                embed_dim=embed_dim, label_from_mask=label_from_mask, compare_regions=compare_regions, image_scale=image_scale,
                 residual_maps=residual_maps, aux=aux,
             )  # fmt: skip
         except (ValueError, TypeError) as error:
