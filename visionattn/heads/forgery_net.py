@@ -30,9 +30,9 @@ class ForgeryNet(nn.Module):
         channels: of each map, the finest first.
         strides: of each map.
         noise: ``"statistics"``, fixed local statistics of noise, sharpness and compression, from which a small branch
-            learns soonest; ``"features"``, these and a small network on residuals at full resolution, which takes longer
-            and gets further; ``"highpass"``, fixed filters and a few learned maps; ``"dncnn"``, NFA-ViT's extractor; or
-            None.
+            learns soonest; ``"features"``, these and a small network on residuals at full resolution, which takes
+            longer and gets further; ``"highpass"``, fixed filters and a few learned maps; ``"dncnn"``, NFA-ViT's
+            extractor; or None.
         noise_branch: arguments of `NoiseBranch`; by default a small one.
         guided: noise-guided blocks on the backbone's maps.
         fuse_noise: the head sees the noise features too, not only the masks that they lead to.
@@ -40,7 +40,8 @@ class ForgeryNet(nn.Module):
         label_from_mask, compare_regions: see `ForgeryHead`.
         image_scale: the backbone sees the picture at this scale; below 1 it costs less. The noise branch always sees
             every pixel: resizing takes the noise away.
-        residual_maps: learned maps of the extractor; ``"statistics"`` and ``"highpass"`` take 0 for their fixed ones alone.
+        residual_maps: learned maps of the extractor; ``"statistics"`` and ``"highpass"`` can do
+            without, by 0.
         aux: in training, the noise branch also predicts a mask by itself.
 
     Shapes: ``[B, 3, H, W]`` of any size, to a `ForgeryOutput`.

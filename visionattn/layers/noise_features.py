@@ -1,4 +1,4 @@
-"""Noise features at a stride of 4: fixed statistics for a quick start, and a network on residuals at full resolution."""
+"""Noise features at a stride of 4: fixed statistics for a quick start, a network on residuals at full resolution."""
 
 import torch
 from torch import Tensor, nn

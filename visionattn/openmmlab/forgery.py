@@ -119,8 +119,8 @@ class ForgeryLocalizer(ForgeryModel):
         try:
             net = ForgeryNet(
                 built, built.num_features, built.strides, noise, noise_branch, guided=guided, fuse_noise=fuse_noise,
-                embed_dim=embed_dim, label_from_mask=label_from_mask, compare_regions=compare_regions, image_scale=image_scale,
-                residual_maps=residual_maps, aux=aux,
+                embed_dim=embed_dim, label_from_mask=label_from_mask, compare_regions=compare_regions,
+                image_scale=image_scale, residual_maps=residual_maps, aux=aux,
             )  # fmt: skip
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model: {error}") from error
