@@ -10,7 +10,9 @@ from visionattn.inference.results import Prediction
 def prediction(score=0.8):
     heat = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
     classes = ("authentic", "forged")
-    return Prediction((6, 8), classes, semantic=(heat > 0.5).astype(np.int64), heat=heat, image_score=score)
+    return Prediction(
+        (6, 8), classes, semantic=(heat > 0.5).astype(np.int64), heatmap=heat, image_scores=np.array([1 - score, score])
+    )
 
 
 def test_maps(tmp_path):
@@ -18,10 +20,10 @@ def test_maps(tmp_path):
     written = write_forgery_maps(tmp_path, "x", found)
     assert set(written) == {"heat", "map", "mask"}
     levels = cv2.imread(str(tmp_path / written["map"]), cv2.IMREAD_UNCHANGED)
-    assert np.array_equal(levels, np.rint(found.heat * 255))
+    assert np.array_equal(levels, np.rint(found.heatmap * 255))
     mask = cv2.imread(str(tmp_path / written["mask"]), cv2.IMREAD_UNCHANGED)
-    assert np.array_equal(mask > 0, found.heat > 0.5)
-    colours = heat_picture(found.heat)
+    assert np.array_equal(mask > 0, found.heatmap > 0.5)
+    colours = heat_picture(found.heatmap)
     assert colours[0, 0].sum() < 30
     assert colours[-1, -1].sum() > 500
 
@@ -36,7 +38,9 @@ def test_overlay_marks_only_what_is_forged():
     semantic = np.zeros((120, 160), np.int64)
     semantic[60:110, 60:150] = 1
     classes = ("authentic", "forged")
-    found = Prediction((120, 160), classes, semantic=semantic, heat=semantic.astype(np.float32), image_score=0.9)
+    found = Prediction(
+        (120, 160), classes, semantic=semantic, heatmap=semantic.astype(np.float32), image_scores=np.array([0.1, 0.9])
+    )
     drawn = found.draw(image)
     assert (drawn[65:70, 62:140] != 128).any()
     assert np.array_equal(drawn[30:55, 5:55], image[30:55, 5:55])

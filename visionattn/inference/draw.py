@@ -90,7 +90,9 @@ class _Scale:
 
 def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
     """A copy of the BGR uint8 picture ``[H, W, 3]`` with the prediction drawn on it."""
-    out = image.copy() if prediction.heatmap is None else paint_heatmap(image, prediction.heatmap)
+    out = image.copy()
+    if prediction.heatmap is not None and prediction.forgery_score is None:  # a forgery is outlined instead
+        out = paint_heatmap(image, prediction.heatmap)
     scale = _Scale.of(*prediction.image_size)
     labels = _Labels(out.shape[0], out.shape[1], scale)
     if prediction.semantic is not None:
@@ -110,7 +112,7 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
         if not crowd or prediction.masks is None:  # a crowd's masks say enough
             _paint_boxes(out, prediction, scale)
         labels.add_boxes(prediction)
-    if prediction.image_score is not None:
+    if prediction.forgery_score is not None:
         labels.add_verdict(prediction)
     labels.paint(out)
     return out
@@ -339,8 +341,8 @@ class _Labels:
 
     def add_verdict(self, prediction: Prediction) -> None:
         """What the whole picture is taken for, and the probability that it is forged, in the corner."""
-        forged = int(prediction.image_score > 0.5)
-        self._place(0, 0, f"{prediction.classes[forged]} {prediction.image_score:.2f}", class_color(forged))
+        forged = int(prediction.forgery_score > 0.5)
+        self._place(0, 0, f"{prediction.classes[forged]} {prediction.forgery_score:.2f}", class_color(forged))
 
     def paint(self, out: np.ndarray) -> None:
         """Paint the labels on the BGR picture."""

@@ -173,14 +173,14 @@ class _Run:
                 self.overlay, self.counts = prediction.draw(image), Counter(prediction.names)
                 write_png(self.plan.out / f"{name}.png", self.overlay)
                 record |= _size(prediction) | {"overlay": f"{name}.png"} | self._found(prediction, index)
-                if prediction.heat is not None:
+                if prediction.forgery_score is not None:
                     record |= write_forgery_maps(self.plan.out, name, prediction)
+                elif prediction.heatmap is not None:
+                    record["heatmap"] = self._write_heatmap(name, prediction)
                 elif prediction.semantic is not None:
                     record["map"] = self._write_map(name, prediction)
                 if prediction.panoptic is not None:
                     record |= self._write_panoptic(name, prediction)
-                if prediction.heatmap is not None:
-                    record["heatmap"] = self._write_heatmap(name, prediction)
                 self.summary.images += 1
             yield record
             self.on_progress(1)

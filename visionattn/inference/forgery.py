@@ -33,8 +33,8 @@ def write_forgery_maps(out: Path, name: str, prediction: Prediction) -> dict[str
         The paths within ``out``, by kind: ``heat``, ``map`` and ``mask``.
     """
     pictures = {
-        "heat": heat_picture(prediction.heat),
-        "map": _levels(prediction.heat),
+        "heat": heat_picture(prediction.heatmap),
+        "map": _levels(prediction.heatmap),
         "mask": (prediction.semantic == 1).astype(np.uint8) * 255,
     }
     written = {}
@@ -49,7 +49,7 @@ def write_forgery_maps(out: Path, name: str, prediction: Prediction) -> dict[str
 def forgery_record(prediction: Prediction, threshold: float = 0.5) -> dict[str, Any]:
     """What JSON says of a picture: its score, whether that is above the threshold, and the share that is marked."""
     return {
-        "forgery_score": round(float(prediction.image_score), 5),
-        "forged": bool(prediction.image_score > threshold),
+        "forgery_score": round(float(prediction.forgery_score), 5),
+        "forged": bool(prediction.forgery_score > threshold),
         "forged_share": round(float((prediction.semantic == 1).mean()), 5),
     }

@@ -254,15 +254,17 @@ class Predictor:
                     view = probabilities(output["logits"])
                     view = view[:, :, ::-1] if mirror else view
                     totals[index] = view if totals[index] is None else totals[index] + view
-                    scores[number] = max(scores[number], output.get("image_score") or 0.0)  # forged in any tile
+                    if forged is not None:  # a picture is forged if any of its tiles is
+                        scores[number] = max(scores[number], float(output["image_scores"][forged]))
                     spent += seconds
             for tile, total in zip(batch, totals, strict=True):
                 canvas.add(tile, total)
         found = {"semantic": canvas.result()}
         if forged is not None:
             heat = canvas.kept / len(self._views)
-            found = {"heat": heat, "semantic": (heat > self.loaded.threshold).astype(np.int64)}
-            found["image_score"] = float(np.mean(scores))
+            found = {"heatmap": heat, "semantic": (heat > self.loaded.threshold).astype(np.int64)}
+            score = float(np.mean(scores))
+            found["image_scores"] = np.array([1 - score, score], np.float32)
         return self._prediction(found, size, spent)
 
     def _outputs(
@@ -302,11 +304,7 @@ class Predictor:
             "colors": self.colors,
         }
         semantic = output.get("semantic")
-        common |= {
-            key: output[key]
-            for key in ("heatmap", "image_scores", "heat", "image_score")
-            if output.get(key) is not None
-        }
+        common |= {key: output[key] for key in ("heatmap", "image_scores") if output.get(key) is not None}
         if output.get("boxes") is None:
             return Prediction(size, semantic=semantic, **common)
         boxes = np.asarray(output["boxes"], dtype=np.float32).reshape(-1, 4)

@@ -152,10 +152,9 @@ class Prediction:
         masks: one mask per box, or None from a model that makes none.
         semantic: the class of each pixel, integer ``[H, W]``, or None. A value that is no index into
             `classes` means no class.
-        heatmap: where the model sees what it says, float32 ``[H, W]`` in 0..1, or None.
+        heatmap: where the model sees what it says, float32 ``[H, W]`` in 0..1, or None; from forgery models, the
+            probability that a pixel is forged.
         image_scores: score of each class for the whole image, float32 ``[classes]``, or None.
-        heat: from forgery models, the probability that a pixel is forged, float32 ``[H, W]``, or None.
-        image_score: from forgery models, the probability that the picture is forged anywhere, or None.
         category_ids: the id that each class has in COCO files; 1, 2, 3, ... unless given.
         seconds: time the model took on this image, its preparation included, drawing and writing not.
         path: the file it was read from, or None.
@@ -173,8 +172,6 @@ class Prediction:
     semantic: np.ndarray | None = field(default=None, repr=False)
     heatmap: np.ndarray | None = field(default=None, repr=False)
     image_scores: np.ndarray | None = field(default=None, repr=False)
-    heat: np.ndarray | None = field(default=None, repr=False)
-    image_score: float | None = None
     category_ids: tuple[int, ...] | None = field(default=None, repr=False)
     seconds: float = 0.0
     path: Path | None = None
@@ -209,6 +206,13 @@ class Prediction:
     def names(self) -> list[str]:
         """The class name of each box."""
         return [self.classes[label] for label in self.labels]
+
+    @property
+    def forgery_score(self) -> float | None:
+        """Of a forgery model, whose heat map comes with a map of classes: the probability of any forgery."""
+        if self.heatmap is None or self.semantic is None or self.image_scores is None:
+            return None
+        return float(self.image_scores[1])
 
     @property
     def panoptic(self) -> Panoptic | None:

@@ -75,7 +75,7 @@ class LoadedModel:
             in 0..1, and ``image_scores``, float32 ``[classes]``, and ``timing``, seconds for this image:
             ``preprocess``, ``model`` and ``total``. In a panoptic result the instances are the segments, with a
             score of 1, and the label ``len(classes)`` in ``semantic`` means no class.
-            A forgery model also gives ``heat``, the probability of each pixel, and ``image_score``.
+            A forgery model also gives ``heatmap``, the probability of each pixel, and ``image_scores``.
         """
         if not images:
             return []
@@ -140,8 +140,9 @@ class LoadedModel:
             data = output.pred_sem_seg
             result["semantic"] = _array(data.data if "data" in data else data.sem_seg, np.int64)[0]
         if "forgery_prob" in output:
-            result["heat"] = _array(output.forgery_prob.data, np.float32)[0]
-            result["image_score"] = float(output.forgery_score)
+            score = float(output.forgery_score)
+            result["heatmap"] = _array(output.forgery_prob.data, np.float32)[0]
+            result["image_scores"] = np.array([1 - score, score], np.float32)
         return result
 
 
