@@ -12,7 +12,7 @@ pytest.importorskip("mmdet")
 from mmengine.registry import MODELS, DefaultScope
 
 import visionattn.openmmlab  # noqa: F401
-from visionattn.errors import CheckpointError, ConfigError
+from visionattn.errors import CheckpointError, ConfigError, DataError
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.api import find_run, load_model
 from visionattn.openmmlab.build import quiet
@@ -49,6 +49,21 @@ def save_untrained(config_file: Path, path: Path, meta: dict | None = None) -> N
 def detector(config_file, tmp_path):
     save_untrained(config_file, tmp_path / "w.pth", {"iter": 3, "dataset_meta": {"classes": ("red", "blue")}})
     return config_file, tmp_path / "w.pth"
+
+
+def test_classes_come_from_the_checkpoint_where_the_data_is_not(detector, coco_dir, tmp_path):
+    config, weights = detector
+    known = load_config(config).custom_data.classes
+    checkpoints.write({**checkpoints.read(weights), "meta": {"dataset_meta": {"classes": tuple(known)}}}, weights)
+    away = tmp_path / "away.py"
+    away.write_text(Path(config).read_text().replace(str(coco_dir), str(tmp_path / "nowhere")))
+    loaded = load_model(away, weights)
+    assert loaded.classes == tuple(known)
+    assert loaded.cfg.model.bbox_head.num_classes == len(known)
+    assert len(loaded.predict([np.zeros((50, 70, 3), np.uint8)])) == 1
+    checkpoints.write({**checkpoints.read(weights), "meta": {}}, weights)
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        load_model(away, weights)
 
 
 def test_detector(detector, coco_dir):

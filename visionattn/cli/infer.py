@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     require("mmengine")  # before anything takes time
     from visionattn.inference.files import plan_files, predict_files
     from visionattn.inference.predictor import Options, Predictor, pick_device
-    from visionattn.openmmlab.config import load_config
+    from visionattn.openmmlab.api import config_for
     from visionattn.openmmlab.config_checks import check_config
 
     options = Options(
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     out = _out_folder(args)
     sources = find_inputs(args.inputs, exclude=out)
     config, checkpoint = _model_files(args)
-    loaded_config = load_config(config)
+    loaded_config = config_for(config, checkpoint)
     check_config(loaded_config, ())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OpenMMLab's, of its own deprecated names

@@ -22,8 +22,9 @@ from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.build import building, quiet
 from visionattn.openmmlab.config import load_config
 from visionattn.openmmlab.custom_data import palette as make_palette
+from visionattn.openmmlab.custom_data import resolve_classes, resolve_custom_data
 
-__all__ = ["LoadedModel", "drop_initialisation", "find_run", "load_model"]
+__all__ = ["LoadedModel", "config_for", "drop_initialisation", "find_run", "load_model"]
 
 
 @dataclass
@@ -174,6 +175,27 @@ def _segments(segments: np.ndarray, count: int) -> dict[str, Any]:
     }
 
 
+def config_for(path: str | os.PathLike, checkpoint: str | os.PathLike) -> Config:
+    """Read the config of a trained model. Classes that it leaves to ``custom_data`` are those of the checkpoint.
+
+    So a model runs where its data is not. A checkpoint that does not tell its classes needs the data.
+
+    Raises:
+        ConfigError, DataError: see `load_config`.
+        CheckpointError: the checkpoint cannot be read safely.
+    """
+    config = load_config(path, resolve_data=False)
+    block = config.get("custom_data")
+    if block is not None and not isinstance(block.get("classes"), (list, tuple)):
+        meta = checkpoints.read(checkpoint).get("meta")
+        known = (meta.get("dataset_meta") or {}).get("classes") if isinstance(meta, Mapping) else None
+        if known and not isinstance(known, str):
+            resolve_classes(config, [str(name) for name in known])
+            return config
+    resolve_custom_data(config, str(path))
+    return config
+
+
 def load_model(
     config: Config | str | os.PathLike, checkpoint: str | os.PathLike, device: str | torch.device = "cpu"
 ) -> LoadedModel:
@@ -183,7 +205,7 @@ def load_model(
         ConfigError: the config is wrong, or names a device that is not there.
         CheckpointError: the checkpoint cannot be read safely, or does not fit the model.
     """
-    cfg = deepcopy(config) if isinstance(config, Config) else load_config(config)
+    cfg = deepcopy(config) if isinstance(config, Config) else config_for(config, checkpoint)
     name = cfg.filename or "the config"
     loaded = checkpoints.read(checkpoint)
     device = torch.device(device)

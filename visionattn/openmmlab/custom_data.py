@@ -54,7 +54,7 @@ block, so that the resolved config that a run leaves in its work dir needs no da
 
 import colorsys
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ from mmengine.config import Config
 from visionattn.errors import ConfigError, DataError
 from visionattn.openmmlab.custom_masks import find_masks, read_classes, under
 
-__all__ = ["SPLITS", "coco_datasets", "load_coco", "palette", "resolve_custom_data"]
+__all__ = ["SPLITS", "coco_datasets", "load_coco", "palette", "resolve_classes", "resolve_custom_data"]
 
 SPLITS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
 UNTOUCHED_HEADS = ("rpn_head", "backbone", "data_preprocessor")
@@ -94,6 +94,16 @@ def resolve_custom_data(config: Config, name: str = "config") -> None:
         raise ConfigError(f"{name}: custom_data has both train_ann, of COCO data, and train_mask; leave one out")
     else:
         _resolve_masks(config, block, root, name)
+
+
+def resolve_classes(config: Config, classes: Sequence[str]) -> None:
+    """Fill in the classes that `resolve_custom_data` takes from the data, in place; enough for predicting."""
+    block = config["custom_data"]
+    block["classes"] = list(classes)
+    for loader in SPLITS.values():
+        for dataset in coco_datasets(config[loader]["dataset"], any_file=True) if config.get(loader) else ():
+            dataset["metainfo"] = {"classes": tuple(classes), "palette": palette(len(classes))}
+    _set_num_classes(config["model"], len(classes))
 
 
 def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
