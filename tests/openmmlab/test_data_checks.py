@@ -50,6 +50,18 @@ def test_classes_of_the_dataset_class(own):
         check_data(config)
 
 
+@pytest.mark.parametrize("kind", ["ADE20KInstanceDataset", "CityscapesDataset"])
+def test_kinds_of_coco_data_that_do_not_say_so(own, kind):
+    """Their files are COCO's, so they are checked like it."""
+    _folder, config_file = own
+    config = load_config(config_file)
+    config.train_dataloader.dataset["type"] = kind
+    assert check_data(config)[0].startswith("train: 8 images")
+    del config.train_dataloader.dataset["metainfo"]
+    with pytest.raises(DataError, match="its category 'red' is not among"):
+        check_data(config)
+
+
 def test_box_outside_of_its_image(own):
     folder, config_file = own
     edit(folder / "train.json", lambda c: c["annotations"][0].update(bbox=[50, 50, 40, 10]))

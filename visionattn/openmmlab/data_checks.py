@@ -44,8 +44,9 @@ def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> li
                 if key not in seen:
                     seen.add(key)
                     lines.append(f"{split}: {_check_mask_folder(dataset)}")
-            panoptic = "Panoptic" in str(dataset.get("type"))
-            if not panoptic and "Coco" not in str(dataset.get("type")):
+            kinds = _bases(dataset)
+            panoptic = "CocoPanopticDataset" in kinds
+            if "CocoDataset" not in kinds or "LVISV05Dataset" in kinds:  # LVIS files name their images otherwise
                 continue
             ann, images = dataset_paths(dataset)
             if (ann, images) in seen:
@@ -60,6 +61,11 @@ def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> li
             check_images(images, content["images"])
             lines.append(f"{split}: {len(content['images'])} images, {len(content.get('annotations', []))} objects")
     return lines
+
+
+def _bases(dataset: Mapping[str, Any]) -> set[str]:
+    """Names of a dataset's class and of those it is made from: Cityscapes and ADE20K instances are COCO's too."""
+    return {base.__name__ for base in getattr(find_class(dataset.get("type")), "__mro__", ())}
 
 
 def _check_panoptic(dataset: Mapping[str, Any], ann: Path, images: Path) -> str:
