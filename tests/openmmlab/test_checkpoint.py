@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from collections import OrderedDict, deque
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import nn
 
 pytest.importorskip("mmengine")
 
+from mmengine import runner as mmengine_runner
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader, save_checkpoint
+from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as stock
 
 import visionattn.openmmlab  # noqa: F401
@@ -95,6 +97,37 @@ def test_cut_file(tmp_path, model, size):
         checkpoints.read(path)
 
 
+def test_a_flipped_bit_is_found(tmp_path, model):
+    """PyTorch itself would load the wrong weight."""
+    path, weights = tmp_path / "rot.pth", model.state_dict()
+    checkpoints.write({"state_dict": weights}, path)
+    content = bytearray(path.read_bytes())
+    place = content.find(weights["0.weight"].numpy().tobytes())
+    content[place + 17] ^= 4
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path, weights_only=True)["state_dict"]["0.weight"], weights["0.weight"])
+    with pytest.raises(CheckpointError, match=r"rot\.pth: damaged, the checksum of .* is wrong"):
+        checkpoints.read(path)
+
+
+def test_parts_that_grow_are_refused(tmp_path):
+    torch.save({"w": torch.zeros(100_000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as source,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert (tmp_path / "bomb.pth").stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match=r"bomb\.pth: refused, it has compressed parts"):
+        checkpoints.read(tmp_path / "bomb.pth")
+
+
+def test_files_of_old_versions_have_no_checksums(tmp_path, model):
+    torch.save(model.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert set(checkpoints.read(tmp_path / "old.pth")) == set(model.state_dict())
+
+
 def test_missing_file_and_wrong_content(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
         checkpoints.read(tmp_path / "none.pth")
@@ -140,7 +173,7 @@ def test_what_is_not_plain_is_not_saved(tmp_path):
 
 
 def test_mmengine_saves_and_loads_through_us(tmp_path, model):
-    save_checkpoint({"state_dict": model.state_dict(), "message_hub": _hub()}, str(tmp_path / "mm.pth"))
+    mmengine_runner.save_checkpoint({"state_dict": model.state_dict(), "message_hub": _hub()}, str(tmp_path / "mm.pth"))
     torch.load(tmp_path / "mm.pth", weights_only=True)
     loaded = CheckpointLoader.load_checkpoint(str(tmp_path / "mm.pth"), logger="silent")
     history = loaded["message_hub"]["log_scalars"]["loss"]

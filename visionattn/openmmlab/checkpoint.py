@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 import urllib.error
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
             return dict(require("safetensors.torch").load_file(path, device=device))
         except Exception as error:  # safetensors raises its own class, which says what is malformed
             raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    _verify(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... by the damage
@@ -64,6 +66,28 @@ def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a dict of weights")
     return checkpoint
+
+
+def _verify(path: Path) -> None:
+    """Check the checksums in a zip file of `torch.save`, which `torch.load` does not, and that it is what it claims.
+
+    Bits that flipped on a disk would otherwise go into the weights. PyTorch stores records uncompressed, so a file
+    with compressed ones, or ones that add up to more than the file, was made to fill the memory.
+    """
+    try:
+        if not zipfile.is_zipfile(path):  # files of before PyTorch 1.6, which have no checksum
+            return
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise CheckpointError(f"{path}: refused, it has compressed parts, which PyTorch never writes")
+            if sum(record.file_size for record in records) > path.stat().st_size:
+                raise CheckpointError(f"{path}: refused, its parts claim to be larger than the file")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); copy or download it again") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged, the checksum of {damaged} is wrong; copy or download it again")
 
 
 def _refusal(path: Path, error: Exception) -> str:
