@@ -1,7 +1,9 @@
 """Training: the same curve after a kill, guarded steps, and what is said to a person."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +15,13 @@ import torch
 
 pytest.importorskip("mmdet")
 
-from visionattn.errors import CheckpointError, ConfigError, TrainingError
+from visionattn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.config import load_config
 from visionattn.openmmlab.curve import read_records
 from visionattn.openmmlab.guard import FiniteGuard
 from visionattn.openmmlab.hooks import Interrupted, StopHook
+from visionattn.openmmlab.replay import replay
 from visionattn.openmmlab.training import train
 
 
@@ -236,6 +239,64 @@ def test_not_finite_stops_before_the_step(tmp_path, coco_dir, make_config, monke
     assert len(report["images"]) == 2
     assert all(name.endswith(".png") for name in report["images"])
     assert bool(report["parameters"]) == (what == "gradient")
+    dump = tmp_path / "run" / "nonfinite_iter_3_rank_0.pth"
+    calls = iter([2, 0])  # poisoned at the replay's own call, and not at the next
+    found = replay(dump, load_config(tmp_path / "tiny.py", resolve_data=True))
+    assert found.reproduced
+    assert (found.what, found.iteration, found.images) == (what, 3, report["images"])
+    assert not replay(dump, load_config(tmp_path / "tiny.py")).reproduced
+
+
+def test_a_few_steps_that_are_not_finite_are_passed_over(tmp_path, coco_dir, make_config, monkeypatch):
+    from mmdet.models.dense_heads import ATSSHead
+
+    original, calls = ATSSHead.loss, iter(range(100))
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def poisoned(self, *args, **kwargs):
+        losses = original(self, *args, **kwargs)
+        call = next(calls)
+        if call in (2, 4):
+            losses["loss_cls"][0] = losses["loss_cls"][0] * float("nan")
+        weights.append({k: v.clone() for k, v in self.state_dict().items()})
+        return losses
+
+    monkeypatch.setattr(ATSSHead, "loss", poisoned)
+    config = make_config(tmp_path / "tiny.py", coco_dir)
+    with pytest.raises(TrainingError, match=r"iteration 5 .* after 1 such iterations were skipped"):
+        train(load_config(config), work_dir=tmp_path / "one", skip_nonfinite=1)
+    weights.clear()
+    calls = iter(range(100))
+    result = train(load_config(config), work_dir=tmp_path / "two", skip_nonfinite=2)
+    assert result.iterations == 8
+    assert sorted(p.name for p in (tmp_path / "two").glob("nonfinite*.pth")) == [
+        "nonfinite_iter_3_rank_0.pth", "nonfinite_iter_5_rank_0.pth",
+    ]  # fmt: skip
+    moved = [any(not torch.equal(a[k], b[k]) for k in a) for a, b in itertools.pairwise(weights)]
+    assert moved == [True, True, False, True, False, True, True]
+    final = checkpoints.read(tmp_path / "two" / "iter_8.pth")["state_dict"]
+    assert all(v.isfinite().all() for v in final.values())
+
+
+def test_bad_samples_are_left_out_and_listed(tmp_path, coco_dir, make_config, capsys):
+    shutil.copytree(coco_dir, tmp_path / "data")
+    images = sorted((tmp_path / "data" / "images").iterdir())
+    images[1].write_bytes(b"no image")
+    images[3].write_bytes(images[3].read_bytes()[:-30])
+    config = make_config(tmp_path / "tiny.py", tmp_path / "data")
+    with pytest.raises(DataError, match=r"001\.png"):
+        train(load_config(config), work_dir=tmp_path / "strict")
+    with pytest.raises(DataError, match=r"001\.png.*--max-bad-samples allows 1"):
+        train(load_config(config), work_dir=tmp_path / "one", max_bad_samples=1)
+    options = ["train_cfg.max_iters=8", "val_dataloader=None", "val_cfg=None", "val_evaluator=None"]
+    options += ["default_hooks.checkpoint.save_best=None"]
+    train(load_config(config, options), work_dir=tmp_path / "two", max_bad_samples=2)
+    listed = json.loads((tmp_path / "two" / "bad_samples.json").read_text())
+    assert {Path(name).name for name in listed} == {images[1].name, images[3].name}
+    assert "does not open as an image" in listed[str(images[1])]["reason"]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "left out so far:" in shown
+    assert "2 different ones" in shown
 
 
 def test_new_run_moves_an_old_one_aside(tmp_path, coco_dir, make_config, capsys):

@@ -1,5 +1,12 @@
 """Two processes do what one does with batches twice as large, where the loss allows it, and count nothing twice."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +18,8 @@ from visionattn.openmmlab.config import load_config
 from visionattn.openmmlab.curve import read_records
 from visionattn.openmmlab.launch import launch
 from visionattn.openmmlab.training import train
+
+SLOW = pytest.mark.skipif(not os.environ.get("VISIONATTN_SLOW_TESTS"), reason="slow: set VISIONATTN_SLOW_TESTS=1")
 
 # No statistics of batches, no randomness that differs by place in the batch, and rounding that is not amplified.
 SAME = {
@@ -61,6 +70,57 @@ def test_detection(tmp_path, coco_dir, make_config):
     }
     run_both(tmp_path, make_config(tmp_path / "tiny.py", coco_dir), options, batch=2, iterations=4)
     assert_same(tmp_path, "iter_4.pth")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=SLOW)], ids=lambda n: n.name)
+def test_no_process_is_left_behind(tmp_path, coco_dir, make_config, number):
+    """SIGTERM to the starting process: all save and end. If it is killed, which it cannot pass on, they end too."""
+    config = make_config(tmp_path / "tiny.py", coco_dir)
+    options = ["train_cfg.max_iters=100000", "train_cfg.val_interval=100000", "train_dataloader.num_workers=0"]
+    command = [sys.executable, "-m", "visionattn", "train", str(config), "--devices", "2"]
+    command += ["--work-dir", str(tmp_path / "run"), "--cfg-options", *options]
+    with open(tmp_path / "out.txt", "w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            wait_for(lambda: "iter" in (tmp_path / "out.txt").read_text(), 180)
+            workers = children(process.pid)
+            assert len(workers) >= 2
+            process.send_signal(number)
+            code = process.wait(60)
+        finally:
+            process.kill()
+    wait_for(lambda: not any(running(pid) for pid in workers), 60)
+    assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL), (tmp_path / "out.txt").read_text()
+    path, _ = checkpoints.newest(tmp_path / "run")
+    assert path is not None
+
+
+def wait_for(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.2)
+
+
+def children(pid: int) -> list[int]:
+    """Processes started by a process; Linux only."""
+    listed = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
+    return [child for child in listed if running(child) and parent(child) == pid]
+
+
+def parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_segmentation(tmp_path, make_segmentation):

@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -51,6 +52,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROJECT",
         help="send losses, metrics and the config to Weights & Biases too (TensorBoard files are always written)",
     )
+    parser.add_argument(
+        "--skip-nonfinite",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pass over the first N iterations whose loss or gradients are NaN or infinite, without a step, instead "
+        "of stopping at once; each is reported and leaves a dump for visionattn replay",
+    )
+    parser.add_argument(
+        "--max-bad-samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="go on without training samples that cannot be read, up to N different ones, instead of stopping at the "
+        "first; their batches are smaller by them, and bad_samples.json in the work dir lists them",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="only algorithms that give the same bits every time, on a GPU too; some are slower (a CPU always does)",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of all randomness (default: the config's, or 0)")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on a CPU (default 1)")
     parser.add_argument(
@@ -64,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM."""
+    """Train; returns 0, after SIGTERM too if the state was saved; 130 when stopped by Ctrl-C."""
     from visionattn.errors import require
 
     require("mmengine")
@@ -81,6 +103,9 @@ def run(args: argparse.Namespace) -> int:
         "ema": args.ema,
         "accumulate": args.accumulate,
         "wandb": args.wandb,
+        "skip_nonfinite": args.skip_nonfinite,
+        "max_bad_samples": args.max_bad_samples,
+        "deterministic": args.deterministic,
     }
     started = time.monotonic()
     try:
@@ -90,7 +115,8 @@ def run(args: argparse.Namespace) -> int:
         print(f", saved {_short(stop.checkpoint)}" if stop.checkpoint else "; no checkpoint was saved yet")
         if stop.checkpoint:
             print(f"go on with: {_command('train', args.config, *_where(args), '--resume')}")
-        return 128 + stop.signal
+        # who sends SIGTERM, such as a scheduler, has what it asked for
+        return 0 if stop.signal == signal.SIGTERM and stop.checkpoint else 128 + stop.signal
     except KeyboardInterrupt:  # a second Ctrl-C, or one before training began
         from visionattn.openmmlab.checkpoint import candidates
 
@@ -124,6 +150,9 @@ def _where(args: argparse.Namespace) -> list[str]:
         if value is not False:
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     words += ["--accumulate", str(args.accumulate)] if args.accumulate else []
+    words += ["--skip-nonfinite", str(args.skip_nonfinite)] if args.skip_nonfinite else []
+    words += ["--max-bad-samples", str(args.max_bad_samples)] if args.max_bad_samples else []
+    words += ["--deterministic"] if args.deterministic else []
     words += ["--devices", str(args.devices)] if args.devices != 1 else []
     return words + (["--cfg-options", *args.cfg_options] if args.cfg_options else [])
 

@@ -1,5 +1,6 @@
 """Checks of a config's datasets before a run: annotations, classes, image files."""
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,12 +20,19 @@ from visionattn.openmmlab.progress import track
 __all__ = ["check_data", "check_images", "dataset_paths"]
 
 
-def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> list[str]:
+def check_data(
+    config: Config, splits: tuple[str, ...] = ("train", "val"), bad: dict[str, str] | None = None
+) -> list[str]:
     """Check the COCO datasets (instances and panoptic) and mask folders of a config, and that they hold its classes.
 
     mmdet silently drops the boxes of a category that is not among the classes, and numbers the classes by the
     order of the file; both would train a model on wrong labels. mmseg fails in the
     middle of a run at a mask's value that is no class, or takes it for another.
+
+    Args:
+        config: its datasets.
+        splits: which of them.
+        bad: receives the training images of COCO datasets that cannot be read, path to reason; None: they are errors.
 
     Returns:
         One line for each split: its number of images, and of boxes, segments, or the classes that its masks show.
@@ -58,7 +66,7 @@ def check_data(config: Config, splits: tuple[str, ...] = ("train", "val")) -> li
             check_coco(ann, images)
             content = load_coco(ann)
             _check_classes(ann, [str(c["name"]) for c in content["categories"]], _classes(dataset))
-            check_images(images, content["images"])
+            check_images(images, content["images"], bad if split == "train" else None)
             lines.append(f"{split}: {len(content['images'])} images, {len(content.get('annotations', []))} objects")
     return lines
 
@@ -116,18 +124,22 @@ def _check_classes(ann: Path, categories: list[str], classes: list[str]) -> None
     raise DataError(f"{ann}: its categories {categories[:6]} are in another order than the config's classes; {remedy}")
 
 
-def check_images(folder: Path, records: list[dict[str, Any]]) -> None:
+def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> None:
     """Check that each image opens, has the size that its record says, and is not cut short.
 
     Reads the first and last bytes of each file, so that a hundred thousand images take a minute and not an hour.
 
     Raises:
-        DataError: names the first image that is not as it should be, and tells how many more there are.
+        DataError: names the first image that is not as it should be, and tells how many more there are; unless there
+            is ``bad``, which receives path and reason of each.
     """
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda record: _image_problem(folder, record), records)
-        problems = [p for p in track(found, "checking images", len(records)) if p]
-    if problems:
+        found = list(track(found, "checking images", len(records)))
+    problems = [p for p in found if p]
+    if bad is not None:
+        bad |= {os.path.abspath(folder / str(r["file_name"])): p for r, p in zip(records, found, strict=True) if p}
+    elif problems:
         more = f" (and {len(problems) - 1} more images)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}; mend it, or take it out of the annotation file")
 

@@ -1,8 +1,11 @@
 """Training in one process, or in several on one machine (one for each GPU, or gloo on a CPU)."""
 
+import multiprocessing
 import os
+import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,15 @@ def _several(options: dict[str, Any], count: int) -> TrainResult:
     for worker in workers:
         worker.start()
     outcome: tuple[str, Any] | None = None
+
+    def pass_on(number: int, frame: Any) -> None:
+        for worker in workers:
+            if worker.is_alive():
+                os.kill(worker.pid, number)
+
+    # Ctrl-C reaches the whole group by itself; SIGTERM only this process
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, pass_on) if main else None
     try:
         while any(w.is_alive() for w in workers) or not results.empty():
             if not results.empty():
@@ -79,6 +91,8 @@ def _several(options: dict[str, Any], count: int) -> TrainResult:
             kind, value = results.get()
             outcome = (kind, value) if kind == "stopped" else outcome
     finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
         for worker in workers:
             worker.join(5)
             if worker.is_alive():
@@ -99,11 +113,20 @@ def _outcome(outcome: tuple[str, Any] | None, workers: list[Any]) -> TrainResult
     raise TrainingError(f"a training process ended without a word (exit codes {codes}); run with --devices 1 to see")
 
 
+def _follow_parent() -> None:
+    """End this process, its state saved, when the one that started it is gone: killed, it could not say so."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _worker(rank: int, count: int, port: int, options: dict[str, Any], results: Any) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
+    threading.Thread(target=_follow_parent, daemon=True).start()
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     if rank:

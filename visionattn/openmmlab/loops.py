@@ -18,7 +18,13 @@ def _loader(runner: Any, dataloader: DataLoader | dict, endless: bool) -> DataLo
     if isinstance(dataloader, dict):
         different = runner._randomness_cfg.get("diff_rank_seed", False)
         dataloader = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=different)
-    return resumable_loader(dataloader, runner.seed, endless)
+    return resumable_loader(dataloader, runner.seed, endless, runner.bad_samples)
+
+
+def _tell_bad_samples(runner: Any) -> None:
+    line = runner.bad_samples.summary() if runner.bad_samples is not None else None
+    if line:
+        runner.note(line)
 
 
 def _missed_validation(loop: Any, due: bool) -> None:
@@ -55,10 +61,13 @@ class EpochLoop(EpochBasedTrainLoop):
         self.dataloader.batch_sampler.start(self._epoch, self._iter)
         with reading(self.dataloader) as batches:
             for index, batch in enumerate(batches, start=self._iter - self._epoch * length):
+                if self.runner.bad_samples is not None:
+                    batch = self.runner.bad_samples.take(batch, self._iter + 1)
                 seed_iteration(self.runner.seed, self._iter)
                 self.run_iter(index, batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
+        _tell_bad_samples(self.runner)
 
 
 class IterLoop(IterBasedTrainLoop):
@@ -93,6 +102,7 @@ class IterLoop(IterBasedTrainLoop):
             with reading(self.dataloader) as batches:
                 self._train_on(batches)
             shut_down(batches)
+            _tell_bad_samples(runner)
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model
@@ -102,6 +112,8 @@ class IterLoop(IterBasedTrainLoop):
         while self._iter < self._max_iters and not self.stop_training:
             runner.model.train()
             batch = next(batches)
+            if runner.bad_samples is not None:
+                batch = runner.bad_samples.take(batch, self._iter + 1)
             seed_iteration(runner.seed, self._iter)
             self.run_iter(batch)
             self._decide_current_val_interval()

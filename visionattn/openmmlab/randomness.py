@@ -6,6 +6,7 @@ generators seeded from (seed, rank, iteration, place in the batch); and before e
 the model uses are seeded from (seed, rank, iteration). The number of data workers changes nothing.
 """
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, Dataset
 
 from visionattn.errors import DataError, VisionattnError
+from visionattn.openmmlab.bad_samples import BadSample, BadSamples, Collate
 
 __all__ = [
     "NamedDataset",
@@ -38,9 +40,9 @@ def words(*key: int) -> tuple[int, int, int, int]:
     return tuple(int(w) for w in np.random.SeedSequence(key).generate_state(4))  # type: ignore[return-value]
 
 
-def seed_iteration(seed: int, iteration: int) -> None:
-    """Seed Python, NumPy and PyTorch (all devices) for one training iteration of this rank."""
-    first, second, third, fourth = words(seed, MODEL, get_rank(), iteration)
+def seed_iteration(seed: int, iteration: int, rank: int | None = None) -> None:
+    """Seed Python, NumPy and PyTorch (all devices) for one training iteration of a rank, by default this one."""
+    first, second, third, fourth = words(seed, MODEL, get_rank() if rank is None else rank, iteration)
     random.seed(first)
     np.random.seed(second)
     torch.manual_seed((third << 32 | fourth) & 0x7FFFFFFFFFFFFFFF)
@@ -103,13 +105,21 @@ class NamedDataset(Dataset):
 class SeededDataset(NamedDataset):
     """A dataset whose items are ``(index, iteration, place)`` of another's, augmented alike at every reading."""
 
-    def __init__(self, dataset: Any, seed: int, rank: int) -> None:
+    def __init__(self, dataset: Any, seed: int, rank: int, bad: BadSamples | None = None) -> None:
         self.__dict__.update(dataset=dataset, _seed=seed, _rank=rank, _found=(None, []))
+        self.__dict__.update(_tolerant=bad is not None, _known={} if bad is None else bad.known)
 
     def __getitem__(self, key: tuple[int, int, int]) -> Any:  # type: ignore[override]
         index, iteration, place = key
+        if self._known and (name := os.path.abspath(self._name(index))) in self._known:
+            return BadSample(name, self._known[name])
         with _seeded((self._seed, SAMPLE, self._rank, iteration, place), self._generators()):
-            return super().__getitem__(index)
+            try:
+                return super().__getitem__(index)
+            except DataError as error:
+                if not self._tolerant:
+                    raise
+                return BadSample(self._name(index), str(error))
 
     def _generators(self) -> list[Any]:
         pipeline = getattr(self.dataset, "pipeline", None)
@@ -177,10 +187,14 @@ class StepSampler:
             epoch += 1
 
 
-def resumable_loader(loader: DataLoader, seed: int, endless: bool) -> DataLoader:
-    """The same data as ``loader``, read by a `StepSampler` through a `SeededDataset`."""
+def resumable_loader(loader: DataLoader, seed: int, endless: bool, bad: BadSamples | None = None) -> DataLoader:
+    """The same data as ``loader``, read by a `StepSampler` through a `SeededDataset`.
+
+    With an account of bad samples, batches come as `Collected`, for its ``take``.
+    """
     dataset = loader.dataset.dataset if type(loader.dataset) is NamedDataset else loader.dataset
-    return _like(loader, SeededDataset(dataset, seed, get_rank()), StepSampler(loader.batch_sampler, endless))
+    seeded = SeededDataset(dataset, seed, get_rank(), bad)
+    return _like(loader, seeded, StepSampler(loader.batch_sampler, endless), tolerant=bad is not None)
 
 
 def with_named_errors(loader: DataLoader) -> DataLoader:
@@ -212,7 +226,7 @@ def shut_down(batches: Any) -> None:
         batches._shutdown_workers()
 
 
-def _like(loader: DataLoader, dataset: Dataset, batch_sampler: Any) -> DataLoader:
+def _like(loader: DataLoader, dataset: Dataset, batch_sampler: Any, tolerant: bool = False) -> DataLoader:
     extra: dict[str, Any] = {}
     if loader.num_workers > 0:
         extra = {
@@ -224,7 +238,7 @@ def _like(loader: DataLoader, dataset: Dataset, batch_sampler: Any) -> DataLoade
         dataset,
         batch_sampler=batch_sampler,
         num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
+        collate_fn=Collate(loader.collate_fn) if tolerant else loader.collate_fn,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,

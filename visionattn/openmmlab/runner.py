@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 import visionattn
 from visionattn.errors import CheckpointError
 from visionattn.openmmlab import checkpoint as checkpoints
+from visionattn.openmmlab.bad_samples import BadSamples
 from visionattn.openmmlab.guard import FiniteGuard
 from visionattn.openmmlab.hooks import CheckpointHook, StopHook
 from visionattn.openmmlab.loops import EpochLoop, IterLoop
@@ -48,6 +49,7 @@ class Runner(StockRunner):
     - a loss or gradient that is not finite ends the run before the step.
     """
 
+    bad_samples: BadSamples | None = None  # None: the first sample that cannot be read ends the run
     validated: frozenset[int] = frozenset()  # iterations whose validation is on record, when resuming
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -122,12 +124,19 @@ class Runner(StockRunner):
         interval = logger.get("interval", 10) if isinstance(logger, dict) else logger.interval
         super().register_default_hooks(hooks)
         self.guard = FiniteGuard(self)
+        if limit := int(self.cfg.get("max_bad_samples") or 0):
+            self.bad_samples = BadSamples(limit, Path(self.work_dir), self.note)
         self.progress = ProgressHook(interval=interval)
         self.stopper = StopHook()
         self.register_hook(self.guard)
         self.register_hook(RecordHook(self.progress))
         self.register_hook(self.progress)
         self.register_hook(self.stopper)
+
+    def note(self, line: str) -> None:
+        """A line for the log and the screen."""
+        self.logger.warning(line)
+        self.progress.console.print(line, markup=False)
 
     @property
     def checkpoint_hook(self) -> CheckpointHook | None:

@@ -1,6 +1,7 @@
 """Options of a training run that change its config: mixed precision, averaged weights, accumulation, W&B."""
 
 import importlib.util
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,17 @@ from torch import nn
 from visionattn.errors import ConfigError, MissingDependencyError
 from visionattn.openmmlab.registry import OPTIM_WRAPPERS, VISBACKENDS
 
-__all__ = ["EMA_MOMENTUM", "BF16OptimWrapper", "WandbBackend", "accumulate", "use_amp", "use_ema", "use_wandb"]
+__all__ = [
+    "EMA_MOMENTUM",
+    "BF16OptimWrapper",
+    "WandbBackend",
+    "accumulate",
+    "be_deterministic",
+    "tolerate",
+    "use_amp",
+    "use_ema",
+    "use_wandb",
+]
 
 EMA_MOMENTUM = 0.0002
 WANDB_ID = "wandb_id"
@@ -105,6 +116,21 @@ def accumulate(config: Config, count: int, name: str) -> None:
     if not kind.endswith("OptimWrapper"):
         raise ConfigError(f"{name}: --accumulate cannot be combined with optim_wrapper type={kind!r}")
     config.optim_wrapper.accumulative_counts = count
+
+
+def tolerate(config: Config, skip_nonfinite: int, max_bad_samples: int) -> None:
+    """Let a run go on past a few iterations that are not finite, and without a few samples that cannot be read."""
+    for name, value in (("skip_nonfinite", skip_nonfinite), ("max_bad_samples", max_bad_samples)):
+        if value < 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: give a whole number from 0 on")
+        if value:
+            config[name] = value
+
+
+def be_deterministic(config: Config) -> None:
+    """PyTorch's deterministic algorithms, on cuDNN and cuBLAS too; where an operator has none, it says so and stops."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    config.randomness = {**(config.get("randomness") or {}), "deterministic": True}
 
 
 def use_wandb(config: Config, project: str | None, folder: Path, resumed: bool) -> None:

@@ -66,6 +66,9 @@ def train(
     ema: bool | float = False,
     accumulate: int | None = None,
     wandb: bool | str = False,
+    skip_nonfinite: int = 0,
+    max_bad_samples: int = 0,
+    deterministic: bool = False,
     distributed: bool = False,
 ) -> TrainResult:
     """Train the model of a config.
@@ -81,6 +84,9 @@ def train(
             and the weights in checkpoints are the averaged ones; a resumed run finds both.
         accumulate: iterations for each optimizer step; schedules go on counting iterations.
         wandb: send losses, metrics and the config to W&B too, to this project (True: WANDB_PROJECT).
+        skip_nonfinite: iterations with a loss or gradient that is not finite that are passed over, not stopped at.
+        max_bad_samples: different training samples that may be unreadable and are left out of their batches.
+        deterministic: only algorithms that give the same bits every time; a CPU's here all do.
         distributed: this is one of several processes, with the environment variables of torchrun set.
 
     Raises:
@@ -108,6 +114,9 @@ def train(
         train_options.use_ema(config, None if ema is True else ema)
     if accumulate is not None:
         train_options.accumulate(config, accumulate, name)
+    train_options.tolerate(config, skip_nonfinite, max_bad_samples)
+    if deterministic:
+        train_options.be_deterministic(config)
     if wandb is not False and int(os.environ.get("RANK", 0)) == 0:
         train_options.use_wandb(config, None if wandb is True else wandb, folder, source is not None)
     config.launcher = "pytorch" if distributed else "none"
@@ -116,10 +125,21 @@ def train(
             "type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False,
             "find_unused_parameters": config.get("find_unused_parameters", False),
         }  # fmt: skip
-    data = check_data(config) if int(os.environ.get("RANK", 0)) == 0 else []
+    known_bad: dict[str, str] = {}
+    tolerant = bool(config.get("max_bad_samples"))
+    data = []
+    if tolerant or int(os.environ.get("RANK", 0)) == 0:  # each process must know what to leave out
+        data = check_data(config, bad=known_bad if tolerant else None)
+    if len(known_bad) > (config.get("max_bad_samples") or 0):
+        raise DataError(
+            f"{next(iter(known_bad.values()))} (and {len(known_bad) - 1} more); --max-bad-samples allows "
+            f"{config.max_bad_samples}"
+        )
 
     with quiet(), building(name):
         runner = Runner.from_cfg(config)
+    if runner.bad_samples is not None:
+        runner.bad_samples.known = known_bad
     if source is not None and source.parent.resolve() == folder.resolve():  # known to every process alike
         runner.validated = frozenset(r["iter"] for r in read_records(folder) if "val" in r)
     if is_main_process():
