@@ -14,6 +14,7 @@ __all__ = [
     "ConfigProblemsError",
     "DataError",
     "MissingDependencyError",
+    "OutOfMemoryError",
     "TrainingError",
     "VisionattnError",
     "require",
@@ -61,6 +62,10 @@ class DataError(VisionattnError):
 
 class TrainingError(VisionattnError):
     """Training cannot go on, such as when the loss is not finite."""
+
+
+class OutOfMemoryError(VisionattnError):
+    """The memory does not hold a single picture or tile."""
 
 
 class MissingDependencyError(VisionattnError, ImportError):

@@ -6,6 +6,7 @@
 """
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionattn.errors import CheckpointError, ConfigError, VisionattnError
+from visionattn.errors import CheckpointError, ConfigError, OutOfMemoryError
 from visionattn.inference.blending import MapCanvas, probabilities
 from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
+from visionattn.inference.memory import in_smaller_batches
 from visionattn.inference.results import InstanceMasks, Prediction
 from visionattn.inference.segments import merge_panoptic_tiles
 from visionattn.inference.tiling import NMS_IOU, Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
@@ -26,6 +28,8 @@ __all__ = ["Options", "Predictor", "pick_device"]
 
 CPU_BATCH_PIXELS = 1 << 20
 """Tiles share a batch on a CPU only up to this many pixels."""
+SMALLEST_TILE = 128
+"""Where not even tiles of this side fit into the memory, smaller ones would not help."""
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -137,6 +141,7 @@ class Predictor:
 
     def _set_up(self, loaded: Any, options: Options) -> None:
         self.loaded, self.options = loaded, options
+        self._warned: set[str] = set()
         self.classes, self.task = tuple(loaded.classes), loaded.task
         self.category_ids = _category_ids(loaded.cfg, self.classes)
         # people know the maps of their data by its colours
@@ -194,13 +199,42 @@ class Predictor:
         return np.repeat(item.reshape(*item.shape[:2], 1), 3, axis=2)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        """Predict on arrays in memory, BGR uint8 ``[H, W, 3]``, of any sizes."""
-        if self.task in ("semantic", "forgery") and (self.options.tile or len(self._views) > 1):
-            return [self._blended(image) for image in images]
+        """Predict on arrays in memory, BGR uint8 ``[H, W, 3]``, of any sizes.
+
+        Where the memory does not hold a batch, smaller ones are tried, down to one picture; then, for a picture that
+        was to be taken whole, ever smaller tiles. Each step is a warning.
+
+        Raises:
+            OutOfMemoryError: that did not help.
+        """
+        try:
+            return self._predict(images, self.options)
+        except OutOfMemoryError:
+            if len(images) > 1:
+                return [prediction for image in images for prediction in self.predict([image])]
+            if self.options.tile is not None or self.task in ("localization", "panoptic"):
+                raise
+            return [self._in_tiles(images[0])]
+
+    def _in_tiles(self, image: np.ndarray) -> Prediction:
+        tile = max(image.shape[:2])
+        while True:
+            tile //= 2
+            options = replace(self.options, tile=max(tile, SMALLEST_TILE), overlap=None)
+            self._warn(f"pictures of this size do not fit into the memory whole; going on with --tile {options.tile}")
+            try:
+                return self._predict([image], options)[0]
+            except OutOfMemoryError:
+                if tile <= SMALLEST_TILE:
+                    raise
+
+    def _predict(self, images: Sequence[np.ndarray], options: Options) -> list[Prediction]:
+        if self.task in ("semantic", "forgery") and (options.tile or len(self._views) > 1):
+            return [self._blended(image, options) for image in images]
         results: list[Prediction | None] = [None] * len(images)
         whole = []
         for index, image in enumerate(images):
-            tiles = self._tiles(image)
+            tiles = self._tiles(image, options)
             if len(tiles) == 1:
                 whole.append(index)
                 continue
@@ -214,11 +248,12 @@ class Predictor:
             results[index] = prediction
         return results
 
-    def _tiles(self, image: np.ndarray) -> list[Tile]:
+    @staticmethod
+    def _tiles(image: np.ndarray, options: Options) -> list[Tile]:
         height, width = image.shape[:2]
-        if self.options.tile is None:
+        if options.tile is None:
             return [(0, 0, width, height)]
-        return tile_grid(height, width, self.options.tile, self.options.overlap)
+        return tile_grid(height, width, options.tile, options.overlap)
 
     def _tile_batch(self, tile: Tile) -> int:
         """Tiles that go through the model together. On a CPU many are no faster, and take the memory tiles save."""
@@ -240,11 +275,11 @@ class Predictor:
             return views[0]
         return [merge_by_nms(list(found), self.merge_iou) for found in zip(*views, strict=True)]
 
-    def _blended(self, image: np.ndarray) -> Prediction:
+    def _blended(self, image: np.ndarray, options: Options) -> Prediction:
         """The map of classes of one image from all tiles and views."""
-        size, tiles, spent = image.shape[:2], self._tiles(image), 0.0
+        size, tiles, spent = image.shape[:2], self._tiles(image, options), 0.0
         forged = 1 if self.task == "forgery" else None
-        canvas, scores = MapCanvas(size, self.options.overlap or 0, keep=forged), [0.0] * len(self._views)
+        canvas, scores = MapCanvas(size, options.overlap or 0, keep=forged), [0.0] * len(self._views)
         batch_size = self._tile_batch(tiles[0])
         for start in range(0, len(tiles), batch_size):
             batch = tiles[start : start + batch_size]
@@ -286,15 +321,17 @@ class Predictor:
     def _forward(self, batch: list[np.ndarray], scale: float, logits: bool) -> tuple[list[dict[str, Any]], float]:
         start = time.perf_counter()
         options = ({"scale": scale} if scale != 1 else {}) | ({"logits": True} if logits else {})
-        try:
-            outputs = self.loaded.predict([np.ascontiguousarray(image) for image in batch], **options)
-        except torch.OutOfMemoryError as error:
-            height, width = batch[0].shape[:2]
-            raise VisionattnError(
-                f"the GPU's memory does not hold {len(batch)} pictures of {width}x{height}; use a smaller "
-                "--batch-size, --tile for large images, or --device cpu"
-            ) from error
+        height, width = batch[0].shape[:2]
+        outputs = in_smaller_batches(
+            lambda part: self.loaded.predict([np.ascontiguousarray(image) for image in part], **options),
+            batch, f"a picture of {width}x{height}", self._warn,
+        )  # fmt: skip
         return outputs, time.perf_counter() - start
+
+    def _warn(self, line: str) -> None:
+        if line not in self._warned:  # once, not for each picture
+            self._warned.add(line)
+            warnings.warn(line, stacklevel=2)
 
     def _prediction(self, output: dict[str, Any], size: tuple[int, int], seconds: float) -> Prediction:
         common = {

@@ -1,0 +1,89 @@
+"""A model that has no memory for what it is given: smaller batches, then tiles, then a clear stop."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from visionattn.errors import OutOfMemoryError
+from visionattn.inference import Predictor
+from visionattn.inference.memory import in_smaller_batches, lacks_memory
+
+GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes")
+
+
+@pytest.mark.parametrize("error", [GPU, CPU])
+def test_halves_until_it_fits(error):
+    tried, told = [], []
+
+    def run(batch):
+        tried.append(len(batch))
+        if len(batch) > 2:
+            raise error
+        return [item * 10 for item in batch]
+
+    assert in_smaller_batches(run, list(range(7)), "a number", told.append) == [item * 10 for item in range(7)]
+    assert tried == [7, 3, 1, 2, 4, 2, 2]
+    assert told[0] == "the memory does not hold 7 times a number; going on with 3 at a time"
+
+
+def test_other_errors_pass():
+    assert not lacks_memory(RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        in_smaller_batches(fails_otherwise, [1, 2], "x", print)
+
+
+def fails_otherwise(batch):
+    raise RuntimeError("shapes do not fit")
+
+
+@pytest.fixture
+def limited(make_model):
+    """A model of rectangles that holds so many pixels at a time."""
+
+    class Limited(type(make_model())):
+        pixels = 0
+
+        def predict(self, images):
+            if sum(image.shape[0] * image.shape[1] for image in images) > self.pixels:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().predict(images)
+
+    model = Limited()
+    return model
+
+
+def boxes(prediction) -> set[tuple]:
+    return {(name, *map(int, box)) for name, box in zip(prediction.names, prediction.boxes, strict=True)}
+
+
+def test_pictures_too_many_for_one_batch(limited, painted):
+    limited.pixels = 2 * 30 * 50
+    images = [painted(30, 50, ("red", i, i, i + 10, i + 12)) for i in range(7)]
+    with pytest.warns(UserWarning, match="does not hold 7 times a picture of 50x30"):
+        found = Predictor.from_model(limited)(images)
+    assert [boxes(p) for p in found] == [{("red", i, i, i + 10, i + 12)} for i in range(7)]
+    assert max(len(batch) for batch in limited.batches) <= 2
+
+
+def test_a_picture_too_large_is_cut_into_tiles(limited, painted):
+    limited.pixels = 300 * 300
+    image = painted(600, 900, ("red", 20, 30, 60, 70), ("blue", 700, 500, 740, 560), ("red", 430, 280, 470, 320))
+    small = painted(60, 90, ("blue", 5, 6, 25, 30))
+    with pytest.warns(UserWarning, match="going on with --tile 225"):
+        large, other = Predictor.from_model(limited)([image, small])
+    assert boxes(large) == {
+        ("red", 20, 30, 60, 70), ("blue", 700, 500, 740, 560), ("red", 430, 280, 470, 320),
+    }  # fmt: skip
+    assert boxes(other) == {("blue", 5, 6, 25, 30)}
+
+
+def test_nothing_fits(limited, painted):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(OutOfMemoryError, match=r"does not hold a picture of 128x128 \(CUDA out of memory\)"):
+            Predictor.from_model(limited)(painted(300, 300))
+        with pytest.raises(OutOfMemoryError, match="--tile"):
+            Predictor.from_model(limited, tile=64)(np.zeros((200, 200, 3), np.uint8))
