@@ -1,4 +1,4 @@
-# make demo | test | gpu | check | lint | format | clean
+# make demo | test | gpu | reliability | check | lint | audit | licenses | format | clean
 # Each target sets up the virtual environment first, when it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: install demo test gpu check lint format clean
+.PHONY: install demo test gpu reliability check lint audit licenses format clean
 
 install: $(STAMP)
 
@@ -40,12 +40,26 @@ gpu: $(STAMP)
 	$(BIN)/python benchmarks/na_gpu.py
 	$(BIN)/python benchmarks/routing_gpu.py
 
+# Break runs on purpose and write the table of docs/reliability.md; needs no GPU.
+reliability: $(STAMP)
+	$(BIN)/python -m benchmarks.reliability
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-check: lint test
+# Known vulnerabilities of what is installed (needs the network), and licences that this project's does not allow.
+audit: $(STAMP)
+	$(BIN)/pip-audit --progress-spinner off --skip-editable
+	$(BIN)/pip-licenses --summary --partial-match --fail-on 'AGPL;GNU General Public;GNU Affero;NonCommercial'
+
+licenses: $(STAMP)
+	$(BIN)/pip-licenses --partial-match --format=markdown --with-urls --output-file docs/licenses.md --packages \
+		torch triton timm numpy mmengine mmcv-lite mmdet mmsegmentation torchvision ftfy regex pycocotools setuptools \
+		albumentations opencv-python opencv-python-headless scikit-learn rich tensorboard safetensors
+
+check: lint audit test
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
