@@ -1,5 +1,6 @@
 """``kill -9`` anywhere and inside of writing, full disks, damaged files: does the run end with the same bits?"""
 
+import itertools
 import os
 import random
 import resource
@@ -46,10 +47,10 @@ def killed_anywhere(folder: Path, kills: int = 30) -> Row:
     config = folder / "data" / "tiny.py"
     while done < kills:
         name = f"killed_{runs}"
-        while True:
+        for attempt in itertools.count(1):
             work = folder / name
             pid = in_child(lambda w=work: train(load_config(config), work_dir=w, resume=True), folder / "kills.log")
-            end, over = time.monotonic() + rng.uniform(0.2, 6.0), False
+            end, over = time.monotonic() + rng.uniform(0.2, 3.0 + 2.0 * attempt), False
             while time.monotonic() < end and not over:
                 over = os.waitpid(pid, os.WNOHANG)[0] == pid
                 time.sleep(0.01)
