@@ -15,6 +15,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is the de
     "na2d": ("triton", "torch", "reference"),
     "na3d": ("triton", "torch", "reference"),
     "bilevel_routing_attention": ("triton", "torch", "reference"),
+    "scattered_linear_attention": ("triton", "torch", "reference"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TRITON_HEAD_DIM = 256
@@ -57,7 +58,7 @@ def explain(
     """Each backend of an operator, best first, whether it can run with this device and type, and why not.
 
     Args:
-        op: ``"na1d"``, ``"na2d"``, ``"na3d"`` or ``"bilevel_routing_attention"``.
+        op: ``"na1d"``, ``"na2d"``, ``"na3d"``, ``"bilevel_routing_attention"`` or ``"scattered_linear_attention"``.
         head_dim: the larger one of the keys' and values' dimensions, if known.
 
     Raises:
