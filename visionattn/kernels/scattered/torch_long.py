@@ -37,7 +37,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, eps: float, out: Tensor) -> None:
 
 
 def differentiate(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, eps: float, results: tuple[Tensor, Tensor, Tensor]
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, eps: float, results: list[Tensor]
 ) -> None:
     """Gradients of q, k and v, written to `results`."""
     dq, dk, dv = (x.split(PIECE_TOKENS) for x in results)

@@ -1,7 +1,7 @@
 """Which windows the portable backend computes together: those of about one length, a block of them at a time."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,54 +22,35 @@ def _class_lengths(longest: int) -> Tensor:
     return torch.tensor(lengths)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Block:
     """Windows of one class.
 
     Attributes:
-        length: tokens that each is padded to.
-        token: int64 ``[windows, 1, length]``; in place of padding a window's last token.
+        token: int64 ``[windows, length]``; in place of padding a window's last token.
         real: bool of the same shape, False for padding; None if there is none.
-        heads: int64 ``[1, heads, 1]``, counting.
-        tokens: the number of tokens of all windows.
     """
 
-    length: int
     token: Tensor
     real: Tensor | None
-    heads: Tensor
-    tokens: int
-    _rows: dict[int, Tensor] = field(default_factory=dict)
 
-    @property
-    def items(self) -> int:
-        """Windows times heads."""
-        return self.token.shape[0] * self.heads.numel()
+    def sources(self) -> Tensor:
+        return self.token.view(-1)
 
-    def rows(self, pitch: int) -> Tensor:
-        """Where the tokens are in a matrix with ``pitch`` rows for each, head after head: ``[items * length]``."""
-        if pitch not in self._rows:
-            self._rows[pitch] = (self.token * pitch + self.heads).view(-1)
-        return self._rows[pitch]
-
-    def destinations(self) -> Tensor:
-        """Rows of a result with one more token, which takes what is computed for padding."""
-        heads = self.heads.numel()
-        if self.real is None:
-            return self.rows(heads)
-        return (self.token.where(self.real, self.tokens) * heads + self.heads).view(-1)
+    def destinations(self, dump: int) -> Tensor:
+        """As `sources`, but padding goes to `dump`."""
+        return self.sources() if self.real is None else self.token.where(self.real, dump).view(-1)
 
 
-def make_plan(offsets: Tensor, tokens: int, heads: int) -> tuple[Iterator[Block], list[tuple[int, int]]]:
-    """Blocks of windows that are gathered, and begin and end of those that are long. Waits for the offsets' values."""
+def make_plan(offsets: Tensor) -> tuple[Iterator[Block], list[list[int]]]:
+    """Blocks of windows, shortest first, and begin and end of those that are long. Waits for the offsets' values."""
     classes = _class_lengths(LONGEST)
     offsets = offsets.long()
-    lengths = offsets.diff()
-    order = lengths.argsort(stable=True)
-    starts, lengths = offsets[:-1][order], lengths[order]
-    bounds = torch.searchsorted(lengths, torch.cat((classes.new_zeros(1), classes)).to(lengths), right=True).tolist()
-    long = torch.stack((starts[bounds[-1] :], starts[bounds[-1] :] + lengths[bounds[-1] :]), 1).tolist()
-    counting = torch.arange(heads, device=offsets.device)[None, :, None]
+    lengths, order = offsets.diff().sort(stable=True)
+    starts = offsets[:-1][order]
+    edges = torch.cat((classes.new_zeros(1), classes)).to(offsets.device)  # below the first: empty windows
+    bounds = torch.searchsorted(lengths, edges, right=True).tolist()
+    long = torch.stack((starts, starts + lengths), 1)[bounds[-1] :].tolist()
 
     def blocks():
         for length, first, last in zip(classes.tolist(), bounds[:-1], bounds[1:], strict=True):
@@ -78,12 +59,11 @@ def make_plan(offsets: Tensor, tokens: int, heads: int) -> tuple[Iterator[Block]
             position = torch.arange(length, device=offsets.device)
             chunk = max(1, BLOCK_TOKENS // length)
             padded = int(lengths[first]) < length
-            for begin in range(first, last, chunk):
-                end = min(begin + chunk, last)
-                start, count = starts[begin:end, None, None], lengths[begin:end, None, None]
+            for start, count in zip(starts[first:last].split(chunk), lengths[first:last].split(chunk), strict=True):
                 if padded:
-                    yield Block(length, start + torch.minimum(position, count - 1), position < count, counting, tokens)
+                    inside = torch.minimum(position, count[:, None] - 1)
+                    yield Block(start[:, None] + inside, position < count[:, None])
                 else:
-                    yield Block(length, start + position, None, counting, tokens)
+                    yield Block(start[:, None] + position, None)
 
-    return blocks(), [tuple(pair) for pair in long]
+    return blocks(), long
