@@ -18,7 +18,8 @@ OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is the de
     "scattered_linear_attention": ("triton", "torch", "reference"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-TRITON_HEAD_DIM = 256
+# The most that the Triton kernels hold; linear attention keeps whole matrices of this size.
+TRITON_HEAD_DIMS = {op: 128 if op == "scattered_linear_attention" else 256 for op in OPERATORS}
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -31,7 +32,7 @@ class Availability:
     reason: str = ""
 
 
-def _triton_refuses(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
+def _triton_refuses(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
     """Why the Triton kernels cannot run; empty if they can."""
     if not _HAS_TRITON:
         return "Triton is not installed; pip install triton brings it where PyTorch's CUDA builds run"
@@ -43,8 +44,8 @@ def _triton_refuses(device: torch.device, dtype: torch.dtype, head_dim: int | No
         return "the Triton kernels are tested on NVIDIA GPUs only; use backend='torch'"
     if device.type == "cuda" and torch.cuda.get_device_properties(device).major < 8:
         return "the Triton kernels need compute capability 8.0 or newer; use backend='torch'"
-    if head_dim is not None and head_dim > TRITON_HEAD_DIM:
-        return f"head_dim {head_dim} is over {TRITON_HEAD_DIM}, the most that the Triton kernels hold"
+    if head_dim is not None and head_dim > TRITON_HEAD_DIMS[op]:
+        return f"head_dim {head_dim} is over {TRITON_HEAD_DIMS[op]}, the most that the Triton kernels hold"
     return ""
 
 
@@ -75,7 +76,7 @@ def explain(
         elif device.type == "cuda" and not torch.cuda.is_available():
             reason = "this PyTorch sees no CUDA device"
         elif backend == "triton":
-            reason = _triton_refuses(device, dtype, head_dim)
+            reason = _triton_refuses(op, device, dtype, head_dim)
         result.append(Availability(backend, not reason, reason))
     return result
 

@@ -36,9 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, eps: float, out: Tensor) -> None:
         out_p.copy_(y.transpose(0, 1))
 
 
-def differentiate(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, eps: float, results: list[Tensor]
-) -> None:
+def differentiate(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, eps: float, results: list[Tensor]) -> None:
     """Gradients of q, k and v, written to `results`."""
     dq, dk, dv = (x.split(PIECE_TOKENS) for x in results)
     kv, k_sum = _sums(k, v)

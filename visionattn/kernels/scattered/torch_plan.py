@@ -1,5 +1,6 @@
 """Which windows the portable backend computes together: those of about one length, a block of them at a time."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,12 +15,12 @@ LONGEST = 512
 BLOCK_TOKENS = 4096
 
 
-def _class_lengths(longest: int) -> Tensor:
+def _class_lengths() -> list[int]:
     """The lengths that windows are padded to: at most a fifth of a window is padding, and in the mean a tenth."""
     lengths = [1]
-    while lengths[-1] < longest:
+    while lengths[-1] < LONGEST:
         lengths.append(lengths[-1] + max(1, (1 << lengths[-1].bit_length()) // 8))
-    return torch.tensor(lengths)
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,20 @@ class Block:
 
 def make_plan(offsets: Tensor) -> tuple[Iterator[Block], list[list[int]]]:
     """Blocks of windows, shortest first, and begin and end of those that are long. Waits for the offsets' values."""
-    classes = _class_lengths(LONGEST)
     offsets = offsets.long()
     lengths, order = offsets.diff().sort(stable=True)
     starts = offsets[:-1][order]
-    edges = torch.cat((classes.new_zeros(1), classes)).to(offsets.device)  # below the first: empty windows
-    bounds = torch.searchsorted(lengths, edges, right=True).tolist()
+    sizes, classes = lengths.tolist(), _class_lengths()
+    bounds = [bisect_right(sizes, length) for length in (0, *classes)]
     long = torch.stack((starts, starts + lengths), 1)[bounds[-1] :].tolist()
 
     def blocks():
-        for length, first, last in zip(classes.tolist(), bounds[:-1], bounds[1:], strict=True):
+        for length, first, last in zip(classes, bounds[:-1], bounds[1:], strict=True):
             if first == last:
                 continue
             position = torch.arange(length, device=offsets.device)
             chunk = max(1, BLOCK_TOKENS // length)
-            padded = int(lengths[first]) < length
+            padded = sizes[first] < length
             for start, count in zip(starts[first:last].split(chunk), lengths[first:last].split(chunk), strict=True):
                 if padded:
                     inside = torch.minimum(position, count[:, None] - 1)
