@@ -18,8 +18,8 @@ OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is the de
     "scattered_linear_attention": ("triton", "torch", "reference"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# The most that the Triton kernels hold; linear attention keeps whole matrices of this size.
-TRITON_HEAD_DIMS = {op: 128 if op == "scattered_linear_attention" else 256 for op in OPERATORS}
+TRITON_HEAD_DIM = 256
+TRITON_HEAD_DIM_OF = {"scattered_linear_attention": 128}  # where it is less: this one holds matrices of that size
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -44,8 +44,9 @@ def _triton_refuses(op: str, device: torch.device, dtype: torch.dtype, head_dim:
         return "the Triton kernels are tested on NVIDIA GPUs only; use backend='torch'"
     if device.type == "cuda" and torch.cuda.get_device_properties(device).major < 8:
         return "the Triton kernels need compute capability 8.0 or newer; use backend='torch'"
-    if head_dim is not None and head_dim > TRITON_HEAD_DIMS[op]:
-        return f"head_dim {head_dim} is over {TRITON_HEAD_DIMS[op]}, the most that the Triton kernels hold"
+    most = TRITON_HEAD_DIM_OF.get(op, TRITON_HEAD_DIM)
+    if head_dim is not None and head_dim > most:
+        return f"head_dim {head_dim} is over {most}, the most that the Triton kernels hold"
     return ""
 
 

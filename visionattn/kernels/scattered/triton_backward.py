@@ -41,7 +41,7 @@ def differentiate_queries(
     BLOCK_DIM: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    SUMS_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Stores the gradients of queries; returns their tokens' share in the gradients of both sums."""
     d_kv = tl.zeros([BLOCK_DIM, BLOCK_VALUE], tl.float32)
@@ -52,11 +52,11 @@ def differentiate_queries(
         grad = load_rows(grad_ptr, token, stop, grad_strides, VALUE_DIM, BLOCK_VALUE).to(tl.float32)
         denominator = tl.sum(q * k_sum[None, :], 1) + eps
         grad = grad / denominator[:, None]
-        dq = tl.dot(grad, tl.trans(kv), input_precision=SUMS_PRECISION)
+        dq = tl.dot(grad, tl.trans(kv), input_precision=PRECISION)
         factor = -tl.sum(q * dq, 1) / denominator
         dq += factor[:, None] * k_sum[None, :]
         store_rows(dq_ptr, token, stop, dq_strides, dq, DIM, BLOCK_DIM)
-        d_kv = tl.dot(tl.trans(q), grad, d_kv, input_precision=SUMS_PRECISION)
+        d_kv = tl.dot(tl.trans(q), grad, d_kv, input_precision=PRECISION)
         d_k_sum += tl.sum(q * factor[:, None], 0)
     return d_kv, d_k_sum
 
@@ -80,16 +80,16 @@ def differentiate_keys(
     BLOCK_DIM: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    SUMS_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Stores the gradients of keys and values, from those of the sums."""
     for first in range(start, stop, BLOCK_M):
         token = first + tl.arange(0, BLOCK_M)
         v = load_rows(v_ptr, token, stop, v_strides, VALUE_DIM, BLOCK_VALUE).to(tl.float32)
-        dk = tl.dot(v, tl.trans(d_kv), input_precision=SUMS_PRECISION) + d_k_sum[None, :]
+        dk = tl.dot(v, tl.trans(d_kv), input_precision=PRECISION) + d_k_sum[None, :]
         store_rows(dk_ptr, token, stop, dk_strides, dk, DIM, BLOCK_DIM)
         k = load_rows(k_ptr, token, stop, k_strides, DIM, BLOCK_DIM).to(tl.float32)
-        dv = tl.dot(k, d_kv, input_precision=SUMS_PRECISION)
+        dv = tl.dot(k, d_kv, input_precision=PRECISION)
         store_rows(dv_ptr, token, stop, dv_strides, dv, VALUE_DIM, BLOCK_VALUE)
 
 
@@ -125,7 +125,6 @@ def window_backward_kernel(
     BLOCK_M: tl.constexpr,
     CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
-    SUMS_PRECISION: tl.constexpr,
 ):
     pid = tl.program_id(0)
     head, item = pid % heads, pid // heads
@@ -150,12 +149,12 @@ def window_backward_kernel(
         d_kv, d_k_sum = differentiate_queries(
             q_ptr + head64 * q_strides[1], grad_ptr + head64 * grad_strides[1], dq_ptr + head64 * dq_strides[1],
             q_strides, grad_strides, dq_strides, start, stop, kv, k_sum, eps,
-            DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, SUMS_PRECISION,
+            DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, PRECISION,
         )  # fmt: skip
         differentiate_keys(
             k_base, v_base, dk_ptr + head64 * dk_strides[1], dv_ptr + head64 * dv_strides[1],
             k_strides, v_strides, dk_strides, dv_strides, start, stop, d_kv, d_k_sum,
-            DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, SUMS_PRECISION,
+            DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, PRECISION,
         )  # fmt: skip
 
 
@@ -177,7 +176,7 @@ def query_backward_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    SUMS_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     pid = tl.program_id(0)
     head, item = pid % heads, pid // heads
@@ -190,7 +189,7 @@ def query_backward_kernel(
         d_kv, d_k_sum = differentiate_queries(
             q_ptr + head64 * q_strides[1], grad_ptr + head64 * grad_strides[1], dq_ptr + head64 * dq_strides[1],
             q_strides, grad_strides, dq_strides, start, stop, kv, k_sum, eps,
-            DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, SUMS_PRECISION,
+            DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, PRECISION,
         )  # fmt: skip
         store_sums(d_sums_ptr + (item.to(tl.int64) * heads + head) * size, d_kv, d_k_sum, BLOCK_DIM, BLOCK_VALUE)
 
@@ -213,7 +212,7 @@ def key_backward_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    SUMS_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     pid = tl.program_id(0)
     head, item = pid % heads, pid // heads
@@ -226,5 +225,5 @@ def key_backward_kernel(
             k_ptr + head64 * k_strides[1], v_ptr + head64 * v_strides[1],
             dk_ptr + head64 * dk_strides[1], dv_ptr + head64 * dv_strides[1],
             k_strides, v_strides, dk_strides, dv_strides, start, stop, d_kv, d_k_sum,
-            DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, SUMS_PRECISION,
+            DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, PRECISION,
         )  # fmt: skip

@@ -112,6 +112,8 @@ def add_sums(
         token = first + tl.arange(0, BLOCK_M)
         k = load_rows(k_ptr, token, stop, k_strides, DIM, BLOCK_DIM)
         v = load_rows(v_ptr, token, stop, v_strides, VALUE_DIM, BLOCK_VALUE)
+        if PRECISION == "ieee":
+            k, v = k.to(tl.float32), v.to(tl.float32)
         kv = tl.dot(tl.trans(k), v, kv, input_precision=PRECISION)
         k_sum += tl.sum(k.to(tl.float32), 0)
     return kv, k_sum

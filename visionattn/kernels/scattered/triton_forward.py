@@ -33,14 +33,14 @@ def attend(
     BLOCK_DIM: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    SUMS_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Outputs of the tokens from `start` to `stop`, from the sums of their window."""
     for first in range(start, stop, BLOCK_M):
         token = first + tl.arange(0, BLOCK_M)
         q = load_rows(q_ptr, token, stop, q_strides, DIM, BLOCK_DIM).to(tl.float32)
         denominator = tl.sum(q * k_sum[None, :], 1) + eps
-        numerator = tl.dot(q, kv, input_precision=SUMS_PRECISION)
+        numerator = tl.dot(q, kv, input_precision=PRECISION)
         store_rows(out_ptr, token, stop, out_strides, numerator / denominator[:, None], VALUE_DIM, BLOCK_VALUE)
 
 
@@ -70,7 +70,6 @@ def window_kernel(
     BLOCK_M: tl.constexpr,
     CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
-    SUMS_PRECISION: tl.constexpr,
 ):
     # Chunks first, they take longest. Heads vary fastest: they share lines of the cache.
     pid = tl.program_id(0)
@@ -94,7 +93,7 @@ def window_kernel(
     else:
         attend(
             q_ptr + head64 * q_strides[1], out_ptr + head64 * out_strides[1], q_strides, out_strides, start, stop,
-            kv, k_sum, eps, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, SUMS_PRECISION,
+            kv, k_sum, eps, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, PRECISION,
         )  # fmt: skip
 
 
@@ -141,7 +140,7 @@ def query_kernel(
     BLOCK_DIM: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    SUMS_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Outputs of a chunk's tokens, from the sums of its window."""
     pid = tl.program_id(0)
@@ -153,5 +152,5 @@ def query_kernel(
         kv, k_sum = load_sums(sums_ptr + place * (BLOCK_DIM * BLOCK_VALUE + BLOCK_DIM), BLOCK_DIM, BLOCK_VALUE)
         attend(
             q_ptr + head64 * q_strides[1], out_ptr + head64 * out_strides[1], q_strides, out_strides, start, stop,
-            kv, k_sum, eps, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, SUMS_PRECISION,
+            kv, k_sum, eps, DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, PRECISION,
         )  # fmt: skip

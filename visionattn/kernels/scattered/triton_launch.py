@@ -37,19 +37,31 @@ class Launch:
             self.kernel[(self.programs,)](**self.arguments, num_warps=self.warps, num_stages=self.stages)
 
 
-# Tokens of a block and of a chunk, warps and stages, by padded head dimension: the largest that compile without
-# spilling registers for compute capability 8.0, 9.0, 10.0 and 12.0.
-_FORWARD = {32: (64, 256, 4, 2), 64: (32, 256, 4, 2), 128: (32, 512, 8, 1)}
-_BACKWARD = {32: (32, 256, 4, 2), 64: (32, 256, 4, 1), 128: (16, 512, 8, 1)}
+# Tokens of a block and of a chunk, warps and stages, by padded head dimension: without spilled registers, and in
+# 99 KB of shared memory, for compute capability 8.0, 9.0, 10.0 and 12.0.
+_HALF = {
+    "forward": {32: (64, 256, 4, 2), 64: (32, 256, 4, 2), 128: (16, 512, 4, 1)},
+    "backward": {32: (32, 256, 4, 2), 64: (32, 256, 4, 1), 128: (16, 512, 16, 1)},
+}
+_SINGLE = {
+    "forward": {32: (64, 256, 4, 2), 64: (32, 256, 4, 2), 128: (32, 512, 8, 1)},
+    "backward": {32: (32, 256, 4, 2), 64: (32, 256, 8, 1), 128: (16, 512, 16, 1)},
+}
 
 
 class _Problem:
     """What the kernels of one pass share."""
 
-    def __init__(self, q: Tensor, v: Tensor, offsets: Tensor, table: dict[int, tuple[int, int, int, int]]) -> None:
+    def __init__(self, q: Tensor, v: Tensor, offsets: Tensor, direction: str) -> None:
         self.block_dim, self.block_value = (max(16, triton.next_power_of_2(x.shape[-1])) for x in (q, v))
         width = max(self.block_dim, self.block_value)
-        self.block, self.chunk, self.warps, self.stages = next(way for most, way in table.items() if width <= most)
+        ways = (_SINGLE if q.element_size() == 4 else _HALF)[direction]
+        self.block, self.chunk, self.warps, self.stages = next(way for most, way in ways.items() if width <= most)
+        # Float32 in full precision, unless PyTorch has been told that TF32 will do. Half precision is exact in TF32,
+        # and the sums then keep as many digits as the inputs have. The matrices of the widest heads fit in shared
+        # memory only once, not in the layouts of tensor cores too.
+        full = q.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+        precision = "ieee" if full or (direction == "backward" and width == 128) else "tf32"
         tokens, self.heads = q.shape[:2]
         windows = offsets.shape[0] - 1 if tokens else 0
         # At most two chunks begin in as many tokens as a chunk has; with fewer tokens no window has several.
@@ -57,16 +69,14 @@ class _Problem:
         self.programs = (windows + self.places) * self.heads
         self.sums_size = self.block_dim * self.block_value + self.block_dim
         self.table = torch.empty(self.places, 4, dtype=torch.int64, device=q.device)
-        self.eps_free = {
+        self.shared = {
             "heads": self.heads,
             "DIM": q.shape[-1],
             "VALUE_DIM": v.shape[-1],
             "BLOCK_DIM": self.block_dim,
             "BLOCK_VALUE": self.block_value,
             "BLOCK_M": self.block,
-            # Float32 in full precision, unless PyTorch has been told that TF32 will do. Half precision is exact in
-            # TF32, and the sums keep as many digits as the inputs have.
-            "SUMS_PRECISION": self.precision(q.dtype),
+            "PRECISION": precision,
         }
         self.search = {
             "offsets_ptr": offsets.contiguous(),
@@ -76,13 +86,7 @@ class _Problem:
             "places": self.places,
             "search_steps": max(1, windows.bit_length()),
             "CHUNK": self.chunk,
-            "PRECISION": self.precision(torch.float32),
         }
-
-    @staticmethod
-    def precision(dtype: torch.dtype) -> str:
-        exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-        return "ieee" if exact else "tf32"
 
     def sums(self, like: Tensor) -> Tensor:
         return like.new_empty(self.places, self.heads, self.sums_size, dtype=torch.float32)
@@ -91,7 +95,7 @@ class _Problem:
         for name, x in list(arguments.items()):
             if name.endswith("_ptr") and name.removesuffix("_ptr") in ("q", "k", "v", "grad", "out", "dq", "dk", "dv"):
                 arguments[name.replace("_ptr", "_strides")] = x.stride()
-        return Launch(kernel, programs, {**self.eps_free, **arguments}, self.warps, self.stages)
+        return Launch(kernel, programs, {**self.shared, **arguments}, self.warps, self.stages)
 
     def chunk_launch(self, kernel: Any, **arguments: Any) -> Launch:
         return self.launch(kernel, self.places * self.heads, table_ptr=self.table, **arguments)
@@ -113,7 +117,7 @@ class _Problem:
 
 def forward_launches(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> tuple[list[Launch], Tensor]:
     """The launches in their order, and the output they write; arguments as in `reference.attend_reference`."""
-    problem = _Problem(q, v, offsets, _FORWARD)
+    problem = _Problem(q, v, offsets, "forward")
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     sums = problem.sums(q)
     both = dict(q_ptr=q, out_ptr=out, sums_ptr=sums, eps=eps)
@@ -129,7 +133,7 @@ def backward_launches(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
     """The launches in their order, and the gradients of q, k and v that they write."""
-    problem = _Problem(q, v, offsets, _BACKWARD)
+    problem = _Problem(q, v, offsets, "backward")
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     sums, d_sums = problem.sums(q), problem.sums(q)
     queries = dict(q_ptr=q, grad_ptr=grad_out, dq_ptr=dq, sums_ptr=sums, eps=eps)
