@@ -14,7 +14,7 @@ def attend_reference(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor,
     """
     exact = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (x.to(exact) for x in (query, key, value))
-    lengths = offsets.diff().tolist()
+    lengths = offsets.diff().tolist() or [0]  # no window at all is one without tokens
     windows = []
     for q_w, k_w, v_w in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
         kv = torch.einsum("nhi,nhj->hij", k_w, v_w)
@@ -22,5 +22,4 @@ def attend_reference(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor,
         numerator = torch.einsum("nhi,hij->nhj", q_w, kv)
         denominator = torch.einsum("nhi,hi->nh", q_w, k_sum) + eps
         windows.append(numerator / denominator[..., None])
-    out = torch.cat(windows) if windows else v[:0]
-    return out.to(query.dtype)
+    return torch.cat(windows).to(query.dtype)
