@@ -8,7 +8,7 @@ from visionattn.kernels import scattered_linear_attention
 
 # Largest error seen over the sweep is a quarter of these, relative to the largest value. Low precision is compared
 # with the definition evaluated in float32 on the same rounded inputs.
-TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+TOLERANCE = {torch.float64: 2e-14, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 def random_case(seed: int, longest: int = 40) -> dict:
@@ -17,10 +17,11 @@ def random_case(seed: int, longest: int = 40) -> dict:
     lengths = [draw.choice([0, 1, draw.randint(0, longest)]) for _ in range(draw.choice([0, 1, 2, 5, 9]))]
     if draw.random() < 0.3:
         lengths.insert(draw.randint(0, len(lengths)), draw.randint(longest, 15 * longest))
-    dim = draw.choice([1, 4, 8, 24])
+    dim, zero_queries = draw.choice([1, 4, 8, 24]), draw.random() < 0.5
     return dict(
         seed=seed, lengths=lengths, heads=draw.choice([1, 2, 3]), dim=dim, value_dim=draw.choice([dim, dim, 5]),
-        index=draw.choice([torch.int32, torch.int64]), eps=draw.choice([1e-6, 0.1]),
+        index=draw.choice([torch.int32, torch.int64]), zero_queries=zero_queries,
+        eps=0.1 if zero_queries else draw.choice([1e-6, 0.1]),  # the gradients of a zero query grow with 1 / eps
     )  # fmt: skip
 
 
@@ -29,15 +30,18 @@ def offsets_of(lengths: list[int], dtype: torch.dtype = torch.int64) -> torch.Te
 
 
 def make_inputs(case: dict, dtype: torch.dtype, device: str = "cpu") -> tuple[dict, dict]:
-    """Tensors, and the other arguments. Queries and keys are those of a ReLU, some of them all zero."""
+    """Tensors, and the other arguments. Queries and keys are positive, but for queries that are all zero."""
     generator = torch.Generator().manual_seed(case["seed"])
     shape = sum(case["lengths"]), case["heads"], case["dim"]
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    # A little more than zero: where all products of a token are, the gradients are of the order of 1 / eps.
-    tensors = dict(query=draw(*shape).relu(), key=draw(*shape).relu() + 0.1, value=draw(*shape[:2], case["value_dim"]))
+    tensors = dict(
+        query=draw(*shape).relu() + 0.3, key=draw(*shape).relu() + 0.3, value=draw(*shape[:2], case["value_dim"])
+    )
+    if case["zero_queries"]:
+        tensors["query"] *= draw(*shape[:2], 1) > -0.5
     offsets = offsets_of(case["lengths"], case["index"]).to(device)
     return {n: x.to(device, dtype) for n, x in tensors.items()}, dict(offsets=offsets, eps=case["eps"])
 

@@ -49,7 +49,7 @@ def test_both_ways_of_a_window(shape):
 
     length, dim, value_dim = shape
     assert _pairs_are_fewer(length, dim, value_dim) == (length == 3)
-    case = dict(seed=1, lengths=[length] * 4, heads=2, dim=dim, value_dim=value_dim, index=torch.int64, eps=1e-6)
+    case = random_case(1) | dict(lengths=[length] * 4, dim=dim, value_dim=value_dim)
     assert_agree(case, torch.float64, "torch")
 
 
