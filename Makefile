@@ -39,6 +39,7 @@ gpu: $(STAMP)
 	$(BIN)/python -m pytest tests/kernels
 	$(BIN)/python benchmarks/na_gpu.py
 	$(BIN)/python benchmarks/routing_gpu.py
+	$(BIN)/python benchmarks/scattered_gpu.py
 
 # Break runs on purpose and write the table of docs/reliability.md; needs no GPU.
 reliability: $(STAMP)

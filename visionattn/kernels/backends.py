@@ -15,9 +15,11 @@ OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is the de
     "na2d": ("triton", "torch", "reference"),
     "na3d": ("triton", "torch", "reference"),
     "bilevel_routing_attention": ("triton", "torch", "reference"),
+    "scattered_linear_attention": ("triton", "torch", "reference"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TRITON_HEAD_DIM = 256
+TRITON_HEAD_DIM_OF = {"scattered_linear_attention": 128}  # where it is less: this one holds matrices of that size
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -30,7 +32,7 @@ class Availability:
     reason: str = ""
 
 
-def _triton_refuses(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
+def _triton_refuses(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
     """Why the Triton kernels cannot run; empty if they can."""
     if not _HAS_TRITON:
         return "Triton is not installed; pip install triton brings it where PyTorch's CUDA builds run"
@@ -42,8 +44,9 @@ def _triton_refuses(device: torch.device, dtype: torch.dtype, head_dim: int | No
         return "the Triton kernels are tested on NVIDIA GPUs only; use backend='torch'"
     if device.type == "cuda" and torch.cuda.get_device_properties(device).major < 8:
         return "the Triton kernels need compute capability 8.0 or newer; use backend='torch'"
-    if head_dim is not None and head_dim > TRITON_HEAD_DIM:
-        return f"head_dim {head_dim} is over {TRITON_HEAD_DIM}, the most that the Triton kernels hold"
+    most = TRITON_HEAD_DIM_OF.get(op, TRITON_HEAD_DIM)
+    if head_dim is not None and head_dim > most:
+        return f"head_dim {head_dim} is over {most}, the most that the Triton kernels hold"
     return ""
 
 
@@ -57,7 +60,7 @@ def explain(
     """Each backend of an operator, best first, whether it can run with this device and type, and why not.
 
     Args:
-        op: ``"na1d"``, ``"na2d"``, ``"na3d"`` or ``"bilevel_routing_attention"``.
+        op: ``"na1d"``, ``"na2d"``, ``"na3d"``, ``"bilevel_routing_attention"`` or ``"scattered_linear_attention"``.
         head_dim: the larger one of the keys' and values' dimensions, if known.
 
     Raises:
@@ -74,7 +77,7 @@ def explain(
         elif device.type == "cuda" and not torch.cuda.is_available():
             reason = "this PyTorch sees no CUDA device"
         elif backend == "triton":
-            reason = _triton_refuses(device, dtype, head_dim)
+            reason = _triton_refuses(op, device, dtype, head_dim)
         result.append(Availability(backend, not reason, reason))
     return result
 

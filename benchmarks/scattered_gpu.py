@@ -1,0 +1,111 @@
+"""Scattered linear attention on a GPU against padding and the published kernels' design: time and memory.
+
+    python benchmarks/scattered_gpu.py [--rounds 15] [--dtype float32] [--out benchmarks/results/scattered_gpu.csv]
+    TRITON_INTERPRET=1 python benchmarks/scattered_gpu.py --tiny    # tries the script without a GPU; times mean nothing
+
+Peers: windows padded to the longest, or cut into padded chunks of 32 tokens, in PyTorch's operations; and kernels of
+the published design (`scattered_published.py`): one program for each window and head, 32 tokens at a time, float32
+only, the sums of windows in memory between two kernels, atomics in the backward pass. All are first compared with the
+definition, gradients too. Timing alternates between all of them and waits for the GPU.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from common import RESULTS, alternate, machine, summary, write_csv
+from scattered_peers import EPS, Case, check, pad_chunks, pad_to_longest
+from scattered_published import published
+
+from visionattn import __version__
+from visionattn.kernels import scattered_linear_attention
+
+# Frames of growing density, a batch of four, many small windows, and one crowded window among others.
+CASES = [
+    Case(20_000, 900, 120),
+    Case(60_000, 1_600, 160),
+    Case(200_000, 2_600, 640),
+    Case(240_000, 6_400, 160),
+    Case(60_000, 15_000, 24),
+    Case(100_000, 1_300, 50_000, crowded=50_000),
+]
+TINY = [Case(150, 8, 60)]
+LARGEST_PADDED = 4_000_000  # tokens
+
+
+def ours(q, k, v, offsets):
+    return scattered_linear_attention(q, k, v, offsets, eps=EPS, backend="triton")
+
+
+def contestants(case: Case, dtype: torch.dtype) -> dict:
+    functions = {"visionattn": ours, "padded chunks of 32": pad_chunks}
+    if case.windows * case.longest <= LARGEST_PADDED:
+        functions["padded to longest"] = pad_to_longest
+    if dtype == torch.float32:
+        functions["published design"] = published
+    return functions
+
+
+def timed(function, inputs: list[torch.Tensor], backward: bool):
+    """A call that returns when the device has finished it."""
+    leaves = [x.clone().requires_grad_(backward) for x in inputs[:3]]
+
+    def step():
+        out = function(*leaves, inputs[3])
+        if backward:
+            torch.autograd.grad(out, leaves, torch.ones_like(out))
+        if out.is_cuda:
+            torch.cuda.synchronize()
+
+    return step
+
+
+def peak_memory(step) -> float:
+    """Megabytes allocated at most, beside what was there before; 0 without a GPU."""
+    if not torch.cuda.is_available():
+        return 0.0
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="float32")
+    parser.add_argument("--tiny", action="store_true", help="one small problem, to try the script")
+    parser.add_argument("--out", type=Path, default=RESULTS / "scattered_gpu.csv")
+    args = parser.parse_args()
+    if not args.tiny and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; --tiny with TRITON_INTERPRET=1 tries the script without one")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if device == "cpu" else getattr(torch, args.dtype)
+    torch.manual_seed(0)
+    described = dict(machine=machine(), torch=torch.__version__, visionattn=__version__)
+    rows = []
+    for case in TINY if args.tiny else CASES:
+        functions = contestants(case, dtype)
+        check(case.inputs(device=device), contestants(case, torch.float32))
+        inputs = case.inputs(dtype, device)
+        for direction in ("forward", "forward+backward"):
+            steps = {name: timed(f, inputs, direction != "forward") for name, f in functions.items()}
+            memory = {name: peak_memory(step) for name, step in steps.items()}
+            times = {name: summary(t) for name, t in alternate(steps, args.rounds).items()}
+            best = times["visionattn"]["median_ms"]
+            text = ", ".join(f"{name} {t['median_ms']:.3f} ({memory[name]:.0f} MB)" for name, t in times.items())
+            print(f"{case.tokens} tokens in {case.windows} windows, {direction:<16} ms: {text}")
+            rows += [
+                dict(
+                    tokens=case.tokens, windows=case.windows, longest=case.longest, heads=case.heads, dim=case.dim,
+                    dtype=str(dtype).removeprefix("torch."), direction=direction, contestant=name, **t,
+                    times_ours=round(t["median_ms"] / best, 3), peak_mb=round(memory[name], 2), **described,
+                )
+                for name, t in times.items()
+            ]  # fmt: skip
+    if not args.tiny:
+        write_csv(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,4 @@
+from visionattn.kernels.scattered import flops as flops
+from visionattn.kernels.scattered.api import scattered_linear_attention
+
+__all__ = ["scattered_linear_attention"]

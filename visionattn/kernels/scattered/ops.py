@@ -1,0 +1,91 @@
+"""The backends as PyTorch operators, so that compile, export and autograd treat each as one step.
+
+The values of the offsets are checked here, where they are always real, also in a compiled graph.
+"""
+
+import torch
+from torch import Tensor
+
+from visionattn.kernels.scattered import torch_windows
+from visionattn.kernels.scattered.windows import check_offsets
+
+__all__ = ["linear_attention_torch", "linear_attention_triton"]
+
+INPUTS = "Tensor q, Tensor k, Tensor v, Tensor offsets, float eps"
+
+TORCH = "visionattn::scattered_linear_attention"
+TRITON = "visionattn::scattered_linear_attention_triton"
+for _name in (TORCH, TRITON):
+    torch.library.define(_name, f"({INPUTS}) -> Tensor")
+    torch.library.define(f"{_name}_backward", f"(Tensor grad_out, {INPUTS}) -> (Tensor, Tensor, Tensor)")
+
+
+def _portable(q, k, v, offsets, eps):
+    check_offsets(offsets, q.shape[0])
+    return torch_windows.forward(q, k, v, offsets, eps)
+
+
+@torch.library.impl(TORCH, "CompositeExplicitAutograd")
+def _forward(q, k, v, offsets, eps):
+    return _portable(q, k, v, offsets, eps)
+
+
+@torch.library.impl(f"{TORCH}_backward", "CompositeExplicitAutograd")
+def _backward(grad_out, q, k, v, offsets, eps):
+    return torch_windows.backward(grad_out, q, k, v, offsets, eps)
+
+
+@torch.library.impl(TRITON, "CompositeExplicitAutograd")
+def _triton_forward(q, k, v, offsets, eps):
+    from visionattn.kernels.scattered import triton_launch  # Triton loads with its first call
+
+    if offsets.device.type == "cpu":
+        check_offsets(offsets, q.shape[0])
+    return triton_launch.forward(q, k, v, offsets, eps)
+
+
+@torch.library.impl(f"{TRITON}_backward", "CompositeExplicitAutograd")
+def _triton_backward(grad_out, q, k, v, offsets, eps):
+    from visionattn.kernels.scattered import triton_launch
+
+    return triton_launch.backward(grad_out, q, k, v, offsets, eps)
+
+
+def _shape_of_output(q, k, v, offsets, eps):
+    return q.new_empty(*q.shape[:-1], v.shape[-1])
+
+
+def _shapes_of_gradients(grad_out, q, k, v, offsets, eps):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, eps = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.eps = eps
+
+
+def _differentiate(ctx, grad_out):
+    gradients = torch.ops.visionattn.scattered_linear_attention_backward(grad_out, *ctx.saved_tensors, ctx.eps)
+    return *gradients, None, None
+
+
+def _differentiate_triton(ctx, grad_out):
+    gradients = torch.ops.visionattn.scattered_linear_attention_triton_backward(grad_out, *ctx.saved_tensors, ctx.eps)
+    return *gradients, None, None
+
+
+for _name, _rule in ((TORCH, _differentiate), (TRITON, _differentiate_triton)):
+    torch.library.register_fake(_name, _shape_of_output)
+    torch.library.register_fake(f"{_name}_backward", _shapes_of_gradients)
+    torch.library.register_autograd(_name, _rule, setup_context=_setup_context)
+
+
+def linear_attention_torch(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Tensor:
+    """The portable backend; arguments have been checked by `api`, but not the values of the offsets."""
+    return torch.ops.visionattn.scattered_linear_attention(q, k, v, offsets, eps)
+
+
+def linear_attention_triton(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Tensor:
+    """The GPU backend; arguments have been checked by `api`, but not the values of the offsets."""
+    return torch.ops.visionattn.scattered_linear_attention_triton(q, k, v, offsets, eps)

@@ -1,0 +1,25 @@
+"""The definition of scattered linear attention: one window after the other. Every backend is tested against it."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["attend_reference"]
+
+
+def attend_reference(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, eps: float) -> Tensor:
+    """Linear attention within each window; arguments as in `api.scattered_linear_attention`; float32 at least.
+
+    Returns:
+        ``[tokens, heads, value_dim]`` in the type of the query.
+    """
+    exact = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = (x.to(exact) for x in (query, key, value))
+    lengths = offsets.diff().tolist() or [0]  # no window at all is one without tokens
+    windows = []
+    for q_w, k_w, v_w in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
+        kv = torch.einsum("nhi,nhj->hij", k_w, v_w)
+        k_sum = k_w.sum(0)
+        numerator = torch.einsum("nhi,hij->nhj", q_w, kv)
+        denominator = torch.einsum("nhi,hi->nh", q_w, k_sum) + eps
+        windows.append(numerator / denominator[..., None])
+    return torch.cat(windows).to(query.dtype)
