@@ -82,7 +82,8 @@ def read_points(
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, EOFError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise DataError(f"{path}: damaged or not of its kind ({what})") from error
-    points = np.asarray(points, np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and so missing
+        points = np.asarray(points, np.float32)
     points[~np.isfinite(points).all(-1)] = np.nan
     return points
 

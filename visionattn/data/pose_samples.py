@@ -22,8 +22,8 @@ LIMBS = ("left arm", "right arm", "left leg", "right leg")
 
 COLOURS = ((235, 60, 50), (60, 200, 70), (70, 110, 245), (240, 210, 50))  # RGB, of the limbs
 HEADS = ((255, 90, 220), (70, 220, 230))  # of the one that counts, and of the others
-REST = ((0.2, 1.0), (0.2, 1.0), (0.1, 0.4), (0.1, 0.4))  # angles from hanging down, outwards, in radians
-SWING = (1.3, 1.3, 0.9, 0.9)
+REST = (0.05, 0.3)  # angle of a limb from hanging down, outwards, in radians
+SWING = ((1.0, 2.2), (1.0, 2.2), (0.7, 1.3), (0.7, 1.3))  # between which a limb swings
 
 _README = """Moving figures: clips made by `visionattn data moving-figures`
 =================================================================
@@ -145,11 +145,12 @@ def _places(rng: np.random.Generator, figures: int, size: int, height: float) ->
 
 def _swing(rng: np.random.Generator, moving: int, frames: int, height: float) -> np.ndarray:
     """Joints over time ``[frames, 13, 2]`` about the hips, in the order of Toyota Smarthome; one limb swings."""
-    angles = np.array([rng.uniform(*rest) for rest in REST])[None].repeat(frames, 0)
+    angles = rng.uniform(*REST, len(LIMBS))[None].repeat(frames, 0)
     phase = rng.uniform(0, 2 * math.pi)
     turns = rng.uniform(1.0, 1.6)
     wave = 0.5 - 0.5 * np.cos(phase + 2 * math.pi * turns * np.arange(frames) / frames)
-    angles[:, moving] += SWING[moving] * wave
+    least, most = SWING[moving]
+    angles[:, moving] = least + (most - least) * wave
     joints = np.zeros((frames, 13, 2))
     for side, sign in enumerate((1, -1)):  # its left is at the right of the picture
         shoulder, hip = np.array([sign * 0.1, -0.32]) * height, np.array([sign * 0.07, 0.0]) * height
@@ -176,7 +177,7 @@ def _draw_figure(cv2, picture: np.ndarray, joints: np.ndarray, colours: list, wi
 def _texture(rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
     """Dim blotches that drift."""
     cv2 = require("cv2")
-    coarse = rng.uniform(10, 110, (10, 10, 3)).astype(np.float32)
+    coarse = rng.uniform(0, 80, (10, 10, 3)).astype(np.float32)
     wide = cv2.resize(coarse, (3 * size, 3 * size), interpolation=cv2.INTER_CUBIC)
     start, speed = rng.uniform(size * 0.8, size * 1.2, 2), rng.uniform(-1.0, 1.0, 2)
     pictures = []

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from visionattn.errors import CheckpointError, ConfigError, VisionattnError
+from visionattn.inference.action import find_points
 from visionattn.inference.blending import MapCanvas, probabilities
 from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
 from visionattn.inference.results import InstanceMasks, Prediction
@@ -66,6 +67,7 @@ class Options:
         tta: look at each picture mirrored too, and merge what is found.
         scales: look at each picture at these multiples of the size that the model was tested at, and merge.
         max_pixels: image files with more pixels are refused.
+        points: key points of videos, for models of actions: a file, or a folder with files named as the videos.
 
     Raises:
         ConfigError: a value is out of range.
@@ -78,6 +80,7 @@ class Options:
     tta: bool = False
     scales: tuple[float, ...] = (1.0,)
     max_pixels: int = MAX_PIXELS
+    points: str | None = None
 
     def __post_init__(self):
         if not 0 <= self.score_thr <= 1:  # NaN fails too
@@ -149,6 +152,10 @@ class Predictor:
                 "--tta and several --scales merge boxes, masks or maps of classes, and cannot merge the segments of a "
                 "panoptic model, which partition the picture differently in each view; leave them out"
             )
+        if self.task == "action" and (options.tile or len(self._views) > 1):
+            raise ConfigError("--tile, --tta and --scales are of pictures; views of videos are set in the config")
+        if self.task != "action" and options.points is not None:
+            raise ConfigError(f"--points is for models of actions; this one is of {self.task}")
         if self.task == "localization" and (options.tile or len(self._views) > 1):
             raise ConfigError(
                 "--tile, --tta and several --scales cannot merge the maps of localization; leave them out"
@@ -195,6 +202,8 @@ class Predictor:
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Predict on arrays in memory, BGR uint8 ``[H, W, 3]``, of any sizes."""
+        if self.task == "action" and len(images):
+            raise ConfigError("a model of actions takes videos; use predict_video")
         if self.task in ("semantic", "forgery") and (self.options.tile or len(self._views) > 1):
             return [self._blended(image) for image in images]
         results: list[Prediction | None] = [None] * len(images)
@@ -213,6 +222,15 @@ class Predictor:
         for index, prediction in zip(whole, found, strict=True):
             results[index] = prediction
         return results
+
+    def predict_video(self, video: str | Path) -> dict[str, Any]:
+        """The action in a video, by a model of actions; see `LoadedModel.predict_video`.
+
+        Raises:
+            DataError: the video or its key points cannot be read.
+        """
+        video = Path(video)
+        return self.loaded.predict_video(video, find_points(video, self.options.points))
 
     def _tiles(self, image: np.ndarray) -> list[Tile]:
         height, width = image.shape[:2]

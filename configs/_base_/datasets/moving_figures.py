@@ -3,12 +3,12 @@ data_root = "data/moving-figures/"
 classes = ("left arm", "right arm", "left leg", "right leg")
 patch_size = 8
 train_pipeline = [  # not mirrored: the class tells left from right
-    dict(type="visionattn.LoadClip", num_frames=6, rate=2, views="random"),
-    dict(type="visionattn.PackClip", patch_size=patch_size),
+    dict(type="visionattn.LoadClip", num_frames=4, rate=3, views="random"),
+    dict(type="visionattn.PackClip", patch_size=patch_size, inflation=None),
 ]
 test_pipeline = [
-    dict(type="visionattn.LoadClip", num_frames=6, rate=2),
-    dict(type="visionattn.PackClip", patch_size=patch_size),
+    dict(type="visionattn.LoadClip", num_frames=4, rate=3),
+    dict(type="visionattn.PackClip", patch_size=patch_size, inflation=None),
 ]
 train_dataloader = dict(
     batch_size=16,

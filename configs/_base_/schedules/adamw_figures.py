@@ -1,6 +1,6 @@
 # AdamW by iterations for the small models of the moving figures.
-max_iters = 1000
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=500)
+max_iters = 1200
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=400)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -13,4 +13,4 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.02, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50),
 ]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1, save_best="Top1", rule="greater"))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=400, max_keep_ckpts=1, save_best="Top1", rule="greater"))

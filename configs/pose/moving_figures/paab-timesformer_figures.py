@@ -12,10 +12,10 @@ model = dict(
         img_size=48,
         patch_size=8,
         embed_dim=64,
-        depth=3,
+        depth=2,
         num_heads=4,
-        num_frames=6,
-        paab=(3,),
+        num_frames=4,
+        paab=(2,),
     ),
     num_classes=4,
 )

@@ -12,9 +12,9 @@ model = dict(
         img_size=48,
         patch_size=8,
         embed_dim=64,
-        depth=4,
+        depth=3,
         num_heads=4,
-        num_frames=6,
+        num_frames=4,
     ),
     num_classes=4,
 )
