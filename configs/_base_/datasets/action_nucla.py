@@ -66,4 +66,3 @@ test_dataloader = dict(
 )
 val_evaluator = dict(type="visionattn.ActionMetric")
 test_evaluator = val_evaluator
-default_hooks = dict(checkpoint=dict(save_best="Top1", rule="greater"))

@@ -13,4 +13,3 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.02, by_epoch=False, begin=0, end=50),
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50),
 ]
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=400, max_keep_ckpts=1, save_best="Top1", rule="greater"))

@@ -19,3 +19,4 @@ model = dict(
     ),
     num_classes=4,
 )
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=400, max_keep_ckpts=1, save_best="Top1", rule="greater"))

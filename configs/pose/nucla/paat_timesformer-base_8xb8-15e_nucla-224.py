@@ -16,3 +16,4 @@ model = dict(
     num_classes=10,
     views="max",
 )
+default_hooks = dict(checkpoint=dict(save_best="Top1", rule="greater"))

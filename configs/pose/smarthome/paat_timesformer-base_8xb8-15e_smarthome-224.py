@@ -16,3 +16,4 @@ model = dict(
     num_classes=31,
     views="max",
 )
+default_hooks = dict(checkpoint=dict(save_best="MeanClass", rule="greater"))
