@@ -61,7 +61,11 @@ def test_people_are_joined_and_absent_ones_leave_nothing():
 
 
 def test_boxes():
-    boxes = [np.array([[3, 0, 8, 8.5], [np.nan, 0, 5, 5], [30, 30, 20, 20]]), np.zeros((0, 4)), [[-np.inf, 9, 1e9, 9.1]]]
+    boxes = [
+        np.array([[3, 0, 8, 8.5], [np.nan, 0, 5, 5], [30, 30, 20, 20]]),
+        np.zeros((0, 4)),
+        [[-np.inf, 9, 1e9, 9.1]],
+    ]
     masks = box_masks(boxes, (20, 30), 8)
     assert np.argwhere(masks[0]).tolist() == [[0, 0], [1, 0]]
     assert not masks[1].any()

@@ -163,9 +163,7 @@ class PoseBlock(nn.Module):
         out = self.temporal_fc(self.drop_path(self.temporal_attn(self.temporal_norm1(rows))))
         return series + out.view(series.shape)
 
-    def forward(
-        self, prefix: Tensor, patches: Tensor, mask: Tensor, published: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, prefix: Tensor, patches: Tensor, mask: Tensor, published: bool = False) -> tuple[Tensor, Tensor]:
         """Over all tokens, for what cannot gather: exported graphs and the published results outside of the mask.
 
         Args:
