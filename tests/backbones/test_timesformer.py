@@ -30,7 +30,8 @@ def build(record: dict, **options) -> TimeSformer:
     model = TimeSformer(**{k: given[k] for k in keep if k in given}, **options)
     report = load_official(model, {f"model.{name}": value for name, value in record["state_dict"].items()})
     assert len(report.loaded) == len(record["state_dict"])
-    assert not report.missing and not report.dropped
+    assert not report.missing
+    assert not report.dropped
     return model.eval()
 
 

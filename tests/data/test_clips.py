@@ -94,7 +94,7 @@ def test_random_sampling_covers_the_video():
 def test_bad_sampling(arguments, message):
     with pytest.raises(ValueError, match=message):
         sample_indices(*arguments)
-    with pytest.raises(ValueError, match="view=3 must be in 0..2"):
+    with pytest.raises(ValueError, match=r"view=3 must be in 0\.\.2"):
         sample_indices(9, 30, 4, 1, view=3, views=3)
 
 

@@ -16,7 +16,7 @@ def write(path, content):
 
 
 def test_smarthome(tmp_path):
-    """x of all joints, then y; one unknown joint means that the frame has no pose; others than the first do not count."""
+    """x of all joints, then y, of the first person; one unknown joint means that the frame has no pose."""
     frames = [[{"pose2d": [1, 2, 3, 4]}, {"pose2d": [9, 9, 9, 9]}], [], [{"pose2d": [1, -1, 3, 4]}]]
     points = read_points(write(tmp_path / "a.json", {"njts": 2, "frames": frames}))
     expected = [[[[1, 3], [2, 4]]], [[[NAN, NAN]] * 2], [[[NAN, NAN]] * 2]]

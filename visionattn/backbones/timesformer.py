@@ -110,7 +110,7 @@ class TimeSformer(nn.Module):
             order; released checkpoints were trained so.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        norm_layer: makes a norm from a number of channels.
+        norm_layer: makes a norm from a number of channels; LayerNorm with an epsilon of 1e-6 unless given.
         device, dtype: of the parameters.
 
     Raises:
@@ -138,13 +138,14 @@ class TimeSformer(nn.Module):
         mask_layout: str = "tyx",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        norm_layer: NormLayer = partial(nn.LayerNorm, eps=1e-6),
+        norm_layer: NormLayer | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         _check(depth, embed_dim, num_heads, paab, paab_attention, num_pose_blocks, paat, num_joints, mask_layout)
         dd = {"device": device, "dtype": dtype}
+        norm_layer = norm_layer or partial(nn.LayerNorm, eps=1e-6)
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.global_pool, self.grad_checkpointing, self.mask_layout = global_pool, False, mask_layout

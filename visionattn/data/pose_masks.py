@@ -1,7 +1,7 @@
 """Key points, boxes and heat maps to masks over patches, as pose-aware attention takes them.
 
-Reilly et al., "Seeing the Pose in the Pixels" (arXiv 2306.09331), with masks by row, then column. Coordinates are pixels
-of the frame that the model sees, x to the right and y down, 0 at the centre of the first pixel's cell ``[0, 1)``.
+Reilly et al., "Seeing the Pose in the Pixels" (arXiv 2306.09331), with masks by row, then column. Coordinates are
+pixels of the frame that the model sees, x to the right and y down; the first pixel covers 0 to 1.
 """
 
 import math
@@ -50,7 +50,7 @@ def patch_masks(points: np.ndarray, size: Sequence[int], patch: int = 16, inflat
         raise ValueError(f"inflation={inflation} must be None or a whole number from 0 on")
     masks = np.zeros((len(points), rows, columns), bool)
     flat = points.reshape(len(points), math.prod(points.shape[1:-1]), 2)
-    frame, which, row, column = _cells(flat, size, patch)
+    frame, _, row, column = _cells(flat, size, patch)
     masks[frame, row, column] = True
     return _inflate(masks, int(inflation or 0))
 

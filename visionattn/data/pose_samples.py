@@ -28,8 +28,8 @@ SWING = ((1.0, 2.2), (1.0, 2.2), (0.7, 1.3), (0.7, 1.3))  # between which a limb
 _README = """Moving figures: clips made by `visionattn data moving-figures`
 =================================================================
 
-videos/{{train,val,test}}/*.avi (Motion JPEG, {size} x {size}, {frames} frames, 30 in a second), poses/*/*.npy (key points
-[frames, 13, 2] of the figure that counts, in the joints of Toyota Smarthome), {{train,val,test}}.csv
+videos/{{train,val,test}}/*.avi (Motion JPEG, {size} x {size}, {frames} frames, 30 in a second), poses/*/*.npy (key
+points [frames, 13, 2] of the figure that counts, in the joints of Toyota Smarthome), {{train,val,test}}.csv
 (video,skeleton,label): {train}, {val} and {test} clips of {figures} figures. classes.txt names the labels.
 Seed {seed}, recipe version {version}. Everything is drawn; there are no sources.
 """

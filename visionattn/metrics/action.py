@@ -38,5 +38,5 @@ def class_recalls(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes of their recall in percent, as for Toyota Smarthome; classes without videos do not count."""
+    """Mean of the classes' recalls in percent, as for Toyota Smarthome; classes without videos do not count."""
     return float(np.nanmean(class_recalls(scores, labels)))

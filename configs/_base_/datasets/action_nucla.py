@@ -1,6 +1,6 @@
 # NW-UCLA; lines `ucla_rgb/view_k/NAME.mp4,ucla_skeletons/NAME_skeleton2d.json,label`.
-# Clips, sizes and views as published. Flips keep left and right joints in their places, as published; joints="openpose"
-# in FlipClip exchanges them.
+# Clips, sizes and views as published. Flips keep left and right joints in their places, as published;
+# joints="openpose" in FlipClip exchanges them.
 data_root = "data/nucla/"
 num_classes = 10
 num_frames = 16

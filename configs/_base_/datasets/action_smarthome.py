@@ -1,6 +1,6 @@
-# Toyota Smarthome, cross-subject; `data/smarthome/{train,val,test}.csv` have lines `mp4/NAME.mp4,skeletonv12/NAME_pose3d.json,label`.
-# Clips, sizes and views as published. Flips keep left and right joints in their places, as published; joints="smarthome"
-# in FlipClip exchanges them.
+# Toyota Smarthome, cross-subject; {train,val,test}.csv have lines `mp4/NAME.mp4,skeletonv12/NAME_pose3d.json,label`.
+# Clips, sizes and views as published. Flips keep left and right joints in their places, as published;
+# joints="smarthome" in FlipClip exchanges them.
 data_root = "data/smarthome/"
 num_classes = 31
 num_frames = 8
