@@ -39,6 +39,7 @@ class ActionDataset(BaseDataset):
 
     def __init__(self, ann_file: str, separator: str = ",", **kwargs: Any) -> None:
         self.separator = separator
+        kwargs.setdefault("data_prefix", {"video": "", "points": ""})
         super().__init__(ann_file=ann_file, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
