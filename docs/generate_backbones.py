@@ -87,7 +87,8 @@ Written by `docs/generate_backbones.py`; change that, not this.
 - **GMACs** are counted on one image at the size given, by `torch.utils.flop_counter`, halved, since papers count a
   multiplication with its addition as one. It counts products of matrices, convolutions, and attention: dense attention
   by its products, neighborhood and routing attention by the pairs of query and key that attend to each other
-  (`visionattn/kernels/*/flops.py`). Norms, activations, softmax and additions are not counted.
+  (`visionattn/kernels/*/flops.py`). Norms, activations, softmax and additions are not counted. Of models of videos
+  they are those of one frame, and of pose-aware models those without a pose, which only adds what it covers.
 - **Top-1** is ImageNet-1k accuracy as published, not measured here.
 - **Parity** says what the tests compare with recordings of the authors' code: *recorded* is this model at full size,
   outputs within 1e-5 and gradients within 1e-4; *family* is small configurations of the same code; *none* has nothing
@@ -130,7 +131,7 @@ def row(name: str) -> str:
     has_weights = cfg.hf_hub_id or cfg.url
     stated = cfg.license if cfg.hf_hub_id else f"not stated (code: {cfg.license})" if cfg.license else "not stated"
     licence = stated if has_weights else "–"
-    published = has_weights or top1 or arch.startswith("davit")
+    published = has_weights or top1 or arch.startswith("davit") or "timesformer_base" in arch
     parity = "recorded" if arch in RECORDED else "family" if published else "none"
     accuracy = f"{top1} ({source})" if top1 else "–"
     cells = (f"`{name}`", cfg.input_size[-1], f"{parameters:,}", f"{macs:.2f}", accuracy, weights, licence, parity)

@@ -65,6 +65,10 @@ DATASETS = {
     "imagenet": "ImageNet",
     "brgen": "BR-Gen",
     "synthetic": "synthetic forgeries",
+    "smarthome": "Toyota Smarthome",
+    "ntu60": "NTU RGB+D 60",
+    "nucla": "NW-UCLA",
+    "figures": "moving figures",
     "protocol-cat": "CASIAv2, FantasticReality, IMD20, tampCOCO",
 }
 

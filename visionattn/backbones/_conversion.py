@@ -30,6 +30,7 @@ class Conversion:
         final_norm: module that norms the features before or after pooling.
         stages: what comes before the number of a stage in the model's names.
         settings: arguments of the model that the checkpoint needs, for its ``apply_settings``.
+        missing: name in the model to the reason why the checkpoint need not have it.
     """
 
     state_dict: dict[str, Tensor]
@@ -40,6 +41,7 @@ class Conversion:
     final_norm: str = "norm"
     stages: str = "stages"
     settings: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
     def rename(self, source: str, target: str) -> None:
         """Give an entry another name; `source` is its present one."""

@@ -134,7 +134,7 @@ def _resolve_differences(conversion: Conversion, own: Mapping[str, Tensor], stag
     """
     given = conversion.state_dict
     head, norm = f"{conversion.classifier}.", f"{conversion.final_norm}."
-    missing: dict[str, str] = {}
+    missing = dict(conversion.missing)
     weight = f"{head}weight"
     if weight in given and weight in own and given[weight].shape[0] != own[weight].shape[0]:
         classes, expected = given[weight].shape[0], own[weight].shape[0]
@@ -172,7 +172,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     conversion = _convert(model, state_dict)
     if conversion.settings:
         model.apply_settings(conversion.settings)
-    return conversion.state_dict
+    own = model.state_dict() if conversion.missing else {}
+    return conversion.state_dict | {name: own[name] for name in conversion.missing if name in own}
 
 
 def describe(state_dict: Mapping[str, Any]) -> str:
@@ -184,6 +185,7 @@ def describe(state_dict: Mapping[str, Any]) -> str:
     for family, pattern in (
         ("Swin", r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
         ("ConvNeXt", r"downsample_layers\.0\.0\..*"),
+        ("TimeSformer", r"blocks\.0\.temporal_fc\.weight"),
         ("ViT", r"blocks\.0\.attn\.qkv\.weight"),
         ("ResNet", r"layer1\.0\.conv1\.weight"),
     ):

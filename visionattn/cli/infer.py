@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=8, metavar="N", help="images at a time, if of one size (default: 8)"
     )
     parser.add_argument(
+        "--points",
+        metavar="PATH",
+        help="key points of videos, for models of actions: a file, or a folder with files named as the videos",
+    )
+    parser.add_argument(
         "--device", metavar="D", help="cpu, cuda or cuda:N (default: the first GPU if there is one, else cpu)"
     )
     parser.add_argument(
@@ -81,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         tta=args.tta,
         scales=tuple(args.scales),
         max_pixels=args.max_pixels,
+        points=args.points,
     )
     device = pick_device(args.device)
     out = _out_folder(args)
@@ -196,6 +202,8 @@ def _print_summary(summary, predictor, out: Path, elapsed: float) -> None:
     print(", ".join(parts))
     if predictor.task == "forgery":
         print(f"forged: {summary.found['forged']} of {pictures} by the score of the whole picture")
+    elif predictor.task == "action":
+        print("actions: " + (", ".join(f"{name} {count}" for name, count in summary.found.most_common()) or "none"))
     elif predictor.task == "semantic":
         shares = {name: value / max(1, pictures) for name, value in summary.found.most_common()}
         print("pixels: " + (", ".join(f"{name} {share:.1%}" for name, share in shares.items()) or "none"))

@@ -6,6 +6,7 @@ In the results' folder:
 - ``maps/<name>.png``: from models that classify pixels, the class number of each pixel.
 - ``panoptic/<name>.png``: from panoptic models, the segments in the colours of COCO's panoptic format.
 - ``heat/``, ``maps/``, ``masks/``: from forgery models, see `visionattn.inference.forgery`.
+- ``<name>.png`` of a video: from models of actions, the frames that were looked at, with the best class.
 - ``predictions.json``: one record per input, under "images", with its boxes and masks as COCO results or,
   where it could not be read, the reason.
 - ``<name>.frames.json``: the same of each frame of a video.
@@ -22,6 +23,7 @@ import numpy as np
 
 from visionattn import __version__
 from visionattn.errors import DataError
+from visionattn.inference.action import action_record, draw_action
 from visionattn.inference.forgery import forgery_record, write_forgery_maps
 from visionattn.inference.heatmap import heatmap_to_png
 from visionattn.inference.images import Source, read_image
@@ -75,8 +77,8 @@ def plan_files(sources: Sequence[Source], out: Path) -> Plan:
     names = output_names(sources)
     inputs = {source.path.resolve() for source in sources}
     for source, name in zip(sources, names, strict=True):
-        target = out / f"{name}{'.mp4' if source.is_video else '.png'}"
-        if target.resolve() in inputs:
+        targets = {out / f"{name}{suffix}" for suffix in ((".mp4", ".png") if source.is_video else (".png",))}
+        for target in sorted(t for t in targets if t.resolve() in inputs):
             raise DataError(f"--out {out}: the results would overwrite the input {target}; name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -115,8 +117,8 @@ def predict_files(
         "categories": [{"id": i, "name": n} for i, n in zip(ids, predictor.classes, strict=True)],
     }
     settings = {k: v for k, v in asdict(predictor.options).items() if v is not None}
-    if predictor.task == "semantic":
-        del settings["score_thr"]  # nothing has a score
+    if predictor.task in ("semantic", "action"):
+        del settings["score_thr"]  # nothing is left out by its score
     facts = {**about, "visionattn": __version__, **settings}
     with (
         JsonRecords(plan.out / PREDICTIONS_FILE, head, "images") as records,
@@ -144,7 +146,7 @@ class _Run:
             if source.is_video:
                 yield from self._images(batch)
                 batch, pixels = [], 0
-                yield self._video(index)
+                yield self._action(index) if self.predictor.task == "action" else self._video(index)
                 continue
             image = self._read(source.path)
             batch.append((index, image))
@@ -155,6 +157,8 @@ class _Run:
         yield from self._images(batch)
 
     def _read(self, path: Path) -> np.ndarray | DataError:
+        if self.predictor.task == "action":
+            return DataError(f"{path}: is a picture; this model classifies videos")
         try:
             return read_image(path, self.predictor.options.max_pixels)
         except DataError as error:
@@ -245,6 +249,24 @@ class _Run:
         write_png(folder / f"{name}.png", heatmap_to_png(prediction.heatmap))
         return f"heatmaps/{name}.png"
 
+    def _action(self, index: int) -> dict[str, Any]:
+        path, name = self.plan.sources[index].path, self.plan.names[index]
+        record: dict[str, Any] = {"image_id": index, "file": str(path)}
+        self.overlay, self.counts = None, Counter()
+        try:
+            result = self.predictor.predict_video(path)
+        except DataError as error:
+            return record | {"error": self._failed(path, error)}
+        record |= {"overlay": f"{name}.png"} | action_record(result, self.predictor.classes)
+        self.overlay = draw_action(result, f"{record['action']} {record['action_score']:.2f}")
+        write_png(self.plan.out / f"{name}.png", self.overlay)
+        self.summary.found[record["action"]] += 1
+        self.summary.videos += 1
+        self.summary.frames += sum(map(len, record["frames"]))
+        self.summary.seconds += record["seconds"]
+        self.on_progress(1)
+        return record
+
     def _video(self, index: int) -> dict[str, Any]:
         from visionattn.inference.video import VideoReader, VideoWriter
 
@@ -289,7 +311,10 @@ def _found_lines(record: dict[str, Any], score_thr: float, counts: Counter) -> l
     if "detections" in record:
         names = ", ".join(f"{name} {count}" for name, count in counts.most_common())
         lines.append(names or f"nothing with a score of at least {score_thr:g}")
-    if "frames" in record:
+    if "action" in record:
+        pose = "with key points" if record["with_pose"] else "without key points"
+        lines.append(f"{record['action']}, score {record['action_score']:.3f}, {pose}")
+    elif "frames" in record:
         lines.append(f"{record['frames']} frames, the first is shown")
     shares = sorted(record.get("pixel_shares", {}).items(), key=lambda item: -item[1])
     if shares:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from visionattn.errors import CheckpointError, ConfigError, OutOfMemoryError
+from visionattn.inference.action import find_points
 from visionattn.inference.blending import MapCanvas, probabilities
 from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
 from visionattn.inference.memory import in_smaller_batches
@@ -70,6 +71,7 @@ class Options:
         tta: look at each picture mirrored too, and merge what is found.
         scales: look at each picture at these multiples of the size that the model was tested at, and merge.
         max_pixels: image files with more pixels are refused.
+        points: key points of videos, for models of actions: a file, or a folder with files named as the videos.
 
     Raises:
         ConfigError: a value is out of range.
@@ -82,6 +84,7 @@ class Options:
     tta: bool = False
     scales: tuple[float, ...] = (1.0,)
     max_pixels: int = MAX_PIXELS
+    points: str | None = None
 
     def __post_init__(self):
         if not 0 <= self.score_thr <= 1:  # NaN fails too
@@ -154,6 +157,10 @@ class Predictor:
                 "--tta and several --scales merge boxes, masks or maps of classes, and cannot merge the segments of a "
                 "panoptic model, which partition the picture differently in each view; leave them out"
             )
+        if self.task == "action" and (options.tile or len(self._views) > 1):
+            raise ConfigError("--tile, --tta and --scales are of pictures; views of videos are set in the config")
+        if self.task != "action" and options.points is not None:
+            raise ConfigError(f"--points is for models of actions; this one is of {self.task}")
         if self.task == "localization" and (options.tile or len(self._views) > 1):
             raise ConfigError(
                 "--tile, --tta and several --scales cannot merge the maps of localization; leave them out"
@@ -207,6 +214,8 @@ class Predictor:
         Raises:
             OutOfMemoryError: that did not help.
         """
+        if self.task == "action" and len(images):
+            raise ConfigError("a model of actions takes videos; use predict_video")
         try:
             return self._predict(images, self.options)
         except OutOfMemoryError:
@@ -247,6 +256,15 @@ class Predictor:
         for index, prediction in zip(whole, found, strict=True):
             results[index] = prediction
         return results
+
+    def predict_video(self, video: str | Path) -> dict[str, Any]:
+        """The action in a video, by a model of actions; see `LoadedModel.predict_video`.
+
+        Raises:
+            DataError: the video or its key points cannot be read.
+        """
+        video = Path(video)
+        return self.loaded.predict_video(video, find_points(video, self.options.points))
 
     @staticmethod
     def _tiles(image: np.ndarray, options: Options) -> list[Tile]:

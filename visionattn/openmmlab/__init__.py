@@ -34,6 +34,16 @@ from visionattn.openmmlab import checkpoint  # noqa: E402
 
 checkpoint.install()
 
+from visionattn.openmmlab.action import ClipPreprocessor, PoseRecognizer, VideoTransformer  # noqa: E402
+from visionattn.openmmlab.action_data import (  # noqa: E402
+    ActionDataset,
+    CropClip,
+    FlipClip,
+    LoadClip,
+    PackClip,
+    ResizeClip,
+)
+from visionattn.openmmlab.action_metric import ActionMetric  # noqa: E402
 from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
 from visionattn.openmmlab.config import format_once  # noqa: E402
@@ -61,28 +71,38 @@ format_once()
 __all__ = [
     "CAM",
     "SAT",
+    "ActionDataset",
+    "ActionMetric",
     "Albu",
     "BF16OptimWrapper",
     "Backbone",
     "BalancedForgeryDataset",
     "CheckpointHook",
+    "ClipPreprocessor",
+    "CropClip",
     "CrossEntropyLoss",
     "DegradeImage",
+    "FlipClip",
     "ForgeImage",
     "ForgeryAugment",
     "ForgeryDataset",
     "ForgeryLocalizer",
     "ForgeryMetric",
+    "LoadClip",
     "LoadForgeryMask",
     "LocalizationDataset",
     "LocalizationMetric",
     "NFAViTLocalizer",
+    "PackClip",
     "PackLocalizationInputs",
+    "PoseRecognizer",
     "ProgressHook",
     "RandomScaleCrop",
     "RandomTranspose",
+    "ResizeClip",
     "SATLocalizationMetric",
     "StopHook",
+    "VideoTransformer",
     "VisionTransformer",
     "WandbBackend",
 ]

@@ -35,7 +35,8 @@ class LoadedModel:
         model: in eval mode, on its device.
         cfg: the whole config.
         classes: names by label.
-        task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"``, ``"localization"`` or ``"forgery"``.
+        task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"``, ``"localization"``,
+            ``"forgery"`` or ``"action"``.
         palette: RGB by label.
         device: where the model is.
         things: of a panoptic model, how many classes are things; their labels come first. None of other models.
@@ -98,6 +99,41 @@ class LoadedModel:
                 "total": (end - start) / count,
             }
         return results
+
+    @torch.inference_mode()
+    def predict_video(self, video: str | os.PathLike, points: str | os.PathLike | None = None) -> dict[str, Any]:
+        """Run the config's test pipeline and the model of an action config on a video.
+
+        Args:
+            video: the file.
+            points: its key points, for models with pose-aware attention; without them those blocks are passed over.
+
+        Returns:
+            ``class_scores``, float32 ``[classes]``; of the first view ``frames``, uint8 RGB ``[T, H, W, 3]`` as the
+            model sees them, and ``mask``, bool ``[T, h, w]`` over patches of ``patch_size``, or None; of all views
+            ``frame_indices``; and ``timing``, seconds for ``preprocess``, ``model`` and ``total``.
+
+        Raises:
+            ConfigError: the model is not of action recognition.
+            DataError: a file cannot be read.
+        """
+        if self.task != "action":
+            raise ConfigError(f"a {self.task} model does not classify videos")
+        start = time.perf_counter()
+        given = None if points is None else str(points)
+        sample = self._pipeline(1.0)({"video_path": str(video), "points_path": given})
+        prepared = time.perf_counter()
+        output = self.model.test_step(pseudo_collate([sample]))[0]
+        end = time.perf_counter()
+        patch = self.model.backbone.net.patch_embed.patch_size
+        return {
+            "class_scores": _array(output.pred_scores, np.float32),
+            "frames": sample["inputs"][0].permute(1, 2, 3, 0).numpy(),
+            "mask": _array(output.pose_mask[0], bool) if "pose_mask" in output else None,
+            "patch_size": int(patch[0]),
+            "frame_indices": output.metainfo["frame_indices"],
+            "timing": {"preprocess": prepared - start, "model": end - prepared, "total": end - start},
+        }
 
     def _pipeline(self, scale: float) -> Any:
         if scale not in self._pipelines:
@@ -306,6 +342,8 @@ def _task(model: nn.Module) -> str:
     names = {base.__name__ for base in type(model).__mro__}
     if "ForgeryModel" in names:
         return "forgery"
+    if "PoseRecognizer" in names:
+        return "action"
     if "BaseSegmentor" in names:
         return "semantic"
     if "Localizer" in names:

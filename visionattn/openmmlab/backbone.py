@@ -129,11 +129,17 @@ class Backbone(BaseModule):
                     module.training = False
         return self
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of ``x``, ``[B, in_chans, H, W]``; see the class for shapes."""
+    def forward(self, x: Tensor, pose: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Feature maps of ``x``, ``[B, in_chans, H, W]``; see the class for shapes.
+
+        Args:
+            x: pictures.
+            pose: for the ``pose_vit`` models, masks of patches, see `PoseVisionTransformer`.
+        """
         outputs = []
+        features = self.net(x) if pose is None else self.net(x, pose=pose)
         channels_last = str(getattr(self.net.output_fmt, "value", "NCHW")) == "NHWC"
-        for level, feature in zip(self.out_indices, self.net(x), strict=True):
+        for level, feature in zip(self.out_indices, features, strict=True):
             if channels_last:
                 feature = feature.permute(0, 3, 1, 2)
             if self.out_norm:
@@ -225,7 +231,9 @@ def _create(
 def _check_all_loaded(loaded: nn.Module, fresh: nn.Module, model_name: str, path: str) -> None:
     """timm loads what fits and stays silent about the rest: what still has its random start was not loaded."""
     start = dict(fresh.named_parameters())
-    weights = {n: p for n, p in loaded.named_parameters() if p.ndim > 1}  # norms and biases may start as they end
+    weights = {  # norms and biases may start as they end; pose blocks come on top of any checkpoint
+        n: p for n, p in loaded.named_parameters() if p.ndim > 1 and ".pose_blocks." not in n and "joint_head." not in n
+    }
     missing = [n for n, p in weights.items() if torch.equal(p, start[n])]
     if missing:
         raise CheckpointError(
