@@ -300,6 +300,4 @@ def _ground(
     shade = np.zeros(d.shape[:2])
     shade[down] = asphalt(dx * t, dy * t)
     values[..., 0], values[..., 1] = shade, 0.05
-    return Hits(
-        distance, values, np.zeros(d.shape[:2]), np.abs(d[..., 2]), np.full(d.shape[:2], -2, np.int64)
-    )
+    return Hits(distance, values, np.zeros(d.shape[:2]), np.abs(d[..., 2]), np.full(d.shape[:2], -2, np.int64))

@@ -131,6 +131,14 @@ class _Scene:
                     middle = line + side * (depth / 2 + rng.uniform(0, 2))
                     self._block(at + length / 2, middle, (length, depth, height), _WALL)
                 at += length + rng.exponential(6)
+            at, hedge = rng.uniform(-reach, reach, 2)
+            while rng.random() < 0.97 and at < hedge:  # a row of bushes
+                size = np.array([rng.uniform(0.8, 1.4), rng.uniform(0.5, 0.9), rng.uniform(0.6, 1.3)])
+                x, y, z = self.place(at, side * (self.half + 2.2) + rng.uniform(-0.2, 0.2))
+                if self.free([x, y, z, *size * 2, self.heading], -0.5):
+                    middle = np.array([x, y, z + size[2] * 0.7])
+                    self.bodies.append(Body([Ellipsoid(middle, size, _LEAVES, self.heading)]))
+                at += rng.uniform(1.2, 2.5)
         for _ in range(rng.poisson(14)):
             side, along = rng.choice([-1, 1]), rng.uniform(-reach, reach)
             x, y, z = self.place(along, side * (self.half + rng.uniform(0.4, 8)))

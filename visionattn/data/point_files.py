@@ -76,7 +76,9 @@ def _read_bin(path: Path, columns: int | None) -> np.ndarray:
     possible = [c for c in ((4, 5) if columns is None else (columns,)) if size % (4 * c) == 0]
     if not possible:
         what = "4 or 5" if columns is None else str(columns)
-        raise DataError(f"{path}: its {size} bytes are no rows of {what} float32 columns; it is cut short, or of others")
+        raise DataError(
+            f"{path}: its {size} bytes are no rows of {what} float32 columns; it is cut short, or of others"
+        )
     values = np.fromfile(path, "<f4")
     if len(possible) > 1 and size:
         possible = [c for c in possible if _sensible(values.reshape(-1, c))]
