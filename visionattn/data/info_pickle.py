@@ -69,7 +69,7 @@ class _Dtype:
         self.dtype = dtype
 
     def __setstate__(self, state: Any) -> None:
-        version, order, subtype, names, fields, *_ = state
+        _, order, subtype, names, fields, *_ = state
         if subtype is not None or names is not None or fields is not None:
             raise _RefusedError("arrays of records")
         if order in ("<", ">"):

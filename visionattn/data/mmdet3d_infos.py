@@ -29,8 +29,8 @@ def read_mmdet3d_infos(
         path: of the list.
         root: what its paths start from; its folder when None.
         sweeps: turns that make a frame, the annotated one included.
-        points: folder below ``root`` of points whose path is a bare name.
-        earlier: likewise of earlier turns.
+        points: folder of the annotated turns below ``root``.
+        earlier: likewise of those between.
 
     Raises:
         ValueError: ``sweeps`` is less than 1.
@@ -64,15 +64,13 @@ def _frame(
 ) -> PointCloudFrame:
     lidar = info["lidar_points"]
     columns = int(lidar.get("num_pts_feats", 5))
-    path = _place(root, folders[0], lidar["lidar_path"])
+    path = _place(root, folders, lidar["lidar_path"], True)
     before = []
     for sweep in (info.get("lidar_sweeps") or [])[: sweeps - 1]:
         source = sweep["lidar_points"]
         matrix = np.array(source["lidar2sensor"], np.float64).reshape(4, 4)
         age = float(info["timestamp"]) - float(sweep["timestamp"])
-        # Microseconds in some versions, seconds in others; turns are 0.05 s apart.
-        age = age / 1e6 if abs(age) > 1000 else age
-        before.append(Sweep(_place(root, folders[1], source["lidar_path"]), np.linalg.inv(matrix), age))
+        before.append(Sweep(_place(root, folders, source["lidar_path"], False), np.linalg.inv(matrix), age))
     boxes, classes, velocity, valid = [], [], [], []
     for instance in info.get("instances") or []:
         label = int(instance["bbox_label_3d"])
@@ -100,7 +98,10 @@ def _frame(
     )
 
 
-def _place(root: Path, folder: str, name: str) -> Path:
-    """A bare name lies in the folder, anything longer below the root, as versions differ."""
+def _place(root: Path, folders: tuple[str, str], name: str, annotated: bool) -> Path:
+    """Where points are: lists have bare names, or paths of the machine that wrote them, whose last part counts."""
     path = Path(name)
-    return root / folder / path if path.parent == Path() else root / path
+    if path.parent != Path() and (root / path).is_file():
+        return root / path
+    folder = folders[0] if annotated or folders[0].split("/")[0] in path.parts else folders[1]
+    return root / folder / path.name
