@@ -58,17 +58,18 @@ def test_edges_and_what_is_no_coordinate():
     rows = [
         (-4, -2, -1),
         (4, 0, 0),
-        (below, 0, 0),
+        (3.9999, 0, 0),
         (float("nan"), 0, 0),
         (1e30, 0, 0),
         (-1e30, 0, 0),
         (0, 0, float("inf")),
+        (below, 0, 0),  # rounds to the upper end, and must not become the first cell of the next row
     ]
     points = torch.tensor(rows)
     found = voxelize(points, RANGE, SIZE)
     assert found.kept.tolist() == [0, 2]
     assert found.coords.tolist() == [[0, 0, 0, 0], [0, 2, 8, 15]]
-    assert in_range(points, RANGE).nonzero().flatten().tolist() == [0, 2]
+    assert in_range(points, RANGE).nonzero().flatten().tolist() == [0, 2, 7]
 
 
 def test_nothing():
