@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from visionattn.data.cityscapes import convert_cityscapes
+from visionattn.data.lidar_samples import build_lidar_samples
 from visionattn.data.localization_samples import build_single_digits
 from visionattn.data.public import INSTRUCTIONS, PUBLIC_SETS, fetch_public
 from visionattn.data.samples import build_digit_scenes
@@ -16,11 +17,14 @@ from visionattn.errors import DataError, require
 _SAMPLES = "samples"
 _CITYSCAPES = "cityscapes"
 _SINGLE = "single-digits"
+_LIDAR = "lidar-samples"
+
+_MADE = {_SAMPLES: build_digit_scenes, _SINGLE: build_single_digits, _LIDAR: build_lidar_samples}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn data``."""
-    names = [_SAMPLES, _SINGLE, *PUBLIC_SETS, *INSTRUCTIONS]
+    names = [*_MADE, *PUBLIC_SETS, *INSTRUCTIONS]
     parser.add_argument("name", metavar="NAME", nargs="?", choices=names, help=", ".join(names))
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="folder to make; of cityscapes, the unpacked set to convert"
@@ -46,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         _convert_cityscapes(args.out)
     elif args.name in INSTRUCTIONS:
         print(INSTRUCTIONS[args.name].text)
-    elif args.name in (_SAMPLES, _SINGLE):
-        folder = (build_digit_scenes if args.name == _SAMPLES else build_single_digits)(args.out)
+    elif args.name in _MADE:
+        folder = _MADE[args.name](args.out)
         print(f"{args.name}: {folder}\nsources and licences: {folder / 'README.txt'}")
     else:
         if args.archive is not None and args.url is not None:
@@ -77,6 +81,7 @@ def _list() -> None:
     print("Made here, without a network:")
     _row(_SAMPLES, "20 MB", "CC BY 2.0 (photographs)", "handwritten digits drawn on photographs: boxes, masks")
     _row(_SINGLE, "15 MB", "CC BY 2.0 (photographs)", "one digit a picture, for localization from image labels")
+    _row(_LIDAR, "117 MB", "none: nothing was recorded", "scans of random streets by a simulated LiDAR: 3-D boxes")
     print("Fetched, checked and converted:")
     for known in PUBLIC_SETS.values():
         _row(known.name, known.size, known.licence, known.what)
