@@ -1,9 +1,10 @@
 """Average precision of boxes in point clouds, from above and in three dimensions, as KITTI measures it.
 
 Geiger, Lenz, Urtasun, "Are we ready for autonomous driving?", CVPR 2012; with 40 recall points as the benchmark has
-it since 2019 (Simonelli et al., ICCV 2019), or the 11 of before. A detection is right if its overlap with a labelled
-box of its class is above a threshold. Frames are measured one by one (`BevPrecision.measure`), in any process; the
-records of all together give the figures (`BevPrecision.summarize`).
+it since 2019 (Simonelli et al., ICCV 2019), or the 11 of before. Classes with fewer than 41 boxes, for which KITTI's
+procedure cannot reach 100, are sampled at their true recalls instead. A detection is right if its overlap with a
+labelled box of its class is above a threshold. Frames are measured one by one (`BevPrecision.measure`), in any
+process; the records of all together give the figures (`BevPrecision.summarize`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionattn.heads.rotated_boxes import boxes_iou_3d, boxes_iou_bev
+from visionattn.heads.rotated_boxes import bev_iou, iou_3d
 
 __all__ = ["LEVELS", "BevPrecision", "precision_at_recalls", "score_levels"]
 
@@ -121,8 +122,8 @@ class BevPrecision:
             "true_heading": everything[:, 6],
         }
         pair = torch.from_numpy(boxes), torch.from_numpy(everything)
-        record["bev"] = boxes_iou_bev(*pair).numpy().astype(np.float32)
-        record["3d"] = boxes_iou_3d(*pair).numpy().astype(np.float32)
+        record["bev"] = bev_iou(*pair).numpy().astype(np.float32)
+        record["3d"] = iou_3d(*pair).numpy().astype(np.float32)
         return record
 
     def summarize(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -165,6 +166,10 @@ class BevPrecision:
         true, false, similar = counts
         with np.errstate(invalid="ignore"):
             precision = np.nan_to_num(np.stack([true, similar]) / (true + false))
+        if total < _SAMPLES:
+            # KITTI takes each right detection for a step of 1/40 in recall, which with few boxes ends long before 1.
+            needed = np.ceil(np.arange(_SAMPLES) * total / (_SAMPLES - 1)).clip(min=1).astype(int) - 1
+            precision = np.pad(precision, [(0, 0), (0, total - precision.shape[1])])[:, needed]
         first, second = (precision_at_recalls(row, self.recall_points) for row in precision)
         return first * 100, second * 100
 
