@@ -36,6 +36,20 @@ checkpoint.install()
 
 from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
+from visionattn.openmmlab.bev import BEVDetector, PointDataPreprocessor, SparseBackbone  # noqa: E402
+from visionattn.openmmlab.bev_data import (  # noqa: E402
+    PackPoints,
+    PasteObjects,
+    PointCloudDataset,
+    PointDrop,
+    PointFlip,
+    PointRangeFilter,
+    PointRotation,
+    PointScaling,
+    PointShuffle,
+    PointTranslation,
+)
+from visionattn.openmmlab.bev_metric import BEVDistanceMetric, BEVMetric  # noqa: E402
 from visionattn.openmmlab.config import format_once  # noqa: E402
 from visionattn.openmmlab.forgery import ForgeryLocalizer, NFAViTLocalizer  # noqa: E402
 from visionattn.openmmlab.forgery_data import (  # noqa: E402
@@ -62,6 +76,9 @@ __all__ = [
     "CAM",
     "SAT",
     "Albu",
+    "BEVDetector",
+    "BEVDistanceMetric",
+    "BEVMetric",
     "BF16OptimWrapper",
     "Backbone",
     "BalancedForgeryDataset",
@@ -78,10 +95,22 @@ __all__ = [
     "LocalizationMetric",
     "NFAViTLocalizer",
     "PackLocalizationInputs",
+    "PackPoints",
+    "PasteObjects",
+    "PointCloudDataset",
+    "PointDataPreprocessor",
+    "PointDrop",
+    "PointFlip",
+    "PointRangeFilter",
+    "PointRotation",
+    "PointScaling",
+    "PointShuffle",
+    "PointTranslation",
     "ProgressHook",
     "RandomScaleCrop",
     "RandomTranspose",
     "SATLocalizationMetric",
+    "SparseBackbone",
     "StopHook",
     "VisionTransformer",
     "WandbBackend",

@@ -34,7 +34,8 @@ class LoadedModel:
         model: in eval mode, on its device.
         cfg: the whole config.
         classes: names by label.
-        task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"``, ``"localization"`` or ``"forgery"``.
+        task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"``, ``"localization"``, ``"forgery"`` or
+            ``"points"``.
         palette: RGB by label.
         device: where the model is.
         things: of a panoptic model, how many classes are things; their labels come first. None of other models.
@@ -283,6 +284,8 @@ def _task(model: nn.Module) -> str:
     names = {base.__name__ for base in type(model).__mro__}
     if "ForgeryModel" in names:
         return "forgery"
+    if "BEVDetector" in names:
+        return "points"
     if "BaseSegmentor" in names:
         return "semantic"
     if "Localizer" in names:
