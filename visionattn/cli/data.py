@@ -19,7 +19,7 @@ _CITYSCAPES = "cityscapes"
 _SINGLE = "single-digits"
 _LIDAR = "lidar-samples"
 
-_MADE = {_SAMPLES: build_digit_scenes, _SINGLE: build_single_digits, _LIDAR: build_lidar_samples}
+_MADE = (_SAMPLES, _SINGLE, _LIDAR)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.name in INSTRUCTIONS:
         print(INSTRUCTIONS[args.name].text)
     elif args.name in _MADE:
-        folder = _MADE[args.name](args.out)
+        builders = {_SAMPLES: build_digit_scenes, _SINGLE: build_single_digits, _LIDAR: build_lidar_samples}
+        folder = builders[args.name](args.out)
         print(f"{args.name}: {folder}\nsources and licences: {folder / 'README.txt'}")
     else:
         if args.archive is not None and args.url is not None:
