@@ -24,7 +24,7 @@ from visionattn.data.point_files import SUFFIXES
 from visionattn.data.point_sets import PointCloudFrame
 from visionattn.errors import DataError
 
-__all__ = ["KITTI_PICTURE", "list_clouds", "read_point_folder"]
+__all__ = ["KITTI_PICTURE", "list_clouds", "read_point_file", "read_point_folder"]
 
 KITTI_PICTURE = (1242, 375)
 """Width and height of most of KITTI's pictures."""
@@ -61,16 +61,18 @@ def read_point_folder(folder: str | Path, need_boxes: bool = True) -> list[Point
     paths = list_clouds(folder)
     if not paths:
         raise DataError(f"{folder}: holds no point cloud ({', '.join(SUFFIXES)})")
-    frames = []
-    for path in paths:
-        label = path.with_suffix(".json")
-        if label.is_file():
-            frames.append(_frame(path, label))
-        elif need_boxes:
-            raise DataError(f"{label}: there is no such file, which has the boxes of {path.name}")
-        else:
-            frames.append(PointCloudFrame(path.stem, path))
-    return frames
+    return [read_point_file(path, need_boxes) for path in paths]
+
+
+def read_point_file(path: str | Path, need_boxes: bool = False) -> PointCloudFrame:
+    """The frame of one point cloud, with its boxes where a JSON file is beside it; see `read_point_folder`."""
+    path = Path(path)
+    label = path.with_suffix(".json")
+    if label.is_file():
+        return _frame(path, label)
+    if need_boxes:
+        raise DataError(f"{label}: there is no such file, which has the boxes of {path.name}")
+    return PointCloudFrame(path.stem, path)
 
 
 def _frame(path: Path, label: Path) -> PointCloudFrame:
