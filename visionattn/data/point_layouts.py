@@ -17,7 +17,7 @@ LAYOUTS = ("folder", "kitti", "nuscenes", "infos")
 
 
 def read_frames(
-    layout: str, source: str | Path, split: str | None = None, *, sweeps: int = 10, version: str = "v1.0-trainval"
+    layout: str, source: str | Path, split: str | None = None, *, sweeps: int = 10, version: str | None = None
 ) -> list[PointCloudFrame]:
     """The frames of a set.
 
@@ -27,7 +27,7 @@ def read_frames(
         source: folder of the set; of infos, the list.
         split: of KITTI, a list of frames; of nuScenes, a file of scenes; of a folder, one below it.
         sweeps: of nuScenes and infos, how many turns make a frame.
-        version: of nuScenes.
+        version: of nuScenes, see `visionattn.data.nuscenes.read_nuscenes`.
 
     Raises:
         DataError: an unknown layout, or the files are not as it says.
@@ -65,7 +65,7 @@ def build_object_database(
     classes: Sequence[str] | None = None,
     *,
     least_points: int = 5,
-    version: str = "v1.0-trainval",
+    version: str | None = None,
 ) -> ObjectDatabase:
     """Cut the objects of a training set out, and write them for `visionattn.data.object_database.ObjectPaste`.
 
