@@ -102,7 +102,8 @@ def _read_pcd(path: Path, columns: int | None) -> np.ndarray:
     first = [fields[axis] for axis in "xyz"]
     first.append(np.zeros(len(fields["x"]), np.float32) if intensity is None else fields[intensity])
     others = [values for name, values in fields.items() if name not in ("x", "y", "z", intensity)]
-    return np.stack([column.astype(np.float64) for column in (first + others)[:columns]], axis=1)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.stack([column.astype(np.float64) for column in (first + others)[:columns]], axis=1)
 
 
 def _read_npy(path: Path, columns: int | None) -> np.ndarray:
