@@ -14,6 +14,7 @@ from PIL import Image
 from visionattn.cli import main
 from visionattn.data.coco_check import check_coco
 from visionattn.data.lidar_rays import Lidar
+from visionattn.data.object_database import ObjectDatabase
 from visionattn.data.point_folders import read_point_folder
 from visionattn.data.public import PUBLIC_SETS
 
@@ -55,7 +56,19 @@ def base_url(bccd_zip: Path) -> Iterator[str]:
 def test_list(capsys: pytest.CaptureFixture):
     assert main(["data"]) == 0
     text = capsys.readouterr().out
-    for name in ("samples", "lidar-samples", "bccd", "nuclei", "camvid", "coco", "ade20k", "cityscapes"):
+    for name in (
+        "samples",
+        "lidar-samples",
+        "objects",
+        "kitti",
+        "nuscenes",
+        "bccd",
+        "nuclei",
+        "camvid",
+        "coco",
+        "ade20k",
+        "cityscapes",
+    ):
         assert f"\n  {name} " in text
     for licence in ("CC BY 2.0", "MIT", "CC0", "CC BY-NC 4.0"):
         assert licence in text
@@ -91,6 +104,15 @@ def test_lidar_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatc
     assert str(tmp_path / "made" / "README.txt") in capsys.readouterr().out
     assert len(read_point_folder(tmp_path / "made" / "train")) == 2
     assert "--url" in _error(capsys, "lidar-samples", "--url", "https://example.org")
+    source = ["--source", str(tmp_path / "made"), "--split", "train"]
+    assert "--source does not apply" in _error(capsys, "lidar-samples", *source)
+    assert main(["data", "objects", *source, "--out", str(tmp_path / "objects.npz")]) == 0
+    assert "car, " in capsys.readouterr().out
+    assert ObjectDatabase.load(tmp_path / "objects.npz").classes == ("car", "pedestrian", "cyclist")
+    assert "objects needs --out" in _error(capsys, "objects", *source)
+    out = ["--out", str(tmp_path / "tram.npz")]
+    assert "has no object of tram" in _error(capsys, "objects", *source, *out, "--classes", "tram")
+    assert not (tmp_path / "tram.npz").exists()
 
 
 def test_archive(tmp_path: Path, bccd_zip: Path):

@@ -144,6 +144,10 @@ def test_scenes(root):
 def test_broken_tables_are_named(root):
     with pytest.raises(DataError, match="no such folder"):
         read_nuscenes(root, "v1.0-trainval")
+    (root / "v1.0-test").mkdir()
+    with pytest.raises(DataError, match=r"there is v1\.0-mini, v1\.0-test"):
+        read_nuscenes(root)
+    (root / "v1.0-test").rmdir()
     path = root / "v1.0-mini" / "ego_pose.json"
     path.write_text("[]")
     with pytest.raises(DataError, match=r"ego_pose\.json: has no token 'p0'"):

@@ -101,6 +101,23 @@ def test_damaged_and_dangerous_files_are_refused(tmp_path):
         read_points(tmp_path / "a.bin", 2)
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_any_damage_to_a_numpy_file_is_an_error_of_ours(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    (np.save if suffix == ".npy" else np.savez_compressed)(path, cloud(20, 4))
+    content = path.read_bytes()
+    messages = []
+    for place in range(0, len(content), 3):
+        for value in (0, 40, 255):
+            path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            try:
+                read_points(path)
+            except DataError as error:
+                messages.append(str(error))
+    assert len(messages) > 50
+    assert all(str(path) in message for message in messages)
+
+
 def test_headers_that_claim_more_than_there_is(tmp_path):
     header = {"descr": "<f4", "fortran_order": False, "shape": (10**13, 4)}
     with (tmp_path / "a.npy").open("wb") as stream:

@@ -1,5 +1,7 @@
 """Average precision in point clouds against KITTI's procedure written out box by box, and against cases by hand."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -212,6 +214,11 @@ def test_frames_that_fill_the_last_batch_count_once():
     metric = BevPrecision(CLASSES)
     records = [metric.measure(*frame) for frame in frames]
     assert metric.summarize(records) == metric.summarize(records + records[:3])
+    twins = [
+        metric.measure(result, {**real, "frame": "same", "path": f"{n}.bin"}) for n, (result, real) in enumerate(frames)
+    ]
+    assert metric.summarize(twins) == metric.summarize(records)  # frames of two folders may share a name
+    assert metric.summarize(pickle.loads(pickle.dumps(records))) == metric.summarize(records)
     nameless = [{**record, "key": None} for record in records]
     assert metric.summarize(nameless) != metric.summarize(nameless + nameless[:3])
 

@@ -51,7 +51,7 @@ _LONGEST = 1.5  # seconds between two annotations from which a velocity is taken
 
 def read_nuscenes(
     root: str | Path,
-    version: str = "v1.0-mini",
+    version: str | None = None,
     scenes: Sequence[str] | str | Path | None = None,
     sweeps: int = 10,
 ) -> list[PointCloudFrame]:
@@ -62,7 +62,7 @@ def read_nuscenes(
 
     Args:
         root: of the set.
-        version: folder of the tables.
+        version: folder of the tables, such as ``"v1.0-trainval"``; None for the one there is.
         scenes: names of those to take, or a file with one name in a line; None for all. The lists of the official
             splits are in the set's own development kit; see also `MINI_VAL`.
         sweeps: turns that make a frame, the annotated one included.
@@ -80,14 +80,20 @@ def read_nuscenes(
         if wanted is None or sample["scene_token"] in wanted:
             frames.append(tables.frame(sample, sweeps))
     if not frames:
-        raise DataError(f"{root}: {version} has no frame of the scenes {scenes}")
+        raise DataError(f"{tables.folder}: has no frame of the scenes {scenes}")
     return frames
 
 
 class _Tables:
     """The tables by token, and what follows from several of them."""
 
-    def __init__(self, root: Path, version: str) -> None:
+    def __init__(self, root: Path, version: str | None) -> None:
+        if version is None:
+            found = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir())
+            if len(found) != 1:
+                there = ", ".join(found) or "none"
+                raise DataError(f"{root}: must hold one folder v1.0-* of tables; there is {there}; name the version")
+            version = found[0]
         self.root, self.folder = root, root / version
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: there is no such folder of tables")

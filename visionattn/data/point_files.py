@@ -57,7 +57,7 @@ def read_points(path: str | Path, columns: int | None = None) -> PointCloud:
     points = readers[path.suffix.lower()](path, columns)
     if columns is not None and points.shape[1] < columns:
         raise DataError(f"{path}: has {points.shape[1]} columns, and columns={columns} are asked for")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is dropped
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is dropped
         points = points[:, :columns].astype(np.float32)
     finite = np.isfinite(points).all(1)
     dropped = int(len(points) - finite.sum())
@@ -102,13 +102,14 @@ def _read_pcd(path: Path, columns: int | None) -> np.ndarray:
     first = [fields[axis] for axis in "xyz"]
     first.append(np.zeros(len(fields["x"]), np.float32) if intensity is None else fields[intensity])
     others = [values for name, values in fields.items() if name not in ("x", "y", "z", intensity)]
-    return np.stack([column.astype(np.float64) for column in (first + others)[:columns]], axis=1)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.stack([column.astype(np.float64) for column in (first + others)[:columns]], axis=1)
 
 
 def _read_npy(path: Path, columns: int | None) -> np.ndarray:
     try:  # mapping compares the header with the size of the file
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # NumPy parses the header as Python, and damage there shows as any error
         raise DataError(f"{path}: is no readable array, or is cut short ({' '.join(str(error).split())})") from error
     return _checked(array, path)
 
@@ -131,7 +132,9 @@ def _read_npz(path: Path, columns: int | None) -> np.ndarray:
                     raise DataError(f"{path}: its header claims {claimed} bytes, of which {info.file_size} are there")
             with archive.open(info) as stream:
                 return _checked(np.lib.format.read_array(stream, allow_pickle=False), path)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # of the archive, its compression, or NumPy's header
         raise DataError(f"{path}: is no readable archive ({' '.join(str(error).split())})") from error
 
 

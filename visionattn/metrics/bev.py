@@ -81,7 +81,8 @@ class BevPrecision:
         Args:
             found: ``boxes`` ``[D, 7]``, ``scores`` ``[D]``, ``labels`` ``[D]``.
             truth: an item of `visionattn.data.point_sets.PointCloudSet`; read are ``boxes``, ``labels`` and, where they
-                are there, ``difficulty``, ``ignore_boxes``, ``ignore_labels``, ``labelled_region``, ``frame``.
+                are there, ``difficulty``, ``ignore_boxes``, ``ignore_labels``, ``labelled_region``; and ``path`` or
+                ``frame``, which tell whether a frame was measured twice.
 
         Raises:
             ValueError: shapes do not fit together, or a score is NaN.
@@ -112,7 +113,7 @@ class BevPrecision:
             height = rectangles[:, 3] - rectangles[:, 1]
         everything = np.concatenate([true, ignored])
         record = {
-            "key": truth.get("frame"),
+            "key": truth.get("path", truth.get("frame")),
             "scores": scores.astype(np.float64),
             "labels": labels,
             "height": height,

@@ -84,7 +84,7 @@ class DistancePrecision:
         velocity = np.full((len(true), 2), np.nan) if velocity is None else _array(velocity).astype(np.float64)
         near = np.hypot(true[:, 0], true[:, 1]) < self.reach[true_labels]
         return {
-            "key": truth.get("frame"),
+            "key": truth.get("path", truth.get("frame")),
             "boxes": boxes[kept],
             "scores": scores[kept].astype(np.float64),
             "labels": labels[kept],
