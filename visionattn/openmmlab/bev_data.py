@@ -10,10 +10,9 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement, InstanceData
 
-from visionattn.data import kitti, nuscenes, point_augment
-from visionattn.data.mmdet3d_infos import read_mmdet3d_infos
+from visionattn.data import point_augment
 from visionattn.data.object_database import ObjectDatabase, ObjectPaste
-from visionattn.data.point_folders import read_point_folder
+from visionattn.data.point_layouts import LAYOUTS, known_classes, read_frames
 from visionattn.data.point_sets import PointCloudFrame, PointCloudSet
 from visionattn.errors import ConfigError, DataError
 from visionattn.openmmlab.registry import DATASETS, TRANSFORMS
@@ -31,9 +30,6 @@ __all__ = [
     "PointTranslation",
 ]
 
-CLASSES = {"kitti": kitti.CLASSES, "nuscenes": nuscenes.CLASSES, "infos": nuscenes.CLASSES}
-
-
 @DATASETS.register_module()
 class PointCloudDataset(BaseDataset):
     """Frames of LiDAR data, as the readers of `visionattn.data` find them.
@@ -47,11 +43,10 @@ class PointCloudDataset(BaseDataset):
         data_prefix: ``pts``, the folder below ``data_root`` with the point clouds of ``"folder"``.
         metainfo: ``classes``, in the order of the labels; KITTI's and nuScenes' are known.
         columns: of the points to keep: x, y, z, intensity, then what the set has.
-        version: of nuScenes.
+        version: of nuScenes, its folder of tables; found unless given.
         sweeps: of nuScenes, how many turns of the sensor make a frame.
         crop_to_view: leave out what a camera does not see, where only that is labelled.
         x_forward: turn frames whose axes are x right, y forward, so that all models see x forward.
-        part: of KITTI: ``"training"`` or ``"testing"``.
         every, offset: take each ``every``-th frame from the ``offset``-th on.
         **arguments: of mmengine's ``BaseDataset``, such as ``pipeline``.
 
@@ -67,39 +62,36 @@ class PointCloudDataset(BaseDataset):
         layout: str = "folder",
         data_root: str = "",
         columns: int = 4,
-        version: str = "v1.0-trainval",
+        version: str | None = None,
         sweeps: int = 10,
         crop_to_view: bool = False,
         x_forward: bool = True,
-        part: str = "training",
         every: int = 1,
         offset: int = 0,
         data_prefix: dict | None = None,
         metainfo: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
-        readers = ("folder", "kitti", "nuscenes", "infos")
-        if layout not in readers:
-            raise ConfigError(f"PointCloudDataset layout={layout!r} must be one of {readers}")
+        if layout not in LAYOUTS:
+            raise ConfigError(f"PointCloudDataset layout={layout!r} must be one of {LAYOUTS}")
         if every < 1 or not 0 <= offset < every:
             raise ConfigError(f"PointCloudDataset every={every} must be at least 1, and offset={offset} below it")
         metainfo = dict(metainfo or {})
-        if not metainfo.setdefault("classes", CLASSES.get(layout)):
+        if not metainfo.setdefault("classes", None if layout == "folder" else known_classes(layout, data_root)):
             raise ConfigError(f"PointCloudDataset layout={layout!r} needs metainfo=dict(classes=(...))")
-        self.layout, self.version, self.sweeps, self.part = layout, version, sweeps, part
+        self.layout, self.version, self.sweeps = layout, version, sweeps
         self.every, self.offset = every, offset
         self.set_options = dict(columns=columns, crop_to_view=crop_to_view, x_forward=x_forward)
         super().__init__(data_root=data_root, data_prefix=data_prefix or {"pts": ""}, metainfo=metainfo, **arguments)
 
     def read_frames(self) -> list[PointCloudFrame]:
         """All frames of the set."""
+        source, split = self.data_root, self.ann_file or None
         if self.layout == "folder":
-            return read_point_folder(self.data_prefix["pts"] or self.data_root)
-        if self.layout == "kitti":
-            return kitti.read_kitti(self.data_root, self.ann_file or None, self.part)
-        if self.layout == "nuscenes":
-            return nuscenes.read_nuscenes(self.data_root, self.version, self.ann_file or None, self.sweeps)
-        return read_mmdet3d_infos(self.ann_file, self.data_root or None, self.sweeps)
+            source, split = self.data_prefix["pts"] or self.data_root, None
+        elif self.layout == "infos":
+            source, split = self.ann_file, None
+        return read_frames(self.layout, source, split, sweeps=self.sweeps, version=self.version)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One record for each frame; its points are read when it is asked for."""
