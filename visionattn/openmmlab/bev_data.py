@@ -30,6 +30,7 @@ __all__ = [
     "PointTranslation",
 ]
 
+
 @DATASETS.register_module()
 class PointCloudDataset(BaseDataset):
     """Frames of LiDAR data, as the readers of `visionattn.data` find them.
