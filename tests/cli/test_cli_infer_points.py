@@ -40,3 +40,10 @@ def test_test_measures_by_overlap_and_distance(pillars_run, tmp_path, capsys):
     assert metrics["mAP_bev_all"] > 80
     assert metrics["mAP"] > 50
     assert "mATE" in metrics
+
+
+def test_browse_draws_what_the_pipeline_gives(pillars_run, tmp_path, capsys):
+    config = next(pillars_run.glob("*.py"))
+    assert main(["browse", str(config), "--out", str(tmp_path), "--number", "2"]) == 0
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["000_000.png", "001_001.png"]
+    assert main(["check", str(config)]) == 0

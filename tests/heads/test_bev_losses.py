@@ -67,7 +67,7 @@ def test_losses_at_the_centres():
     for k in range(2):
         row, column = divmod(int(targets.index[0, k]), SIZE[1])
         numbers = torch.cat([outputs[n][0, :, row, column] for n in ("center", "center_z", "dim", "rot")])
-        l1 += float((numbers - targets.regression[0, k]).abs().sum())
+        l1 += float((numbers - targets.regression[0, k]).abs().sum().detach())
         x, y = (column + numbers[0]) * 0.4 - 8, (row + numbers[1]) * 0.4 - 4
         heading = torch.atan2(numbers[7], numbers[6])
         box = torch.stack([x, y, numbers[2], *numbers[3:6].exp(), heading])[None]
@@ -87,13 +87,14 @@ def test_losses_at_the_centres():
 def test_code_weights_and_unknown_velocity():
     velocity = [torch.tensor([[1.0, 2], [torch.nan, torch.nan]]), torch.zeros(0, 2)]
     targets, outputs = truth(velocity), random_outputs(vel=True)
-    weights = torch.zeros(10)
-    weights[8] = 1.0
+    weights = [0.0] * 8 + [1.0, 0.0]
     got = center_losses(outputs, targets, GRID, code_weights=weights)["loss_bbox"]
     row, column = divmod(int(targets.index[0, 0]), SIZE[1])
     assert float(got) == pytest.approx(2 * abs(float(outputs["vel"][0, 0, row, column]) - 1) / 2, rel=1e-5)
     got.backward()
     assert torch.isfinite(outputs["vel"].grad).all()
+    with pytest.raises(ValueError, match=r"code_weights=\[1.0\] must be 10 numbers"):
+        center_losses(outputs, targets, GRID, code_weights=[1.0])
 
 
 def test_no_object_anywhere():

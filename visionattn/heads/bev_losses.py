@@ -1,5 +1,7 @@
 """Losses of a centre head: heat map, numbers at centres, overlap of the decoded boxes."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,7 +75,7 @@ def center_losses(
     grid: BEVGrid,
     heatmap_weight: float = 1.0,
     regression_weight: float = 2.0,
-    code_weights: Tensor | None = None,
+    code_weights: Sequence[float] | None = None,
     iou_weight: float = 1.0,
     diou_weight: float = 2.0,
 ) -> dict[str, Tensor]:
@@ -85,7 +87,7 @@ def center_losses(
         grid: where the cells lie.
         heatmap_weight: of the focal loss.
         regression_weight: of the L1 loss, summed over numbers and averaged over objects.
-        code_weights: for each number, ``[8]`` or ``[10]``; 1 unless given.
+        code_weights: for each number, 8 or with velocity 10 of them; 1 unless given.
         iou_weight: of the L1 loss of the ``iou`` branch towards 2 * IoU - 1 of the box in its cell. 0 leaves it out.
         diou_weight: of 1 - `diou_paired` of the decoded box. 0 leaves it out.
 
@@ -101,7 +103,9 @@ def center_losses(
     known = ~wanted.isnan()
     error = F.l1_loss(numbers * known, torch.where(known, wanted, 0.0), reduction="none").sum(0) / count
     if code_weights is not None:
-        error = error * code_weights.to(error)
+        if len(code_weights) != len(error):
+            raise ValueError(f"code_weights={list(code_weights)} must be {len(error)} numbers")
+        error = error * error.new_tensor(list(code_weights))
     losses = {
         "loss_heatmap": heatmap_weight * focal_loss(outputs["hm"], targets.heatmap),
         "loss_bbox": regression_weight * error.sum(),

@@ -35,7 +35,7 @@ def draw_bev(
     """The picture, BGR uint8.
 
     Points are lighter the higher they are. A box has the colour of its class, a line from its middle to its front,
-    and its score beside it; labelled boxes are thin and white. Rings tell the distance.
+    and its score, if that is a number, beside it; labelled boxes are thin and white. Rings tell the distance.
 
     Args:
         prediction: what to draw.
@@ -66,7 +66,7 @@ def draw_bev(
         color = class_color(int(prediction.labels[index]))
         small = prediction.boxes[index, 3:5].min() * scale < 6 * line
         _box(out, prediction.boxes[index], place, color, 1 if small else line)
-        if captions:
+        if captions and np.isfinite(prediction.scores[index]):
             corner = place(bev_corners(prediction.boxes[index])[0])
             where = round(float(corner[:, 0].max())) + 3, round(float(corner[:, 1].mean())) + 4
             _text(out, f"{prediction.scores[index]:.2f}", where, color, 0.38)

@@ -22,7 +22,7 @@ class PointPrediction:
         classes: the name of each class.
         boxes: float32 ``[M, 7]``: x, y, z of the centre, length, width, height in metres, heading in radians
             counter-clockwise from +x; best score first.
-        scores: float32 ``[M]`` in 0..1.
+        scores: float32 ``[M]`` in 0..1; NaN for annotations, which have none.
         labels: int64 ``[M]``, indices into `classes`.
         velocity: float32 ``[M, 2]`` in metres per second, or None.
         truth: labelled boxes ``[T, 7]``, where there are some.

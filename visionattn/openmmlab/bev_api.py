@@ -1,17 +1,21 @@
 """Trained detectors of point clouds outside of a runner."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS
 
+from visionattn.errors import ConfigError
 from visionattn.openmmlab.api import LoadedModel
+from visionattn.openmmlab.build import building, quiet
+from visionattn.openmmlab.custom_data import SPLITS
 
-__all__ = ["is_point_config", "model_range", "predict_points"]
+__all__ = ["is_point_config", "model_range", "predict_points", "read_point_samples"]
 
 
 def is_point_config(config: Config) -> bool:
@@ -50,3 +54,29 @@ def predict_points(loaded: LoadedModel, items: Sequence[dict[str, Any]]) -> list
         results.append(result)
     seconds = (time.perf_counter() - start) / len(items)
     return [{**result, "seconds": seconds} for result in results]
+
+
+def read_point_samples(config: Config, split: str = "train", number: int = 8) -> Iterator[dict[str, Any]]:
+    """The first frames of a split, each through the whole pipeline with its random changes.
+
+    Yields:
+        ``name``, ``points`` ``[N, C]``, ``boxes`` ``[M, 7]``, ``labels`` ``[M]`` and ``classes``, in NumPy arrays.
+
+    Raises:
+        ConfigError: the config has no such dataset.
+    """
+    loader = config.get(SPLITS[split])
+    if not loader:
+        raise ConfigError(f"the config has no `{SPLITS[split]}`")
+    with quiet(), building(str(config.filename)):
+        dataset = DATASETS.build(loader["dataset"])
+        for index in range(min(number, len(dataset))):
+            packed = dataset[index]
+            truth = packed["data_samples"].gt_instances
+            yield {
+                "name": str(packed["data_samples"].metainfo.get("frame", index)),
+                "points": packed["inputs"]["points"].numpy(),
+                "boxes": truth.boxes.numpy(),
+                "labels": truth.labels.numpy(),
+                "classes": tuple(dataset.metainfo["classes"]),
+            }

@@ -10,7 +10,9 @@ optim_wrapper = dict(
 )
 steps = dict(by_epoch=True, convert_to_iter_based=True)
 param_scheduler = [
-    dict(type="OneCycleLR", eta_max=0.006, total_steps=24, pct_start=0.1, div_factor=100, final_div_factor=1e4, **steps),
+    dict(
+        type="OneCycleLR", eta_max=0.006, total_steps=24, pct_start=0.1, div_factor=100, final_div_factor=1e4, **steps
+    ),
     dict(type="CosineAnnealingMomentum", eta_min=0.85, begin=0, end=2.4, T_max=2.4, **steps),
     dict(type="CosineAnnealingMomentum", eta_min=0.95, begin=2.4, end=24, T_max=21.6, **steps),
 ]
