@@ -39,7 +39,11 @@ def measure(loaded: LoadedModel, with_points: bool) -> dict[str, float]:
         with torch.inference_mode():
             scores += [sample.pred_scores.numpy() for sample in loaded.model.test_step(pseudo_collate(batch))]
     scores, labels = np.stack(scores), np.array(labels)
-    return {"Top1": top_accuracy(scores, labels), "MeanClass": mean_class_accuracy(scores, labels), "clips": len(labels)}
+    return {
+        "Top1": top_accuracy(scores, labels),
+        "MeanClass": mean_class_accuracy(scores, labels),
+        "clips": len(labels),
+    }
 
 
 def read_run(folder: Path) -> list[dict]:
@@ -62,9 +66,13 @@ def read_run(folder: Path) -> list[dict]:
     for points in (True, False) if aware else (True,):
         rows.append(
             {
-                **common, "split": "test", "points": ("given" if points else "none") if aware else "",
-                "iteration": int(checkpoint.stem.split("_")[1]), **measure(loaded, points), **about,
-            }  # fmt: skip
+                **common,
+                "split": "test",
+                "points": ("given" if points else "none") if aware else "",
+                "iteration": int(checkpoint.stem.split("_")[1]),
+                **measure(loaded, points),
+                **about,
+            }
         )
     return rows
 

@@ -1,9 +1,11 @@
 """Fixtures that every test may use, among them two small models that were trained for some seconds."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -117,3 +119,34 @@ def segmentor_run(tmp_path_factory: pytest.TempPathFactory, shapes_dir: Path) ->
     loaders = ("train_dataloader", "test_dataloader")
     options = {f"{loader}.dataset.data_root": str(shapes_dir) for loader in loaders}
     return train_small("segmentor", options, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def pillars() -> ModuleType:
+    """``small/pillars.py``: a small detector of point clouds, and scans for it."""
+    pytest.importorskip("mmdet")
+    spec = importlib.util.spec_from_file_location("pillars", SMALL / "pillars.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def scans_dir(tmp_path_factory: pytest.TempPathFactory, pillars: ModuleType) -> Path:
+    """Scans of blocks with boxes, in ``train`` and ``val``."""
+    return pillars.write_scans(tmp_path_factory.mktemp("scans") / "data")
+
+
+@pytest.fixture(scope="session")
+def pillars_run(tmp_path_factory: pytest.TempPathFactory, pillars: ModuleType, scans_dir: Path) -> Path:
+    """The work dir of a detector that finds the blocks."""
+    import torch
+
+    from visionattn.openmmlab.config import load_config
+    from visionattn.openmmlab.training import train
+
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "pillars.py").write_text(pillars.config_text(scans_dir))
+    torch.set_num_threads(1)
+    train(load_config(folder / "pillars.py"), work_dir=folder / "run")
+    return folder / "run"

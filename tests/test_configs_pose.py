@@ -8,8 +8,9 @@ import pytest
 import torch
 
 pytest.importorskip("mmdet")
-cv2 = pytest.importorskip("cv2")
+pytest.importorskip("cv2")
 
+import cv2
 from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope, init_default_scope

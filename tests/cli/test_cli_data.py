@@ -13,6 +13,9 @@ from PIL import Image
 
 from visionattn.cli import main
 from visionattn.data.coco_check import check_coco
+from visionattn.data.lidar_rays import Lidar
+from visionattn.data.object_database import ObjectDatabase
+from visionattn.data.point_folders import read_point_folder
 from visionattn.data.public import PUBLIC_SETS
 
 
@@ -53,7 +56,19 @@ def base_url(bccd_zip: Path) -> Iterator[str]:
 def test_list(capsys: pytest.CaptureFixture):
     assert main(["data"]) == 0
     text = capsys.readouterr().out
-    for name in ("samples", "bccd", "nuclei", "camvid", "coco", "ade20k", "cityscapes"):
+    for name in (
+        "samples",
+        "lidar-samples",
+        "objects",
+        "kitti",
+        "nuscenes",
+        "bccd",
+        "nuclei",
+        "camvid",
+        "coco",
+        "ade20k",
+        "cityscapes",
+    ):
         assert f"\n  {name} " in text
     for licence in ("CC BY 2.0", "MIT", "CC0", "CC BY-NC 4.0"):
         assert licence in text
@@ -78,6 +93,26 @@ def test_download(tmp_path: Path, base_url: str, capsys: pytest.CaptureFixture):
     assert check_coco(tmp_path / "out/instances_val.json", tmp_path / "out/images/val").annotations == 1
     assert main(arguments) == 0
     assert "was there already" in capsys.readouterr().out
+
+
+def test_lidar_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    from visionattn.cli import data
+
+    few = partial(data.build_lidar_samples, train=2, val=1, lidar=Lidar(beams=8, azimuths=128))
+    monkeypatch.setattr(data, "build_lidar_samples", few)
+    assert main(["data", "lidar-samples", "--out", str(tmp_path / "made")]) == 0
+    assert str(tmp_path / "made" / "README.txt") in capsys.readouterr().out
+    assert len(read_point_folder(tmp_path / "made" / "train")) == 2
+    assert "--url" in _error(capsys, "lidar-samples", "--url", "https://example.org")
+    source = ["--source", str(tmp_path / "made"), "--split", "train"]
+    assert "--source does not apply" in _error(capsys, "lidar-samples", *source)
+    assert main(["data", "objects", *source, "--out", str(tmp_path / "objects.npz")]) == 0
+    assert "car, " in capsys.readouterr().out
+    assert ObjectDatabase.load(tmp_path / "objects.npz").classes == ("car", "pedestrian", "cyclist")
+    assert "objects needs --out" in _error(capsys, "objects", *source)
+    out = ["--out", str(tmp_path / "tram.npz")]
+    assert "has no object of tram" in _error(capsys, "objects", *source, *out, "--classes", "tram")
+    assert not (tmp_path / "tram.npz").exists()
 
 
 def test_archive(tmp_path: Path, bccd_zip: Path):

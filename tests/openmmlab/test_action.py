@@ -88,13 +88,13 @@ def test_masks_reach_the_backbone_and_may_be_absent_in_testing_alone():
 
 
 def test_wrong_configs():
-    with pytest.raises(ConfigError, match="poses have 3 joints, model.backbone.num_joints is 17"):
+    with pytest.raises(ConfigError, match=r"poses have 3 joints, model.backbone.num_joints is 17"):
         build({"paat": (1,)})(torch.randn(1, 1, 3, 2, 32, 32), [sample()], mode="loss")
     with pytest.raises(ConfigError, match="model_name='resnet18' must be one of"):
         build({"model_name": "resnet18"})
     with pytest.raises(ConfigError, match=r"paab=\(7,\) must be numbers of blocks"):
         build({"paab": (7,)})
-    with pytest.raises(ConfigError, match="model.views='sum' must be mean or max"):
+    with pytest.raises(ConfigError, match=r"model.views='sum' must be mean or max"):
         build(views="sum")
 
 

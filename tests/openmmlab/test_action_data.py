@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("mmengine")
-cv2 = pytest.importorskip("cv2")
+pytest.importorskip("cv2")
+
+import cv2
 
 from visionattn.data.pose_masks import joint_targets, patch_masks
 from visionattn.errors import ConfigError, DataError

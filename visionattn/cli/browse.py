@@ -1,7 +1,8 @@
-"""Draw what a config's data pipeline feeds the model: images after all their changes, with boxes, masks and maps."""
+"""Draw what a config's data pipeline feeds the model: images or point clouds after all changes, with annotations."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from visionattn.inference.draw import draw_prediction
     from visionattn.inference.results import InstanceMasks, Prediction
     from visionattn.inference.writing import write_png
+    from visionattn.openmmlab.bev_api import is_point_config
     from visionattn.openmmlab.config import load_config
     from visionattn.openmmlab.config_checks import check_config
     from visionattn.openmmlab.progress import track
@@ -34,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     check_config(config, (args.split,))
     out = Path(args.out) if args.out else Path("outputs", "browse", Path(args.config).stem)
     out.mkdir(parents=True, exist_ok=True)
+    if is_point_config(config):
+        return _draw_clouds(config, args.split, args.number, out)
     count = 0
     samples = track(read_samples(config, args.split, args.number), "drawing", args.number)
     for count, sample in enumerate(samples, 1):
@@ -48,5 +52,23 @@ def run(args: argparse.Namespace) -> int:
             colors=sample.colors,
         )
         write_png(out / f"{count - 1:03d}_{Path(sample.name).stem}.png", draw_prediction(sample.image, annotated))
+    print(f"{count} pictures: {out}")
+    return 0
+
+
+def _draw_clouds(config: Any, split: str, number: int, out: Path) -> int:
+    import numpy as np
+
+    from visionattn.inference.draw_bev import draw_bev
+    from visionattn.inference.point_results import PointPrediction
+    from visionattn.inference.writing import write_png
+    from visionattn.openmmlab.bev_api import model_range, read_point_samples
+
+    x0, y0, _, x1, y1, _ = model_range(config)
+    count = 0
+    for count, sample in enumerate(read_point_samples(config, split, number), 1):
+        scores = np.full(len(sample["boxes"]), np.nan, np.float32)
+        shown = PointPrediction(sample["points"], sample["classes"], sample["boxes"], scores, sample["labels"])
+        write_png(out / f"{count - 1:03d}_{Path(sample['name']).stem}.png", draw_bev(shown, (x0, y0, x1, y1)))
     print(f"{count} pictures: {out}")
     return 0

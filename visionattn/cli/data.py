@@ -1,14 +1,17 @@
 """Make the sample data, or fetch a public dataset, check it and convert it to COCO JSON or index masks.
 
 Without a NAME, the datasets are listed. Data goes to a cache folder ($VISIONATTN_CACHE, or
-~/.cache/visionattn) unless --out names another.
+~/.cache/visionattn) unless --out names another. The name "objects" cuts the objects out of scans that are there
+(--source), to be pasted into others while training.
 """
 
 import argparse
 from pathlib import Path
 
 from visionattn.data.cityscapes import convert_cityscapes
+from visionattn.data.lidar_samples import build_lidar_samples
 from visionattn.data.localization_samples import build_single_digits
+from visionattn.data.point_layouts import LAYOUTS, build_object_database
 from visionattn.data.pose_samples import build_moving_figures
 from visionattn.data.public import INSTRUCTIONS, PUBLIC_SETS, fetch_public
 from visionattn.data.samples import build_digit_scenes
@@ -18,19 +21,34 @@ _SAMPLES = "samples"
 _CITYSCAPES = "cityscapes"
 _SINGLE = "single-digits"
 _FIGURES = "moving-figures"
-_MADE = {_SAMPLES: build_digit_scenes, _SINGLE: build_single_digits, _FIGURES: build_moving_figures}
+_LIDAR = "lidar-samples"
+_OBJECTS = "objects"
+_MADE = {
+    _SAMPLES: build_digit_scenes,
+    _SINGLE: build_single_digits,
+    _FIGURES: build_moving_figures,
+    _LIDAR: build_lidar_samples,
+}
+_OF_OBJECTS = ("source", "layout", "split", "classes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn data``."""
-    names = [*_MADE, *PUBLIC_SETS, *INSTRUCTIONS]
+    names = [*_MADE, _OBJECTS, *PUBLIC_SETS, *INSTRUCTIONS]
     parser.add_argument("name", metavar="NAME", nargs="?", choices=names, help=", ".join(names))
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="folder to make; of cityscapes, the unpacked set to convert"
-    )
+        "--out", metavar="DIR", type=Path,
+        help="folder to make; of cityscapes, the unpacked set to convert; of objects, the .npz to write",
+    )  # fmt: skip
     parser.add_argument("--archive", metavar="FILE", type=Path, help="use this downloaded .zip, not the network")
     parser.add_argument("--url", metavar="URL", help="download the archive from here, such as a mirror")
     parser.add_argument("--sha256", metavar="HEX", help="digest that the archive must have")
+    parser.add_argument("--source", metavar="DIR", type=Path, help="of objects: the training set")
+    parser.add_argument("--layout", choices=LAYOUTS, help="of objects: how the set is laid out (default: folder)")
+    parser.add_argument("--split", metavar="NAME", help="of objects: list of frames or scenes, or folder in --source")
+    parser.add_argument(
+        "--classes", metavar="NAME", nargs="+", help="of objects: in the order of the labels (default: the set's)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,14 +56,16 @@ def run(args: argparse.Namespace) -> int:
     if args.name is None:
         _list()
         return 0
+    if args.name != _OBJECTS:
+        _refuse(args, _OF_OBJECTS)
     if args.name not in PUBLIC_SETS:
         options = ("archive", "url", "sha256") + (
             ("out",) if args.name in INSTRUCTIONS and args.name != _CITYSCAPES else ()
         )
-        for option in options:
-            if getattr(args, option) is not None:
-                raise DataError(f"--{option} does not apply to {args.name!r}; leave it out")
-    if args.name == _CITYSCAPES and args.out is not None:
+        _refuse(args, options)
+    if args.name == _OBJECTS:
+        _cut_objects(args)
+    elif args.name == _CITYSCAPES and args.out is not None:
         _convert_cityscapes(args.out)
     elif args.name in INSTRUCTIONS:
         print(INSTRUCTIONS[args.name].text)
@@ -66,6 +86,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse(args: argparse.Namespace, options: tuple[str, ...]) -> None:
+    for option in options:
+        if getattr(args, option) is not None:
+            raise DataError(f"--{option} does not apply to {args.name!r}; leave it out")
+
+
+def _cut_objects(args: argparse.Namespace) -> None:
+    for option in ("source", "out"):
+        if getattr(args, option) is None:
+            raise DataError(f"objects needs --{option}")
+    database = build_object_database(args.out, args.layout or "folder", args.source, args.split, args.classes)
+    counts = [f"{int((database.labels == label).sum())} {name}" for label, name in enumerate(database.classes)]
+    print(f"objects: {args.out}\n{', '.join(counts)}; {len(database.points)} points")
+
+
 def _convert_cityscapes(folder: Path) -> None:
     require("rich")
     from rich.progress import Progress
@@ -81,6 +116,8 @@ def _list() -> None:
     _row(_SAMPLES, "20 MB", "CC BY 2.0 (photographs)", "handwritten digits drawn on photographs: boxes, masks")
     _row(_SINGLE, "15 MB", "CC BY 2.0 (photographs)", "one digit a picture, for localization from image labels")
     _row(_FIGURES, "60 MB", "drawn, no sources", "clips of moving figures with key points, for pose-aware models")
+    _row(_LIDAR, "117 MB", "none: nothing was recorded", "scans of random streets by a simulated LiDAR: 3-D boxes")
+    _row(_OBJECTS, "", "that of the scans", "objects cut out of scans that you have, to paste into others")
     print("Fetched, checked and converted:")
     for known in PUBLIC_SETS.values():
         _row(known.name, known.size, known.licence, known.what)
@@ -90,4 +127,4 @@ def _list() -> None:
 
 
 def _row(name: str, size: str, licence: str, what: str) -> None:
-    print(f"  {name:<14} {what}\n  {'':<14} {size}; {licence}")
+    print(f"  {name:<14} {what}\n  {'':<14} {size + '; ' if size else ''}{licence}")

@@ -1,4 +1,4 @@
-"""Run a trained model on images, folders, globs or videos, and write overlays and predictions.json.
+"""Run a trained model on images, folders, globs, videos or point clouds, and write overlays and predictions.json.
 
 An input that cannot be read is reported and passed over, and the exit status is then 1.
 """
@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="an image, a folder (searched to any depth), a glob in quotes, or a video",
+        help="an image, a folder (searched to any depth), a glob in quotes, a video, or a point cloud "
+        "(.bin .pcd .npy .npz) for models of those",
     )
     model = parser.add_argument_group("the model: a run's folder, or a config and a checkpoint")
     model.add_argument("--run", metavar="WORK_DIR", help="the folder that training wrote; its best checkpoint")
@@ -67,6 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"refuse images with more pixels, before decoding them (default: {MAX_PIXELS:,})",
     )
+    clouds = parser.add_argument_group("point clouds")
+    clouds.add_argument("--html", action="store_true", help="also write a page for each, to look at it from all sides")
+    clouds.add_argument("--columns", type=int, metavar="N", help="of .bin files, where neither size nor JSON tells")
+    clouds.add_argument(
+        "--intensity-max",
+        type=float,
+        default=1.0,
+        metavar="I",
+        help="intensity that becomes 1, of files without a JSON file beside them (default: 1; nuScenes: 255)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from visionattn.inference.files import plan_files, predict_files
     from visionattn.inference.predictor import Options, Predictor, pick_device
     from visionattn.openmmlab.api import config_for
+    from visionattn.openmmlab.bev_api import is_point_config
     from visionattn.openmmlab.config_checks import check_config
 
     options = Options(
@@ -90,10 +102,14 @@ def run(args: argparse.Namespace) -> int:
     )
     device = pick_device(args.device)
     out = _out_folder(args)
-    sources = find_inputs(args.inputs, exclude=out)
     config, checkpoint = _model_files(args)
     loaded_config = config_for(config, checkpoint)
     check_config(loaded_config, ())
+    if is_point_config(loaded_config):
+        from visionattn.cli.infer_points import run_points
+
+        return run_points(args, loaded_config, (config, checkpoint), device, out)
+    sources = find_inputs(args.inputs, exclude=out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OpenMMLab's, of its own deprecated names
         predictor = Predictor(loaded_config, checkpoint, device, **vars(options))
@@ -105,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         "device": str(device),
     }
     start = time.perf_counter()
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("predicting", total=_count_work(sources))
         summary = predict_files(
             predictor,
@@ -163,7 +179,7 @@ def _count_work(sources: list[Source]) -> int:
     return total
 
 
-def _progress():
+def progress_bar(what: str = "images"):
     """A progress bar with rate and time left on standard error; without a terminal only its last state."""
     require("rich")
     from rich.console import Console
@@ -180,7 +196,7 @@ def _progress():
     class Rate(ProgressColumn):
         def render(self, task):
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.1f} images/s")
+            return Text("" if speed is None else f"{speed:.1f} {what}/s")
 
     return Progress(
         TextColumn("{task.description}"),
@@ -194,11 +210,11 @@ def _progress():
 
 def _print_summary(summary, predictor, out: Path, elapsed: float) -> None:
     pictures = summary.images + summary.frames
-    parts = [_count(summary.images, "image")]
+    parts = [count_of(summary.images, "image")]
     if summary.videos:
-        parts.append(f"{_count(summary.videos, 'video')} with {_count(summary.frames, 'frame')}")
+        parts.append(f"{count_of(summary.videos, 'video')} with {count_of(summary.frames, 'frame')}")
     if summary.failed:
-        parts.append(f"{_count(len(summary.failed), 'input')} failed")
+        parts.append(f"{count_of(len(summary.failed), 'input')} failed")
     print(", ".join(parts))
     if predictor.task == "forgery":
         print(f"forged: {summary.found['forged']} of {pictures} by the score of the whole picture")
@@ -219,5 +235,5 @@ def _print_summary(summary, predictor, out: Path, elapsed: float) -> None:
     print(f"results: {out}")
 
 
-def _count(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"

@@ -158,6 +158,29 @@ _WSOL_TEXT = """Weakly supervised localization: CUB, ImageNet and OpenImages, as
      data/CUB/images/<path as in image_ids.txt>
    visionattn then trains and measures with configs/localization."""
 
+_KITTI_TEXT = """KITTI: LiDAR scans of streets with 3-D boxes, 7,481 of them labelled.
+
+1. Log in at https://www.cvlibs.net/datasets/kitti/eval_object.php?obj_benchmark=3d and fetch
+   data_object_velodyne.zip (29 GB), data_object_calib.zip and data_object_label_2.zip; data_object_image_2.zip
+   (12 GB) only for the exact sizes of the pictures.
+2. Unpack so that DIR holds training/velodyne/*.bin, training/calib/*.txt, training/label_2/*.txt.
+3. Put lists of frames into DIR/ImageSets/train.txt and val.txt, one number in a line.
+4. In a config, PointCloudDataset takes layout="kitti", data_root=DIR, ann_file="ImageSets/train.txt", and
+   crop_to_view=True, since labels are complete only in the camera's view. Objects to paste while training:
+     visionattn data objects --layout kitti --source DIR --split train --out objects.npz
+Licence: CC BY-NC-SA 3.0. Cite: Geiger et al., CVPR 2012."""
+
+_NUSCENES_TEXT = """nuScenes: LiDAR scans of streets with 3-D boxes of 10 classes, 40,000 of them annotated.
+
+1. Log in at https://www.nuscenes.org/nuscenes#download and fetch the metadata and the LiDAR blobs; v1.0-mini (4 GB)
+   has ten scenes.
+2. Unpack so that DIR holds samples/LIDAR_TOP, sweeps/LIDAR_TOP and v1.0-trainval/*.json (or v1.0-mini).
+3. The official splits are lists of scenes in the nuscenes-devkit (nuscenes/utils/splits.py): write one to a file, a
+   name in each line.
+4. In a config, PointCloudDataset takes layout="nuscenes", data_root=DIR, version="v1.0-trainval" and that file as
+   ann_file. The sensor's axes are x right, y forward; they are turned to x forward, y left.
+Licence: CC BY-NC-SA 4.0 and its terms of use, non-commercial. Cite: Caesar et al., CVPR 2020."""
+
 INSTRUCTIONS = {
     "coco": Instructions(
         "coco", "objects: boxes and masks of 80 classes on 123,000 photographs", "20 GB",
@@ -174,6 +197,14 @@ INSTRUCTIONS = {
     "wsol": Instructions(
         "wsol", "localization from image labels: CUB, ImageNet, OpenImages30k", "1 to 150 GB",
         "each its own, for research; login for ImageNet", _WSOL_TEXT,
+    ),
+    "kitti": Instructions(
+        "kitti", "LiDAR on streets: 3-D boxes of cars, pedestrians, cyclists in 7,481 scans", "29 GB",
+        "CC BY-NC-SA 3.0; login", _KITTI_TEXT,
+    ),
+    "nuscenes": Instructions(
+        "nuscenes", "LiDAR on streets: 3-D boxes of 10 classes in 40,000 scans", "4 to 100 GB",
+        "CC BY-NC-SA 4.0, non-commercial; login", _NUSCENES_TEXT,
     ),
 }  # fmt: skip
 

@@ -46,6 +46,20 @@ from visionattn.openmmlab.action_data import (  # noqa: E402
 from visionattn.openmmlab.action_metric import ActionMetric  # noqa: E402
 from visionattn.openmmlab.albu import Albu  # noqa: E402
 from visionattn.openmmlab.backbone import Backbone  # noqa: E402
+from visionattn.openmmlab.bev import BEVDetector, PointDataPreprocessor, SparseBackbone  # noqa: E402
+from visionattn.openmmlab.bev_data import (  # noqa: E402
+    PackPoints,
+    PasteObjects,
+    PointCloudDataset,
+    PointDrop,
+    PointFlip,
+    PointRangeFilter,
+    PointRotation,
+    PointScaling,
+    PointShuffle,
+    PointTranslation,
+)
+from visionattn.openmmlab.bev_metric import BEVDistanceMetric, BEVMetric  # noqa: E402
 from visionattn.openmmlab.config import format_once  # noqa: E402
 from visionattn.openmmlab.forgery import ForgeryLocalizer, NFAViTLocalizer  # noqa: E402
 from visionattn.openmmlab.forgery_data import (  # noqa: E402
@@ -74,6 +88,9 @@ __all__ = [
     "ActionDataset",
     "ActionMetric",
     "Albu",
+    "BEVDetector",
+    "BEVDistanceMetric",
+    "BEVMetric",
     "BF16OptimWrapper",
     "Backbone",
     "BalancedForgeryDataset",
@@ -95,12 +112,24 @@ __all__ = [
     "NFAViTLocalizer",
     "PackClip",
     "PackLocalizationInputs",
+    "PackPoints",
+    "PasteObjects",
+    "PointCloudDataset",
+    "PointDataPreprocessor",
+    "PointDrop",
+    "PointFlip",
+    "PointRangeFilter",
+    "PointRotation",
+    "PointScaling",
+    "PointShuffle",
+    "PointTranslation",
     "PoseRecognizer",
     "ProgressHook",
     "RandomScaleCrop",
     "RandomTranspose",
     "ResizeClip",
     "SATLocalizationMetric",
+    "SparseBackbone",
     "StopHook",
     "VideoTransformer",
     "VisionTransformer",

@@ -36,7 +36,7 @@ class LoadedModel:
         cfg: the whole config.
         classes: names by label.
         task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"``, ``"localization"``,
-            ``"forgery"`` or ``"action"``.
+            ``"forgery"``, ``"action"`` or ``"points"``.
         palette: RGB by label.
         device: where the model is.
         things: of a panoptic model, how many classes are things; their labels come first. None of other models.
@@ -344,6 +344,8 @@ def _task(model: nn.Module) -> str:
         return "forgery"
     if "PoseRecognizer" in names:
         return "action"
+    if "BEVDetector" in names:
+        return "points"
     if "BaseSegmentor" in names:
         return "semantic"
     if "Localizer" in names:

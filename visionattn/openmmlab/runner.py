@@ -305,10 +305,10 @@ class Runner(StockRunner):
         if save_param_scheduler and self.param_schedulers is not None:
             if isinstance(self.param_schedulers, dict):
                 content["param_schedulers"] = {
-                    name: [s.state_dict() for s in group] for name, group in self.param_schedulers.items()
+                    name: [_numbers(s) for s in group] for name, group in self.param_schedulers.items()
                 }
             else:
-                content["param_schedulers"] = [s.state_dict() for s in self.param_schedulers]
+                content["param_schedulers"] = [_numbers(s) for s in self.param_schedulers]
         self.call_hook("before_save_checkpoint", checkpoint=content)
         checkpoints.write(content, Path(out_dir) / filename)
 
@@ -317,6 +317,11 @@ class Runner(StockRunner):
         """Write the resolved config into the work dir."""
         name = Path(self.cfg.filename).name if self.cfg.filename else "config.py"
         checkpoints.write_text(Path(self.work_dir) / Path(name).with_suffix(".py"), self.cfg.pretty_text)
+
+
+def _numbers(scheduler: Any) -> dict[str, Any]:
+    """The state of a scheduler without the functions that one-cycle schedules keep in theirs, and build anew."""
+    return {key: value for key, value in scheduler.state_dict().items() if not callable(value)}
 
 
 def _has_tensorboard() -> bool:
