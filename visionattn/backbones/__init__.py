@@ -7,6 +7,7 @@ from visionattn.backbones import dinat as dinat
 from visionattn.backbones import dinat_isotropic as dinat_isotropic
 from visionattn.backbones import dinat_s as dinat_s
 from visionattn.backbones import pose_vit as pose_vit
+from visionattn.backbones import scatterformer as scatterformer
 from visionattn.backbones import timesformer as timesformer
 from visionattn.backbones._variants import DILATION_PRESETS, resolve_dilations
 from visionattn.backbones._weights import LoadReport, load_official

@@ -14,6 +14,7 @@ from visionattn.errors import CheckpointError, ConfigError
 from visionattn.heads.bev_center import CenterHead, Decoding
 from visionattn.heads.bev_neck import CascadeDED
 from visionattn.heads.bev_targets import BEVGrid
+from visionattn.layers.voxel_encoder import VoxelEncoder
 from visionattn.openmmlab.registry import MODELS
 
 __all__ = ["BEVDetector", "PointDataPreprocessor", "SparseBackbone"]
@@ -21,6 +22,7 @@ __all__ = ["BEVDetector", "PointDataPreprocessor", "SparseBackbone"]
 OFFICIAL = {"vfe": "voxel_encoder", "backbone_3d": "backbone.net", "backbone_2d": "neck", "dense_head": "bbox_head"}
 """Parts of OpenPCDet's detectors, and of this one."""
 
+MODELS.register_module(name="VoxelEncoder", module=VoxelEncoder)
 MODELS.register_module(name="CenterHead", module=CenterHead)
 MODELS.register_module(name="CascadeDED", module=CascadeDED)
 

@@ -1,0 +1,170 @@
+"""Which voxels meet under each offset of a kernel: found once by sorted look-up, used by every layer of that shape."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+__all__ = ["Neighbors", "voxel_keys"]
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The pairs of an input voxel and an output voxel of a sparse convolution, by offset of the kernel.
+
+    Attributes:
+        kernel_size: along z, y, x.
+        coords: int64 ``[M, 4]`` (batch, z, y, x) of the output voxels.
+        spatial_shape: (D, H, W) of the output.
+        num_inputs: number of input voxels.
+        sources: for each offset, in the order z, y, x of the kernel, int64 rows of the input.
+        targets: and the rows of the output that they go to; no row comes twice under one offset.
+        same_sites: the output voxels are the input voxels, in the same order.
+    """
+
+    kernel_size: tuple[int, int, int]
+    coords: Tensor
+    spatial_shape: tuple[int, int, int]
+    num_inputs: int
+    sources: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...]
+    same_sites: bool
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of output voxels."""
+        return self.coords.shape[0]
+
+    @classmethod
+    def submanifold(cls, coords: Tensor, spatial_shape: Sequence[int], kernel_size: int | Sequence[int]) -> "Neighbors":
+        """Of a convolution whose output voxels are its input voxels (Graham et al., CVPR 2018), stride 1.
+
+        Args:
+            coords: int64 ``[N, 4]`` (batch, z, y, x), each voxel once.
+            spatial_shape: (D, H, W).
+            kernel_size: odd, one number or one for each axis; the padding is half of it.
+
+        Raises:
+            ValueError: an argument out of its range, a voxel outside of the shape, or one that comes twice.
+        """
+        shape, size = _triple("spatial_shape", spatial_shape), _triple("kernel_size", kernel_size)
+        if any(k % 2 == 0 for k in size):
+            raise ValueError(f"kernel_size={size} must be odd, so that it reaches equally far to both sides")
+        keys = voxel_keys(coords, shape)
+        order, ranked = _ranked(keys)
+        offsets = list(product(*(range(-(k // 2), k // 2 + 1) for k in size)))
+        middle = len(offsets) // 2
+        rows = torch.arange(len(coords), device=coords.device)
+        sources: list[Tensor] = [rows] * len(offsets)
+        targets: list[Tensor] = [rows] * len(offsets)
+        for index in range(middle):
+            sought, inside = _shifted(coords, offsets[index], shape)
+            found = _find(ranked, sought)
+            hit = inside & (found >= 0)
+            target = hit.nonzero().squeeze(1)
+            source = order[found[target]]
+            sources[index], targets[index] = source, target
+            # the opposite offset pairs the same voxels the other way round
+            sources[-1 - index], targets[-1 - index] = target, source
+        return cls(size, coords, shape, len(coords), tuple(sources), tuple(targets), True)
+
+    @classmethod
+    def strided(
+        cls,
+        coords: Tensor,
+        spatial_shape: Sequence[int],
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+    ) -> "Neighbors":
+        """Of a convolution with an output voxel wherever the kernel meets an input voxel, in order of (b, z, y, x).
+
+        Args:
+            coords: int64 ``[N, 4]`` (batch, z, y, x), each voxel once.
+            spatial_shape: (D, H, W) of the input; the output's is ``(D + 2 * padding - kernel) // stride + 1``.
+            kernel_size, stride, padding: one number, or one for each axis.
+
+        Raises:
+            ValueError: an argument out of its range, a voxel outside of the shape, or one that comes twice.
+        """
+        shape, size = _triple("spatial_shape", spatial_shape), _triple("kernel_size", kernel_size)
+        step, pad = _triple("stride", stride), _triple("padding", padding, least=0)
+        out = tuple((d + 2 * p - k) // s + 1 for d, p, k, s in zip(shape, pad, size, step, strict=True))
+        if min(out) < 1:
+            raise ValueError(f"kernel_size={size} is larger than spatial_shape={shape} with padding={pad}")
+        _ranked(voxel_keys(coords, shape))
+        rows, keys = [], []
+        for offset in product(*(range(k) for k in size)):
+            hit, places = _meets(coords, offset, step, pad, out)
+            rows.append(hit)
+            keys.append(voxel_keys(places, out, check=False))
+        unique, inverse = torch.unique(torch.cat(keys), sorted=True, return_inverse=True)
+        targets = inverse.split([len(r) for r in rows])
+        return cls(size, _coords_of(unique, out), out, len(coords), tuple(rows), tuple(targets), False)
+
+
+def voxel_keys(coords: Tensor, shape: Sequence[int], check: bool = True) -> Tensor:
+    """One int64 for each voxel, in order of (batch, z, y, x).
+
+    Raises:
+        ValueError: ``coords`` is not int64 ``[N, 4]``, or, with ``check``, a voxel lies outside of the shape.
+    """
+    if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype != torch.int64:
+        raise ValueError(f"coords is {coords.dtype} {tuple(coords.shape)}; it must be int64 [N, 4]: batch, z, y, x")
+    batch, z, y, x = coords.unbind(1)
+    if check and len(coords):
+        limit = coords.new_tensor(shape)
+        if bool((coords < 0).any() | (coords[:, 1:] >= limit).any()):
+            raise ValueError(f"coords has voxels outside of spatial_shape={tuple(shape)}")
+    return ((batch * shape[0] + z) * shape[1] + y) * shape[2] + x
+
+
+def _coords_of(keys: Tensor, shape: Sequence[int]) -> Tensor:
+    parts = []
+    for size in reversed(shape):
+        parts.append(keys % size)
+        keys = torch.div(keys, size, rounding_mode="floor")
+    return torch.stack([keys, *reversed(parts)], 1)
+
+
+def _triple(name: str, value: int | Sequence[int], least: int = 1) -> tuple[int, int, int]:
+    values = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(values) != 3 or min(values) < least:
+        raise ValueError(f"{name}={value} must be one or three whole numbers of at least {least}")
+    return values  # type: ignore[return-value]
+
+
+def _ranked(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in order of their keys, and the keys in order; each must come once."""
+    ranked, order = keys.sort()
+    if bool((ranked[1:] == ranked[:-1]).any()):
+        raise ValueError("coords has a voxel twice; merge the features of a voxel before")
+    return order, ranked
+
+
+def _shifted(coords: Tensor, offset: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Keys of the places at an offset, and which of them are inside: out of range, x would run into the next y."""
+    places = coords + coords.new_tensor([0, *offset])
+    inside = ((places[:, 1:] >= 0) & (places[:, 1:] < coords.new_tensor(shape))).all(1)
+    return voxel_keys(places, shape, check=False), inside
+
+
+def _find(ranked: Tensor, sought: Tensor) -> Tensor:
+    """Place of each key in the ranked ones, or -1."""
+    if not len(ranked):
+        return torch.full_like(sought, -1)
+    place = torch.searchsorted(ranked, sought).clamp_(max=len(ranked) - 1)
+    return torch.where(ranked[place] == sought, place, -1)
+
+
+def _meets(
+    coords: Tensor, offset: Sequence[int], stride: Sequence[int], padding: Sequence[int], out: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Input rows that an offset of the kernel meets, and the output places at which it does."""
+    at = coords[:, 1:] + coords.new_tensor(padding) - coords.new_tensor(offset)
+    step = coords.new_tensor(stride)
+    place = torch.div(at, step, rounding_mode="floor")
+    hit = ((at % step == 0) & (place >= 0) & (place < coords.new_tensor(out))).all(1).nonzero().squeeze(1)
+    return hit, torch.cat([coords[hit, :1], place[hit]], 1)
