@@ -269,3 +269,13 @@ def test_exports():
     x, mask = torch.randn(1, 3, 4, 32, 32), torch.rand(1, 4, 4, 4).round()
     program = torch.export.export(model, (x, mask)).module()
     torch.testing.assert_close(program(x, mask), model(x, mask))
+
+
+def test_weights_at_the_start():
+    """Time is switched off; joint heads are not zero, or no gradient would reach the blocks."""
+    model = TimeSformer(**{**SMALL, "embed_dim": 96}, init_std=0.1, paat=(1,), paab=(2,), paab_attention="spatiotemporal")
+    assert not any(block.temporal_fc.weight.any() for block in model.blocks)
+    assert model.blocks[1].pose_blocks[0].temporal_fc.weight.std().item() == pytest.approx(0.1, rel=0.1)
+    assert model.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.1, rel=0.1)
+    for layer in model.blocks[0].pose_blocks[0].children():
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)

@@ -110,6 +110,7 @@ class TimeSformer(nn.Module):
             order; released checkpoints were trained so.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        init_std: of the normal that weights start from. Narrow models trained from nothing want a wider one.
         norm_layer: makes a norm from a number of channels; LayerNorm with an epsilon of 1e-6 unless given.
         device, dtype: of the parameters.
 
@@ -138,6 +139,7 @@ class TimeSformer(nn.Module):
         mask_layout: str = "tyx",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        init_std: float = 0.02,
         norm_layer: NormLayer | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -175,13 +177,16 @@ class TimeSformer(nn.Module):
         self.feature_info = [
             {"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)
         ]
+        self.init_std = init_std
         self.init_weights()
 
     def init_weights(self) -> None:
         """Truncated normal; the temporal paths start at zero, so that the model starts as one of single frames."""
-        self.apply(_init_linear)
+        self.apply(partial(_init_linear, std=self.init_std))
         for block in self.blocks:
             nn.init.zeros_(block.temporal_fc.weight)
+        for place in self.paat:
+            self.blocks[place - 1].pose_blocks.apply(_init_linear)
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
 
@@ -343,9 +348,9 @@ def _call(module: nn.Module, *inputs: Any) -> Any:
     return module(*inputs)
 
 
-def _init_linear(module: nn.Module) -> None:
+def _init_linear(module: nn.Module, std: float = 0.02) -> None:
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        trunc_normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

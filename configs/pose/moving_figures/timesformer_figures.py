@@ -15,6 +15,7 @@ model = dict(
         depth=3,
         num_heads=4,
         num_frames=4,
+        init_std=0.1,
     ),
     num_classes=4,
 )
