@@ -41,10 +41,10 @@ class PlainEncoder(nn.Module):
 class PlainBackbone(nn.Module):
     """Voxels as channels of a map, and one convolution."""
 
-    def __init__(self, grid_size: tuple = (8, 8, 4), channels: int = 24) -> None:
+    def __init__(self, grid_size: tuple = (8, 8, 4), channels: int = 24, in_channels: int = 5) -> None:
         super().__init__()
         self.grid, self.num_features = grid_size, [channels]
-        conv = nn.Conv2d(5 * grid_size[2], channels, 3, 2, 1, bias=False)
+        conv = nn.Conv2d(in_channels * grid_size[2], channels, 3, 2, 1, bias=False)
         self.conv = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
 
     def forward(self, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:

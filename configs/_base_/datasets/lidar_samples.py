@@ -1,12 +1,12 @@
 # Scans of a simulated LiDAR: `visionattn data lidar-samples --out data/lidar-samples`.
 data_root = "data/lidar-samples"
 metainfo = dict(classes=("car", "pedestrian", "cyclist"))
-point_cloud_range = [-38.4, -38.4, -3.0, 38.4, 38.4, 1.0]
+point_cloud_range = [-25.6, -25.6, -3.0, 25.6, 25.6, 1.0]
 train_pipeline = [
     dict(type="visionattn.PointFlip"),
-    dict(type="visionattn.PointRotation", angle=3.1416),
+    dict(type="visionattn.PointRotation", angle=0.7854),
     dict(type="visionattn.PointScaling", scale=(0.95, 1.05)),
-    dict(type="visionattn.PointTranslation", deviation=(0.3, 0.3, 0.1)),
+    dict(type="visionattn.PointTranslation", deviation=(0.2, 0.2, 0.1)),
     dict(type="visionattn.PointRangeFilter", point_cloud_range=point_cloud_range, least_points=5),
     dict(type="visionattn.PackPoints"),
 ]
@@ -15,7 +15,7 @@ test_pipeline = [
     dict(type="visionattn.PackPoints"),
 ]
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(
