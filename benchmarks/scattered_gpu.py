@@ -29,7 +29,7 @@ CASES = [
     Case(60_000, 15_000, 24),
     Case(100_000, 1_300, 50_000, crowded=50_000),
 ]
-TINY = [Case(150, 8, 60)]
+TINY = [Case(60, 3, 30, heads=1, dim=16)]
 LARGEST_PADDED = 4_000_000  # tokens
 
 

@@ -21,7 +21,7 @@ class Case:
     longest: int
     heads: int = 4
     dim: int = 32
-    crowded: int = 0  # voxels of one window more, as many of the tokens
+    crowded: int = 0  # so many of the tokens are in one of the windows
 
     @property
     def name(self) -> str:
