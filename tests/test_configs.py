@@ -35,7 +35,7 @@ from visionattn.openmmlab.data_checks import check_data
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
 # These have test files of their own.
-OTHERS = [path for path in FILES if {"localization", "forgery"} & set(path.relative_to(CONFIGS).parts)]
+OTHERS = [path for path in FILES if {"bev", "forgery", "localization", "pose"} & set(path.relative_to(CONFIGS).parts)]
 MASKS = [path for path in FILES if path.stem.startswith("semantic-fpn") and path.stem.endswith(("_custom", "_camvid"))]
 CUSTOM = [path for path in FILES if "custom_data" in path.read_text() and path not in MASKS]
 PUBLISHED = [path for path in FILES if path not in CUSTOM + MASKS + OTHERS]

@@ -273,7 +273,9 @@ def test_exports():
 
 def test_weights_at_the_start():
     """Time is switched off; joint heads are not zero, or no gradient would reach the blocks."""
-    model = TimeSformer(**{**SMALL, "embed_dim": 96}, init_std=0.1, paat=(1,), paab=(2,), paab_attention="spatiotemporal")
+    model = TimeSformer(
+        **{**SMALL, "embed_dim": 96}, init_std=0.1, paat=(1,), paab=(2,), paab_attention="spatiotemporal"
+    )
     assert not any(block.temporal_fc.weight.any() for block in model.blocks)
     assert model.blocks[1].pose_blocks[0].temporal_fc.weight.std().item() == pytest.approx(0.1, rel=0.1)
     assert model.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.1, rel=0.1)

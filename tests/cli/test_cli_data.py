@@ -78,7 +78,7 @@ def test_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pyt
     from visionattn.cli import data
 
     few = partial(data.build_digit_scenes, train=2, test=1, size=128)
-    monkeypatch.setattr(data, "build_digit_scenes", few)
+    monkeypatch.setitem(data._MADE, "samples", few)
     assert main(["data", "samples", "--out", str(tmp_path / "made")]) == 0
     assert str(tmp_path / "made") in capsys.readouterr().out
     assert check_coco(tmp_path / "made/instances_train.json", tmp_path / "made/images/train").images == 2
@@ -99,7 +99,7 @@ def test_lidar_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatc
     from visionattn.cli import data
 
     few = partial(data.build_lidar_samples, train=2, val=1, lidar=Lidar(beams=8, azimuths=128))
-    monkeypatch.setattr(data, "build_lidar_samples", few)
+    monkeypatch.setitem(data._MADE, "lidar-samples", few)
     assert main(["data", "lidar-samples", "--out", str(tmp_path / "made")]) == 0
     assert str(tmp_path / "made" / "README.txt") in capsys.readouterr().out
     assert len(read_point_folder(tmp_path / "made" / "train")) == 2

