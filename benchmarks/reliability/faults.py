@@ -62,11 +62,12 @@ def bad_images(folder: Path) -> Row:
     """Three of twelve images spoilt; with --max-bad-samples 3 they are left out and listed."""
     data = folder / "spoilt"
     config = make_config(data, iterations=20, every=20)
+    batches = {"train_dataloader.batch_size": 4}  # no batch of bad ones alone
     names = sorted((data / "images").iterdir())[:3]
     names[0].write_bytes(b"")
     names[1].write_bytes(b"not an image")
     names[2].write_bytes(names[2].read_bytes()[:200])
-    options = {"val_dataloader": None, "val_cfg": None, "val_evaluator": None}
+    options = {"val_dataloader": None, "val_cfg": None, "val_evaluator": None, **batches}
     train(load_config(config, options), work_dir=folder / "spoilt_run", max_bad_samples=3)
     listed = json.loads((folder / "spoilt_run" / "bad_samples.json").read_text())
     right = {Path(name).name for name in listed} == {name.name for name in names}

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -167,7 +168,9 @@ def full_disk(folder: Path) -> Row:
         said = log.read_text().strip().splitlines()[-1]
         found, _ = checkpoints.newest(work)
         left = [p for p in work.iterdir() if p.name.endswith(".tmp")]
-        clean += "cannot be written" in said and found is not None and found.name == "iter_5.pth" and not left
+        failed = re.search(r"iter_(\d+)\.pth: cannot be written", said)
+        before = f"iter_{int(failed[1]) - 1}.pth" if failed else ""
+        clean += found is not None and found.name == before and not left
         same += _finish(folder, work.name)
     return Row(
         "disk full in the middle of a checkpoint (a limit on the file's size)",
