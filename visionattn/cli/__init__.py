@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model from a config",
     "test": "measure a checkpoint on a config's test data",
     "infer": "run a trained model on images, folders, globs or videos",
+    "attention": "draw what the attention of a backbone looks at in a picture",
     "replay": "run the iteration again at which a training met NaN or infinity",
     "export": "write a timm model, or the network of a run, as .pt2 or .onnx",
     "check": "list everything that is wrong with a config, without training",
