@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from visionattn.data.folders import write_json
+from visionattn.data.image_files import open_image
 from visionattn.errors import DataError, require
 
 __all__ = ["BCCD_CLASSES", "CAMVID_CLASSES", "Converted", "convert_bccd", "convert_camvid", "convert_nuclei"]
@@ -310,15 +311,16 @@ def _plain_name(name: str, listed: Path) -> str:
 
 def _read(file: Path, mode: str | None) -> np.ndarray:
     """Decode a whole image with Pillow, which refuses truncated files; `mode` None keeps stored values."""
-    image_module = require("PIL.Image")
     try:
-        with image_module.open(file) as image:
+        with open_image(file) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(f"image {file} is {image.width}x{image.height}, larger than any in this set; {_AGAIN}")
             return np.asarray(image if mode is None or image.mode == mode else image.convert(mode))
     except FileNotFoundError:
         raise DataError(f"image {file} is missing; {_AGAIN}") from None
-    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... by the damage
         raise DataError(f"image {file} cannot be decoded ({error}); {_AGAIN}") from error
 
 

@@ -3,13 +3,14 @@
 Each reader gives `ForgeryItem` records and touches no pixel.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from visionattn.data.image_files import decode_image
+from visionattn.data.json_files import read_json as load_json
 from visionattn.errors import DataError, require
 
 __all__ = [
@@ -217,20 +218,13 @@ def read_truth(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file cannot be read as an image.
     """
-    cv2 = require("cv2")
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    mask = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if mask is None:
-        raise DataError(f"{path}: is no image")
+    mask = decode_image(path, require("cv2").IMREAD_COLOR)
     return (mask.mean(2, dtype=np.float64) > 127.5).astype(np.uint8)
 
 
 def _read(file: Path) -> object:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return load_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({' '.join(str(error).split())})") from error
 

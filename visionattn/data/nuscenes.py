@@ -5,13 +5,13 @@ The sensor's axes are **x right, y forward**: `visionattn.data.point_sets.PointC
 ``x_forward=True``. Intensity is 0..255 in the files and 0..1 in items.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visionattn.data.json_files import read_json
 from visionattn.data.point_sets import PointCloudFrame
 from visionattn.data.sweeps import Sweep, SweepReader, rotation_matrix, transform
 from visionattn.errors import DataError
@@ -112,7 +112,7 @@ class _Tables:
         if table not in self._known:
             path = self.folder / f"{table}.json"
             try:
-                rows = json.loads(path.read_text(encoding="utf-8"))
+                rows = read_json(path)
                 self._known[table] = {row["token"]: row for row in rows}
             except (OSError, ValueError, TypeError, KeyError) as error:
                 text = " ".join(str(error).split())

@@ -12,7 +12,6 @@ same), ``velocity_xy``. Of the frame: ``columns`` (their names), ``intensity_max
 height), ``dontcare_2d``, and ``classes``.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.data.camera_view import CameraView
+from visionattn.data.json_files import read_json
 from visionattn.data.point_files import SUFFIXES
 from visionattn.data.point_sets import PointCloudFrame
 from visionattn.errors import DataError
@@ -77,7 +77,7 @@ def read_point_file(path: str | Path, need_boxes: bool = False) -> PointCloudFra
 
 def _frame(path: Path, label: Path) -> PointCloudFrame:
     try:
-        content = json.loads(label.read_text(encoding="utf-8"))
+        content = read_json(label)
     except (OSError, ValueError) as error:
         raise DataError(f"{label}: cannot be read as JSON ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or not isinstance(content.get("boxes"), list):

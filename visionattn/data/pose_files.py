@@ -1,13 +1,13 @@
 """Files of key points: Toyota Smarthome, NTU RGB+D, Kinetics-Skeleton, COCO, CSV and NumPy arrays."""
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visionattn.data.json_files import read_json
 from visionattn.errors import DataError
 
 __all__ = ["FLIP_PAIRS", "JOINTS", "KINDS", "read_points"]
@@ -70,7 +70,7 @@ def read_points(
         elif path.suffix == ".csv" or kind == "csv":
             points = _read_csv(path, min_score)
         else:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             found = kind or _json_kind(content)
             if found not in _JSON:
                 raise DataError(f"{path}: is not a file of key points known here; kinds are {', '.join(KINDS)}")

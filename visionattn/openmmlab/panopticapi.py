@@ -6,7 +6,6 @@ itself is installed.
 """
 
 import importlib.util
-import json
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.errors import DataError, require
+from visionattn.data.image_files import open_image
+from visionattn.data.json_files import read_json
+from visionattn.errors import DataError
 from visionattn.metrics.panoptic import VOID, ClassCounts, PanopticStats, id2rgb, rgb2id
 
 __all__ = ["install", "pq_compute"]
@@ -76,7 +77,7 @@ def pq_compute(
     Raises:
         DataError: an image has no prediction, or a map cannot be read.
     """
-    truth, found = (json.loads(Path(f).read_text(encoding="utf-8")) for f in (gt_json_file, pred_json_file))
+    truth, found = (read_json(f) for f in (gt_json_file, pred_json_file))
     folders = [
         Path(folder) if folder else Path(file).with_suffix("")
         for folder, file in ((gt_folder, gt_json_file), (pred_folder, pred_json_file))
@@ -96,9 +97,8 @@ def pq_compute(
 
 
 def _read_map(path: Path) -> np.ndarray:
-    image_module = require("PIL.Image")
     try:
-        with image_module.open(path) as image:
+        with open_image(path) as image:
             return rgb2id(np.asarray(image.convert("RGB")))
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by the damage
         raise DataError(f"{path}: cannot be read as a panoptic map ({error})") from error
