@@ -133,10 +133,11 @@ def read_json(file: str | Path, root: str | Path | None = None) -> list[ForgeryI
 
     Args:
         file: the JSON file.
-        root: what relative paths in it start from; None means the file's own folder, or else the working folder.
+        root: what paths in it start from, and stay below; None means the file's own folder, or else the working folder,
+            and then absolute paths are taken too.
 
     Raises:
-        DataError: the file is malformed, or names a file that does not exist.
+        DataError: the file is malformed, or names a file that does not exist or is reached by ``..``.
     """
     file = Path(file)
     content = _read(file)
@@ -190,7 +191,9 @@ class BalancedSets:
         file = Path(file)
         content = _read(file)
         readers = {"ManiDataset": read_mani, "JsonDataset": lambda path: read_json(path, root)}
-        if not isinstance(content, list) or not all(isinstance(r, list) and len(r) == 2 for r in content):
+        if not isinstance(content, list) or not all(
+            isinstance(row, list) and len(row) == 2 and all(isinstance(p, str) for p in row) for row in content
+        ):
             raise DataError(f"{file}: must be a list of [class, path] pairs")
         unknown = next((row[0] for row in content if row[0] not in readers), None)
         if unknown is not None or sample_number < 1:
@@ -230,7 +233,8 @@ def _read(file: Path) -> object:
 
 
 def _find(path: str, file: Path, root: str | Path | None) -> Path:
-    for base in [Path(root)] if root is not None else [file.parent, Path()]:
-        if (base / path).exists():
-            return base / path
-    raise DataError(f"{file}: names {path}, which does not exist")
+    found = place(path, root, str(file))
+    for base in [Path()] if root is not None else [file.parent, Path()]:
+        if (base / found).exists():
+            return base / found
+    raise DataError(f"{file}: names {path!r:.200}, which does not exist")

@@ -82,6 +82,13 @@ def _frame(path: Path, label: Path) -> PointCloudFrame:
         raise DataError(f"{label}: cannot be read as JSON ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or not isinstance(content.get("boxes"), list):
         raise DataError(f'{label}: must be an object with a list "boxes"')
+    try:
+        return _parse(path, label, content)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise DataError(f"{label}: is malformed ({' '.join(str(error).split())[:120]})") from error
+
+
+def _parse(path: Path, label: Path, content: dict[str, Any]) -> PointCloudFrame:
     boxes, classes, difficulty, ignored, excused, velocity = [], [], [], [], [], []
     for number, entry in enumerate(content["boxes"]):
         box, name = _box(entry, f"{label}: boxes.{number}")
@@ -117,7 +124,7 @@ def _box(entry: Any, where: str) -> tuple[list[float], str]:
     box = entry.get("box")
     try:
         values = np.array(box, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = np.zeros(0)
     if values.shape != (7,) or not np.isfinite(values).all() or not (values[3:6] > 0).all():
         raise DataError(f"{where}: box {box!r:.80} must be 7 numbers (x, y, z, three sizes above 0, heading)")
