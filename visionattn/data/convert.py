@@ -67,7 +67,7 @@ def convert_bccd(source: Path, target: Path) -> Converted:
         listed = root / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
             continue
-        stems = [_plain_name(name, listed) for name in listed.read_text(encoding="utf-8").split()]
+        stems = [_plain_name(name, listed) for name in _words(listed)]
         images_dir, voc_dir = _make(target / "images" / split), _make(target / "annotations_voc" / split)
         images, annotations = [], []
         for image_id, stem in enumerate(_progress(stems, f"blood cells, {split}"), 1):
@@ -92,7 +92,10 @@ def convert_bccd(source: Path, target: Path) -> Converted:
                     }
                 )
             shutil.copyfile(photo, images_dir / photo.name)
-            tree.write(voc_dir / f"{stem}.xml", encoding="utf-8")
+            try:
+                tree.write(voc_dir / f"{stem}.xml", encoding="utf-8")
+            except RecursionError:
+                raise DataError(f"annotation {stem}.xml is nested too deeply; {_AGAIN}") from None
         categories = [{"id": n, "name": name, "supercategory": "cell"} for n, name in enumerate(BCCD_CLASSES, 1)]
         _write_coco(target, split, f"BCCD {split}", "MIT", images, annotations, categories)
         _write_list(target, split, stems)
@@ -107,14 +110,14 @@ def convert_bccd(source: Path, target: Path) -> Converted:
 def _read_voc(file: Path, width: int, height: int) -> tuple[ElementTree.ElementTree, list]:
     """The XML without zero-size objects and local paths; `(class, [x, y, w, h], clipped)` of each object."""
     try:
-        text = file.read_bytes()
-        if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        text = file.read_bytes().decode("utf-8-sig")
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise DataError(f"{file} declares entities, which annotations do not need; {_AGAIN}")
         root = ElementTree.fromstring(text)
     except OSError as error:
         raise DataError(f"annotation {file} cannot be read ({error.strerror}); {_AGAIN}") from error
-    except ElementTree.ParseError as error:
-        raise DataError(f"annotation {file} is not valid XML ({error}); {_AGAIN}") from error
+    except (ElementTree.ParseError, UnicodeDecodeError, ValueError) as error:  # in UTF-16 entities could hide
+        raise DataError(f"annotation {file} is not valid XML in UTF-8 ({error}); {_AGAIN}") from error
     for element in root.findall("path"):
         root.remove(element)
     boxes = []
@@ -254,7 +257,7 @@ def convert_camvid(source: Path, target: Path) -> Converted:
         listed = root / f"{split}.txt"
         if not listed.is_file():
             continue
-        paths = listed.read_text(encoding="utf-8").split()
+        paths = _words(listed)
         if len(paths) % 2:
             raise DataError(f"{listed} does not list pairs of image and mask; {_AGAIN}")
         images_dir, masks_dir = _make(target / "images" / split), _make(target / "annotations" / split)
@@ -267,7 +270,7 @@ def convert_camvid(source: Path, target: Path) -> Converted:
             mask = _read(root / f"{split}annot" / mask_name, None)
             if mask.shape != image.shape[:2]:
                 raise DataError(f"{split}/{mask_name}: mask {mask.shape} and image {image.shape} differ; {_AGAIN}")
-            if mask.max() > len(CAMVID_CLASSES):
+            if mask.dtype != np.uint8 or mask.max() > len(CAMVID_CLASSES):
                 raise DataError(f"{split}/{mask_name} holds the index {mask.max()}, above 11; {_AGAIN}")
             labels = np.where(mask == len(CAMVID_CLASSES), 255, mask).astype(np.uint8)
             pixels_of += np.bincount(labels.ravel(), minlength=256)
@@ -301,6 +304,13 @@ def _find(source: Path, *marks: str) -> Path:
         if all((folder / mark).exists() for mark in marks):
             return folder
     raise DataError(f"the archive has no folder with {' and '.join(marks)}; it is not the expected one, or incomplete")
+
+
+def _words(listed: Path) -> list[str]:
+    try:
+        return listed.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listed} cannot be read as a list of names ({error}); {_AGAIN}") from error
 
 
 def _plain_name(name: str, listed: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from visionattn.data.file_names import place
 from visionattn.data.image_files import decode_image
 from visionattn.data.json_files import read_json as load_json
 from visionattn.errors import DataError, require

@@ -1,6 +1,7 @@
 """Files of key points: Toyota Smarthome, NTU RGB+D, Kinetics-Skeleton, COCO, CSV and NumPy arrays."""
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,12 +225,10 @@ def _read_csv(path: Path, min_score: float) -> np.ndarray:
 
 def _read_array(path: Path, allow_pickle: bool, min_score: float) -> np.ndarray:
     try:
-        if allow_pickle:
-            content = np.load(path, allow_pickle=True)
-        else:  # mapping compares the header with the size of the file, and reads no archive
-            content = np.load(path, mmap_mode="r", allow_pickle=False)
+        # mapping compares the header with the size of the file; objects cannot be mapped
+        content = np.load(path, mmap_mode=None if allow_pickle else "r", allow_pickle=allow_pickle)
     except ValueError as error:
-        if "pickle" in str(error).lower() and not allow_pickle:
+        if re.search("pickle|Python objects", str(error)) and not allow_pickle:
             raise DataError(
                 f"{path}: is a pickle, which can run code; if you trust it, convert it once: "
                 "numpy.save(NEW, read_points(PATH, allow_pickle=True))"

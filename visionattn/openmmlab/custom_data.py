@@ -59,6 +59,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from visionattn.data.file_names import leads_out
 from visionattn.data.json_files import read_json
 from visionattn.errors import ConfigError, DataError
 from visionattn.openmmlab.custom_masks import find_masks, read_classes, under
@@ -174,7 +175,9 @@ def _find_images(root: Path, ann: Path, split: str) -> Path:
     images = load_coco(ann)["images"]
     if not images:
         raise DataError(f"{ann}: has no images")
-    first = str(images[0].get("file_name", ""))
+    first = str(images[0].get("file_name", "")) if isinstance(images[0], dict) else ""
+    if leads_out(first):
+        raise DataError(f"{ann}: file_name {first!r:.120} leads out of the image folder; use names relative to it")
     tails = (
         "",
         "images",

@@ -113,6 +113,8 @@ def read_classes(block: MutableMapping[str, Any], root: Path) -> tuple[list[str]
         raise error(f"{where}: names {twice!r} twice")
     if colours is None:
         return names, None
+    if not isinstance(colours, (list, tuple)) or not all(isinstance(colour, (list, tuple)) for colour in colours):
+        raise error(f"{where}: the palette is not a list of colours [red, green, blue]")
     if len(colours) != len(names):
         raise error(f"{where}: has {len(names)} classes, but the palette has {len(colours)} colours")
     for colour in colours:
