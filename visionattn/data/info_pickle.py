@@ -168,7 +168,7 @@ class _Plain(pickle.Unpickler):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")  # of NumPy's arrays from Python 2
-        self.room = _Room(len(data))
+        self.room = _Room(2 * len(data) + 4096)  # text that stands for bytes is both for a while
 
     def find_class(self, module: str, name: str) -> Any:
         if module in _MODULES and name in _NAMES:
@@ -219,6 +219,7 @@ def _resolve(value: Any, seen: dict[int, Any]) -> Any:
         seen[id(value)] = value if all(a is b for a, b in zip(new, value, strict=True)) else new
         return seen[id(value)]
     elif isinstance(value, (set, frozenset)):
+        seen[id(value)] = value
         for entry in value:
             if _resolve(entry, seen) is not entry:
                 raise _RefusedError("a set of what is no plain value")
