@@ -85,7 +85,7 @@ def check_tensor(tensor: Tensor, where: str | Path) -> None:
     claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if claimed > held + EXPANDED:
         raise CheckpointError(
-            f"{where}: refused, a tensor of shape {list(tensor.shape)} claims {claimed} bytes, of which {held} are there"
+            f"{where}: refused, a tensor of shape {list(tensor.shape)} claims {claimed} bytes, and {held} are there"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
+from visionattn.backbones._files import check_tensor
 from visionattn.backbones._weights_biformer import describe_biformer
 from visionattn.backbones._weights_davit import convert_davit, describe_davit, is_davit, mend_blocks
 from visionattn.backbones._weights_neighborhood import describe_neighborhood
@@ -104,6 +105,8 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
             f"the checkpoint does not fit {type(inner).__name__}: {'; '.join(problems[:3])}{more}; "
             f"it looks like {describe(state_dict)}; create that model, or load another file"
         )
+    for name, tensor in given.items():
+        check_tensor(tensor, name)
     inner.load_state_dict(given, strict=False)  # completeness was checked above
     settings = inner.apply_settings(conversion.settings) if conversion.settings else {}
     for knows, _, mend in _FOREIGN:

@@ -53,6 +53,8 @@ class FolderDonors:
         objects: COCO files of instances; a photograph that has some gives one of them half of the time.
         cache: decoded photographs kept in memory.
 
+    An outline that is malformed or of another size than its photograph is passed over.
+
     Raises:
         DataError: a folder or file is missing.
     """
@@ -65,15 +67,10 @@ class FolderDonors:
         for file in objects:
             try:
                 content = read_json(file)
-                sizes = {image["id"]: (int(image["width"]), int(image["height"])) for image in content["images"]}
                 names = {image["id"]: Path(image["file_name"]).name for image in content["images"]}
                 for annotation in content["annotations"]:
-                    outline = annotation.get("segmentation")
-                    if outline and not annotation.get("iscrowd"):
-                        size = sizes[annotation["image_id"]]
-                        if fault := segmentation_fault(outline, size):  # pycocotools would not look before it draws
-                            raise DataError(f"{file}: annotation {annotation.get('id')!r:.80}: segmentation {fault}")
-                        self.objects.setdefault(names[annotation["image_id"]], []).append((size, outline))
+                    if annotation.get("segmentation") and not annotation.get("iscrowd"):
+                        self.objects.setdefault(names[annotation["image_id"]], []).append(annotation["segmentation"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise DataError(f"{file}: is no COCO file of instances ({error})") from error
         self._read = lru_cache(maxsize=cache)(read_photo)
@@ -85,8 +82,8 @@ class FolderDonors:
         found = self.objects.get(path.name)
         if not found or rng.random() > OBJECT_SHARE:
             return image, None
-        size, outline = found[int(rng.integers(len(found)))]
-        if size != image.shape[1::-1]:  # the file is of another copy of the photograph
+        outline = found[int(rng.integers(len(found)))]
+        if segmentation_fault(outline, image.shape[1::-1]):  # pycocotools would not look before it draws
             return image, None
         return image, _draw(outline, image.shape[:2])
 

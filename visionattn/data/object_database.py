@@ -74,8 +74,9 @@ class ObjectDatabase:
                 raise ValueError("its points, boxes and labels are not all numbers")
             content["classes"] = [str(name) for name in content["classes"]]
             return cls(**content)
-        except (ValueError, TypeError, IndexError) as error:
-            raise DataError(f"{path}: is no object database ({' '.join(str(error).split())})") from error
+        except (DataError, ValueError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).removeprefix(f"{path}: ").split())
+            raise DataError(f"{path}: is no object database ({reason})") from error
 
 
 def cut_objects(frames: PointCloudSet, least_points: int = 5) -> ObjectDatabase:
