@@ -100,7 +100,7 @@ def _decode(value: Any) -> Any:
         return kind(_decode(value["masks"]), value["height"], value["width"])
     element = kind(metainfo=_decode(value["meta"]))
     for key, item in value["data"].items():
-        if hasattr(kind, key):  # one of the methods
+        if callable(getattr(kind, key, None)):
             raise CheckpointError(f"the dump's {name} has a field {key!r}, which is a method")
         setattr(element, key, _decode(item))
     return element
