@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import pickletools
 import struct
 import tarfile
 import zipfile
@@ -26,7 +25,7 @@ from visionattn.data.object_database import ObjectDatabase
 from visionattn.data.point_files import read_points
 from visionattn.data.pose_files import read_points as read_pose
 from visionattn.errors import CheckpointError, DataError
-from visionattn.inference.export import load_timm
+from visionattn.inference.export import timm_network
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.api import config_for
 from visionattn.openmmlab.replay import replay
@@ -152,13 +151,10 @@ PICKLES: dict[str, Callable[[str], bytes]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PICKLES)
+@pytest.mark.parametrize("name", [n for n in PICKLES if n != "setstate"])  # works on stand-ins for functions only
 def test_a_careless_loader_would_run_it(name, trace, ran):
     """Or the tests below show nothing."""
     data = PICKLES[name](str(trace))
-    if name == "setstate":
-        pickletools.dis(data, io.StringIO())  # NumPy's own function takes no state; only a stand-in might
-        return
     made = ran(lambda: pickle.loads(data))
     for _ in range(200):
         if trace.exists():
@@ -231,7 +227,7 @@ CHECKPOINT_LOADERS: dict[str, Callable[[Path], Any]] = {
     "mmengine": lambda path: CheckpointLoader.load_checkpoint(str(path), logger="silent"),
     "config_for": _config,
     "replay": lambda path: replay(path, None),
-    "export": lambda path: load_timm("dinat_pico", path),
+    "export": lambda path: timm_network("dinat_pico", path),
     "backbone": lambda path: visionattn.openmmlab.Backbone("dinat_pico", pretrained=str(path), **SIZES),
 }
 OF_TIMM = {
@@ -252,17 +248,13 @@ def test_checkpoints(attack, loader, tmp_path, trace, refused):
 
 @pytest.mark.parametrize("loader", OF_TIMM)
 @pytest.mark.parametrize("attack", ["reduce", "stack_global", "nested_pickle", "reduce_in_legacy", "reduce_in_tar"])
-def test_timm(attack, loader, tmp_path, trace, refused):
+def test_timm(attack, loader, tmp_path, trace, ran):
     """timm's own loader, whose errors are PyTorch's."""
     name, _, container = attack.partition("_in_") if attack.startswith("reduce_in_") else (attack, "", "zip")
     path = CONTAINERS[container](PICKLES[name](str(trace)), tmp_path / "model.pth")
-    found = "Unpickling" "Error"
-    try:
-        refused(lambda: OF_TIMM[loader](path), others=(found, "RuntimeError"))
-    except AssertionError as error:
-        if "no message" in str(error) or not str(error).startswith(("the payload", "was taken")):
-            return  # PyTorch's message has several lines
-        raise
+    found = ran(lambda: OF_TIMM[loader](path))
+    assert not trace.exists()
+    assert found.error in ("UnpicklingError", "RuntimeError"), found
 
 
 # --- lists of frames -------------------------------------------------------------------------------------------------
@@ -413,8 +405,11 @@ ARRAY_LOADERS = {
 
 @pytest.mark.parametrize("loader", ARRAY_LOADERS)
 @pytest.mark.parametrize("attack", ARRAYS)
-def test_arrays(attack, loader, tmp_path, payload, trace, refused):
+def test_arrays(attack, loader, tmp_path, payload, trace, refused, harmless):
     path = ARRAYS[attack](tmp_path / f"a.{attack[-3:]}", payload, str(trace))
+    if (attack, loader) == ("classes_npz", "point_files"):  # has no use for that array, and leaves it alone
+        assert harmless(lambda: ARRAY_LOADERS[loader](path)).error is None
+        return
     refused(lambda: ARRAY_LOADERS[loader](path))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.data.pickle_opcodes import check_opcodes
 from visionattn.errors import DataError
 
 __all__ = ["read_plain_pickle"]
@@ -34,6 +35,7 @@ def read_plain_pickle(path: str | Path) -> Any:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
+        check_opcodes(data)
         return _Plain(data).load()
     except _RefusedError as error:
         raise DataError(
