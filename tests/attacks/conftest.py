@@ -122,7 +122,7 @@ def refused(trace: Path) -> Callable[..., str]:
         found = attempt(call)
         assert not trace.exists(), f"the payload ran; the loader said {found.error}: {found.text}"
         assert found.error is not None, f"was taken: {found.text}"
-        assert found.ours or found.error in others, f"{found.error}: {found.text}\n{found.trace}"
+        assert found.ours or found.error in others, f"{found.error}: {found.text[:500]}\n{found.trace[-1500:]}"
         assert found.text.strip(), "no message"
         assert "\n" not in found.text, found.text
         assert len(found.text) < 2000
@@ -141,7 +141,7 @@ def harmless(trace: Path) -> Callable[..., Attempt]:
         found = attempt(call)
         assert not trace.exists(), f"the payload ran; the loader said {found.error}: {found.text}"
         known = found.error is None or found.ours or found.error in others
-        assert known, f"{found.error}: {found.text}\n{found.trace}"
+        assert known, f"{found.error}: {found.text[:500]}\n{found.trace[-1500:]}"
         assert "MemoryError" not in found.text, found.text
         assert found.megabytes < megabytes, f"took {found.megabytes:.0f} MB: {found.text}"
         return found

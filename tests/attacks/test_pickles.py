@@ -18,7 +18,7 @@ timm = pytest.importorskip("timm")
 
 from mmengine.runner import CheckpointLoader
 
-import visionattn.openmmlab  # noqa: F401
+import visionattn.openmmlab
 from visionattn.data.info_pickle import read_plain_pickle
 from visionattn.data.mmdet3d_infos import read_mmdet3d_infos
 from visionattn.data.object_database import ObjectDatabase
@@ -106,7 +106,9 @@ def build(trace: str) -> bytes:
 
 def setstate(trace: str) -> bytes:
     """BUILD on a function that is known, whose own state would be set."""
-    return whole(b"cnumpy.core.multiarray\n_reconstruct\n}" + text("__call__") + b"cos\nmkdir\nsb(" + text(trace) + b"tR")
+    return whole(
+        b"cnumpy.core.multiarray\n_reconstruct\n}" + text("__call__") + b"cos\nmkdir\nsb(" + text(trace) + b"tR"
+    )
 
 
 def nested_pickle(trace: str) -> bytes:

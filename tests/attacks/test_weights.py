@@ -4,6 +4,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 pytest.importorskip("mmdet")
+
+from mmengine.registry import MODELS, DefaultScope
 
 import visionattn.openmmlab  # noqa: F401
 from visionattn.backbones import load_official
@@ -258,7 +261,23 @@ def test_metadata(attack, loader, tmp_path, trace, harmless):
         assert found.error == "CheckpointError", found
 
 
-@pytest.mark.parametrize("family", ["dinat_pico", "biformer_tiny", "davit_tiny", "timesformer_small", "nfa_vit"])
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "dinat": lambda: timm.create_model("dinat_pico", **SIZES),
+    "biformer": lambda: timm.create_model("biformer_tiny", embed_dim=(32, 32, 32, 32), depths=(1, 1, 1, 1)),
+    "davit": lambda: timm.create_model(
+        "davit_tiny", embed_dims=(32, 32, 32, 32), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)
+    ),
+    "timesformer": lambda: timm.create_model(next(iter(timm.list_models("timesformer*"))), depth=1),
+    "nfa_vit": NFAViT,
+}
+
+
+@lru_cache
+def network(family: str) -> nn.Module:
+    return FAMILIES[family]()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attack", ["scalars", "vectors", "huge_numbers", "expanded", "sparse", "empty", "many_axes"])
 def test_load_official(family, attack, harmless):
     """Names of the family with tensors of shapes that no model has."""
@@ -271,15 +290,8 @@ def test_load_official(family, attack, harmless):
         "many_axes": lambda t: torch.zeros((1,) * 20),
     }
 
-    def build() -> nn.Module:
-        if family == "nfa_vit":
-            return NFAViT()
-        names = timm.list_models(family.split("_")[0] + "*")
-        chosen = family if family in names else names[0]
-        return timm.create_model(chosen, num_classes=3)
-
     def call() -> Any:
-        model = build()
+        model = network(family)
         weights = model.state_dict()
         if attack == "huge_numbers":
             given = {n.replace(".0.", f".{'9' * 5000}.", 1): t for n, t in weights.items()}
@@ -287,7 +299,24 @@ def test_load_official(family, attack, harmless):
             given = {name: changes[attack](t) for name, t in weights.items()}
         return load_official(model, given)
 
-    found = harmless(call, megabytes=1500)
+    network(family)  # made once, and each child has a copy
+    found = harmless(call)
+    assert found.error == "CheckpointError", found
+
+
+@pytest.mark.parametrize("attack", ["deep_names", "scalars", "expanded", "huge_numbers", "nothing"])
+def test_nfa_vit_from_official(attack, harmless):
+    """The size of the model is read off the checkpoint, so that the checkpoint could ask for any."""
+    weights = dict(network("nfa_vit").state_dict())
+    if attack == "deep_names":
+        weights["image_backbone.block1.500000.norm1.weight"] = torch.zeros(1)
+    elif attack == "huge_numbers":
+        weights[f"image_backbone.block1.{'9' * 5000}.norm1.weight"] = torch.zeros(1)
+    elif attack == "expanded":
+        weights["seg_decoder.conv_last.weight"] = torch.zeros(1).expand(1, 1 << 30, 1, 1)
+    else:
+        weights = {n: torch.zeros(()) for n in weights} if attack == "scalars" else {}
+    found = harmless(lambda: NFAViT.from_official(weights))
     assert found.error == "CheckpointError", found
 
 
@@ -330,28 +359,31 @@ DUMPS: dict[str, dict[str, Any]] = {
 }
 
 
+CONFIG = """
+default_scope = 'mmseg'
+model = dict(type='EncoderDecoder', data_preprocessor=dict(type='SegDataPreProcessor', size=(32, 32)),
+    backbone=dict(type='visionattn.Backbone', model_name='dinat_pico', embed_dim=16, depths=(1, 1, 1, 1),
+        num_heads=(1, 1, 1, 1)),
+    decode_head=dict(type='FCNHead', in_channels=128, channels=8, num_convs=1, num_classes=2, in_index=3,
+        norm_cfg=dict(type='BN')), train_cfg=dict(), test_cfg=dict(mode='whole'))
+"""
+
+
+@pytest.fixture(scope="module")
+def segmentor(tmp_path_factory) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A config and the weights of its model."""
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    config = load_config(path)
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        return config, MODELS.build(config["model"]).state_dict()
+
+
 @pytest.mark.parametrize("attack", DUMPS)
-def test_dumps(attack, tmp_path, refused):
-    (tmp_path / "tiny.py").write_text(
-        "default_scope = 'mmseg'\n"
-        "norm = dict(type='BN')\n"
-        "model = dict(type='EncoderDecoder', data_preprocessor=dict(type='SegDataPreProcessor', size=(32, 32)),\n"
-        "    backbone=dict(type='visionattn.Backbone', model='dinat_pico', embed_dim=16, depths=(1, 1, 1, 1),\n"
-        "        num_heads=(1, 1, 1, 1)),\n"
-        "    decode_head=dict(type='FCNHead', in_channels=128, channels=8, num_convs=1, num_classes=2, in_index=3,\n"
-        "        norm_cfg=norm), train_cfg=dict(), test_cfg=dict(mode='whole'))\n"
-    )
-
-    def call() -> Any:
-        config = load_config(tmp_path / "tiny.py")
-        from mmengine.registry import MODELS, DefaultScope
-
-        with DefaultScope.overwrite_default_scope("mmseg"):
-            weights = MODELS.build(config["model"]).state_dict()
-        path = save(tmp_path / "dump.pth", {"format": FORMAT, "state_dict": weights, **DUMPS[attack]})
-        return replay(path, config)
-
-    refused(call)
+def test_dumps(attack, tmp_path, segmentor, refused):
+    config, weights = segmentor
+    path = save(tmp_path / "dump.pth", {"format": FORMAT, "state_dict": weights, **DUMPS[attack]})
+    assert "dump" in refused(lambda: replay(path, config))
 
 
 def test_a_download_does_not_leave_its_folder(tmp_path, monkeypatch):
