@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
-pytest.importorskip("mmengine")
-timm = pytest.importorskip("timm")
+pytest.importorskip("mmdet")
 
 from mmengine.runner import CheckpointLoader
 
@@ -388,8 +388,9 @@ def pickle_npz(path: Path, payload: Any, trace: str) -> Path:
 def classes_npz(path: Path, payload: Any, trace: str) -> Path:
     """An object database whose names of classes are objects."""
     empty = np.zeros((0, 7), np.float32)
-    np.savez(path, points=np.zeros((0, 4), np.float32), offsets=np.zeros(1, np.int64), boxes=empty,
-             labels=np.zeros(0, np.int64), difficulty=np.zeros(0, np.int64), classes=np.array([payload], object))  # fmt: skip
+    none, classes = np.zeros(0, np.int64), np.array([payload], object)
+    points, offsets = np.zeros((0, 4), np.float32), np.zeros(1, np.int64)
+    np.savez(path, points=points, offsets=offsets, boxes=empty, labels=none, difficulty=none, classes=classes)
     return path
 
 

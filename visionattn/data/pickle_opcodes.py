@@ -18,10 +18,8 @@ _LENGTHS = {
 
 def _steps(size: int) -> re.Pattern[bytes]:
     """Many instructions of fixed length at once; those that keep a value have numbers of the size of the file."""
-    if size < 1 << 24:
-        number = rb"..[\x00-\x%02x]\x00" % (size >> 16)
-    else:
-        number = rb"...[\x00-\x%02x]" % min(size >> 24, 255)
+    small, large = rb"..[\x00-\x%02x]\x00", rb"...[\x00-\x%02x]"  # with the upper bytes of a number last
+    number = small % (size >> 16) if size < 1 << 24 else large % min(size >> 24, 255)
     digits = rb"\d{1,%d}\n" % len(str(size))
     fixed = (
         _PLAIN, rb"[Khq\x80].", rb"M..", rb"[Jj].{4}", rb"[G\x95].{8}", rb"r" + number, rb"[pg]" + digits,
