@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-cv2 = pytest.importorskip("cv2")
 pytest.importorskip("mmdet")
 
 import visionattn.openmmlab  # noqa: F401
@@ -65,6 +64,13 @@ def tiff(*tags: tuple[int, int, int, int], following: int = 0, data: bytes = b""
 def plain_tiff(width: int, height: int, **other: Any) -> bytes:
     tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 200, 277: 1, 278: height, 279: 16}
     return tiff(*((tag, 4, 1, value & 0xFFFFFFFF) for tag, value in tags.items()), **other)
+
+
+def exif(directory: bytes) -> bytes:
+    """A sound JPEG with this as its EXIF data."""
+    data = b"Exif\0\0II*\x00\x08\x00\x00\x00" + directory
+    whole = small("JPEG")
+    return whole[:2] + b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data + whole[2:]
 
 
 def box(kind: bytes, data: bytes) -> bytes:
@@ -125,8 +131,8 @@ MUST_REFUSE: dict[str, Callable[[], bytes]] = {
     "svg": lambda: b'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
     b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><text>&x;</text></svg>',
     "html": lambda: b"<html><img src='file:///etc/passwd'></html>",
-    "eps": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%ImageData: 64 48 8 1 0 1 2 \"x\"\n%%EndComments\n"
-    b"(trace) (w) file closefile\n%%EOF\n",
+    "eps": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n"
+    b"%ImageData: 64 48 8 1 0 1 2 \"x\"\n%%EndComments\n(trace) (w) file closefile\n%%EOF\n",
     "ico_with_a_bomb": lambda: struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, 60, 22) + png(100_000, 100_000),
     "text": lambda: b"hello",
     "one_byte": lambda: b"\x89",
@@ -147,10 +153,8 @@ CHUNKS: dict[str, Callable[[], bytes]] = {
         (277, 3, 1, 1), (278, 4, 1, 2), (279, 4, 1, 16), (700, 1, 0xFFFFFFFF, 8), (33432, 12, 0x1FFFFFFF, 8),
         data=bytes(300),
     ),
-    "jpeg_exif_loop": lambda: small("JPEG")[:2] + b"\xff\xe1" + struct.pack(">H", 40) + b"Exif\0\0II*\x00\x08\x00\x00\x00"
-    + struct.pack("<HHHII", 1, 0x8769, 4, 1, 8) + struct.pack("<I", 8) + bytes(2) + small("JPEG")[2:],
-    "jpeg_exif_huge": lambda: small("JPEG")[:2] + b"\xff\xe1" + struct.pack(">H", 40) + b"Exif\0\0II*\x00\x08\x00\x00\x00"
-    + struct.pack("<HHHII", 1, 0x0112, 12, 0x7FFFFFFF, 8) + struct.pack("<I", 0) + bytes(2) + small("JPEG")[2:],
+    "jpeg_exif_loop": lambda: exif(struct.pack("<HHHIII", 1, 0x8769, 4, 1, 8, 8)),
+    "jpeg_exif_huge": lambda: exif(struct.pack("<HHHIII", 1, 0x0112, 12, 0x7FFFFFFF, 8, 0)),
 }  # fmt: skip
 """Of these the pixels are sound: a reader may look at the rest, or not."""
 
