@@ -228,14 +228,20 @@ HEADERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_ghostscript(tmp_path_factory, trace, monkeypatch):
-    """A Ghostscript that leaves a trace, for readers of EPS start it."""
-    folder = tmp_path_factory.mktemp("bin")
+def with_ghostscript(call: Callable[[], Any], trace: Path) -> Callable[[], Any]:
+    """A call with a Ghostscript at hand that leaves a trace, for readers of EPS start it."""
+    folder = trace.parent / "bin"
+    folder.mkdir(exist_ok=True)
     for name in ("gs", "gswin64c"):
-        (folder / name).write_text(f"#!/bin/sh\nmkdir {trace}\n")
+        (folder / name).write_text(f"#!/bin/sh\n/bin/mkdir {trace}\n")
         (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def changed() -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+            return call()
+
+    return changed
 
 
 @pytest.fixture(scope="module")
@@ -244,25 +250,39 @@ def made() -> dict[str, bytes]:
     return {name: make() for name, make in (MUST_REFUSE | CHUNKS).items()}
 
 
+@pytest.fixture
+def tried(made, row) -> Callable[[str, str], Any]:
+    """What a loader made of an attack."""
+
+    def prepare(attack: str, load: Callable[[Path], Any]) -> Callable[[Path, Path], Callable[[], Any]]:
+        def call(folder: Path, trace: Path) -> Callable[[], Any]:
+            (folder / "picture.png").write_bytes(made[attack])
+            return with_ghostscript(lambda: load(folder / "picture.png"), trace)
+
+        return call
+
+    def get(attack: str, loader: str) -> Any:
+        return row(attack, loader, {n: prepare(attack, load) for n, load in (DECODERS | HEADERS).items()})
+
+    return get
+
+
 @pytest.mark.parametrize("loader", DECODERS)
 @pytest.mark.parametrize("attack", MUST_REFUSE)
-def test_lies(attack, loader, tmp_path, made, refused):
-    (tmp_path / "picture.png").write_bytes(made[attack])
-    refused(lambda: DECODERS[loader](tmp_path / "picture.png"))
+def test_lies(attack, loader, tried, refused):
+    refused(tried(attack, loader))
 
 
 @pytest.mark.parametrize("loader", HEADERS)
 @pytest.mark.parametrize("attack", [*MUST_REFUSE, *CHUNKS])
-def test_headers(attack, loader, tmp_path, made, harmless):
-    (tmp_path / "picture.png").write_bytes(made[attack])
-    harmless(lambda: HEADERS[loader](tmp_path / "picture.png"))
+def test_headers(attack, loader, tried, harmless):
+    harmless(tried(attack, loader))
 
 
 @pytest.mark.parametrize("loader", DECODERS)
 @pytest.mark.parametrize("attack", CHUNKS)
-def test_chunks(attack, loader, tmp_path, made, harmless):
-    (tmp_path / "picture.png").write_bytes(made[attack])
-    harmless(lambda: DECODERS[loader](tmp_path / "picture.png"))
+def test_chunks(attack, loader, tried, harmless):
+    harmless(tried(attack, loader))
 
 
 @pytest.mark.parametrize("loader", ["read_image", "read_photo", "read_truth", "localization_mask", "convert", "size"])
@@ -293,5 +313,5 @@ def test_sound_files_are_read(tmp_path):
 def test_what_would_start_ghostscript(tmp_path, trace, ran):
     """Pillow itself would, had it been asked."""
     (tmp_path / "picture.eps").write_bytes(MUST_REFUSE["eps"]())
-    ran(lambda: Image.open(tmp_path / "picture.eps").load())
+    ran(with_ghostscript(lambda: Image.open(tmp_path / "picture.eps").load(), trace))
     assert trace.is_dir()

@@ -13,6 +13,7 @@ LARGEST = 2**32 - 1
 def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with a polygon list or RLE for an image of `(width, height)`, or None."""
     if isinstance(segmentation, list):
+        far = 2 * max(size)
         for polygon in segmentation:
             if not isinstance(polygon, list):
                 return "is not a list of polygons [[x1, y1, x2, y2, ...], ...]"
@@ -21,6 +22,8 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
             try:
                 if not math.isfinite(math.fsum(polygon)):
                     return "has a polygon with a value that is not finite"
+                if max(polygon) > far or min(polygon) < -far:  # of what draws it, some count every row and column
+                    return f"has a polygon that reaches more than {far} pixels from the corner of its image"
             except (TypeError, ValueError, OverflowError):
                 return "has a polygon with a value that is not a finite number"
         return None

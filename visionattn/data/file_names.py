@@ -33,7 +33,7 @@ def place(name: str, root: str | Path | None, where: str) -> Path:
     Raises:
         DataError: the name is none, or leads out of the folder.
     """
-    if not isinstance(name, str) or not name.strip() or "\0" in name or not _encodes(name):
+    if not isinstance(name, str) or not _usable(name):
         raise DataError(f"{where}: {name!r:.120} is not the name of a file")
     inside = root is not None and Path(name).is_absolute() and Path(name).is_relative_to(root)
     if (root is None or inside) and Path(name).is_absolute() and ".." not in Path(name).parts:
@@ -44,10 +44,10 @@ def place(name: str, root: str | Path | None, where: str) -> Path:
     return Path(name) if root is None else Path(root) / name
 
 
-def _encodes(name: str) -> bool:
+def _usable(name: str) -> bool:
     """Whether the file system can be asked for it; JSON can write halves of surrogate pairs."""
     try:
-        name.encode("utf-8", "surrogateescape")
+        parts = name.encode("utf-8", "surrogateescape").split(b"/")
     except UnicodeEncodeError:
         return False
-    return True
+    return bool(name.strip()) and "\0" not in name and len(name) < 4096 and all(len(part) < 256 for part in parts)

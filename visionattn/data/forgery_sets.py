@@ -196,6 +196,8 @@ class BalancedSets:
             isinstance(row, list) and len(row) == 2 and all(isinstance(p, str) for p in row) for row in content
         ):
             raise DataError(f"{file}: must be a list of [class, path] pairs")
+        if not content:
+            raise DataError(f"{file}: names no sets")
         unknown = next((row[0] for row in content if row[0] not in readers), None)
         if unknown is not None or sample_number < 1:
             raise DataError(f"{file}: class {unknown!r} must be one of {sorted(readers)}, and sample_number at least 1")

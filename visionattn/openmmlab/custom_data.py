@@ -59,7 +59,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from visionattn.data.file_names import leads_out
+from visionattn.data.file_names import place
 from visionattn.data.json_files import read_json
 from visionattn.errors import ConfigError, DataError
 from visionattn.openmmlab.custom_masks import find_masks, read_classes, under
@@ -176,8 +176,8 @@ def _find_images(root: Path, ann: Path, split: str) -> Path:
     if not images:
         raise DataError(f"{ann}: has no images")
     first = str(images[0].get("file_name", "")) if isinstance(images[0], dict) else ""
-    if leads_out(first):
-        raise DataError(f"{ann}: file_name {first!r:.120} leads out of the image folder; use names relative to it")
+    if first:
+        place(first, "the image folder", str(ann))
     tails = (
         "",
         "images",
