@@ -21,8 +21,21 @@ __all__ = [
 ]
 
 
+LONGEST = 1500
+"""Characters of a line of a message, which may quote a file that nobody vouches for."""
+
+
 class VisionattnError(Exception):
     """Base of every error that a user can cause and mend."""
+
+    def __init__(self, *args: object) -> None:
+        if args and isinstance(args[0], str) and len(args[0]) > LONGEST:
+            args = ("\n".join(map(_cut, args[0].split("\n"))), *args[1:])
+        super().__init__(*args)
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} ... {line[-280:]}"
 
 
 class BackendError(VisionattnError, RuntimeError):

@@ -84,7 +84,7 @@ def test_json(tmp_path):
     assert [i.mask is None for i in items] == [False, True]
     assert read_json(file, tmp_path) == items
     file.write_text(json.dumps([["x/2.png", "Negative"]]))
-    with pytest.raises(DataError, match=r"x/2.png, which does not exist"):
+    with pytest.raises(DataError, match=r"'x/2.png', which does not exist"):
         read_json(file)
     for bad in ("{", "{}", '[["a"]]'):
         file.write_text(bad)

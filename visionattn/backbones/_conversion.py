@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from visionattn.backbones._files import check_tensor
 from visionattn.errors import CheckpointError
 
 __all__ = ["OUT_NORM", "Conversion", "backbone_tensors"]
@@ -80,6 +81,11 @@ def backbone_tensors(checkpoint: Mapping[str, Any]) -> Conversion:
         if not isinstance(tensor, Tensor):
             conversion.dropped[str(name)] = "not a tensor"
             continue
+        if not isinstance(name, str):
+            conversion.dropped[str(name)] = "not a name"
+            continue
+        if not tensor.is_meta:  # of which shapes are known, enough to tell what model they are of
+            check_tensor(tensor, name)
         inner, in_backbone = name, False
         while inner.startswith(_PREFIXES):
             prefix, inner = inner.split(".", 1)

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
+from visionattn.backbones._files import check_tensor
 from visionattn.backbones._weights_biformer import describe_biformer
 from visionattn.backbones._weights_davit import convert_davit, describe_davit, is_davit, mend_blocks
 from visionattn.backbones._weights_neighborhood import describe_neighborhood
@@ -103,6 +105,8 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
             f"the checkpoint does not fit {type(inner).__name__}: {'; '.join(problems[:3])}{more}; "
             f"it looks like {describe(state_dict)}; create that model, or load another file"
         )
+    for name, tensor in given.items():
+        check_tensor(tensor, name)
     inner.load_state_dict(given, strict=False)  # completeness was checked above
     settings = inner.apply_settings(conversion.settings) if conversion.settings else {}
     for knows, _, mend in _FOREIGN:
@@ -119,11 +123,18 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
 
 
 def _convert(model: nn.Module, state_dict: Mapping[str, Any]) -> Conversion:
-    if hasattr(model, "convert_official"):
-        return model.convert_official(state_dict)
+    converter = getattr(model, "convert_official", None)
     for knows, convert, _ in _FOREIGN:
-        if knows(model):
-            return convert(state_dict, model)
+        if converter is None and knows(model):
+            converter = partial(convert, model=model)
+    if converter is not None:
+        try:
+            return converter(state_dict)
+        except (IndexError, ValueError, KeyError, RuntimeError, AttributeError) as error:  # of names or shapes
+            raise CheckpointError(
+                f"the checkpoint does not fit {type(model).__name__}: a tensor of it has a name or shape that no such "
+                f"model has ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            ) from error
     raise TypeError(f"load_official does not know {type(model).__name__}; it takes visionattn's backbones and DaViT")
 
 
@@ -136,7 +147,7 @@ def _resolve_differences(conversion: Conversion, own: Mapping[str, Tensor], stag
     head, norm = f"{conversion.classifier}.", f"{conversion.final_norm}."
     missing = dict(conversion.missing)
     weight = f"{head}weight"
-    if weight in given and weight in own and given[weight].shape[0] != own[weight].shape[0]:
+    if weight in given and weight in own and given[weight].ndim and given[weight].shape[0] != own[weight].shape[0]:
         classes, expected = given[weight].shape[0], own[weight].shape[0]
         for name in [n for n in given if n.startswith(head)]:
             conversion.drop(name, f"a classifier for {classes} classes, and the model has {expected}")
@@ -180,8 +191,11 @@ def describe(state_dict: Mapping[str, Any]) -> str:
     """Which family and variant a checkpoint looks like by its names and shapes, such as ``"dinat_mini"``."""
     tensors = backbone_tensors(state_dict).state_dict
     for describer in _DESCRIBERS:
-        if found := describer(tensors):
-            return found
+        try:
+            if found := describer(tensors):
+                return found
+        except (IndexError, ValueError, KeyError):  # names of a family, and shapes of none
+            continue
     for family, pattern in (
         ("Swin", r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
         ("ConvNeXt", r"downsample_layers\.0\.0\..*"),

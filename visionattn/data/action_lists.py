@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from visionattn.data.file_names import place
 from visionattn.errors import DataError
 
 __all__ = ["LabelledVideo", "read_action_list"]
+
+MAX_DIGITS = 6
+"""Of a label. Without names for the classes, as many as the largest label says are made."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ def read_action_list(
     Args:
         path: the list. Lines are ``video,skeleton,label``, or ``video,label`` without poses; an empty skeleton means
             that a video has none. Empty lines do not count.
-        videos: folder that the names of videos start from.
-        points: folder that the names of skeletons start from.
+        videos: folder that the names of videos start from and stay below; without one they may be absolute.
+        points: likewise of skeletons.
         separator: between the parts.
         classes: labels must be below it.
 
@@ -51,13 +55,15 @@ def read_action_list(
         parts = [part.strip() for part in line.split(separator)]
         if len(parts) not in (2, 3) or not parts[0]:
             raise DataError(f"{path}:{number}: {line[:80]!r} is not video{separator}skeleton{separator}label")
-        if not parts[-1].isdecimal():
-            raise DataError(f"{path}:{number}: the label {parts[-1]!r} is not a number from 0 on")
+        if not parts[-1].isdecimal() or len(parts[-1]) > MAX_DIGITS:
+            raise DataError(f"{path}:{number}: the label {parts[-1]!r:.80} is not a number from 0 to 999999")
         label = int(parts[-1])
         if classes is not None and label >= classes:
             raise DataError(f"{path}:{number}: has the label {label}, but there are {classes} classes")
         skeleton = parts[1] if len(parts) == 3 else ""
-        items.append(LabelledVideo(Path(videos, parts[0]), Path(points, skeleton) if skeleton else None, label))
+        where = f"{path}:{number}"
+        video = place(parts[0], videos or None, where)
+        items.append(LabelledVideo(video, place(skeleton, points or None, where) if skeleton else None, label))
     if not items:
         raise DataError(f"{path}: names no videos")
     return items

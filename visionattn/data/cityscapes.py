@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.data.image_files import decode_image
 from visionattn.errors import DataError, require
 
 __all__ = ["CITYSCAPES_STUFF", "CITYSCAPES_THINGS", "convert_cityscapes"]
@@ -150,9 +151,8 @@ def _train_ids(labels: np.ndarray) -> np.ndarray:
 
 
 def _read(path: Path) -> np.ndarray:
-    cv2 = require("cv2")
-    ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if ids is None or ids.ndim != 2 or ids.max() >= 1000 * 256:
+    ids = decode_image(path, require("cv2").IMREAD_UNCHANGED)
+    if ids.ndim != 2 or ids.max() >= 1000 * 256:
         raise DataError(f"{path}: is no readable map of instance numbers; unpack gtFine_trainvaltest.zip again")
     return ids.astype(np.int64)
 

@@ -9,10 +9,11 @@ import math
 import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from visionattn.data.coco_masks import segmentation_fault
+from visionattn.data.file_names import leads_out
 from visionattn.errors import DataError
 
 __all__ = ["CocoSummary", "check_coco"]
@@ -187,7 +188,7 @@ def _check_images(records: list, image_dir: Path, problems: _Problems) -> dict[A
             sizes[image_id] = (width, height)
         if not isinstance(name, str) or not name or "\0" in name:
             problems.add(f"image {_short(image_id)} has file_name {_short(name)}", "write the image's file name")
-        elif _escapes(name):
+        elif leads_out(name):
             problems.add(
                 f"file_name {_short(name)} of image {_short(image_id)} leads out of the image folder",
                 "use names relative to the image folder, without '..'",
@@ -230,7 +231,7 @@ def _listing(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir()}
-    except OSError:
+    except (OSError, ValueError):  # JSON can write names that no file can have
         return set()
 
 
@@ -330,11 +331,6 @@ class _AnnotationChecker:
 
     def _add(self, annotation: dict, text: str, remedy: str) -> None:
         self.problems.add(f"{self._label(annotation)}: {text}", remedy)
-
-
-def _escapes(name: str) -> bool:
-    normal = os.path.normpath(name.replace("\\", "/"))
-    return PurePosixPath(normal).is_absolute() or normal.split("/")[0] == ".." or Path(name).drive != ""
 
 
 def _has_id(record: Any) -> bool:

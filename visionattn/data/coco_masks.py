@@ -7,10 +7,13 @@ import numpy as np
 
 __all__ = ["rle_runs", "segmentation_fault"]
 
+LARGEST = 2**32 - 1
+
 
 def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with a polygon list or RLE for an image of `(width, height)`, or None."""
     if isinstance(segmentation, list):
+        far = 2 * max(size)
         for polygon in segmentation:
             if not isinstance(polygon, list):
                 return "is not a list of polygons [[x1, y1, x2, y2, ...], ...]"
@@ -19,6 +22,8 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
             try:
                 if not math.isfinite(math.fsum(polygon)):
                     return "has a polygon with a value that is not finite"
+                if max(polygon) > far or min(polygon) < -far:  # of what draws it, some count every row and column
+                    return f"has a polygon that reaches more than {far} pixels from the corner of its image"
             except (TypeError, ValueError, OverflowError):
                 return "has a polygon with a value that is not a finite number"
         return None
@@ -26,11 +31,15 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
         return "is neither a list of polygons nor an RLE with size and counts"
     if segmentation["size"] != [size[1], size[0]]:
         return f"is an RLE of size {segmentation['size']!r:.80}, but the image is [{size[1]}, {size[0]}]"
+    pixels = size[0] * size[1]
+    if pixels > LARGEST:
+        return f"is an RLE of {pixels} pixels, more than its 32-bit run lengths tell"
     try:
         runs = rle_runs(segmentation["counts"])
     except (AttributeError, TypeError, ValueError, OverflowError):
         return "has RLE counts that cannot be read"
-    if (runs < 0).any() or int(runs.sum()) != size[0] * size[1]:
+    # a run beyond the mask could wrap around in the sum, or in pycocotools' 32 bits
+    if (runs < 0).any() or (runs > pixels).any() or int(runs.sum()) != pixels:
         return f"has RLE counts that do not add up to {size[0]}x{size[1]} pixels"
     return None
 

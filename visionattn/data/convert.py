@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from visionattn.data.folders import write_json
+from visionattn.data.image_files import open_image
 from visionattn.errors import DataError, require
 
 __all__ = ["BCCD_CLASSES", "CAMVID_CLASSES", "Converted", "convert_bccd", "convert_camvid", "convert_nuclei"]
@@ -66,7 +67,7 @@ def convert_bccd(source: Path, target: Path) -> Converted:
         listed = root / "ImageSets" / "Main" / f"{split}.txt"
         if not listed.is_file():
             continue
-        stems = [_plain_name(name, listed) for name in listed.read_text(encoding="utf-8").split()]
+        stems = [_plain_name(name, listed) for name in _words(listed)]
         images_dir, voc_dir = _make(target / "images" / split), _make(target / "annotations_voc" / split)
         images, annotations = [], []
         for image_id, stem in enumerate(_progress(stems, f"blood cells, {split}"), 1):
@@ -91,7 +92,10 @@ def convert_bccd(source: Path, target: Path) -> Converted:
                     }
                 )
             shutil.copyfile(photo, images_dir / photo.name)
-            tree.write(voc_dir / f"{stem}.xml", encoding="utf-8")
+            try:
+                tree.write(voc_dir / f"{stem}.xml", encoding="utf-8")
+            except RecursionError:
+                raise DataError(f"annotation {stem}.xml is nested too deeply; {_AGAIN}") from None
         categories = [{"id": n, "name": name, "supercategory": "cell"} for n, name in enumerate(BCCD_CLASSES, 1)]
         _write_coco(target, split, f"BCCD {split}", "MIT", images, annotations, categories)
         _write_list(target, split, stems)
@@ -106,14 +110,14 @@ def convert_bccd(source: Path, target: Path) -> Converted:
 def _read_voc(file: Path, width: int, height: int) -> tuple[ElementTree.ElementTree, list]:
     """The XML without zero-size objects and local paths; `(class, [x, y, w, h], clipped)` of each object."""
     try:
-        text = file.read_bytes()
-        if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        text = file.read_bytes().decode("utf-8-sig")
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise DataError(f"{file} declares entities, which annotations do not need; {_AGAIN}")
         root = ElementTree.fromstring(text)
     except OSError as error:
         raise DataError(f"annotation {file} cannot be read ({error.strerror}); {_AGAIN}") from error
-    except ElementTree.ParseError as error:
-        raise DataError(f"annotation {file} is not valid XML ({error}); {_AGAIN}") from error
+    except (ElementTree.ParseError, UnicodeDecodeError, ValueError) as error:  # in UTF-16 entities could hide
+        raise DataError(f"annotation {file} is not valid XML in UTF-8 ({error}); {_AGAIN}") from error
     for element in root.findall("path"):
         root.remove(element)
     boxes = []
@@ -253,7 +257,7 @@ def convert_camvid(source: Path, target: Path) -> Converted:
         listed = root / f"{split}.txt"
         if not listed.is_file():
             continue
-        paths = listed.read_text(encoding="utf-8").split()
+        paths = _words(listed)
         if len(paths) % 2:
             raise DataError(f"{listed} does not list pairs of image and mask; {_AGAIN}")
         images_dir, masks_dir = _make(target / "images" / split), _make(target / "annotations" / split)
@@ -266,7 +270,7 @@ def convert_camvid(source: Path, target: Path) -> Converted:
             mask = _read(root / f"{split}annot" / mask_name, None)
             if mask.shape != image.shape[:2]:
                 raise DataError(f"{split}/{mask_name}: mask {mask.shape} and image {image.shape} differ; {_AGAIN}")
-            if mask.max() > len(CAMVID_CLASSES):
+            if mask.dtype != np.uint8 or mask.max() > len(CAMVID_CLASSES):
                 raise DataError(f"{split}/{mask_name} holds the index {mask.max()}, above 11; {_AGAIN}")
             labels = np.where(mask == len(CAMVID_CLASSES), 255, mask).astype(np.uint8)
             pixels_of += np.bincount(labels.ravel(), minlength=256)
@@ -302,6 +306,13 @@ def _find(source: Path, *marks: str) -> Path:
     raise DataError(f"the archive has no folder with {' and '.join(marks)}; it is not the expected one, or incomplete")
 
 
+def _words(listed: Path) -> list[str]:
+    try:
+        return listed.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listed} cannot be read as a list of names ({error}); {_AGAIN}") from error
+
+
 def _plain_name(name: str, listed: Path) -> str:
     if name in ("", ".", "..") or "/" in name or "\\" in name or ":" in name or "\0" in name:
         raise DataError(f"{listed} lists {name!r}, which is not a plain file name; {_AGAIN}")
@@ -310,15 +321,16 @@ def _plain_name(name: str, listed: Path) -> str:
 
 def _read(file: Path, mode: str | None) -> np.ndarray:
     """Decode a whole image with Pillow, which refuses truncated files; `mode` None keeps stored values."""
-    image_module = require("PIL.Image")
     try:
-        with image_module.open(file) as image:
+        with open_image(file) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(f"image {file} is {image.width}x{image.height}, larger than any in this set; {_AGAIN}")
             return np.asarray(image if mode is None or image.mode == mode else image.convert(mode))
     except FileNotFoundError:
         raise DataError(f"image {file} is missing; {_AGAIN}") from None
-    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... by the damage
         raise DataError(f"image {file} cannot be decoded ({error}); {_AGAIN}") from error
 
 

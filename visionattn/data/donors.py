@@ -1,14 +1,16 @@
 """Photographs, and objects in them, for splices."""
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from visionattn.data.coco_masks import segmentation_fault
 from visionattn.data.forgery_sets import SUFFIXES
 from visionattn.data.forgery_synthesis import Donor
+from visionattn.data.image_files import decode_image
+from visionattn.data.json_files import read_json
 from visionattn.errors import DataError, require
 
 __all__ = ["FolderDonors", "find_photos", "read_photo"]
@@ -40,15 +42,7 @@ def read_photo(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file cannot be read as an image.
     """
-    cv2 = require("cv2")
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if image is None:
-        raise DataError(f"{path}: is no image")
-    return image
+    return decode_image(path, require("cv2").IMREAD_COLOR)
 
 
 class FolderDonors:
@@ -58,6 +52,8 @@ class FolderDonors:
         folders: searched to any depth.
         objects: COCO files of instances; a photograph that has some gives one of them half of the time.
         cache: decoded photographs kept in memory.
+
+    An outline that is malformed or of another size than its photograph is passed over.
 
     Raises:
         DataError: a folder or file is missing.
@@ -70,12 +66,12 @@ class FolderDonors:
         self.objects: dict[str, list] = {}
         for file in objects:
             try:
-                content = json.loads(Path(file).read_text(encoding="utf-8"))
+                content = read_json(file)
                 names = {image["id"]: Path(image["file_name"]).name for image in content["images"]}
                 for annotation in content["annotations"]:
                     if annotation.get("segmentation") and not annotation.get("iscrowd"):
                         self.objects.setdefault(names[annotation["image_id"]], []).append(annotation["segmentation"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise DataError(f"{file}: is no COCO file of instances ({error})") from error
         self._read = lru_cache(maxsize=cache)(read_photo)
 
@@ -86,7 +82,10 @@ class FolderDonors:
         found = self.objects.get(path.name)
         if not found or rng.random() > OBJECT_SHARE:
             return image, None
-        return image, _draw(found[int(rng.integers(len(found)))], image.shape[:2])
+        outline = found[int(rng.integers(len(found)))]
+        if segmentation_fault(outline, image.shape[1::-1]):  # pycocotools would not look before it draws
+            return image, None
+        return image, _draw(outline, image.shape[:2])
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in vars(self).items() if k != "_read"}
@@ -102,8 +101,7 @@ def _draw(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
         coco_mask = require("pycocotools.mask")
         if isinstance(segmentation["counts"], list):
             segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-        mask = coco_mask.decode(segmentation).astype(bool)
-        return mask if mask.shape == tuple(size) else np.zeros(size, bool)
+        return coco_mask.decode(segmentation).astype(bool)
     cv2 = require("cv2")
     mask = np.zeros(size, np.uint8)
     polygons = [np.rint(np.array(p, np.float64).reshape(-1, 2)).astype(np.int32) for p in segmentation]

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import http.client
+import lzma
 import os
 import stat
 import tempfile
@@ -49,7 +50,11 @@ def download(
     Raises:
         DataError: one line with the address, what happened, and the remedy.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:
+        scheme = ""
+    if scheme not in ("http", "https"):
         raise DataError(f"{url} is not an http or https address; give one, or pass a file with --archive FILE")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.part-", dir=target.parent)
     os.close(handle)
@@ -84,7 +89,7 @@ def _attempt(url: str, target: Path, max_bytes: int, timeout: float) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": f"visionattn/{__version__}"})
     with urllib.request.urlopen(request, timeout=timeout) as response, target.open("wb") as file:
         announced = response.headers.get("Content-Length", "")
-        expected = int(announced) if announced.isdecimal() else None
+        expected = int(announced) if announced.isdecimal() and len(announced) < 20 else None
         if expected is not None and expected > max_bytes:
             raise _too_large(url, expected, max_bytes)
         columns = (
@@ -180,7 +185,7 @@ def unpack(
             for entry in entries:
                 _refuse_unsafe(archive, entry.filename)
             return _unpack_entries(file, archive, target, wanted, max_bytes)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
         raise DataError(f"{archive} is damaged or unusual ({error}); download it again") from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from visionattn.data.json_files import read_json
 from visionattn.errors import DataError
 
 __all__ = ["STAMP", "cache_dir", "is_current", "new_folder", "write_json"]
@@ -108,7 +109,7 @@ def _refuse_foreign(target: Path) -> None:
 
 def _read_stamp(folder: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        record = read_json(folder / STAMP)
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or not isinstance(record.get("files"), int) or "stamp" not in record:

@@ -3,13 +3,15 @@
 Each reader gives `ForgeryItem` records and touches no pixel.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from visionattn.data.file_names import place
+from visionattn.data.image_files import decode_image
+from visionattn.data.json_files import read_json as load_json
 from visionattn.errors import DataError, require
 
 __all__ = [
@@ -132,10 +134,11 @@ def read_json(file: str | Path, root: str | Path | None = None) -> list[ForgeryI
 
     Args:
         file: the JSON file.
-        root: what relative paths in it start from; None means the file's own folder, or else the working folder.
+        root: what paths in it start from, and stay below; None means the file's own folder, or else the working folder,
+            and then absolute paths are taken too.
 
     Raises:
-        DataError: the file is malformed, or names a file that does not exist.
+        DataError: the file is malformed, or names a file that does not exist or is reached by ``..``.
     """
     file = Path(file)
     content = _read(file)
@@ -189,8 +192,12 @@ class BalancedSets:
         file = Path(file)
         content = _read(file)
         readers = {"ManiDataset": read_mani, "JsonDataset": lambda path: read_json(path, root)}
-        if not isinstance(content, list) or not all(isinstance(r, list) and len(r) == 2 for r in content):
+        if not isinstance(content, list) or not all(
+            isinstance(row, list) and len(row) == 2 and all(isinstance(p, str) for p in row) for row in content
+        ):
             raise DataError(f"{file}: must be a list of [class, path] pairs")
+        if not content:
+            raise DataError(f"{file}: names no sets")
         unknown = next((row[0] for row in content if row[0] not in readers), None)
         if unknown is not None or sample_number < 1:
             raise DataError(f"{file}: class {unknown!r} must be one of {sorted(readers)}, and sample_number at least 1")
@@ -217,26 +224,20 @@ def read_truth(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file cannot be read as an image.
     """
-    cv2 = require("cv2")
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    mask = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if mask is None:
-        raise DataError(f"{path}: is no image")
+    mask = decode_image(path, require("cv2").IMREAD_COLOR)
     return (mask.mean(2, dtype=np.float64) > 127.5).astype(np.uint8)
 
 
 def _read(file: Path) -> object:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return load_json(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({' '.join(str(error).split())})") from error
 
 
 def _find(path: str, file: Path, root: str | Path | None) -> Path:
-    for base in [Path(root)] if root is not None else [file.parent, Path()]:
-        if (base / path).exists():
-            return base / path
-    raise DataError(f"{file}: names {path}, which does not exist")
+    found = place(path, root, str(file))
+    for base in [Path()] if root is not None else [file.parent, Path()]:
+        if (base / found).exists():
+            return base / found
+    raise DataError(f"{file}: names {path!r:.200}, which does not exist")

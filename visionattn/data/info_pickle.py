@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.data.pickle_opcodes import check_opcodes
 from visionattn.errors import DataError
 
 __all__ = ["read_plain_pickle"]
@@ -34,7 +35,8 @@ def read_plain_pickle(path: str | Path) -> Any:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
-        return _Plain(io.BytesIO(data), encoding="latin1").load()  # of NumPy's arrays from Python 2
+        check_opcodes(data)
+        return _Plain(data).load()
     except _RefusedError as error:
         raise DataError(
             f"{path}: holds {error}, which is refused: only containers, numbers, strings and NumPy arrays are read"
@@ -48,14 +50,37 @@ class _RefusedError(Exception):
     """A type that is not plain."""
 
 
+class _Room:
+    """Bytes that may still be made. A pickle can name what it has read again and again, at some bytes for each copy."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise _RefusedError("arrays, sets or bytes that are larger than the file")
+
+
 class _Array:
     """Stands for an array until its content is there; NumPy's own would take any dtype that a pickle builds."""
 
-    def __init__(self) -> None:
-        self.value: np.ndarray | None = None
+    def __init__(self, room: _Room, value: np.ndarray | None = None) -> None:
+        self.room, self.value = room, value
+
+    def __setstate__(self, state: Any) -> None:
+        if self.value is not None:
+            raise _RefusedError("a changed array")
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, str)):
+            raise _RefusedError("an array of objects")
+        self.room.take(len(data))
+        if isinstance(data, str):
+            data = data.encode("latin1")
+        self.value = _from_bytes(data, dtype, tuple(shape), "F" if fortran else "C")
 
 
-def _dtype(name: Any, *_: Any) -> Any:
+def _dtype(room: _Room, name: Any, *_: Any) -> Any:
     kind = np.dtype(name) if isinstance(name, str) else None
     if kind is None or kind.kind not in "biufcSU":
         raise _RefusedError(f"arrays of {name!r}")
@@ -76,33 +101,23 @@ class _Dtype:
             self.dtype = self.dtype.newbyteorder(order)
 
 
-def _reconstruct(cls: Any, *_: Any) -> "_ArrayState":
+def _reconstruct(room: _Room, cls: Any, *_: Any) -> _Array:
     if not (isinstance(cls, _Maker) and cls._function is _ndarray):
         raise _RefusedError("an array of an unknown kind")
-    return _ArrayState()
+    return _Array(room)
 
 
-class _ArrayState(_Array):
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, str)):
-            raise _RefusedError("an array of objects")
-        if isinstance(data, str):
-            data = data.encode("latin1")
-        self.value = _from_bytes(data, dtype, tuple(shape), "F" if fortran else "C")
-
-
-def _frombuffer(data: Any, dtype: Any, shape: Any, order: str = "C") -> _Array:
-    if not isinstance(dtype, _Dtype):
+def _frombuffer(room: _Room, data: Any, dtype: Any, shape: Any, order: str = "C") -> _Array:
+    if not isinstance(dtype, _Dtype) or not isinstance(data, (bytes, bytearray)):
         raise _RefusedError("an array of objects")
-    array = _Array()
-    array.value = _from_bytes(bytes(data), dtype, tuple(shape), order)
-    return array
+    room.take(len(data))
+    return _Array(room, _from_bytes(data, dtype, tuple(shape), order))
 
 
-def _scalar(dtype: Any, data: Any = b"") -> Any:
+def _scalar(room: _Room, dtype: Any, data: Any = b"") -> Any:
     if not isinstance(dtype, _Dtype):
         raise _RefusedError("a number of an unknown type")
+    room.take(len(data))
     data = data.encode("latin1") if isinstance(data, str) else data
     return np.frombuffer(data, dtype.dtype, 1)[0]
 
@@ -111,17 +126,18 @@ def _from_bytes(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) 
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()  # type: ignore[call-overload]
 
 
-def _ndarray(*_: Any) -> Any:
+def _ndarray(room: _Room, *_: Any) -> Any:
     raise _RefusedError("an array of an unknown making")
 
 
-def _set(items: Any = ()) -> set:
+def _set(room: _Room, items: Any = ()) -> set:
     if not isinstance(items, (list, tuple)):
         raise _RefusedError("a set of an unknown making")
+    room.take(len(items))
     return set(items)
 
 
-def _bytes(*content: Any) -> bytes:
+def _bytes(room: _Room, *content: Any) -> bytes:
     if content:
         raise _RefusedError("bytes of an unknown making")
     return b""
@@ -130,13 +146,13 @@ def _bytes(*content: Any) -> bytes:
 class _Maker:
     """A function that a pickle may call; unlike one, its attributes cannot be set from there."""
 
-    __slots__ = ("_function",)
+    __slots__ = ("_function", "_room")
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], room: _Room) -> None:
+        self._function, self._room = function, room
 
     def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
+        return self._function(self._room, *args)
 
     def __setstate__(self, state: Any) -> None:
         raise _RefusedError("a changed function")
@@ -152,25 +168,31 @@ _BUILTINS = {"set": _set, "frozenset": _set, "bytes": _bytes}  # protocol 2 writ
 class _Plain(pickle.Unpickler):
     """Knows the names that NumPy's arrays are pickled by, and no other but sets."""
 
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")  # of NumPy's arrays from Python 2
+        self.room = _Room(2 * len(data) + 4096)  # text that stands for bytes is both for a while
+
     def find_class(self, module: str, name: str) -> Any:
         if module in _MODULES and name in _NAMES:
-            return _Maker(_NAMES[name])
+            return _Maker(_NAMES[name], self.room)
         if module in ("builtins", "__builtin__") and name in _BUILTINS:
-            return _Maker(_BUILTINS[name])
+            return _Maker(_BUILTINS[name], self.room)
         if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
-            return _Maker(_encode)
+            return _Maker(_encode, self.room)
         raise _RefusedError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
         raise _RefusedError("a reference to something outside of the file")
 
     def load(self) -> Any:
-        return _resolve(super().load(), {})
+        content = super().load()  # stays, so that no id of a part of it is given away while they are compared
+        return _resolve(content, {})
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+def _encode(room: _Room, text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding != "latin1":
         raise _RefusedError("encoded text")
+    room.take(len(text))
     return text.encode("latin1")
 
 
@@ -195,8 +217,11 @@ def _resolve(value: Any, seen: dict[int, Any]) -> Any:
             value[key] = _resolve(value[key], seen)
     elif isinstance(value, tuple):
         new = tuple(_resolve(entry, seen) for entry in value)
-        return value if all(a is b for a, b in zip(new, value, strict=True)) else new
+        # kept, for a tuple of tuples of tuples that are all the same one is looked at once and not 2^n times
+        seen[id(value)] = value if all(a is b for a, b in zip(new, value, strict=True)) else new
+        return seen[id(value)]
     elif isinstance(value, (set, frozenset)):
+        seen[id(value)] = value
         for entry in value:
             if _resolve(entry, seen) is not entry:
                 raise _RefusedError("a set of what is no plain value")

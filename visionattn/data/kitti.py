@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from visionattn.data.camera_view import CameraView, velo_to_rect
+from visionattn.data.file_names import place
 from visionattn.data.point_folders import KITTI_PICTURE
 from visionattn.data.point_sets import PointCloudFrame
 from visionattn.errors import DataError
@@ -79,6 +80,8 @@ def read_kitti(
     if not (base / points).is_dir():
         raise DataError(f"{base / points}: there is no such folder; root must hold {part}/{points}/*.bin")
     names = _names(Path(root), base / points, split)
+    for name in names:
+        place(name, base, f"{root}: split {split!r:.80}")
     return [_frame(base, points, name, part == "training") for name in names]
 
 
@@ -95,7 +98,7 @@ def read_calib(path: str | Path) -> dict[str, np.ndarray]:
     """``P2`` ``[3, 4]``, ``R0_rect`` ``[3, 3]`` and ``Tr_velo_to_cam`` ``[3, 4]`` of a calibration file, float64.
 
     Raises:
-        DataError: it is missing, or lacks one.
+        DataError: it is missing, lacks one, or they are no turns and shifts.
     """
     shapes = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
     found: dict[str, np.ndarray] = {}
@@ -106,9 +109,15 @@ def read_calib(path: str | Path) -> dict[str, np.ndarray]:
                 found[key.strip()] = np.array(values.split(), np.float64).reshape(shapes[key.strip()])
             except ValueError as error:
                 raise DataError(f"{path}: {key.strip()} must be {shapes[key.strip()]} numbers") from error
+            if not np.isfinite(found[key.strip()]).all():
+                raise DataError(f"{path}: {key.strip()} is not finite")
     missing = [key for key in shapes if key not in found]
     if missing:
         raise DataError(f"{path}: has no {missing[0]}")
+    with np.errstate(all="ignore"):
+        singular = not np.isfinite(np.linalg.cond(velo_to_rect(found["R0_rect"], found["Tr_velo_to_cam"])))
+    if singular:
+        raise DataError(f"{path}: R0_rect and Tr_velo_to_cam cannot be inverted; they must be turns and a shift")
     return found
 
 
@@ -125,7 +134,7 @@ def read_label(path: str | Path) -> list[KittiObject]:
             continue
         try:
             values = [float(field) for field in fields[1:]]
-            if len(values) not in (14, 15):
+            if len(values) not in (14, 15) or not np.isfinite(values).all():
                 raise ValueError
         except ValueError:
             raise DataError(

@@ -18,9 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from visionattn.data.file_names import place
 from visionattn.errors import DataError
 
 __all__ = ["LocalizationImage", "read_localization"]
+
+MAX_DIGITS = 6
+"""Of labels and sizes. Without names for the classes, as many as the largest label says are made."""
 
 
 @dataclass
@@ -55,7 +59,8 @@ def read_localization(folder: str | Path, *, need_objects: bool = False) -> list
         The images in the order of ``image_ids.txt``.
 
     Raises:
-        DataError: a file is missing or malformed, or an image lacks its label (or objects); names file and line.
+        DataError: a file is missing or malformed, a name leads out of its folder, or an image lacks its label (or
+            objects); names file and line.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -64,6 +69,7 @@ def read_localization(folder: str | Path, *, need_objects: bool = False) -> list
     for where, fields in _lines(folder / "image_ids.txt", (1,)):
         if fields[0] in images:
             raise DataError(f"{where}: {fields[0]!r} is there twice")
+        place(fields[0], "the image folder", where)
         images[fields[0]] = LocalizationImage(fields[0], -1)
     if not images:
         raise DataError(f"{folder / 'image_ids.txt'}: names no image")
@@ -86,21 +92,26 @@ def read_localization(folder: str | Path, *, need_objects: bool = False) -> list
 
 def _read_objects(file: Path, images: dict[str, LocalizationImage]) -> None:
     boxes: dict[str, list[list[float]]] = {}
+    masks: dict[str, list[str]] = {}
     for where, fields in _lines(file, (3, 5)):
         image = _known(images, fields[0], where)
         if len(fields) == 3:
-            image.masks += (fields[1],)
+            for name in filter(None, fields[1:]):
+                place(name, "the mask folder", where)
+            masks.setdefault(image.image_id, []).append(fields[1])
             image.ignore = image.ignore or fields[2] or None
             continue
         try:
             box = [float(value) for value in fields[1:]]
         except ValueError:
             raise DataError(f"{where}: {fields[1:]} are not the four numbers of a box") from None
-        if not (box[0] <= box[2] and box[1] <= box[3]):
+        if not (box[0] <= box[2] and box[1] <= box[3] and np.isfinite(box).all()):
             raise DataError(f"{where}: the box {box} does not go from left to right and from top to bottom")
         boxes.setdefault(image.image_id, []).append(box)
     for name, found in boxes.items():
         images[name].boxes = np.array(found, dtype=np.float64)
+    for name, paths in masks.items():
+        images[name].masks = tuple(paths)
 
 
 def _lines(file: Path, counts: tuple[int, ...]) -> Iterator[tuple[str, list[str]]]:
@@ -128,6 +139,6 @@ def _known(images: dict[str, LocalizationImage], name: str, where: str) -> Local
 
 
 def _whole(text: str, where: str) -> int:
-    if not text.isdecimal():
-        raise DataError(f"{where}: {text!r} is not a whole number")
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise DataError(f"{where}: {text!r:.80} is not a whole number below a million")
     return int(text)

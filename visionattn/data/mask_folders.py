@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from visionattn.data.image_files import image_size
-from visionattn.errors import DataError, require
+from visionattn.data.image_files import image_size, open_image
+from visionattn.errors import DataError
 
 __all__ = ["IGNORED", "IMAGE_SUFFIXES", "check_masks", "pair_masks", "read_names"]
 
@@ -113,9 +113,8 @@ def check_masks(pairs: Iterable[tuple[Path, Path]], classes: Sequence[str]) -> n
 
 def _read(image: Path, mask: Path, classes: int) -> np.ndarray | str:
     """Pixels of each value in a mask, or what is wrong with it."""
-    module = require("PIL.Image")
     try:
-        with module.open(mask) as opened:
+        with open_image(mask) as opened:
             mode = opened.mode
             if mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
                 return f"{mask}: is a colour picture ({mode}); a mask has one channel, the number of each pixel's class"

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.data.file_names import leads_out
 from visionattn.data.info_pickle import read_plain_pickle
 from visionattn.data.point_sets import PointCloudFrame
 from visionattn.data.sweeps import Sweep, SweepReader
 from visionattn.errors import DataError
 
 __all__ = ["read_mmdet3d_infos"]
+
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # of content of other forms
 
 
 def read_mmdet3d_infos(
@@ -45,16 +48,19 @@ def read_mmdet3d_infos(
     if not isinstance(content, dict) or not isinstance(content.get("data_list"), list):
         raise DataError(f"{path}: must be a dict with a list data_list, as mmdetection3d writes it")
     meta = content.get("metainfo") or {}
-    kind = str(meta.get("dataset", "nuscenes")).lower()
+    try:
+        kind = str(meta.get("dataset", "nuscenes")).lower()
+        names = {int(number): str(name) for name, number in (meta.get("categories") or {}).items()}
+    except _MALFORMED as error:
+        raise DataError(f"{path}: its metainfo is malformed ({type(error).__name__}: {error})") from error
     if "kitti" in kind or "waymo" in kind:
         raise DataError(f"{path}: is of {kind}, whose boxes are in a camera's frame; for KITTI use read_kitti")
-    names = {int(number): str(name) for name, number in (meta.get("categories") or {}).items()}
     base = path.parent if root is None else Path(root)
     frames = []
     for number, info in enumerate(content["data_list"]):
         try:
             frames.append(_frame(info, names, base, sweeps, (points, earlier), "nuscenes" in kind))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except _MALFORMED as error:
             raise DataError(f"{path}: data_list.{number} is malformed ({type(error).__name__}: {error})") from error
     return frames
 
@@ -101,7 +107,7 @@ def _frame(
 def _place(root: Path, folders: tuple[str, str], name: str, annotated: bool) -> Path:
     """Where points are: lists have bare names, or paths of the machine that wrote them, whose last part counts."""
     path = Path(name)
-    if path.parent != Path() and (root / path).is_file():
+    if not leads_out(name) and path.parent != Path() and (root / path).is_file():
         return root / path
     folder = folders[0] if annotated or folders[0].split("/")[0] in path.parts else folders[1]
     return root / folder / path.name

@@ -5,13 +5,14 @@ The sensor's axes are **x right, y forward**: `visionattn.data.point_sets.PointC
 ``x_forward=True``. Intensity is 0..255 in the files and 0..1 in items.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visionattn.data.file_names import place
+from visionattn.data.json_files import read_json
 from visionattn.data.point_sets import PointCloudFrame
 from visionattn.data.sweeps import Sweep, SweepReader, rotation_matrix, transform
 from visionattn.errors import DataError
@@ -46,6 +47,7 @@ MINI_VAL = ("scene-0103", "scene-0916")
 """The scenes of v1.0-mini that are for validation."""
 
 _CHANNEL = "LIDAR_TOP"
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # of content of other forms
 _LONGEST = 1.5  # seconds between two annotations from which a velocity is taken
 
 
@@ -74,11 +76,14 @@ def read_nuscenes(
     if sweeps < 1:
         raise ValueError(f"sweeps={sweeps} must be at least 1")
     tables = _Tables(Path(root), version)
-    wanted = _wanted(scenes, tables)
     frames = []
-    for sample in tables.read("sample").values():
-        if wanted is None or sample["scene_token"] in wanted:
-            frames.append(tables.frame(sample, sweeps))
+    try:
+        wanted = _wanted(scenes, tables)
+        for sample in tables.read("sample").values():
+            if wanted is None or sample["scene_token"] in wanted:
+                frames.append(tables.frame(sample, sweeps))
+    except _MALFORMED as error:
+        raise DataError(f"{tables.folder}: its tables are malformed ({type(error).__name__}: {error})") from error
     if not frames:
         raise DataError(f"{tables.folder}: has no frame of the scenes {scenes}")
     return frames
@@ -98,6 +103,12 @@ class _Tables:
         if not self.folder.is_dir():
             raise DataError(f"{self.folder}: there is no such folder of tables")
         self._known: dict[str, dict[str, dict[str, Any]]] = {}
+        try:
+            self._join()
+        except _MALFORMED as error:
+            raise DataError(f"{self.folder}: its tables are malformed ({type(error).__name__}: {error})") from error
+
+    def _join(self) -> None:
         channels = {token: sensor["channel"] for token, sensor in self.read("sensor").items()}
         lidars = {t for t, c in self.read("calibrated_sensor").items() if channels.get(c["sensor_token"]) == _CHANNEL}
         data = [d for d in self.read("sample_data").values() if d["calibrated_sensor_token"] in lidars]
@@ -112,7 +123,7 @@ class _Tables:
         if table not in self._known:
             path = self.folder / f"{table}.json"
             try:
-                rows = json.loads(path.read_text(encoding="utf-8"))
+                rows = read_json(path)
                 self._known[table] = {row["token"]: row for row in rows}
             except (OSError, ValueError, TypeError, KeyError) as error:
                 text = " ".join(str(error).split())
@@ -138,12 +149,13 @@ class _Tables:
         if data is None:
             raise DataError(f"{self.folder / 'sample_data'}.json: has no {_CHANNEL} of the sample {sample['token']!r}")
         from_global = np.linalg.inv(self.to_global(data))
-        path = self.root / data["filename"]
+        where = f"{self.folder / 'sample_data'}.json"
+        path = place(data["filename"], self.root, where)
         earlier, at = [], data
         while len(earlier) < sweeps - 1 and at["prev"] in self.data:
             at = self.data[at["prev"]]
             age = (data["timestamp"] - at["timestamp"]) / 1e6
-            earlier.append(Sweep(self.root / at["filename"], from_global @ self.to_global(at), age))
+            earlier.append(Sweep(place(at["filename"], self.root, where), from_global @ self.to_global(at), age))
         rows, classes, velocities, seen = [], [], [], []
         for annotation in self.boxes.get(sample["token"], []):
             instance = self.row("instance", annotation["instance_token"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.data.npz_files import read_arrays
 from visionattn.data.point_augment import Item
 from visionattn.data.point_boxes import bev_overlaps, points_in_box, wrap_angle
 from visionattn.data.point_sets import PointCloudSet
@@ -68,12 +69,14 @@ class ObjectDatabase:
             DataError: the file is missing or malformed.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                content = {key: archive[key] for key in _KEYS}
+            content: dict[str, Any] = dict(zip(_KEYS, read_arrays(path, _KEYS), strict=True))
+            if any(content[key].dtype.kind not in "fiu" for key in _KEYS[:-1]) or content["labels"].dtype.kind == "f":
+                raise ValueError("its points, boxes and labels are not all numbers")
             content["classes"] = [str(name) for name in content["classes"]]
             return cls(**content)
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise DataError(f"{path}: is no object database ({' '.join(str(error).split())})") from error
+        except (DataError, ValueError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).removeprefix(f"{path}: ").split())
+            raise DataError(f"{path}: is no object database ({reason})") from error
 
 
 def cut_objects(frames: PointCloudSet, least_points: int = 5) -> ObjectDatabase:

@@ -17,7 +17,8 @@ from visionattn.data.coco_check import (
     _Problems,
     _short,
 )
-from visionattn.errors import DataError, require
+from visionattn.data.image_files import open_image
+from visionattn.errors import DataError
 
 __all__ = ["PanopticSummary", "check_panoptic"]
 
@@ -147,11 +148,10 @@ def _segment_fault(segment: Any, seen: set[int], categories: dict[Any, str]) -> 
 
 
 def _map_fault(folder: Path, annotation: dict, size: tuple[int, int], decode: bool) -> tuple[str, str] | None:
-    image_module = require("PIL.Image")
     path = folder / annotation["file_name"]
     again = "write it again from the source"
     try:
-        with image_module.open(path) as image:
+        with open_image(path) as image:
             if image.size != size:
                 return f"map {path} is of {image.size[0]}x{image.size[1]}, its image of {size[0]}x{size[1]}", again
             if image.mode != "RGB":

@@ -13,6 +13,9 @@ from visionattn.errors import DataError
 __all__ = ["PcdHeader", "lzf_decompress", "parse_header", "read_pcd"]
 
 HEADER_BYTES = 65536
+MAX_COUNT = 65536
+"""Values of one field in a point; descriptors have some hundreds."""
+LONGEST_NUMBER = 64
 _KINDS = {("F", 4): "<f4", ("F", 8): "<f8"} | {
     (kind, size): f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)
 }
@@ -96,7 +99,8 @@ def parse_header(content: bytes, path: str | Path = "PCD file") -> PcdHeader:
         data = entries["DATA"][0].lower()
     except (KeyError, ValueError, IndexError) as error:
         raise DataError(f"{path}: its PCD header is malformed ({type(error).__name__}: {error})") from error
-    if not fields or not len(fields) == len(dtypes) == len(counts) or min(counts) < 1 or points < 0:
+    fit = len(fields) == len(dtypes) == len(counts) and all(0 < count <= MAX_COUNT for count in counts)
+    if not fields or not fit or points < 0:
         raise DataError(f"{path}: its PCD header is malformed (FIELDS, SIZE, TYPE and COUNT do not fit together)")
     if points != width * height:
         raise DataError(f"{path}: its PCD header says POINTS {points}, but WIDTH {width} x HEIGHT {height}")
@@ -206,8 +210,12 @@ def _ascii(body: memoryview, header: PcdHeader, path: Path) -> dict[str, np.ndar
             f"{path}: is cut short or malformed: its header says {header.points} points of {width} values; "
             f"{len(words) or 'fewer'} values are there"
         )
+    words = words[:need]
+    longest = max(map(len, words), default=0)
+    if longest > LONGEST_NUMBER:  # an array of text has room for the longest in every place
+        raise DataError(f"{path}: holds a number of {longest} characters; {LONGEST_NUMBER} is the most")
     try:
-        values = np.array(words[:need], dtype=np.bytes_).astype(np.float64).reshape(header.points, width)
+        values = np.array(words, dtype=np.bytes_).astype(np.float64).reshape(header.points, width)
     except ValueError as error:
         raise DataError(f"{path}: holds what is no number ({error})") from error
     columns, at = {}, 0

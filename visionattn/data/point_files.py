@@ -1,11 +1,11 @@
 """Point clouds from files: KITTI's and nuScenes' ``.bin``, PCD, and NumPy's arrays."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from visionattn.data.npz_files import read_arrays
 from visionattn.data.pcd import read_pcd
 from visionattn.errors import DataError
 
@@ -14,7 +14,6 @@ __all__ = ["SUFFIXES", "PointCloud", "read_points", "write_points"]
 SUFFIXES = (".bin", ".pcd", ".npy", ".npz")
 """Of the files that `read_points` takes."""
 
-_LARGEST = 1 << 32  # bytes of an array in a .npz, whose compression could claim any size
 _INTENSITY = ("intensity", "i", "reflectance", "reflectivity")
 
 
@@ -115,27 +114,10 @@ def _read_npy(path: Path, columns: int | None) -> np.ndarray:
 
 
 def _read_npz(path: Path, columns: int | None) -> np.ndarray:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            if "points" not in members and len(members) != 1:
-                raise DataError(f"{path}: has no array 'points'; it has {', '.join(members) or 'none'}")
-            info = members.get("points") or next(iter(members.values()))
-            if info.file_size > _LARGEST:
-                raise DataError(f"{path}: claims an array of {info.file_size} bytes; {_LARGEST} is the most")
-            with archive.open(info) as stream:
-                version = np.lib.format.read_magic(stream)
-                header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-                shape, _, dtype = (header or np.lib.format.read_array_header_2_0)(stream)
-                claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
-                if claimed > info.file_size:
-                    raise DataError(f"{path}: its header claims {claimed} bytes, of which {info.file_size} are there")
-            with archive.open(info) as stream:
-                return _checked(np.lib.format.read_array(stream, allow_pickle=False), path)
-    except DataError:
-        raise
-    except Exception as error:  # of the archive, its compression, or NumPy's header
-        raise DataError(f"{path}: is no readable archive ({' '.join(str(error).split())})") from error
+    def pick(names: list[str]) -> list[str]:
+        return names if len(names) == 1 else ["points"]
+
+    return _checked(read_arrays(path, pick)[0], path)
 
 
 def _checked(array: np.ndarray, path: Path) -> np.ndarray:

@@ -12,7 +12,6 @@ same), ``velocity_xy``. Of the frame: ``columns`` (their names), ``intensity_max
 height), ``dontcare_2d``, and ``classes``.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.data.camera_view import CameraView
+from visionattn.data.json_files import read_json
 from visionattn.data.point_files import SUFFIXES
 from visionattn.data.point_sets import PointCloudFrame
 from visionattn.errors import DataError
@@ -77,11 +77,18 @@ def read_point_file(path: str | Path, need_boxes: bool = False) -> PointCloudFra
 
 def _frame(path: Path, label: Path) -> PointCloudFrame:
     try:
-        content = json.loads(label.read_text(encoding="utf-8"))
+        content = read_json(label)
     except (OSError, ValueError) as error:
         raise DataError(f"{label}: cannot be read as JSON ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict) or not isinstance(content.get("boxes"), list):
         raise DataError(f'{label}: must be an object with a list "boxes"')
+    try:
+        return _parse(path, label, content)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise DataError(f"{label}: is malformed ({' '.join(str(error).split())[:120]})") from error
+
+
+def _parse(path: Path, label: Path, content: dict[str, Any]) -> PointCloudFrame:
     boxes, classes, difficulty, ignored, excused, velocity = [], [], [], [], [], []
     for number, entry in enumerate(content["boxes"]):
         box, name = _box(entry, f"{label}: boxes.{number}")
@@ -117,7 +124,7 @@ def _box(entry: Any, where: str) -> tuple[list[float], str]:
     box = entry.get("box")
     try:
         values = np.array(box, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = np.zeros(0)
     if values.shape != (7,) or not np.isfinite(values).all() or not (values[3:6] > 0).all():
         raise DataError(f"{where}: box {box!r:.80} must be 7 numbers (x, y, z, three sizes above 0, heading)")

@@ -1,10 +1,10 @@
 """Frames by the name of their layout, for commands and configs; and object databases from them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from visionattn.data import kitti, nuscenes
+from visionattn.data.json_files import read_json
 from visionattn.data.mmdet3d_infos import read_mmdet3d_infos
 from visionattn.data.object_database import ObjectDatabase, cut_objects
 from visionattn.data.point_folders import read_point_folder
@@ -51,7 +51,7 @@ def known_classes(layout: str, source: str | Path) -> tuple[str, ...] | None:
         return {"kitti": kitti.CLASSES, "nuscenes": nuscenes.CLASSES, "infos": nuscenes.CLASSES}.get(layout)
     for folder in (Path(source), Path(source).parent):
         try:
-            return tuple(str(name) for name in json.loads((folder / "manifest.json").read_text("utf-8"))["classes"])
+            return tuple(str(name) for name in read_json(folder / "manifest.json")["classes"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None

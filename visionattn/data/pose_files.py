@@ -1,13 +1,14 @@
 """Files of key points: Toyota Smarthome, NTU RGB+D, Kinetics-Skeleton, COCO, CSV and NumPy arrays."""
 
 import csv
-import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visionattn.data.json_files import read_json
 from visionattn.errors import DataError
 
 __all__ = ["FLIP_PAIRS", "JOINTS", "KINDS", "read_points"]
@@ -26,6 +27,8 @@ FLIP_PAIRS: dict[str, tuple[tuple[int, int], ...]] = {
 
 MAX_FRAMES = 1_000_000
 MAX_PEOPLE = 1_000
+MAX_POINTS = 16_000_000
+"""Of an array: frames x people x joints. A file of one line can claim a million frames of a thousand people."""
 
 
 def read_points(
@@ -63,29 +66,31 @@ def read_points(
     if kind is not None and kind not in KINDS:
         raise DataError(f"{path}: kind={kind!r} must be one of {', '.join(KINDS)}")
     try:
-        if path.suffix == ".npy" or kind in ("npy", "ntu-npy"):
-            points = _read_array(path, allow_pickle, min_score)
-        elif path.suffix == ".skeleton" or kind == "ntu":
-            points = _read_ntu(path)
-        elif path.suffix == ".csv" or kind == "csv":
-            points = _read_csv(path, min_score)
-        else:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found = kind or _json_kind(content)
-            if found not in _JSON:
-                raise DataError(f"{path}: is not a file of key points known here; kinds are {', '.join(KINDS)}")
-            points = _JSON[found](path, content, min_score)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and so missing
+            points = np.asarray(_read(path, kind, min_score, allow_pickle), np.float32)
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, EOFError) as error:
+    except Exception as error:  # content of another form can raise anything
         what = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
         raise DataError(f"{path}: damaged or not of its kind ({what})") from error
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, and so missing
-        points = np.asarray(points, np.float32)
-    points[~np.isfinite(points).all(-1)] = np.nan
+    np.copyto(points, np.nan, where=~np.isfinite(points).all(-1, keepdims=True))  # an index would be ten times as large
     return points
+
+
+def _read(path: Path, kind: str | None, min_score: float, allow_pickle: bool) -> np.ndarray:
+    if path.suffix == ".npy" or kind in ("npy", "ntu-npy"):
+        return _read_array(path, allow_pickle, min_score)
+    if path.suffix == ".skeleton" or kind == "ntu":
+        return _read_ntu(path)
+    if path.suffix == ".csv" or kind == "csv":
+        return _read_csv(path, min_score)
+    content = read_json(path)
+    found = kind or _json_kind(content)
+    if found not in _JSON:
+        raise DataError(f"{path}: is not a file of key points known here; kinds are {', '.join(KINDS)}")
+    return _JSON[found](path, content, min_score)
 
 
 def _json_kind(content: Any) -> str | None:
@@ -108,11 +113,17 @@ def _stack(path: Path, frames: list[list[np.ndarray]], joints: int | None = None
                 raise DataError(f"{path}: frame {number} has a person of {len(person)} joints, others have {joints}")
     if not frames or not joints:
         raise DataError(f"{path}: holds no frames with joints")
-    points = np.full((len(frames), max(people, 1), joints, 2), np.nan)
+    points = _empty(path, len(frames), max(people, 1), joints)
     for number, frame in enumerate(frames):
         for person, values in enumerate(frame):
             points[number, person] = values
     return points
+
+
+def _empty(path: Path, frames: int, people: int, joints: int) -> np.ndarray:
+    if frames * people * joints > MAX_POINTS:
+        raise DataError(f"{path}: {frames} frames of {people} people with {joints} joints cannot be")
+    return np.full((frames, people, joints, 2), np.nan, np.float32)
 
 
 def _read_smarthome(path: Path, content: Any, min_score: float) -> np.ndarray:
@@ -207,19 +218,17 @@ def _read_csv(path: Path, min_score: float) -> np.ndarray:
         raise DataError(f"{path}: holds no points")
     table = np.asarray(found)
     frame, person, joint = table[:, :3].astype(np.int64).T
-    shape = (frame.max() + 1, person.max() + 1, joint.max() + 1)
-    if np.prod(shape, dtype=np.float64) > 64 * MAX_FRAMES:
-        raise DataError(f"{path}: {shape[0]} frames of {shape[1]} people with {shape[2]} joints cannot be")
-    points = np.full((*shape, 2), np.nan)
+    points = _empty(path, int(frame.max()) + 1, int(person.max()) + 1, int(joint.max()) + 1)
     points[frame, person, joint] = table[:, 3:]
     return points
 
 
 def _read_array(path: Path, allow_pickle: bool, min_score: float) -> np.ndarray:
     try:
-        content = np.load(path, allow_pickle=allow_pickle)
+        # mapping compares the header with the size of the file; objects cannot be mapped
+        content = np.load(path, mmap_mode=None if allow_pickle else "r", allow_pickle=allow_pickle)
     except ValueError as error:
-        if "pickle" in str(error).lower() and not allow_pickle:
+        if re.search("pickle|Python objects", str(error)) and not allow_pickle:
             raise DataError(
                 f"{path}: is a pickle, which can run code; if you trust it, convert it once: "
                 "numpy.save(NEW, read_points(PATH, allow_pickle=True))"

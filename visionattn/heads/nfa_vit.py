@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionattn.backbones._files import check_tensor
 from visionattn.backbones._weights import LoadReport
 from visionattn.backbones.nfa_vit import ImageBranch, NoiseBranch, NoiseExtractor
 from visionattn.errors import CheckpointError
@@ -220,8 +221,9 @@ class NFAViT(nn.Module):
             }
             found["embed_dim"] = given["seg_decoder.conv_last.weight"].shape[1]
             found["sr_ratios"] = tuple(_reduction("image_backbone", stage, given) for stage in range(1, 5))
-        except KeyError as error:
-            raise CheckpointError(f"the checkpoint is not of an NFA-ViT: it has no {error}") from error
+        except (KeyError, IndexError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else "a tensor has another number of axes"
+            raise CheckpointError(f"the checkpoint is not of an NFA-ViT: {what}") from error
         model = cls(**{"official": True, **found, **arguments})
         return model.eval(), model.load_official(given)
 
@@ -283,7 +285,10 @@ def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(state_dict.get(key), Mapping):
             state_dict = state_dict[key]
-    return {k.removeprefix("module."): v for k, v in state_dict.items() if isinstance(v, Tensor)}
+    given = {k: v for k, v in state_dict.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    for name, tensor in given.items():
+        check_tensor(tensor, name)
+    return {k.removeprefix("module."): v for k, v in given.items()}
 
 
 def _dim(branch: str, stage: int, given: Mapping[str, Tensor]) -> int:
@@ -292,7 +297,10 @@ def _dim(branch: str, stage: int, given: Mapping[str, Tensor]) -> int:
 
 def _depth(branch: str, stage: int, given: Mapping[str, Tensor]) -> int:
     prefix = f"{branch}.block{stage}."
-    return 1 + max((int(k.removeprefix(prefix).split(".")[0]) for k in given if k.startswith(prefix)), default=0)
+    numbers = {k.removeprefix(prefix).split(".")[0] for k in given if k.startswith(prefix)}
+    if numbers != {str(n) for n in range(len(numbers))}:  # else one name could ask for a million blocks
+        raise KeyError(f"{prefix}{len(numbers) - 1}")
+    return max(1, len(numbers))
 
 
 def _reduction(branch: str, stage: int, given: Mapping[str, Tensor]) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visionattn.backbones._files import read
 from visionattn.errors import BackendError, CheckpointError, ConfigError, MissingDependencyError
 
 __all__ = ["DYNAMIC", "Export", "Network", "export_model", "network_of_run", "timm_network"]
@@ -119,18 +120,9 @@ def timm_network(
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling damaged data may raise anything
-        raise CheckpointError(f"{path}: cannot be read safely ({' '.join(str(error).split())[:200]})") from error
+    loaded = read(path)
     for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+        if isinstance(loaded.get(key), dict):
             return loaded[key]
     return loaded
 

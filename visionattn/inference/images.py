@@ -16,11 +16,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from visionattn.data.image_files import MAX_PIXELS, known_formats
 from visionattn.errors import DataError, require
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "VIDEO_SUFFIXES", "Source", "find_inputs", "read_image", "to_bgr"]
@@ -32,12 +32,6 @@ IMAGE_SUFFIXES = frozenset((
 ))
 VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"))
 # fmt: on
-
-# Pillow reads more, and by means not wanted here: EPS, for one, would start Ghostscript on the file.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
-
-MAX_PIXELS = 178_956_970
-"""Largest image read unless told otherwise: half a gigabyte as RGB, the size at which Pillow too refuses."""
 
 ORIENTATION_TAG = 0x0112
 _pillow_settings = threading.RLock()
@@ -124,15 +118,6 @@ def _suffixes() -> str:
     return " ".join(sorted(IMAGE_SUFFIXES) + sorted(VIDEO_SUFFIXES))
 
 
-@lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of Pillow can decode."""
-    from PIL import Image
-
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
     """Pillow's limits are global: lift that on size, which is ours to check, and refuse truncated files."""
@@ -165,7 +150,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty (0 bytes)")
-        with _strict_pillow(), image_module.open(path, formats=_formats()) as image:
+        with _strict_pillow(), image_module.open(path, formats=known_formats()) as image:
             check_size(str(path), image.width, image.height, max_pixels)
             image.load()
             return to_bgr(image)
@@ -173,7 +158,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         text = str(error)
         raise DataError(text if text.startswith(str(path)) else f"{path}: {text}") from error
     except image_module.UnidentifiedImageError as error:
-        raise DataError(f"{path}: not an image, or its header is damaged; can read {', '.join(_formats())}") from error
+        kinds = ", ".join(known_formats())
+        raise DataError(f"{path}: not an image, or its header is damaged; can read {kinds}") from error
     except PermissionError as error:
         raise DataError(f"{path}: no permission to read it") from error
     except Exception as error:  # a decoder given damaged data may raise anything

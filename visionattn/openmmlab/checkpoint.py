@@ -1,7 +1,6 @@
 """Checkpoints of plain tensors and plain metadata: read with ``weights_only=True``, written atomically.
 
-`read` is the only function here that opens a weights file, and it has no allow-list: a file that asks for any
-callable or class beyond PyTorch's own tensor types is refused, with the offending type named. `install` puts
+`read`, from `visionattn.backbones._files`, is the only function that opens a weights file. `install` puts
 `read` and `write` in place of mmengine's loaders and writer, so that code of mmdet and mmseg goes through them.
 """
 
@@ -10,7 +9,6 @@ import re
 import sys
 import tempfile
 import urllib.error
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,87 +21,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mm
 from torch import Tensor, nn
 
-from visionattn.errors import CheckpointError, require
+from visionattn.backbones._files import read
+from visionattn.errors import CheckpointError
 
 __all__ = ["candidates", "fit", "install", "newest", "plain", "read", "state_dict_of", "write", "write_text"]
-
-REMEDY = (
-    "if you trust its author, open it elsewhere and save only its tensors: "
-    "torch.save(checkpoint['state_dict'], NEW_FILE)"
-)
-
-
-# --- reading ---------------------------------------------------------------------------------------------------
-
-
-def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint file without running any code that it may carry.
-
-    Args:
-        path: a ``.pth``/``.pt`` file of PyTorch or a ``.safetensors`` file.
-        map_location: as for `torch.load`.
-
-    Returns:
-        What was saved; for safetensors a dict of tensors.
-
-    Raises:
-        CheckpointError: the file is missing, cut short, or holds more than tensors and plain values.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file")
-    if path.suffix == ".safetensors":
-        device = "cpu" if not isinstance(map_location, (str, torch.device)) else str(map_location)
-        try:
-            return dict(require("safetensors.torch").load_file(path, device=device))
-        except Exception as error:  # safetensors raises its own class, which says what is malformed
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
-    _verify(path)
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... by the damage
-        raise CheckpointError(_refusal(path, error)) from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a dict of weights")
-    return checkpoint
-
-
-def _verify(path: Path) -> None:
-    """Check the checksums in a zip file of `torch.save`, which `torch.load` does not, and that it is what it claims.
-
-    Bits that flipped on a disk would otherwise go into the weights. PyTorch stores records uncompressed, so a file
-    with compressed ones, or ones that add up to more than the file, was made to fill the memory.
-    """
-    try:
-        if not zipfile.is_zipfile(path):  # files of before PyTorch 1.6, which have no checksum
-            return
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise CheckpointError(f"{path}: refused, it has compressed parts, which PyTorch never writes")
-            if sum(record.file_size for record in records) > path.stat().st_size:
-                raise CheckpointError(f"{path}: refused, its parts claim to be larger than the file")
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); copy or download it again") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path}: damaged, the checksum of {damaged} is wrong; copy or download it again")
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    text = str(error)
-    for pattern in (
-        r"Unsupported global: GLOBAL ([\w.]+)",
-        r"Unsupported class ([\w.]+)",
-        r"Trying to (?:instantiate unsupported class|call reduce for unrecognized function) ([\w.<> ]+)",
-        r"blocked module\W+([\w.]+)",
-        r"GLOBAL ([\w.]+)",
-    ):
-        if found := re.search(pattern, text):
-            return f"{path}: refused, it needs the type {found[1]}, which could run code; {REMEDY}"
-    text = text.split("WeightsUnpickler error:")[-1].strip()
-    reason = re.split(r"[.\n]", text)[0][:120] or type(error).__name__
-    return f"{path}: cut short or not a PyTorch checkpoint ({reason}); copy or download it again"
 
 
 def state_dict_of(checkpoint: Mapping[str, Any]) -> "OrderedDict[str, Tensor]":
@@ -113,7 +34,8 @@ def state_dict_of(checkpoint: Mapping[str, Any]) -> "OrderedDict[str, Tensor]":
         if isinstance(checkpoint.get(key), Mapping):
             weights = checkpoint[key]
             break
-    return OrderedDict((re.sub(r"^module\.", "", k), v) for k, v in weights.items() if isinstance(v, Tensor))
+    named = ((k, v) for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor))
+    return OrderedDict((re.sub(r"^module\.", "", k), v) for k, v in named)
 
 
 # --- fitting ---------------------------------------------------------------------------------------------------
@@ -152,14 +74,19 @@ def fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | os.PathLike
         shown = "; ".join(problems[:3])
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"{path}: does not fit the model: {shown}{more}. {_origin(checkpoint)}")
-    model.load_state_dict(usable, strict=False)
+    try:
+        model.load_state_dict(usable, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit the model ({str(error).splitlines()[-1].strip()})") from error
     return problems
 
 
 def _origin(checkpoint: Mapping[str, Any]) -> str:
     """Where a checkpoint seems to come from, as advice."""
     meta = checkpoint.get("meta") if isinstance(checkpoint.get("meta"), Mapping) else {}
-    classes = list((meta.get("dataset_meta") or {}).get("classes") or [])
+    about = meta.get("dataset_meta")
+    classes = about.get("classes") if isinstance(about, Mapping) else None
+    classes = list(classes) if isinstance(classes, (list, tuple)) else []
     known = []
     if meta.get("config_name"):
         known.append(f"by the config {meta['config_name']}")
@@ -323,10 +250,11 @@ def newest(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
 def _with_history(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Give the plain log history of a checkpoint the class that mmengine's message hub expects."""
     hub = checkpoint.get("message_hub")
-    if isinstance(hub, dict):
-        scalars = hub.get("log_scalars") or {}
+    scalars = hub.get("log_scalars") if isinstance(hub, dict) else None
+    if isinstance(scalars, dict):
         for name, item in scalars.items():
-            if isinstance(item, dict) and set(item) == {"values", "counts"}:
+            plain_history = isinstance(item, dict) and set(item) == {"values", "counts"}
+            if plain_history and all(isinstance(part, Tensor) and part.ndim == 1 for part in item.values()):
                 scalars[name] = HistoryBuffer(item["values"].tolist(), item["counts"].tolist())
     return checkpoint
 

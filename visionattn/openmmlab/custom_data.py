@@ -53,13 +53,14 @@ block, so that the resolved config that a run leaves in its work dir needs no da
 """
 
 import colorsys
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from visionattn.data.file_names import place
+from visionattn.data.json_files import read_json
 from visionattn.errors import ConfigError, DataError
 from visionattn.openmmlab.custom_masks import find_masks, read_classes, under
 
@@ -153,10 +154,10 @@ def _resolve_masks(config: Config, block: Any, root: Path, name: str) -> None:
 def load_coco(path: Path) -> dict[str, Any]:
     """Read a COCO JSON file as far as its images and categories, or raise `DataError`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such annotation file") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable COCO JSON file ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
         raise DataError(f"{path}: not in COCO format, which has the lists images, annotations and categories")
@@ -174,7 +175,9 @@ def _find_images(root: Path, ann: Path, split: str) -> Path:
     images = load_coco(ann)["images"]
     if not images:
         raise DataError(f"{ann}: has no images")
-    first = str(images[0].get("file_name", ""))
+    first = str(images[0].get("file_name", "")) if isinstance(images[0], dict) else ""
+    if first:
+        place(first, "the image folder", str(ann))
     tails = (
         "",
         "images",

@@ -1,12 +1,12 @@
 """Where the images, index masks and classes of a ``custom_data`` block with masks are."""
 
-import json
 import os
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visionattn.data.json_files import read_json
 from visionattn.data.mask_folders import IGNORED
 from visionattn.errors import ConfigError, DataError
 
@@ -113,6 +113,8 @@ def read_classes(block: MutableMapping[str, Any], root: Path) -> tuple[list[str]
         raise error(f"{where}: names {twice!r} twice")
     if colours is None:
         return names, None
+    if not isinstance(colours, (list, tuple)) or not all(isinstance(colour, (list, tuple)) for colour in colours):
+        raise error(f"{where}: the palette is not a list of colours [red, green, blue]")
     if len(colours) != len(names):
         raise error(f"{where}: has {len(names)} classes, but the palette has {len(colours)} colours")
     for colour in colours:
@@ -123,10 +125,10 @@ def read_classes(block: MutableMapping[str, Any], root: Path) -> tuple[list[str]
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except FileNotFoundError as error:
         raise DataError(
             f"{file}: there is no such file of classes; write one, or give custom_data.classes=[road,car]"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: is not a readable JSON file of classes ({error})") from error

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 
+from visionattn.data.image_files import decode_image
 from visionattn.data.localization import read_localization
 from visionattn.errors import DataError, require
 from visionattn.metrics.localization import (
@@ -183,11 +184,7 @@ def _class_hits(sample: dict[str, Any]) -> dict[str, bool]:
 
 
 def _mask(path: str) -> np.ndarray:
-    cv2 = require("cv2")
-    picture = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-    if picture is None:
-        raise DataError(f"{path}: is not a readable mask")
-    return picture
+    return decode_image(path, require("cv2").IMREAD_GRAYSCALE)
 
 
 def _train_boxes(folder: str, size: tuple[int, int]) -> list[np.ndarray]:

@@ -6,7 +6,6 @@ itself is installed.
 """
 
 import importlib.util
-import json
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -15,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.errors import DataError, require
+from visionattn.data.file_names import place
+from visionattn.data.image_files import open_image
+from visionattn.data.json_files import read_json
+from visionattn.errors import DataError
 from visionattn.metrics.panoptic import VOID, ClassCounts, PanopticStats, id2rgb, rgb2id
 
 __all__ = ["install", "pq_compute"]
@@ -74,9 +76,21 @@ def pq_compute(
         and ``per_class`` by category id.
 
     Raises:
-        DataError: an image has no prediction, or a map cannot be read.
+        DataError: an image has no prediction, a map cannot be read, or a file is of another form.
     """
-    truth, found = (json.loads(Path(f).read_text(encoding="utf-8")) for f in (gt_json_file, pred_json_file))
+    try:
+        return _quality(gt_json_file, pred_json_file, gt_folder, pred_folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{gt_json_file} or {pred_json_file}: is not in COCO's panoptic format ({type(error).__name__}: {text})"
+        ) from error
+
+
+def _quality(
+    gt_json_file: str | Path, pred_json_file: str | Path, gt_folder: str | Path | None, pred_folder: str | Path | None
+) -> dict[str, Any]:
+    truth, found = (read_json(f) for f in (gt_json_file, pred_json_file))
     folders = [
         Path(folder) if folder else Path(file).with_suffix("")
         for folder, file in ((gt_folder, gt_json_file), (pred_folder, pred_json_file))
@@ -87,7 +101,8 @@ def pq_compute(
         prediction = found_by_image.get(annotation["image_id"])
         if prediction is None:
             raise DataError(f"{pred_json_file}: has no prediction for the image {annotation['image_id']!r}")
-        maps = [_read_map(f / a["file_name"]) for f, a in zip(folders, (annotation, prediction), strict=True)]
+        places = zip(folders, (annotation, prediction), strict=True)
+        maps = [_read_map(place(a["file_name"], folder, f"{folder}.json")) for folder, a in places]
         stats.add_image(maps[0], annotation["segments_info"], maps[1], prediction["segments_info"])
     categories = {c["id"]: c for c in truth["categories"]}
     kinds = {"All": None, "Things": True, "Stuff": False}
@@ -96,9 +111,8 @@ def pq_compute(
 
 
 def _read_map(path: Path) -> np.ndarray:
-    image_module = require("PIL.Image")
     try:
-        with image_module.open(path) as image:
+        with open_image(path) as image:
             return rgb2id(np.asarray(image.convert("RGB")))
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by the damage
         raise DataError(f"{path}: cannot be read as a panoptic map ({error})") from error

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData, LabelData, PixelData
 from torch import Tensor, nn
 
-from visionattn.errors import CheckpointError, ConfigError
+from visionattn.errors import CheckpointError, ConfigError, VisionattnError
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.build import building, quiet
 from visionattn.openmmlab.randomness import seed_iteration
@@ -22,6 +22,7 @@ from visionattn.openmmlab.randomness import seed_iteration
 __all__ = ["FORMAT", "Replay", "decode", "encode", "replay", "write_dump"]
 
 FORMAT = "visionattn-replay-1"
+AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 KIND = "~kind"
 """Marks a dict in a dump that stands for an object. No other class than those of `_classes` is ever made from one."""
 
@@ -68,27 +69,40 @@ def decode(value: Any) -> Any:
     """What `encode` made a plain value of.
 
     Raises:
-        CheckpointError: a kind that is not known.
+        CheckpointError: a kind that is not known, or one that is not as `encode` makes it.
     """
+    try:
+        return _decode(value)
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError, RuntimeError) as error:
+        raise CheckpointError(f"the dump's batch is malformed ({type(error).__name__}: {_short(error)})") from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _decode(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(decode(v) for v in value)
+        return type(value)(_decode(v) for v in value)
     if not isinstance(value, Mapping):
         return value
     if KIND not in value:
-        return {k: decode(v) for k, v in value.items()}
+        return {k: _decode(v) for k, v in value.items()}
     name = value[KIND]
     if name == "ndarray":
         return value["tensor"].numpy()
-    kind = _classes().get(name)
+    kind = _classes().get(name) if isinstance(name, str) else None
     if kind is None:
         raise CheckpointError(f"the dump holds a {name!r}, which is not known here")
     if name == "HorizontalBoxes":
         return kind(value["tensor"])
     if name in ("BitmapMasks", "PolygonMasks"):
-        return kind(decode(value["masks"]), value["height"], value["width"])
-    element = kind(metainfo=decode(value["meta"]))
+        return kind(_decode(value["masks"]), value["height"], value["width"])
+    element = kind(metainfo=_decode(value["meta"]))
     for key, item in value["data"].items():
-        setattr(element, key, decode(item))
+        if callable(getattr(kind, key, None)):
+            raise CheckpointError(f"the dump's {name} has a field {key!r}, which is a method")
+        setattr(element, key, _decode(item))
     return element
 
 
@@ -148,6 +162,12 @@ def replay(path: str | Path, config: Config, device: str | torch.device = "cpu")
     dump = checkpoints.read(path)
     if dump.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is no dump of a stopped run (nonfinite_iter_*.pth)")
+    try:
+        seed, iteration, rank = (int(dump[key]) for key in ("seed", "iteration", "rank"))
+        if min(seed, rank) < 0 or iteration < 1 or max(seed, iteration, rank) >= 2**32:
+            raise ValueError(f"seed {seed}, iteration {iteration}, rank {rank}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path}: its seed, iteration or rank is missing or none ({_short(error)})") from error
     if dump.get("batch") is None:
         raise CheckpointError(f"{path}: holds no batch, as it was of classes that cannot be saved safely")
     name, device = str(config.filename or "the config"), torch.device(device)
@@ -161,20 +181,29 @@ def replay(path: str | Path, config: Config, device: str | torch.device = "cpu")
     checkpoints.fit(model, dump, path)
     modules: list[str] = []
     hooks = [m.register_forward_hook(_watch(n, modules)) for n, m in model.named_modules() if n]
-    seed_iteration(int(dump["seed"]), int(dump["iteration"]) - 1, int(dump["rank"]))
-    dtype = getattr(torch, str(dump.get("autocast") or "").removeprefix("torch."), None)
-    with torch.autocast(device.type, dtype) if dtype is not None else nullcontext():
-        batch = model.data_preprocessor(decode(dump["batch"]), True)
-        losses = model(**batch, mode="loss") if isinstance(batch, Mapping) else model(*batch, mode="loss")
-    total, terms = model.parse_losses(losses)
+    seed_iteration(seed, iteration - 1, rank)
+    dtype = AUTOCAST.get(str(dump.get("autocast") or "").removeprefix("torch."))
+    batch = decode(dump["batch"])
+    try:
+        with torch.autocast(device.type, dtype) if dtype is not None else nullcontext():
+            batch = model.data_preprocessor(batch, True)
+            losses = model(**batch, mode="loss") if isinstance(batch, Mapping) else model(*batch, mode="loss")
+        total, terms = model.parse_losses(losses)
+    except VisionattnError:
+        raise
+    except Exception as error:  # what the run's model took, this one does not: other data or another model
+        raise CheckpointError(
+            f"{path}: its batch does not go through the config's model ({type(error).__name__}: {_short(error)})"
+        ) from error
     for hook in hooks:
         hook.remove()
     if total.requires_grad:
         total.backward()
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     values = {k: v.item() for k, v in terms.items()}
-    images = [str(name) for name in dump.get("images") or ()]
-    return Replay(str(dump["what"]), int(dump["iteration"]), images, values, modules, bad)
+    images = dump.get("images")
+    images = [str(name) for name in images] if isinstance(images, (list, tuple)) else []
+    return Replay(str(dump.get("what", "loss")), iteration, images, values, modules, bad)
 
 
 def _watch(name: str, found: list[str]) -> Any:
