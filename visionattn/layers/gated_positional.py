@@ -74,10 +74,10 @@ class GatedPositionalAttention(TokenAttention):
         nn.init.eye_(self.v.weight)
         side = math.isqrt(self.num_heads)
         center = (side - 1) / 2 if side % 2 == 0 else side // 2
-        for row in range(side):
-            for column in range(side):
+        for column in range(side):
+            for row in range(side):
                 weight = torch.tensor([2 * (column - center), 2 * (row - center), -1.0])
-                self.pos_proj.weight[row * side + column] = strength * weight.to(self.pos_proj.weight)
+                self.pos_proj.weight[column * side + row] = strength * weight.to(self.pos_proj.weight)
 
     def position(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """The attention by position along columns ``[heads, H, H]`` and rows ``[heads, W, W]``; all is their product."""
