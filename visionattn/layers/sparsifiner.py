@@ -114,67 +114,63 @@ class SparsifinerAttention(TokenAttention):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(self.heads(part) for part in self.qkv(x).chunk(3, -1))
 
-    def _coefficients(self, q: Tensor, k: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def _coefficients(
+        self, q: Tensor, k: Tensor, height: int, width: int, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Coefficients ``[B, heads, N - P, r]``, all of them, and the signed basis ``[r, N]``."""
         predictor = self.mask_predictor
         down = resize_grid(predictor.proj_n, self.input_size, (height, width))
         basis = resize_grid(predictor.proj_back_n, self.input_size, (height, width)).T
-        query = predictor.proj_c_q(q[:, :, self.num_prefix_tokens :])
-        keys = predictor.proj_c_k(k).transpose(2, 3) @ down
+        query, keys = predictor.proj_c_q(q), predictor.proj_c_k(k)
+        if kept is not None:
+            query, keys = query * kept[:, None, :, None], keys * kept[:, None, :, None]
         # the number of heads, not their size: as published
-        return (query @ keys * self.num_heads**-0.5).softmax(-1), basis
+        logits = query[:, :, self.num_prefix_tokens :] @ (keys.transpose(2, 3) @ down) * self.num_heads**-0.5
+        return logits.softmax(-1), basis
 
     @torch.no_grad()
-    def _forecast(self, q: Tensor, k: Tensor, height: int, width: int, token_mask: Tensor | None) -> Forecast:
-        coefficients, basis = self._coefficients(q, k, height, width)
+    def _forecast(self, q: Tensor, k: Tensor, height: int, width: int, kept: Tensor | None) -> Forecast:
+        coefficients, basis = self._coefficients(q, k, height, width, kept)
         basis = basis.abs()
         basis = basis.masked_fill(basis <= self.basis_threshold, 0)
-        kept = min(self.coefficients, coefficients.shape[-1])
-        if kept < coefficients.shape[-1]:
-            values, index = coefficients.topk(kept, -1)
+        if self.coefficients < coefficients.shape[-1]:
+            values, index = coefficients.topk(self.coefficients, -1)
             coefficients = torch.zeros_like(coefficients).scatter(-1, index, values)
         approximate = coefficients @ basis.to(coefficients.dtype)
-        batch, heads, rows, count = approximate.shape
+        count, prefix = approximate.shape[-1], self.num_prefix_tokens
         budget = math.ceil(self.keep_rate * count)
         scores = approximate
-        if token_mask is not None:
-            scores = scores.masked_fill(~token_mask[:, None, None], -float("inf"))
+        if kept is not None:
+            scores = scores.masked_fill(~kept[:, None, None], -float("inf"))
         index = scores.topk(budget, -1).indices
         chosen = torch.ones_like(index, dtype=torch.bool)
-        if token_mask is not None:  # each sample has the budget that its own tokens allow
-            allowed = token_mask.sum(1).clamp(max=budget)
+        if kept is not None:  # each sample has the budget that its own tokens of the map allow
+            allowed = kept[:, prefix:].sum(1)
             chosen = (torch.arange(budget, device=index.device) < allowed[:, None])[:, None, None].expand_as(index)
-        mask = approximate.new_zeros((batch, heads, rows, count), dtype=torch.bool).scatter(-1, index, chosen)
-        mask = F.pad(mask, (0, 0, self.num_prefix_tokens, 0), value=True)
-        if token_mask is not None:
-            mask = mask & token_mask[:, None, None]
-        return Forecast(mask, approximate, coefficients, basis)
+        mask = torch.zeros_like(approximate, dtype=torch.bool).scatter(-1, index, chosen)
+        return Forecast(F.pad(mask, (0, 0, prefix, 0), value=True), approximate, coefficients, basis)
 
     def _attend(
         self, x: Tensor, height: int, width: int, token_mask: Tensor | None = None, prune_rows: bool = False
     ) -> tuple[Tensor, Forecast]:
         q, k, v = self._project(x)
+        kept = None
         if token_mask is not None:
-            places = height * width
-            if token_mask.dtype != torch.bool or token_mask.shape != (x.shape[0], places):
-                raise ValueError(
-                    f"token_mask must be bool {[x.shape[0], places]}, got {token_mask.dtype} {list(token_mask.shape)}"
-                )
-            token_mask = F.pad(token_mask, (self.num_prefix_tokens, 0), value=True)
-            q, k, v = (t * token_mask[:, None, :, None] for t in (q, k, v))
-        forecast = self._forecast(q, k, height, width, token_mask)
+            shape = (x.shape[0], height * width)
+            if token_mask.dtype != torch.bool or token_mask.shape != shape:
+                raise ValueError(f"token_mask must be bool {shape}, got {token_mask.dtype} {tuple(token_mask.shape)}")
+            kept = F.pad(token_mask, (self.num_prefix_tokens, 0), value=True)
+            q, k, v = (t * kept[:, None, :, None] for t in (q, k, v))
+        forecast = self._forecast(q, k, height, width, kept)
+        if kept is not None and prune_rows:
+            forecast = forecast._replace(mask=forecast.mask & kept[:, None, :, None])
         mask = forecast.mask
-        if token_mask is not None and prune_rows:
-            mask = mask & token_mask[:, None, :, None]
-            forecast = forecast._replace(mask=mask)
-        some = None
-        if token_mask is not None:  # a row without a choice would be a division by 0; it is 0 instead
-            some = mask.any(-1, keepdim=True)
-            mask = mask | ~some
         drop = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, mask, drop, scale=self.scale)
-        if some is not None:
-            out = out * some
+        if kept is None:
+            out = F.scaled_dot_product_attention(q, k, v, mask, drop, scale=self.scale)
+        else:  # a row without a choice would be a division by 0; it is 0 instead
+            some = mask.any(-1, keepdim=True)
+            out = F.scaled_dot_product_attention(q, k, v, mask | ~some, drop, scale=self.scale) * some
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))), forecast
 
     def attend(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -192,7 +188,8 @@ class SparsifinerAttention(TokenAttention):
         Args:
             x: see `TokenAttention`.
             size: height and width of the map.
-            token_mask: bool ``[B, H * W]``, False for tokens of the map that no other attends to.
+            token_mask: bool ``[B, H * W]``, False for tokens of the map whose queries, keys and values are 0, and that
+                other tokens of the map do not attend to. No token attends to more than are left in its own sample.
             prune_rows: these tokens do not attend to others, either; they get the projection of 0.
 
         Returns:
