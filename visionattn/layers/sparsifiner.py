@@ -61,7 +61,8 @@ class SparsifinerAttention(TokenAttention):
         num_prefix_tokens: tokens before those of the map, such as 1 for a class token. They attend to all.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         keep_rate: share of all tokens that a token attends to, in (0, 1].
-        reduce_n: tokens per basis vector; the rank is the number of tokens divided by it, rounded down.
+        reduce_n: tokens per basis vector; the rank is the number of tokens divided by it, rounded
+            down, and at least 1.
         reduce_c: channels of a head over those of the forecast.
         coefficients: how many basis vectors a row of the forecast may use.
         basis_threshold: entries of the basis up to this are 0.
@@ -96,11 +97,11 @@ class SparsifinerAttention(TokenAttention):
         count = num_prefix_tokens + math.prod(self.input_size)
         if not 0 < keep_rate <= 1:
             raise ValueError(f"keep_rate={keep_rate} must be above 0 and at most 1")
-        for name, value, most in (("reduce_n", reduce_n, count), ("reduce_c", reduce_c, self.head_dim)):
-            if not 1 <= value <= most:
-                raise ValueError(f"{name}={value} must be from 1 to {most}")
-        if coefficients < 1:
-            raise ValueError(f"coefficients={coefficients} must be at least 1")
+        if not 1 <= reduce_c <= self.head_dim:
+            raise ValueError(f"reduce_c={reduce_c} must be from 1 to dim / num_heads = {self.head_dim}")
+        for name, value in (("reduce_n", reduce_n), ("coefficients", coefficients)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
         dd = {"device": device, "dtype": dtype}
         self.keep_rate = keep_rate
         self.coefficients = coefficients
@@ -109,7 +110,8 @@ class SparsifinerAttention(TokenAttention):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.mask_predictor = MaskPredictor(count, self.head_dim, count // reduce_n, self.head_dim // reduce_c, **dd)
+        rank = max(1, count // reduce_n)
+        self.mask_predictor = MaskPredictor(count, self.head_dim, rank, self.head_dim // reduce_c, **dd)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(self.heads(part) for part in self.qkv(x).chunk(3, -1))
