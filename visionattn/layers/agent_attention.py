@@ -85,7 +85,9 @@ class AgentAttention(TokenAttention):
         """Of agents to tokens ``[1, heads, agents, tokens]`` and of tokens to agents ``[1, heads, tokens, agents]``."""
         size = (height, width)
         to_tokens = F.interpolate(self.an_bias, size, mode="bilinear").flatten(2)[None]
-        line = _stretch(self.ah_bias[0, ..., 0], height)[..., None] + _stretch(self.aw_bias[0, :, :, 0], width)[:, :, None]
+        line = (
+            _stretch(self.ah_bias[0, ..., 0], height)[..., None] + _stretch(self.aw_bias[0, :, :, 0], width)[:, :, None]
+        )
         to_tokens = to_tokens + line.flatten(2)
         to_agents = F.interpolate(self.na_bias, size, mode="bilinear").flatten(2)[None]
         rows = _stretch(self.ha_bias[0, :, :, 0].transpose(1, 2), height)

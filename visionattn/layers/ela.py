@@ -52,7 +52,9 @@ class EfficientLocalAttention(nn.Module):
         gn_groups = norm_groups if gn_groups is None else gn_groups
         if conv_groups is None:
             if dim % channels:
-                raise ValueError(f"dim={dim} must be a multiple of {channels} for variant={variant!r}; or give conv_groups")
+                raise ValueError(
+                    f"dim={dim} must be a multiple of {channels} for variant={variant!r}; or give conv_groups"
+                )
             conv_groups = dim // channels
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd and at least 1")

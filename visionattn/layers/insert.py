@@ -136,7 +136,9 @@ def _matching(
         if not (hit and name):
             continue
         kind = type(module)
-        if any("norm" in cls.__name__.lower() for cls in kind.__mro__ if cls.__module__.startswith(("torch.nn", "timm"))):
+        if any(
+            "norm" in cls.__name__.lower() for cls in kind.__mro__ if cls.__module__.startswith(("torch.nn", "timm"))
+        ):
             raise ValueError(f"where={where!r} matches the norm {name}; name the block, convolution or activation")
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             raise ValueError(f"where={where!r} matches {name}, a {kind.__name__}, which gives no map")

@@ -33,7 +33,8 @@ ATTENTIONS: dict[str, type[TokenAttention]] = {
     "inline": InLineAttention,
     "sparsifiner": SparsifinerAttention,
 }
-AGENTS = (9, 16, 49, 49)  # of the published models, by stage or quarter of the depth
+AGENTS = (9, 16, 49, 49)  # of the published models, by stage
+SIXTHS = (0, 1, 2, 2, 2, 3)  # the stage of each sixth of the depth of a vision transformer, as published
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,16 @@ class _Place:
     grid: TokenGrid | None = None
     block_class: type[nn.Module] | None = None
 
-    def value(self, option: str, given: Any) -> Any:
-        """That of this place, of one per stage or equal part of the depth."""
+    def value(self, option: str, given: Sequence[Any]) -> Any:
+        """That of this place."""
         number, count = self.depth
-        if not given or (self.grid is None and len(given) != count):
+        if len(given) == count:
+            return given[number]
+        if self.grid is None:
             raise ValueError(f"{option}={given!r} must have one value for each of {count} stages")
-        return given[number * len(given) // count]
+        if len(given) != 4:
+            raise ValueError(f"{option}={given!r} must have 4 values, or one for each of {count} blocks")
+        return given[SIXTHS[6 * number // count]]
 
 
 class _Record:
@@ -113,8 +118,10 @@ def replace_attention(
         attention: ``"agent"``, ``"inline"``, ``"gpsa"`` or ``"sparsifiner"``.
         where: a pattern as of a shell, such as ``"blocks.[0-5].attn"``, or a function, for the names of modules to
             replace; None for all.
-        **options: to the module's constructor. A list has one value for each stage, or equal part of the depth of a
-            vision transformer. ``input_size`` is that of the model, of DaViT that of 224 x 224 images.
+        **options: to the module's constructor. A list has one value for each stage; in vision transformers one for
+            each block, or four for the first sixth of the depth, the second, the next three and the last, as the
+            published models have it. ``input_size`` is that of the model, of DaViT that of 224 x 224 images. Agent
+            attention has 9, 16, 49 and 49 agents by default.
 
     Returns:
         What was replaced, kept, and what is new.
@@ -181,7 +188,9 @@ def _put_in(block: nn.Module) -> bool:
 
 def _windowed(modules: dict[str, nn.Module]) -> Iterator[_Place]:
     """Those of Swin and DaViT; a stage is what holds the blocks."""
-    found = [(name, block) for name, block in modules.items() if isinstance(block, (SwinTransformerBlock, SpatialBlock))]
+    found = [
+        (name, block) for name, block in modules.items() if isinstance(block, (SwinTransformerBlock, SpatialBlock))
+    ]
     stages: dict[str, int] = {}
     for name, _ in found:
         stages.setdefault(name.rsplit(".blocks.", 1)[0], len(stages))
@@ -210,7 +219,7 @@ def _make(cls: type[TokenAttention], place: _Place, options: dict[str, Any]) -> 
     }
     if cls is AgentAttention:
         number, count = place.depth
-        own["agent_num"] = AGENTS[number * len(AGENTS) // count]
+        own["agent_num"] = place.value("agent_num", AGENTS) if place.grid else AGENTS[4 * number // count]
     known = inspect.signature(cls).parameters
     for name, value in options.items():
         if name not in known:

@@ -55,9 +55,7 @@ class ULSAM(nn.Module):
             raise ValueError(f"num_splits={num_splits} must be at least 1 and divide dim={dim}")
         self.dim = dim
         self.num_splits = num_splits
-        self.subspaces = nn.ModuleList(
-            Subspace(dim // num_splits, momentum, device, dtype) for _ in range(num_splits)
-        )
+        self.subspaces = nn.ModuleList(Subspace(dim // num_splits, momentum, device, dtype) for _ in range(num_splits))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to the same shape."""
