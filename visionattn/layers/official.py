@@ -22,8 +22,8 @@ def filter_official(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str
     """A published checkpoint under the names of timm, for a model after `replace_attention`.
 
     A ``filter_fn`` of timm: ``timm.models.load_checkpoint(model, path, filter_fn=filter_official)``. What it returns
-    loads strictly. Containers, prefixes of data parallelism and computed buffers are taken off, stages are renumbered as
-    timm has them, and position embeddings and tables of position are interpolated where the model is for another size.
+    loads strictly. Containers, prefixes of data parallelism and computed buffers are taken off, stages are renumbered
+    as timm has them, and what is learned of positions is interpolated where the model is for another size.
 
     Args:
         state_dict: as published, alone or in ``{"model": ...}`` or ``{"state_dict": ...}``.

@@ -107,8 +107,8 @@ def replace_attention(
     """Replace the attention of a model of timm, in place.
 
     Attentions that can be replaced are those of timm's `VisionTransformer` (ViT, DeiT and the like), whose class token
-    and registers are kept apart, of `SwinTransformer`, and the spatial ones of DaViT, timm's and ours. In Swin and DaViT
-    the new attention is over the whole map, without windows, shifts and their position bias.
+    and registers are kept apart, of `SwinTransformer`, and the spatial ones of DaViT, timm's and ours. In Swin and
+    DaViT the new attention is over the whole map, without windows, shifts and their position bias.
 
     The projections ``qkv`` and ``proj`` keep their values, device, dtype and training mode. Load weights of the plain
     model before, and those of a model with this attention after.
