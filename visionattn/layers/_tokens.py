@@ -19,8 +19,6 @@ def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
 
 def resize_grid(table: Tensor, size: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """Rows ``[prefix + H * W, C]``, the last ones a map in row-major order, to another map; others stay."""
-    if size == new:
-        return table
     prefix = table.shape[0] - size[0] * size[1]
     grid = table[prefix:].T.unflatten(1, size)[None]
     wide = F.interpolate(grid.float() if grid.dtype in (torch.float16, torch.bfloat16) else grid, new, mode="bilinear")

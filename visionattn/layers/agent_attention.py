@@ -130,5 +130,5 @@ def _pool_size(agent_num: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _stretch(table: Tensor, length: int) -> Tensor:
-    """``[heads, agents, L]`` to another length, linearly."""
-    return table if table.shape[2] == length else F.interpolate(table, length, mode="linear")
+    """``[heads, agents, L]`` to another length, linearly; exact where it is the same one."""
+    return F.interpolate(table, length, mode="linear")

@@ -80,7 +80,7 @@ class GatedPositionalAttention(TokenAttention):
                 self.pos_proj.weight[column * side + row] = strength * weight.to(self.pos_proj.weight)
 
     def position(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Attention by position along columns ``[heads, H, H]`` and rows ``[heads, W, W]``: all of it is their product."""
+        """Attention by position along columns ``[heads, H, H]`` and rows ``[heads, W, W]``: it is their product."""
         dx_weight, dy_weight, square = self.pos_proj.weight[:, :, None, None].unbind(1)
 
         def along(length: int, linear: Tensor, bias: Tensor | float) -> Tensor:
