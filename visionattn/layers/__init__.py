@@ -1,11 +1,19 @@
 """Modules over the kernels, one file per mechanism; everything common comes from `timm.layers`."""
 
+from visionattn.layers.agent_attention import AgentAttention
+from visionattn.layers.efficient_probing import EfficientProbe, EfficientProbing
+from visionattn.layers.ela import EfficientLocalAttention
+from visionattn.layers.gated_positional import GatedPositionalAttention
 from visionattn.layers.global_rpb import GlobalAttentionRpb
+from visionattn.layers.inline_attention import InLineAttention
+from visionattn.layers.insert import insert_after
 from visionattn.layers.neighborhood import (
     NeighborhoodAttention1d,
     NeighborhoodAttention2d,
     NeighborhoodAttention3d,
 )
+from visionattn.layers.official import filter_official
+from visionattn.layers.replace import ReplaceReport, replace_attention
 from visionattn.layers.rope import AxialRope
 from visionattn.layers.routing import BiLevelRoutingAttention
 from visionattn.layers.scattered import (
@@ -15,23 +23,37 @@ from visionattn.layers.scattered import (
     ScatterFormerStage,
 )
 from visionattn.layers.sparse_conv import RowNorm, SparseConv3d, SparseTensor, SubMConv3d, SubMDepthwiseConv3d
+from visionattn.layers.sparsifiner import SparsifinerAttention
+from visionattn.layers.ulsam import ULSAM
 from visionattn.layers.voxel_encoder import VoxelEncoder
 
 __all__ = [
+    "ULSAM",
+    "AgentAttention",
     "AttentivePillarPool",
     "AxialRope",
     "BiLevelRoutingAttention",
     "CrossWindowFFN",
+    "EfficientLocalAttention",
+    "EfficientProbe",
+    "EfficientProbing",
+    "GatedPositionalAttention",
     "GlobalAttentionRpb",
+    "InLineAttention",
     "NeighborhoodAttention1d",
     "NeighborhoodAttention2d",
     "NeighborhoodAttention3d",
+    "ReplaceReport",
     "RowNorm",
     "ScatterFormerStage",
     "ScatteredLinearAttention",
     "SparseConv3d",
     "SparseTensor",
+    "SparsifinerAttention",
     "SubMConv3d",
     "SubMDepthwiseConv3d",
     "VoxelEncoder",
+    "filter_official",
+    "insert_after",
+    "replace_attention",
 ]

@@ -1,0 +1,134 @@
+"""Agent attention: a few pooled queries gather from all tokens, and all tokens read what these gathered.
+
+Han et al., "Agent Attention: On the Integration of Softmax and Linear Attention" (arXiv 2312.08874). Parameter names
+are the published ones.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_module, trunc_normal_
+from torch import Tensor, nn
+
+from visionattn.layers._tokens import TokenAttention, pair
+
+__all__ = ["AgentAttention"]
+
+TABLE = 7  # the coarse part of the biases has this many rows and columns, whatever the map
+
+
+@register_notrace_module
+class AgentAttention(TokenAttention):
+    """Multi-head attention by way of agents; its cost grows linearly with the number of tokens.
+
+    The agents are the queries, pooled to a small map. ``softmax(agents keys^T) values`` is what they gather, and
+    ``softmax(queries agents^T)`` of that is the result, to which a depthwise convolution of the values is added. Both
+    products have a learned bias of position. Prefix tokens take part in both, but are not pooled and not convolved.
+
+    Args:
+        dim: channels; a multiple of `num_heads`.
+        num_heads: attention heads.
+        input_size: height and width of the map for which there are biases; they are interpolated for others.
+        agent_num: agents: a square number, or (rows, columns). A map with fewer tokens per axis repeats them.
+        num_prefix_tokens: tokens before those of the map, such as 1 for a class token.
+        qkv_bias: whether the projection to queries, keys and values has a bias. The published Swin models have it.
+        attn_drop: dropout of both attention probabilities.
+        proj_drop: dropout after the output projection.
+        device, dtype: of the parameters.
+
+    Shapes: see `TokenAttention`.
+
+    Raises:
+        ValueError: an argument out of its range, or an input that does not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        input_size: int | Sequence[int] = 14,
+        agent_num: int | Sequence[int] = 49,
+        num_prefix_tokens: int = 0,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_heads, input_size, num_prefix_tokens)
+        dd = {"device": device, "dtype": dtype}
+        self.pool_size = _pool_size(agent_num)
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.dwc = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
+        agents, (height, width) = math.prod(self.pool_size), self.input_size
+
+        def table(*shape: int) -> nn.Parameter:
+            return nn.Parameter(trunc_normal_(torch.empty(*shape, **dd), std=0.02))
+
+        # of agents (a) and tokens (n, by height h and width w), in the order in which logits have them
+        self.an_bias = table(num_heads, agents, TABLE, TABLE)
+        self.na_bias = table(num_heads, agents, TABLE, TABLE)
+        self.ah_bias = table(1, num_heads, agents, height, 1)
+        self.aw_bias = table(1, num_heads, agents, 1, width)
+        self.ha_bias = table(1, num_heads, height, 1, agents)
+        self.wa_bias = table(1, num_heads, 1, width, agents)
+        if num_prefix_tokens:
+            self.ac_bias = table(1, num_heads, agents, num_prefix_tokens)
+            self.ca_bias = table(1, num_heads, num_prefix_tokens, agents)
+
+    def biases(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Of agents to tokens ``[1, heads, agents, tokens]`` and of tokens to agents ``[1, heads, tokens, agents]``."""
+        size = (height, width)
+        to_tokens = F.interpolate(self.an_bias, size, mode="bilinear").flatten(2)[None]
+        line = (
+            _stretch(self.ah_bias[0, ..., 0], height)[..., None] + _stretch(self.aw_bias[0, :, :, 0], width)[:, :, None]
+        )
+        to_tokens = to_tokens + line.flatten(2)
+        to_agents = F.interpolate(self.na_bias, size, mode="bilinear").flatten(2)[None]
+        rows = _stretch(self.ha_bias[0, :, :, 0].transpose(1, 2), height)
+        columns = _stretch(self.wa_bias[0, :, 0].transpose(1, 2), width)
+        to_agents = to_agents + (rows[..., None] + columns[:, :, None]).flatten(2)
+        to_agents = to_agents.transpose(2, 3)
+        if self.num_prefix_tokens:
+            to_tokens = torch.cat([self.ac_bias, to_tokens], 3)
+            to_agents = torch.cat([self.ca_bias, to_agents], 2)
+        return to_tokens, to_agents
+
+    def attend(self, x: Tensor, height: int, width: int) -> Tensor:
+        prefix = self.num_prefix_tokens
+        q, k, v = self.qkv(x).chunk(3, -1)
+        q_map = q[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
+        agents = self.heads(F.adaptive_avg_pool2d(q_map, self.pool_size).flatten(2).transpose(1, 2))
+        to_tokens, to_agents = (bias.to(q.dtype) for bias in self.biases(height, width))
+        drop = self.attn_drop if self.training else 0.0
+        gathered = F.scaled_dot_product_attention(
+            agents, self.heads(k), self.heads(v), to_tokens, drop, scale=self.scale
+        )
+        out = F.scaled_dot_product_attention(self.heads(q), agents, gathered, to_agents, drop, scale=self.scale)
+        out = out.transpose(1, 2).flatten(2)
+        local = self.dwc(v[:, prefix:].transpose(1, 2).unflatten(2, (height, width))).flatten(2).transpose(1, 2)
+        if prefix:
+            local = F.pad(local, (0, 0, prefix, 0))
+        return self.proj_drop(self.proj(out + local))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, agents={self.pool_size}"
+
+
+def _pool_size(agent_num: int | Sequence[int]) -> tuple[int, int]:
+    if not isinstance(agent_num, int):
+        return pair(agent_num, "agent_num")
+    side = math.isqrt(max(agent_num, 0))
+    if side < 1 or side * side != agent_num:
+        raise ValueError(f"agent_num={agent_num} must be a square number, or (rows, columns)")
+    return side, side
+
+
+def _stretch(table: Tensor, length: int) -> Tensor:
+    """``[heads, agents, L]`` to another length, linearly; exact where it is the same one."""
+    return F.interpolate(table, length, mode="linear")

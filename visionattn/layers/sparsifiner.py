@@ -1,0 +1,222 @@
+"""Sparsifiner's attention: each token chooses which others it attends to, from a low-rank forecast of the attention.
+
+Wei et al., "Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient Vision Transformers" (arXiv
+2303.13755). Parameter names are the published ones.
+
+It makes the attention sparse, not fast: the forecast and the mask cost more than a fused attention of all pairs saves.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_module, trunc_normal_
+from torch import Tensor, nn
+
+from visionattn.layers._tokens import TokenAttention, resize_grid
+
+__all__ = ["Forecast", "SparsifinerAttention"]
+
+
+class Forecast(NamedTuple):
+    """What the mask predictor gives; N tokens with prefix P, r the rank.
+
+    Attributes:
+        mask: bool ``[B, heads, N, N]``, True where a token attends to another. Rows of prefix tokens are all True.
+        approximate: the low-rank attention the mask was taken from, ``[B, heads, N - P, N]``.
+        coefficients: of the basis, after the choice of the largest, ``[B, heads, N - P, r]``.
+        basis: ``[r, N]``.
+    """
+
+    mask: Tensor
+    approximate: Tensor
+    coefficients: Tensor
+    basis: Tensor
+
+
+class MaskPredictor(nn.Module):
+    """The parameters of the forecast; keys, as all queries do, pass through the same map in each head."""
+
+    def __init__(self, tokens: int, head_dim: int, rank: int, channels: int, device=None, dtype=None) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.proj_n = nn.Parameter(trunc_normal_(torch.empty(tokens, rank, **dd), std=0.02))
+        self.proj_back_n = nn.Parameter(trunc_normal_(torch.empty(tokens, rank, **dd), std=0.02))
+        self.proj_c_q = nn.Linear(head_dim, channels, **dd)
+        self.proj_c_k = nn.Linear(head_dim, channels, **dd)
+
+
+@register_notrace_module
+class SparsifinerAttention(TokenAttention):
+    """Multi-head attention in which each token attends to a share of the others that depends on the input.
+
+    The choice has no gradient. `reconstruction_loss` trains the mask predictor; see there.
+
+    Args:
+        dim: channels; a multiple of `num_heads`.
+        num_heads: attention heads.
+        input_size: height and width of the map for which there is a basis; it is interpolated for others.
+        num_prefix_tokens: tokens before those of the map, such as 1 for a class token. They attend to all.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
+        keep_rate: share of all tokens that a token attends to, in (0, 1].
+        reduce_n: tokens per basis vector; the rank is the number of tokens divided by it, rounded
+            down, and at least 1.
+        reduce_c: channels of a head over those of the forecast.
+        coefficients: how many basis vectors a row of the forecast may use.
+        basis_threshold: entries of the basis up to this are 0.
+        attn_drop: dropout of the attention probabilities.
+        proj_drop: dropout after the output projection.
+        device, dtype: of the parameters.
+
+    Shapes: see `TokenAttention`.
+
+    Raises:
+        ValueError: an argument out of its range, or an input that does not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        input_size: int | Sequence[int] = 14,
+        num_prefix_tokens: int = 0,
+        qkv_bias: bool = False,
+        keep_rate: float = 0.25,
+        reduce_n: int = 6,
+        reduce_c: int = 2,
+        coefficients: int = 8,
+        basis_threshold: float = 0.02,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_heads, input_size, num_prefix_tokens)
+        count = num_prefix_tokens + math.prod(self.input_size)
+        if not 0 < keep_rate <= 1:
+            raise ValueError(f"keep_rate={keep_rate} must be above 0 and at most 1")
+        if not 1 <= reduce_c <= self.head_dim:
+            raise ValueError(f"reduce_c={reduce_c} must be from 1 to dim / num_heads = {self.head_dim}")
+        for name, value in (("reduce_n", reduce_n), ("coefficients", coefficients)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        dd = {"device": device, "dtype": dtype}
+        self.keep_rate = keep_rate
+        self.coefficients = coefficients
+        self.basis_threshold = basis_threshold
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        rank = max(1, count // reduce_n)
+        self.mask_predictor = MaskPredictor(count, self.head_dim, rank, self.head_dim // reduce_c, **dd)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(self.heads(part) for part in self.qkv(x).chunk(3, -1))
+
+    def _coefficients(
+        self, q: Tensor, k: Tensor, height: int, width: int, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Coefficients ``[B, heads, N - P, r]``, all of them, and the signed basis ``[r, N]``."""
+        predictor = self.mask_predictor
+        down = resize_grid(predictor.proj_n, self.input_size, (height, width))
+        basis = resize_grid(predictor.proj_back_n, self.input_size, (height, width)).T
+        query, keys = predictor.proj_c_q(q), predictor.proj_c_k(k)
+        if kept is not None:
+            query, keys = query * kept[:, None, :, None], keys * kept[:, None, :, None]
+        # the number of heads, not their size: as published
+        logits = query[:, :, self.num_prefix_tokens :] @ (keys.transpose(2, 3) @ down) * self.num_heads**-0.5
+        return logits.softmax(-1), basis
+
+    @torch.no_grad()
+    def _forecast(self, q: Tensor, k: Tensor, height: int, width: int, kept: Tensor | None) -> Forecast:
+        coefficients, basis = self._coefficients(q, k, height, width, kept)
+        basis = basis.abs()
+        basis = basis.masked_fill(basis <= self.basis_threshold, 0)
+        if self.coefficients < coefficients.shape[-1]:
+            values, index = coefficients.topk(self.coefficients, -1)
+            coefficients = torch.zeros_like(coefficients).scatter(-1, index, values)
+        approximate = coefficients @ basis.to(coefficients.dtype)
+        count, prefix = approximate.shape[-1], self.num_prefix_tokens
+        budget = math.ceil(self.keep_rate * count)
+        scores = approximate
+        if kept is not None:
+            scores = scores.masked_fill(~kept[:, None, None], -float("inf"))
+        index = scores.topk(budget, -1).indices
+        chosen = torch.ones_like(index, dtype=torch.bool)
+        if kept is not None:  # each sample has the budget that its own tokens of the map allow
+            allowed = kept[:, prefix:].sum(1)
+            chosen = (torch.arange(budget, device=index.device) < allowed[:, None])[:, None, None].expand_as(index)
+        mask = torch.zeros_like(approximate, dtype=torch.bool).scatter(-1, index, chosen)
+        return Forecast(F.pad(mask, (0, 0, prefix, 0), value=True), approximate, coefficients, basis)
+
+    def _attend(
+        self, x: Tensor, height: int, width: int, token_mask: Tensor | None = None, prune_rows: bool = False
+    ) -> tuple[Tensor, Forecast]:
+        q, k, v = self._project(x)
+        kept = None
+        if token_mask is not None:
+            shape = (x.shape[0], height * width)
+            if token_mask.dtype != torch.bool or token_mask.shape != shape:
+                raise ValueError(f"token_mask must be bool {shape}, got {token_mask.dtype} {tuple(token_mask.shape)}")
+            kept = F.pad(token_mask, (self.num_prefix_tokens, 0), value=True)
+            q, k, v = (t * kept[:, None, :, None] for t in (q, k, v))
+        forecast = self._forecast(q, k, height, width, kept)
+        if kept is not None and prune_rows:
+            forecast = forecast._replace(mask=forecast.mask & kept[:, None, :, None])
+        mask = forecast.mask
+        drop = self.attn_drop if self.training else 0.0
+        if kept is None:
+            out = F.scaled_dot_product_attention(q, k, v, mask, drop, scale=self.scale)
+        else:  # a row without a choice would be a division by 0; it is 0 instead
+            some = mask.any(-1, keepdim=True)
+            out = F.scaled_dot_product_attention(q, k, v, mask | ~some, drop, scale=self.scale) * some
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))), forecast
+
+    def attend(self, x: Tensor, height: int, width: int) -> Tensor:
+        return self._attend(x, height, width)[0]
+
+    def forward_forecast(
+        self,
+        x: Tensor,
+        size: tuple[int, int] | None = None,
+        token_mask: Tensor | None = None,
+        prune_rows: bool = False,
+    ) -> tuple[Tensor, Forecast]:
+        """As `forward`, with the forecast, and with tokens left out.
+
+        Args:
+            x: see `TokenAttention`.
+            size: height and width of the map.
+            token_mask: bool ``[B, H * W]``, False for tokens of the map whose queries, keys and values are 0, and that
+                other tokens of the map do not attend to. No token attends to more than are left in its own sample.
+            prune_rows: these tokens do not attend to others, either; they get the projection of 0.
+
+        Returns:
+            The output, ``[B, N, C]``, and what it was made with.
+        """
+        tokens, height, width = self.tokens(x, size)
+        return self._attend(tokens, height, width, token_mask, prune_rows)
+
+    def reconstruct(self, x: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """The forecast with all coefficients and the signed basis, and the attention it forecasts.
+
+        Returns:
+            Both ``[B, heads, N - P, N]``, for all rows but those of prefix tokens.
+        """
+        tokens, height, width = self.tokens(x, size)
+        q, k, _ = self._project(tokens)
+        coefficients, basis = self._coefficients(q, k, height, width)
+        dense = q[:, :, self.num_prefix_tokens :] * self.scale @ k.transpose(2, 3)
+        return coefficients @ basis, dense.softmax(-1)
+
+    def reconstruction_loss(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Mean squared difference of the two of `reconstruct`: what trains the mask predictor.
+
+        The published recipe fits the predictor by this for 5 epochs, then trains the model under the masks for 45 with
+        cross entropy (weight 1), distillation of logits and of tokens from the dense model (0.5 each) and this (0.01).
+        """
+        approximate, dense = self.reconstruct(x, size)
+        return F.mse_loss(approximate, dense)
