@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionattn  # noqa: F401  (registers the models)
+from visionattn.backbones.scatterformer import ScatterFormer
 
 TARGET = Path(__file__).with_name("backbones.md")
 TIMM_DAVIT = ["davit_tiny.msft_in1k", "davit_small.msft_in1k", "davit_base.msft_in1k", "davit_large"]
@@ -88,7 +89,9 @@ Written by `docs/generate_backbones.py`; change that, not this.
   multiplication with its addition as one. It counts products of matrices, convolutions, and attention: dense attention
   by its products, neighborhood and routing attention by the pairs of query and key that attend to each other
   (`visionattn/kernels/*/flops.py`). Norms, activations, softmax and additions are not counted. Of models of videos
-  they are those of one frame, and of pose-aware models those without a pose, which only adds what it covers.
+  they are those of one frame, and of pose-aware models those without a pose, which only adds what it covers. What
+  ScatterFormer computes follows from the voxels that a scan fills, so it has no such number; the size given is that of
+  its default grid, not a limit.
 - **Top-1** is ImageNet-1k accuracy as published, not measured here.
 - **Parity** says what the tests compare with recordings of the authors' code: *recorded* is this model at full size,
   outputs within 1e-5 and gradients within 1e-4; *family* is small configurations of the same code; *none* has nothing
@@ -99,9 +102,11 @@ Written by `docs/generate_backbones.py`; change that, not this.
 """
 
 
-def count(name: str) -> tuple[int, float]:
-    """Parameters, and multiply-adds of one image in units of 1e9."""
+def count(name: str) -> tuple[int, float | None]:
+    """Parameters, and multiply-adds of one image in units of 1e9; None where they depend on what is in it."""
     model = timm.create_model(name, device="meta").eval()
+    if isinstance(model, ScatterFormer):
+        return sum(p.numel() for p in model.parameters()), None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, *model.default_cfg["input_size"], device="meta"))
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9
@@ -132,9 +137,11 @@ def row(name: str) -> str:
     stated = cfg.license if cfg.hf_hub_id else f"not stated (code: {cfg.license})" if cfg.license else "not stated"
     licence = stated if has_weights else "–"
     published = has_weights or top1 or arch.startswith("davit") or "timesformer_base" in arch
+    published = published or arch in ("scatterformer_waymo", "scatterformer_nuscenes")
     parity = "recorded" if arch in RECORDED else "family" if published else "none"
     accuracy = f"{top1} ({source})" if top1 else "–"
-    cells = (f"`{name}`", cfg.input_size[-1], f"{parameters:,}", f"{macs:.2f}", accuracy, weights, licence, parity)
+    cost = "by voxels" if macs is None else f"{macs:.2f}"
+    cells = (f"`{name}`", cfg.input_size[-1], f"{parameters:,}", cost, accuracy, weights, licence, parity)
     return f"| {' | '.join(map(str, cells))} |"
 
 
