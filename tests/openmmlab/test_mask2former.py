@@ -15,6 +15,7 @@ from visionattn.metrics.panoptic import id2rgb
 from visionattn.openmmlab.config import load_config
 from visionattn.openmmlab.config_checks import find_problems
 from visionattn.openmmlab.curve import read_records
+from visionattn.openmmlab.launch import launch
 from visionattn.openmmlab.data_checks import check_data
 from visionattn.openmmlab.testing import test as measure
 from visionattn.openmmlab.training import train
@@ -170,3 +171,21 @@ def test_predictions_are_panoptic(panoptic, run):
         np.testing.assert_array_equal(prediction.semantic[covered], found.labels[found.segments[covered] - 1])
         assert (prediction.semantic[~covered] == 3).all()
         assert len(prediction.masks) == len(found.labels)
+
+
+def test_two_processes_count_a_repeated_image_once(panoptic, run, tmp_path):
+    """Three images in two processes: the sampler hands out one of them twice."""
+    options = {
+        "load_from": str(run.checkpoint),
+        "optim_wrapper.optimizer.lr": 0.0,
+        "train_cfg.max_iters": 1,
+        "train_cfg.val_interval": 1,
+        "val_dataloader.dataset.indices": 3,
+        "val_dataloader.num_workers": 0,
+    }
+    config = str(panoptic / "tiny.py")
+    train(load_config(config, options), work_dir=tmp_path / "one")
+    launch({"config": config, "cfg_options": options, "work_dir": str(tmp_path / "two")}, devices=2)
+    one, two = ([r["val"] for r in read_records(tmp_path / name) if "val" in r] for name in ("one", "two"))
+    assert one[0]["PQ"] > 0
+    assert two == one
