@@ -15,8 +15,8 @@ from visionattn.metrics.panoptic import id2rgb
 from visionattn.openmmlab.config import load_config
 from visionattn.openmmlab.config_checks import find_problems
 from visionattn.openmmlab.curve import read_records
-from visionattn.openmmlab.launch import launch
 from visionattn.openmmlab.data_checks import check_data
+from visionattn.openmmlab.launch import launch
 from visionattn.openmmlab.testing import test as measure
 from visionattn.openmmlab.training import train
 
