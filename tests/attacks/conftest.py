@@ -19,6 +19,7 @@ import pytest
 
 from visionattn.errors import VisionattnError
 
+sys.path.append(str(Path(__file__).parent))  # annotation_loaders, image_loaders
 SECONDS = 20
 ROOM = 6 << 30
 """Bytes that a child may take before the system stops it; what a loader may take is `Attempt.megabytes`."""
