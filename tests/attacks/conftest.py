@@ -3,6 +3,7 @@
 A loader runs in a forked child, so that a crash, a hang or a full memory ends that child and not the tests.
 """
 
+import gc
 import os
 import pickle
 import resource
@@ -72,6 +73,7 @@ def attempts(calls: dict[str, Callable[[], Any]], trace: Path) -> dict[str, Atte
         child = os.fork()
         if child == 0:
             try:
+                gc.freeze()  # a collection would copy every page that the child shares with the tests
                 os.close(reading)
                 with os.fdopen(writing, "wb") as stream:
                     for name, call in waiting.items():
