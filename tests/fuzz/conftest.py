@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parent / "attacks")]  # mutations; annotation_loaders, image_loaders
@@ -19,6 +19,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
+    phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )
 if examples := os.environ.get("VISIONATTN_FUZZ_EXAMPLES"):

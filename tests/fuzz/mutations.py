@@ -197,7 +197,9 @@ def edited_text(text: str, edits: list[tuple]) -> str:
         elif kind == "end":
             text = text[: number % (len(text) + 1)]
         else:
-            spans = [m.span() for m in re.finditer(r"[^\s,<>/:=()\[\]]+" if kind != "gap" else r"[\s,<>/:=()\[\]]+", text)]
+            spans = [
+                m.span() for m in re.finditer(r"[^\s,<>/:=()\[\]]+" if kind != "gap" else r"[\s,<>/:=()\[\]]+", text)
+            ]
             if spans:
                 start, end = spans[number % len(spans)]
                 if kind == "word from":
