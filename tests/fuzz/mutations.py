@@ -28,10 +28,10 @@ def try_read(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except VisionattnError as error:
-        text = str(error)
-        assert text.strip(), "an error without a message"
-        assert "\n" not in text or isinstance(error, ConfigProblemsError), text
-        return error
+        refusal = error
+    assert str(refusal).strip(), "an error without a message"
+    assert "\n" not in str(refusal) or isinstance(refusal, ConfigProblemsError), refusal
+    return refusal
 
 
 def fewer(share: int) -> settings:
@@ -42,9 +42,9 @@ def fewer(share: int) -> settings:
 # --- trees: JSON documents, configs ----------------------------------------------------------------------------------
 
 _SPECIAL = st.sampled_from(
-    [None, True, False, 0, 1, -1, 2, 255, 256, 2**31, 2**32, 2**53 + 1, 2**63, -(2**63), 2**64, 10**30, 0.5, -0.0, 1e-320,
-     1e38, 1e39, 1e308, float("inf"), float("nan"), "", "0", "1", "nan", "x", "a.png", "a.bin", ".", "..", "../a.png",
-     "/", "~", "a\0", "\ud800", "é", "٣", "%s{}", [], {}, [[]], [None], {"": 0}]
+    [None, True, False, 0, 1, -1, 2, 255, 256, 2**31, 2**32, 2**53 + 1, 2**63, -(2**63), 2**64, 10**30, 0.5, -0.0,
+     1e-320, 1e38, 1e39, 1e308, float("inf"), float("nan"), "", "0", "1", "nan", "x", "a.png", "a.bin", ".", "..",
+     "../a.png", "/", "~", "a\0", "\ud800", "é", "٣", "%s{}", [], {}, [[]], [None], {"": 0}]
 )  # fmt: skip
 _SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-10, 300), st.integers(), st.floats(), st.floats(-100, 100, width=32),
@@ -183,6 +183,9 @@ word_edits = st.lists(
 )
 
 
+_WORD, _GAP = re.compile(r"[^\s,<>/:=()\[\]]+"), re.compile(r"[\s,<>/:=()\[\]]+")
+
+
 def edited_text(text: str, edits: list[tuple]) -> str:
     """Some words or the gaps between them replaced, lines left out or doubled, the end cut off."""
     for kind, number, *rest in edits:
@@ -197,9 +200,7 @@ def edited_text(text: str, edits: list[tuple]) -> str:
         elif kind == "end":
             text = text[: number % (len(text) + 1)]
         else:
-            spans = [
-                m.span() for m in re.finditer(r"[^\s,<>/:=()\[\]]+" if kind != "gap" else r"[\s,<>/:=()\[\]]+", text)
-            ]
+            spans = [found.span() for found in (_GAP if kind == "gap" else _WORD).finditer(text)]
             if spans:
                 start, end = spans[number % len(spans)]
                 if kind == "word from":

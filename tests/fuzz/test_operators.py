@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -80,7 +80,8 @@ def _exact(arguments: dict[str, Any]) -> dict[str, Any]:
 def _agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert found.shape == expected.shape
     assert found.isfinite().all()
-    assert (found.double() - expected).abs().max() <= TOLERANCE[dtype] * (1 + expected.abs().max()) or not found.numel()
+    if found.numel():
+        assert (found.double() - expected).abs().max() <= TOLERANCE[dtype] * (1 + expected.abs().max())
 
 
 # --- neighborhood attention ------------------------------------------------------------------------------------------
@@ -132,6 +133,12 @@ def _neighborhood(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+NO_BATCH = {"rank": 1, "axes": (1,), "geometry": {"kernel_size": (1,), "stride": (1,), "dilation": (1,)}, "batch": 0,
+            "is_causal": False, "heads": (1, 1), "dims": (1, 1), "bias": False, "extra": 1, "scale": None,
+            "dtype": torch.float64, "seed": 0, "return_lse": False}  # fmt: skip
+
+
+@example(case=NO_BATCH)
 @given(case=neighborhoods())
 def test_neighborhood_attention(case):
     arguments = _neighborhood(case)
@@ -192,6 +199,11 @@ def _routing(case: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+EMPTY_MAPS = {"map": (1, 1), "regions": (1, 1), "topk": 1, "batch": 0, "heads": 1, "dims": (1, 1), "padded": None,
+              "scale": None, "dtype": torch.float64, "seed": 0}  # fmt: skip
+
+
+@example(case=EMPTY_MAPS)
 @given(case=routings())
 def test_routing_attention(case):
     """The routing may tie, so the reference attends to the regions that were found; their products are the best."""
@@ -319,6 +331,15 @@ def test_sparse_convolution(case, submanifold, depthwise, bias):
     _agree(found, expected + (bias and not depthwise), dtype)
 
 
+EMPTY = {"coords": [], "shape": (1, 1, 1), "kernel": 1, "stride": 1, "padding": 0, "channels": (1, 1),
+         "dtype": torch.float64, "seed": 0}  # fmt: skip
+
+
+@example(case=EMPTY, spoiled={"shape": 10**20}, twice=False)
+@example(case=EMPTY | {"coords": [(0, 0, 0, 0)]}, spoiled={"shape": (2**31, 2**31, 2**31)}, twice=False)
+@example(case=EMPTY | {"coords": [(0, 0, 0, 0)]}, spoiled={"bias": ("longer", 0)}, twice=False)
+@example(case=EMPTY | {"coords": [(0, 0, 0, 0)], "channels": (1, 3)}, spoiled={"bias": ("fewer axes", 0)}, twice=False)
+@example(case=EMPTY | {"kernel": (3, 3, 3)}, spoiled={"kernel": "333"}, twice=False)
 @given(
     case=voxels(),
     spoiled=spoilers(("coords", "features", "weight", "bias"), ("shape", "kernel", "stride", "padding")),
