@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 from visionattn.errors import ConfigProblemsError, VisionattnError
@@ -35,8 +35,9 @@ def try_read(call: Callable[[], Any]) -> Any:
 
 
 def fewer(share: int) -> settings:
-    """Settings for a test whose examples are slow: one example where the profile has ``share``."""
-    return settings(max_examples=max(3, settings().max_examples // share))
+    """Settings for a test whose examples are slow: one where the profile has ``share``, and none to make it smaller."""
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    return settings(max_examples=max(3, settings().max_examples // share), phases=phases)
 
 
 # --- trees: JSON documents, configs ----------------------------------------------------------------------------------
