@@ -1,5 +1,6 @@
 """Configs with random changes: `visionattn check` finds nothing wrong, or says in our errors what is."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ from mutations import edited_document, edited_text, fewer, hostile, tree_edits, 
 
 from visionattn.cli import build_parser
 from visionattn.cli.check import run
+from visionattn.errors import VisionattnError
 from visionattn.openmmlab.config import apply_options, load_config, parse_options
 
 SMALL = Path(__file__).parents[1] / "small"
@@ -47,6 +49,51 @@ def test_trees(name, documents, place, edits):
     """A config as JSON, with values of other types, keys removed, renamed, exchanged."""
     (place / "a.json").write_text(json.dumps(_tame(edited_document(documents[name], edits))))
     try_read(lambda: _check(place / "a.json", "--model-only"))
+
+
+FOUND = {
+    "mask_rcnn": {
+        "model.rpn_head.loss_cls": 5,
+        "model.roi_head.bbox_roi_extractor.featmap_strides": 255,
+        "model.roi_head.bbox_roi_extractor.roi_layer": None,
+        "model.roi_head.bbox_head.num_classes": None,
+        "model.roi_head.bbox_head.roi_feat_size": "/",
+        "model.roi_head.bbox_head.type": None,
+        "model.roi_head": 1,
+        "model": [],
+        "custom_data.train_ann": [["train.json"]],
+        "custom_data.root": {"": 0},
+        "custom_data": 3,
+        "val_dataloader": "x",
+        "test_dataloader.dataset": None,
+        "test_evaluator": [None],
+    },
+    "segmentor": {
+        "model.decode_head.in_index": [None],
+        "model.decode_head.feature_strides": [4, None],
+        "train_dataloader.dataset.metainfo": "x",
+        "train_dataloader.dataset.metainfo.classes": 1.5,
+        "default_scope": 7,
+    },
+}
+"""What earlier runs broke on: a traceback in place of a problem with its path."""
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [(n, k, v) for n, found in FOUND.items() for k, v in found.items()])
+def test_found(name, key, value, documents, place, shapes_dir):
+    document = copy.deepcopy(documents[name])
+    if name == "mask_rcnn":
+        document["custom_data"] |= {"root": str(shapes_dir), "classes": "auto"}
+    here = document
+    *path, last = key.split(".")
+    for part in path:
+        here = here[part]
+    here[last] = value
+    (place / "f.json").write_text(json.dumps(document))
+    options = () if name == "mask_rcnn" and not key.startswith("model") else ("--model-only",)
+    if name == "segmentor" and key.startswith("train_dataloader"):
+        options = ()
+    assert isinstance(try_read(lambda: _check(place / "f.json", *options)), VisionattnError) or key == "test_evaluator"
 
 
 @fewer(2)
