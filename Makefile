@@ -1,4 +1,4 @@
-# make demo | test | gpu | reliability | check | lint | audit | licenses | format | clean
+# make demo | test | fuzz | gpu | reliability | check | lint | audit | licenses | format | clean
 # Each target sets up the virtual environment first, when it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: install demo test gpu reliability check lint audit licenses format clean
+.PHONY: install demo test fuzz gpu reliability check lint audit licenses format clean
 
 install: $(STAMP)
 
@@ -33,6 +33,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
+# New random files and arguments on every run: make fuzz EXAMPLES=1000. What fails comes first in the next run.
+EXAMPLES ?= 200
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 VISIONATTN_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
 # On a machine with a CUDA device: the kernels' tests on it, and only if they pass, the timings.
 gpu: $(STAMP)

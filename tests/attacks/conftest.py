@@ -3,6 +3,7 @@
 A loader runs in a forked child, so that a crash, a hang or a full memory ends that child and not the tests.
 """
 
+import gc
 import os
 import pickle
 import resource
@@ -19,6 +20,7 @@ import pytest
 
 from visionattn.errors import VisionattnError
 
+sys.path.append(str(Path(__file__).parent))  # annotation_loaders, image_loaders
 SECONDS = 20
 ROOM = 6 << 30
 """Bytes that a child may take before the system stops it; what a loader may take is `Attempt.megabytes`."""
@@ -71,6 +73,7 @@ def attempts(calls: dict[str, Callable[[], Any]], trace: Path) -> dict[str, Atte
         child = os.fork()
         if child == 0:
             try:
+                gc.freeze()  # a collection would copy every page that the child shares with the tests
                 os.close(reading)
                 with os.fdopen(writing, "wb") as stream:
                     for name, call in waiting.items():

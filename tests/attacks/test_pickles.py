@@ -242,10 +242,18 @@ OF_TIMM = {
 
 @pytest.mark.parametrize("loader", CHECKPOINT_LOADERS)
 @pytest.mark.parametrize("attack", [*PICKLES, *(f"reduce_in_{c}" for c in CONTAINERS if c != "zip")])
-def test_checkpoints(attack, loader, tmp_path, trace, refused):
+def test_checkpoints(attack, loader, row, refused):
     name, _, container = attack.partition("_in_") if attack.startswith("reduce_in_") else (attack, "", "zip")
-    path = CONTAINERS[container](PICKLES[name](str(trace)), tmp_path / "model.pth")
-    assert "model.pth" in refused(lambda: CHECKPOINT_LOADERS[loader](path)) or loader == "newest"
+
+    def prepare(load: Callable[[Path], Any]) -> Callable[[Path, Path], Callable[[], Any]]:
+        def call(folder: Path, trace: Path) -> Callable[[], Any]:
+            path = CONTAINERS[container](PICKLES[name](str(trace)), folder / "model.pth")
+            return lambda: load(path)
+
+        return call
+
+    found = row(("checkpoint", attack), loader, {n: prepare(load) for n, load in CHECKPOINT_LOADERS.items()})
+    assert "model.pth" in refused(found) or loader == "newest"
 
 
 @pytest.mark.parametrize("loader", OF_TIMM)
@@ -266,9 +274,15 @@ LIST_LOADERS = {"read_plain_pickle": read_plain_pickle, "read_mmdet3d_infos": re
 
 @pytest.mark.parametrize("loader", LIST_LOADERS)
 @pytest.mark.parametrize("attack", PICKLES)
-def test_lists_of_frames(attack, loader, tmp_path, trace, refused):
-    (tmp_path / "infos.pkl").write_bytes(PICKLES[attack](str(trace)))
-    refused(lambda: LIST_LOADERS[loader](tmp_path / "infos.pkl"))
+def test_lists_of_frames(attack, loader, row, refused):
+    def prepare(load: Callable[[Path], Any]) -> Callable[[Path, Path], Callable[[], Any]]:
+        def call(folder: Path, trace: Path) -> Callable[[], Any]:
+            (folder / "infos.pkl").write_bytes(PICKLES[attack](str(trace)))
+            return lambda: load(folder / "infos.pkl")
+
+        return call
+
+    refused(row(("list", attack), loader, {name: prepare(load) for name, load in LIST_LOADERS.items()}))
 
 
 def shared_tuples() -> bytes:

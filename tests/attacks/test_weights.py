@@ -1,6 +1,7 @@
 """Weights files that lie: sizes and offsets, compressed parts, tensors without memory of their own, dumps of a run."""
 
 import json
+import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -171,7 +172,7 @@ SAFE: dict[str, Callable[[Path], Path]] = {
     "unknown_type": lambda p: safe(p, {"a": entry(0, 64, [16], "OBJECT")}),
     "header_of_2_63": lambda p: safe(p, {"a": entry(0, 64, [16])}, size=1 << 63),
     "header_of_1_gb": lambda p: safe(p, {"a": entry(0, 64, [16])}, size=1 << 30),
-    "header_of_spaces": lambda p: safe(p, b" " * 200_000_000),
+    "header_of_spaces": lambda p: safe(p, b" " * 120_000_000),
     "deep_header": lambda p: safe(p, b"[" * 100_000),
     "no_json": lambda p: safe(p, b"\x80\x02cos\nmkdir\n."),
     "empty": lambda p: safe(p, b"", b"", 0),
@@ -209,13 +210,23 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("attack", [*ZIPS, *(f"safetensors_{name}" for name in SAFE)])
-def test_lies(attack, loader, tmp_path, refused):
-    if attack.startswith("safetensors_"):
-        path = safetensors(tmp_path / "model.pth", attack.removeprefix("safetensors_"))
-    else:
-        path = ZIPS[attack](tmp_path / "model.pth")
-    megabytes = 500 if attack == "safetensors_header_of_spaces" else 300
-    assert path.name in refused(lambda: LOADERS[loader](path), megabytes)
+def test_lies(attack, loader, row, tmp_path, refused):
+    made: list[Path] = []
+
+    def prepare(load: Callable[[Path], Any]) -> Callable[[Path, Path], Callable[[], Any]]:
+        def call(folder: Path, trace: Path) -> Callable[[], Any]:
+            if not made and attack.startswith("safetensors_"):
+                made.append(safetensors(tmp_path / "model.pth", attack.removeprefix("safetensors_")))
+            elif not made:
+                made.append(ZIPS[attack](tmp_path / "model.pth"))
+            os.link(made[0], folder / made[0].name)
+            return lambda: load(folder / made[0].name)
+
+        return call
+
+    found = row(attack, loader, {name: prepare(load) for name, load in LOADERS.items()})
+    suffix = "safetensors" if attack.startswith("safetensors_") else "pth"
+    assert f"model.{suffix}" in refused(found, 500 if attack == "safetensors_header_of_spaces" else 300)
 
 
 # --- what is in them -------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def parse_header(content: bytes, path: str | Path = "PCD file") -> PcdHeader:
     except (KeyError, ValueError, IndexError) as error:
         raise DataError(f"{path}: its PCD header is malformed ({type(error).__name__}: {error})") from error
     fit = len(fields) == len(dtypes) == len(counts) and all(0 < count <= MAX_COUNT for count in counts)
-    if not fields or not fit or points < 0:
+    if not fields or not fit or min(width, height, points) < 0:
         raise DataError(f"{path}: its PCD header is malformed (FIELDS, SIZE, TYPE and COUNT do not fit together)")
     if points != width * height:
         raise DataError(f"{path}: its PCD header says POINTS {points}, but WIDTH {width} x HEIGHT {height}")

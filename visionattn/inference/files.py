@@ -13,6 +13,7 @@ In the results' folder:
 - ``report.html``: thumbnails of all overlays with what was found, one file that needs no other.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -75,10 +76,10 @@ def plan_files(sources: Sequence[Source], out: Path) -> Plan:
         DataError: the folder cannot be made, or a result would overwrite an input.
     """
     names = output_names(sources)
-    inputs = {source.path.resolve() for source in sources}
+    inputs = {os.path.realpath(source.path) for source in sources}
     for source, name in zip(sources, names, strict=True):
         targets = {out / f"{name}{suffix}" for suffix in ((".mp4", ".png") if source.is_video else (".png",))}
-        for target in sorted(t for t in targets if t.resolve() in inputs):
+        for target in sorted(t for t in targets if os.path.realpath(t) in inputs):
             raise DataError(f"--out {out}: the results would overwrite the input {target}; name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)

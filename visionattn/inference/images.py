@@ -58,11 +58,11 @@ def find_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> li
     Raises:
         DataError: a path does not exist, a glob matches nothing, or a folder holds no images.
     """
-    found: dict[Path, Source] = {}
+    found: dict[str, Source] = {}
     excluded = None if exclude is None else Path(exclude).resolve()
     for item in inputs:
         for path in _expand(str(item), excluded):
-            found.setdefault(path.resolve(), Source(path, path.suffix.lower() in VIDEO_SUFFIXES))
+            found.setdefault(os.path.realpath(path), Source(path, path.suffix.lower() in VIDEO_SUFFIXES))
     if not found:
         raise DataError("no input was given; name an image, a folder, a glob or a video")
     return list(found.values())
@@ -111,7 +111,7 @@ def _wanted(path: Path) -> bool:
 
 
 def _inside(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.resolve().is_relative_to(folder)
+    return folder is not None and Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 def _suffixes() -> str:

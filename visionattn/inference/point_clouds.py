@@ -178,7 +178,7 @@ def find_clouds(inputs: Sequence[str | Path], exclude: Path | None = None) -> li
     Raises:
         DataError: a path does not exist, or a folder holds no point cloud.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     excluded = None if exclude is None else Path(exclude).resolve()
     for item in map(Path, inputs):
         if not item.exists():
@@ -192,11 +192,11 @@ def find_clouds(inputs: Sequence[str | Path], exclude: Path | None = None) -> li
                 for name in sorted(names)
                 if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
             ]
-            files = [f for f in files if excluded is None or not f.resolve().is_relative_to(excluded)]
+            files = [f for f in files if excluded is None or not Path(os.path.realpath(f)).is_relative_to(excluded)]
             if not files:
                 raise DataError(f"{item}: the folder holds no point cloud ({', '.join(SUFFIXES)})")
         for path in files:
-            found.setdefault(path.resolve(), path)
+            found.setdefault(os.path.realpath(path), path)
     return list(found.values())
 
 

@@ -21,7 +21,7 @@ def output_names(sources: Sequence[Source]) -> list[str]:
     The name is the source's own. Where several share it, they get what tells them apart: the suffix
     (``x_jpg``, ``x_png``), else as many of their folders as it takes (``a_x``, ``b_x``), else a number.
     """
-    choices = [_choices(source.path.resolve()) for source in sources]
+    choices = [_choices(Path(os.path.realpath(source.path))) for source in sources]
     level = [0] * len(choices)
     while True:
         names = [choice[at] for choice, at in zip(choices, level, strict=True)]

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,8 +48,21 @@ def building(name: str) -> Iterator[None]:
     except TypeError as error:
         text = " ".join(str(error).split())
         if "argument" not in text:
-            raise
+            raise ConfigError(f"{name}: {_failure(error)}") from error
         raise ConfigError(f"{name}: {_argument(text)}") from error
+    except (ArithmeticError, AttributeError, IndexError) as error:  # a value of a type that its class does not expect
+        raise ConfigError(f"{name}: {_failure(error)}") from error
+
+
+def _failure(error: Exception) -> str:
+    """What a class raised when it was made, with the name of the class."""
+    made = [
+        type(frame.f_locals["self"]).__name__
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals
+    ]
+    what = f"{made[-1]} cannot be made with these arguments" if made else "cannot be built"
+    return f"{what} ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
 def _argument(text: str) -> str:

@@ -49,6 +49,8 @@ TOP_KEYS = (
     "model", "custom_hooks", "default_hooks", "optim_wrapper", "param_scheduler", "train_cfg", "val_cfg", "test_cfg",
     "val_evaluator", "test_evaluator", "visualizer", "log_processor",
 )  # fmt: skip
+DICTS = ("backbone", "roi_head", "dataset", "metainfo", "data_preprocessor")
+"""Keys below a model or a loader that are of a dict wherever they stand."""
 # What stands deeper in one of these, its class builds by rules of its own.
 SHALLOW = ("custom_hooks", "default_hooks", "val_evaluator", "test_evaluator")
 # Their types are names of functions or layers that the class around them looks up by itself.
@@ -91,9 +93,10 @@ def check_config(config: Config, splits: tuple[str, ...] = ("train", "val"), nam
 
 def find_problems(config: Config, splits: tuple[str, ...] = ("train", "val")) -> list[str]:
     """The problems of a config, one line each; see `check_config`."""
+    if problems := list(_shape_problems(config)):
+        return problems  # what follows looks into these dicts
     scope = config.get("default_scope") or "mmengine"
     loaders = {SPLITS[split]: config[SPLITS[split]] for split in splits if config.get(SPLITS[split])}
-    problems: list[str] = []
     for key in TOP_KEYS:
         if config.get(key):
             problems += _walk(config[key], key, REGISTRIES[key], scope)
@@ -104,6 +107,32 @@ def find_problems(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
         problems += _walk(config["test_dataloader"], "test_dataloader", (root.DATASETS,), scope)
     problems += model_problems(config, loaders, scope)
     return list(dict.fromkeys(problems))
+
+
+def _shape_problems(config: Config) -> Iterator[str]:
+    """Parts that are no dict, and names that are no text."""
+    scope = config.get("default_scope")
+    if scope is not None and not isinstance(scope, str):
+        yield f"default_scope={scope!r} must be a name, such as 'mmdet'"
+    for key in ("model", "optim_wrapper", *SPLITS.values()):
+        part = config.get(key)
+        if part is not None and not isinstance(part, Mapping):
+            yield f"{key}={part!r} must be a dict"
+        elif part is not None:
+            yield from _no_dicts(part, key)
+
+
+def _no_dicts(node: Any, path: str) -> Iterator[str]:
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, value in items:
+        if key in DICTS and value is not None and not isinstance(value, Mapping):
+            yield f"{path}.{key}={value!r} must be a dict"
+        elif key == "classes" and path.endswith("metainfo") and not isinstance(value, (str, list, tuple)):
+            yield f"{path}.{key}={value!r} must be a list of names"
+        elif key == "datasets" and not (isinstance(value, (list, tuple)) and value):
+            yield f"{path}.{key}={value!r} must be a list of dicts"
+        else:
+            yield from _no_dicts(value, f"{path}.{key}")
 
 
 def _unknown_keys(node: Mapping[str, Any], path: str) -> Iterator[str]:

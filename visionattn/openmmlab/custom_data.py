@@ -53,6 +53,7 @@ block, so that the resolved config that a run leaves in its work dir needs no da
 """
 
 import colorsys
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def resolve_custom_data(config: Config, name: str = "config") -> None:
     block = config.get("custom_data")
     if block is None:
         return
+    _check_types(config, block, name)
     root = Path(str(block.get("root") or ".")).expanduser()
     if "train_mask" not in block:
         _resolve_coco(config, block, root, name)
@@ -95,6 +97,20 @@ def resolve_custom_data(config: Config, name: str = "config") -> None:
         raise ConfigError(f"{name}: custom_data has both train_ann, of COCO data, and train_mask; leave one out")
     else:
         _resolve_masks(config, block, root, name)
+
+
+def _check_types(config: Config, block: Any, name: str) -> None:
+    """Refuse parts of another type than the code below takes them for."""
+    for key, part in {"custom_data": block, **{k: config.get(k) for k in ("model", *SPLITS.values())}}.items():
+        if part is not None and not isinstance(part, Mapping):
+            raise ConfigError(f"{name}: {key}={part!r} must be a dict")
+    for loader in SPLITS.values():
+        if config.get(loader) and config[loader].get("dataset") is None:
+            raise ConfigError(f"{name}: {loader} has no dataset")
+    for key, value in block.items():
+        path = key == "root" or str(key).endswith(("_ann", "_img", "_mask", "_list", "_suffix"))
+        if path and value is not None and not isinstance(value, (str, os.PathLike)):
+            raise ConfigError(f"{name}: custom_data.{key}={value!r} must be a path")
 
 
 def resolve_classes(config: Config, classes: Sequence[str]) -> None:
@@ -131,7 +147,7 @@ def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
                 dataset["metainfo"] = dict(metainfo)
         evaluators = config.get(f"{split}_evaluator") or []
         for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
-            if "Coco" in str(evaluator.get("type")):
+            if isinstance(evaluator, Mapping) and "Coco" in str(evaluator.get("type")):
                 evaluator["ann_file"] = str(ann)
     _set_num_classes(config["model"], len(classes))
 
@@ -215,7 +231,8 @@ def _set_num_classes(part: Any, count: int) -> None:
     if isinstance(part, Mapping):
         if "num_things_classes" in part:
             part["num_things_classes"], part["num_stuff_classes"] = count, 0  # type: ignore[index]
-        weights = (part.get("loss_cls") or {}).get("class_weight") if "num_queries" in part else None
+        loss = part.get("loss_cls") if "num_queries" in part else None
+        weights = loss.get("class_weight") if isinstance(loss, Mapping) else None
         if isinstance(weights, (list, tuple)) and weights:  # the last is of queries without an object
             part["loss_cls"]["class_weight"] = [weights[0]] * count + [weights[-1]]
         for key, value in part.items():

@@ -105,13 +105,14 @@ def _channel_problems(model: Mapping[str, Any], channels: list[int]) -> Iterator
             path = f"model.{key}.{index}" if isinstance(heads, (list, tuple)) else f"model.{key}"
             if isinstance(head, Mapping):
                 yield from _head_problems(head, path, channels, where)
-    extractor = (model.get("roi_head") or {}).get("bbox_roi_extractor") if isinstance(neck, Mapping) else None
+    roi_head = model.get("roi_head")
+    extractor = roi_head.get("bbox_roi_extractor") if isinstance(neck, Mapping) and roi_head else None
     if isinstance(extractor, Mapping):
-        out, strides = extractor.get("out_channels"), extractor.get("featmap_strides") or ()
+        out, strides = extractor.get("out_channels"), extractor.get("featmap_strides")
         path = "model.roi_head.bbox_roi_extractor"
         if isinstance(out, int) and channels and out != channels[0]:
             yield f"{path}.out_channels={out}, but {where} {channels[0]}"
-        if len(strides) > len(channels):
+        if isinstance(strides, (list, tuple)) and len(strides) > len(channels):
             yield f"{path}.featmap_strides has {len(strides)} levels, but {where} {len(channels)}"
 
 
@@ -120,7 +121,7 @@ def _head_problems(head: Mapping[str, Any], path: str, channels: list[int], wher
     picks = path.startswith(("model.decode", "model.auxiliary")) and "num_queries" not in head  # mmseg's own heads do
     if index is not None or picks:
         indices = [-1 if index is None else index] if not isinstance(index, (list, tuple)) else list(index)
-        outside = [i for i in indices if not -len(channels) <= i < len(channels)]
+        outside = [i for i in indices if not isinstance(i, int) or not -len(channels) <= i < len(channels)]
         if outside:
             yield f"{path}.in_index={index}: {where} {len(channels)} maps, so it must be in 0..{len(channels) - 1}"
             return
@@ -165,7 +166,8 @@ def _query_problems(model: Mapping[str, Any], info: Mapping[str, Any], loader: s
             if head.get(key, count) != count:
                 kind = "things" if key == "num_things_classes" else "stuffs"
                 yield f"model.{part}.{key}={head[key]}, but the dataset of {loader} has {count} {kind}"
-        weights = (head.get("loss_cls") or {}).get("class_weight") if "num_queries" in head else None
+        loss = head.get("loss_cls") if "num_queries" in head else None
+        weights = loss.get("class_weight") if isinstance(loss, Mapping) else None
         if isinstance(weights, (list, tuple)) and len(weights) != classes + 1:
             yield (
                 f"model.{part}.loss_cls.class_weight has {len(weights)} values, but the dataset of {loader} has "

@@ -75,7 +75,7 @@ def neighborhood_attention_reference(
     exact = torch.promote_types(query.dtype, torch.float32)
 
     def flat(x: Tensor) -> Tensor:  # [B, tokens, heads_kv, d] to [B, heads, tokens, d]
-        x = x.to(exact).reshape(batch, -1, *x.shape[-2:]).transpose(1, 2)
+        x = x.to(exact).flatten(1, -3).transpose(1, 2)
         return x.repeat_interleave(heads // x.shape[1], dim=1)
 
     q, k, v = flat(query), flat(key), flat(value)

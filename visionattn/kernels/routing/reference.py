@@ -45,7 +45,7 @@ def route_reference(
     real = _real(padding_mask, batch, height * width, query.device)
     share = (member * real[..., None]).to(exact).transpose(1, 2)  # [B, regions, tokens]
     share = share / share.sum(-1, keepdim=True).clamp(min=1)
-    q, k = (share @ x.reshape(batch, height * width, -1).to(exact) for x in (query, key))
+    q, k = (share @ x.flatten(3).flatten(1, 2).to(exact) for x in (query, key))
     logits = q @ k.transpose(1, 2)
     logits = logits.masked_fill((share.sum(-1) == 0)[:, None, :], -torch.inf)
     weights, index = logits.topk(topk, dim=-1)
@@ -82,4 +82,4 @@ def attend_reference(
     logits = logits.masked_fill(~allowed[:, None], -torch.inf)
     none = ~allowed.any(-1)[:, None, :, None]
     out = torch.softmax(logits.masked_fill(none, 0), dim=-1).masked_fill(none, 0) @ v
-    return out.transpose(1, 2).reshape(*query.shape[:3], heads, -1).to(query.dtype)
+    return out.transpose(1, 2).reshape(*query.shape[:3], heads, value.shape[-1]).to(query.dtype)

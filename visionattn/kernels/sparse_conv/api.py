@@ -26,11 +26,16 @@ def sparse_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbors, bias: 
     Raises:
         ValueError: for arguments that do not fit together; the message names the argument.
     """
-    _check(features, neighbors)
+    _check(features, weight, neighbors)
     if weight.dim() != 5 or weight.shape[4] != features.shape[1] or tuple(weight.shape[1:4]) != neighbors.kernel_size:
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; it must be [out, {', '.join(map(str, neighbors.kernel_size))}, "
             f"{features.shape[1]}] for these features and neighbors"
+        )
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.device != weight.device):
+        raise ValueError(
+            f"bias has shape {tuple(bias.shape)} on {bias.device}; it must be [{weight.shape[0]}] on {weight.device}, "
+            "as the weight"
         )
     features, weight = _cast(features, weight)
     flat = weight.permute(1, 2, 3, 4, 0).reshape(-1, weight.shape[4], weight.shape[0])
@@ -52,7 +57,7 @@ def sparse_depthwise_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbo
     Raises:
         ValueError: for arguments that do not fit together; the message names the argument.
     """
-    _check(features, neighbors)
+    _check(features, weight, neighbors)
     if tuple(weight.shape) != (*neighbors.kernel_size, features.shape[1]):
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; it must be {(*neighbors.kernel_size, features.shape[1])} for "
@@ -62,13 +67,19 @@ def sparse_depthwise_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbo
     return DepthwiseConvolution.apply(features, weight.flatten(0, 2), neighbors)
 
 
-def _check(features: Tensor, neighbors: Neighbors) -> None:
+def _check(features: Tensor, weight: Tensor, neighbors: Neighbors) -> None:
     if features.dim() != 2 or not features.is_floating_point():
         raise ValueError(
             f"features is {features.dtype} {tuple(features.shape)}; it must be floating [voxels, channels]"
         )
     if features.shape[0] != neighbors.num_inputs:
         raise ValueError(f"features has {features.shape[0]} rows; the neighbors are of {neighbors.num_inputs} voxels")
+    if weight.device != features.device or not weight.is_floating_point():
+        raise ValueError(
+            f"weight is {weight.dtype} on {weight.device}; it must be floating on {features.device}, as the features"
+        )
+    if neighbors.coords.device != features.device:
+        raise ValueError(f"features is on {features.device}, but the neighbors are on {neighbors.coords.device}")
 
 
 def _cast(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,11 @@
 """Which voxels meet under each offset of a kernel: found once by sorted look-up, used by every layer of that shape."""
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -113,11 +116,19 @@ def voxel_keys(coords: Tensor, shape: Sequence[int], check: bool = True) -> Tens
     """
     if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype != torch.int64:
         raise ValueError(f"coords is {coords.dtype} {tuple(coords.shape)}; it must be int64 [N, 4]: batch, z, y, x")
+    if math.prod(shape) >= 1 << 63:
+        raise ValueError(f"spatial_shape={tuple(shape)} has more places than an int64 counts")
     batch, z, y, x = coords.unbind(1)
     if check and len(coords):
+        if coords.is_meta:
+            raise ValueError("coords is on the meta device; its values are needed")
         limit = coords.new_tensor(shape)
         if bool((coords < 0).any() | (coords[:, 1:] >= limit).any()):
             raise ValueError(f"coords has voxels outside of spatial_shape={tuple(shape)}")
+        if (int(batch.max()) + 1) * math.prod(shape) >= 1 << 63:
+            raise ValueError(
+                f"coords has the batch {int(batch.max())}, with spatial_shape={tuple(shape)} more than an int64 counts"
+            )
     return ((batch * shape[0] + z) * shape[1] + y) * shape[2] + x
 
 
@@ -130,8 +141,10 @@ def _coords_of(keys: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _triple(name: str, value: int | Sequence[int], least: int = 1) -> tuple[int, int, int]:
-    values = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(values) != 3 or min(values) < least:
+    given = (value,) * 3 if isinstance(value, SupportsIndex) else tuple(value) if isinstance(value, Sequence) else ()
+    whole = all(isinstance(v, SupportsIndex) and not isinstance(v, bool) for v in given)
+    values = tuple(operator.index(v) for v in given) if whole else ()
+    if len(values) != 3 or min(values) < least or max(values) >= 1 << 62:
         raise ValueError(f"{name}={value} must be one or three whole numbers of at least {least}")
     return values  # type: ignore[return-value]
 
