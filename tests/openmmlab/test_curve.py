@@ -26,6 +26,20 @@ def test_curve_is_a_picture_with_something_on_it(tmp_path):
     assert image.std() > 5
 
 
+def test_many_metrics_are_named_inside_of_the_picture(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    saved = figure.Figure.savefig
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: (saved(self, *a, **k), drawn.append(self)))
+    levels = [f"{kind}_bev_{name}_{level}" for level in ("easy", "moderate") for name in "abcd" for kind in ("AP", "AOS")]
+    write(tmp_path, [{"iter": i, "loss": 3 / i, "val": dict.fromkeys(levels, 50.0)} for i in range(1, 9)])
+    draw_curve(tmp_path)
+    (legend,) = drawn[0].legends
+    assert [t.get_text() for t in legend.get_texts()] == ["training loss", *(f"AP_bev_{n}_moderate" for n in "abcd")]
+    box, page = legend.get_window_extent(), drawn[0].bbox
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+
+
 def test_last_line_cut_by_a_kill(tmp_path):
     write(tmp_path, [{"iter": 1, "loss": 1.0}, {"iter": 2, "loss": 1.0}])
     with open(tmp_path / METRICS_FILE, "a") as stream:

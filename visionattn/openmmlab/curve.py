@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from visionattn.openmmlab.checkpoint import write_text
 __all__ = ["METRICS_FILE", "cut_records", "draw_curve", "read_records", "short_names"]
 
 METRICS_FILE = "metrics.jsonl"
+# By size of object, by difficulty other than the one that is quoted, and of headings: not in the picture.
+_LESSER = re.compile("^AP[sml]$|_easy|_hard|^AOS")
 
 
 def read_records(work_dir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -82,7 +85,7 @@ def draw_curve(work_dir: str | os.PathLike, title: str = "") -> Path | None:
         axes.set_ylim(bottom=0)
     if scores:
         right = axes.twinx() if losses else axes
-        names = [n for n in scores[-1][1] if n not in ("APs", "APm", "APl")][:4]
+        names = [n for n in scores[-1][1] if not _LESSER.search(n)][:4]
         for name in names:
             points = [(i, s[name]) for i, s in scores if s.get(name, -1) >= 0]  # COCO's -1: nothing to measure
             if not points:
@@ -92,7 +95,7 @@ def draw_curve(work_dir: str | os.PathLike, title: str = "") -> Path | None:
         fractions = all(value <= 1 for _, s in scores for value in s.values())
         right.set_ylim(0, 1 if fractions else None)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3), frameon=False)
     path = Path(work_dir) / "curve.png"
     figure.savefig(path)
     return path
