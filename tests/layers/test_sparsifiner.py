@@ -191,7 +191,9 @@ def test_losses_of_a_model():
     assert all(p.grad is not None for p in model.parameters())
     model(images)
     assert len(losses) == 2
-    windows = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, embed_dim=12, depths=(1, 1), num_heads=(2, 2))
+    windows = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=64, embed_dim=12, depths=(1, 1), num_heads=(2, 2)
+    )
     replace_attention(windows, "sparsifiner")
     with record_reconstruction(windows) as losses:
         windows(torch.randn(1, 3, 64, 64))
