@@ -224,8 +224,8 @@ def record_reconstruction(model: nn.Module) -> Iterator[list[Tensor]]:
     """Within it, each forward pass of a model puts the `reconstruction_loss` of its Sparsifiner layers in a list.
 
     Without these losses the mask predictors get no gradient. The published recipe first fits the model by them for 5
-    epochs, all tokens kept (``keep_rate`` of the layers at 1), then trains it under the masks for 45, with cross entropy
-    (weight 1), distillation of logits and of tokens from the dense model (0.5 each) and these losses (0.01).
+    epochs, all tokens kept (``keep_rate`` of the layers at 1), then trains it under the masks for 45, with cross
+    entropy (weight 1), distillation of logits and of tokens from the dense model (0.5 each) and these losses (0.01).
 
         with record_reconstruction(model) as losses:
             logits = model(images)
