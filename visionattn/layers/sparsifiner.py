@@ -137,7 +137,7 @@ class SparsifinerAttention(TokenAttention):
         basis = basis.abs()
         basis = basis.masked_fill(basis <= self.basis_threshold, 0)
         if self.coefficients < coefficients.shape[-1]:
-            values, index = coefficients.topk(self.coefficients, -1)
+            values, index = coefficients.topk(self.coefficients, -1, sorted=False)
             coefficients = torch.zeros_like(coefficients).scatter(-1, index, values)
         approximate = coefficients @ basis.to(coefficients.dtype)
         count, prefix = approximate.shape[-1], self.num_prefix_tokens
@@ -145,7 +145,7 @@ class SparsifinerAttention(TokenAttention):
         scores = approximate
         if kept is not None:
             scores = scores.masked_fill(~kept[:, None, None], -float("inf"))
-        index = scores.topk(budget, -1).indices
+        index = scores.topk(budget, -1, sorted=kept is not None).indices
         chosen = torch.ones_like(index, dtype=torch.bool)
         if kept is not None:  # each sample has the budget that its own tokens of the map allow
             allowed = kept[:, prefix:].sum(1)
