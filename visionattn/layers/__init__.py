@@ -23,7 +23,7 @@ from visionattn.layers.scattered import (
     ScatterFormerStage,
 )
 from visionattn.layers.sparse_conv import RowNorm, SparseConv3d, SparseTensor, SubMConv3d, SubMDepthwiseConv3d
-from visionattn.layers.sparsifiner import SparsifinerAttention
+from visionattn.layers.sparsifiner import SparsifinerAttention, record_reconstruction
 from visionattn.layers.ulsam import ULSAM
 from visionattn.layers.voxel_encoder import VoxelEncoder
 
@@ -55,5 +55,6 @@ __all__ = [
     "VoxelEncoder",
     "filter_official",
     "insert_after",
+    "record_reconstruction",
     "replace_attention",
 ]

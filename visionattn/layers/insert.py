@@ -96,7 +96,8 @@ def insert_after(
             target, name = (module, name) if slot is None else (module.se, _join(name, "se"))
             path = _join(name, attention)
             target.add_module(attention, inserted)
-            target.__class__ = _followed(type(target), attention)
+            if not isinstance(target, nn.Sequential):  # that one runs all its modules already
+                target.__class__ = _followed(type(target), attention)
         put.append(path)
         new += [_join(path, key) for key in inserted.state_dict()]
     return ReplaceReport(tuple(put), new=tuple(new), notes=tuple(notes))
@@ -142,6 +143,11 @@ def _matching(
             raise ValueError(f"where={where!r} matches the norm {name}; name the block, convolution or activation")
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             raise ValueError(f"where={where!r} matches {name}, a {kind.__name__}, which gives no map")
+        if isinstance(module, nn.Sequential) and kind.forward is not nn.Sequential.forward:
+            raise ValueError(
+                f"where={where!r} matches {name}, a {kind.__name__}, which runs its modules in a way of its own; name "
+                "one of them"
+            )
         yield name, module, None
 
 

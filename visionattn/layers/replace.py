@@ -209,6 +209,7 @@ def _make(cls: type[TokenAttention], place: _Place, options: dict[str, Any]) -> 
     like = next(old.parameters())
     dim = old.proj.out_features
     own: dict[str, Any] = {
+        "num_heads": old.num_heads,
         "input_size": place.input_size,
         "num_prefix_tokens": place.num_prefix_tokens,
         "qkv_bias": any(name in dict(old.named_parameters()) for name in ("qkv.bias", "qk.bias")),
@@ -220,13 +221,13 @@ def _make(cls: type[TokenAttention], place: _Place, options: dict[str, Any]) -> 
     if cls is AgentAttention:
         number, count = place.depth
         own["agent_num"] = place.value("agent_num", AGENTS) if place.grid else AGENTS[4 * number // count]
-    known = inspect.signature(cls).parameters
+    known = [name for name in inspect.signature(cls).parameters if name != "dim"]
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"{name}={value!r} is not an option of {cls.__name__}; it has {', '.join(known)}")
         listed = isinstance(value, (list, tuple)) and name != "input_size"
         own[name] = place.value(name, value) if listed else value
-    module = cls(dim, old.num_heads, **own)
+    module = cls(dim, **own)
     module.grid = place.grid
     return module.train(old.training)
 

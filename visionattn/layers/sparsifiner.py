@@ -6,9 +6,10 @@ Wei et al., "Sparsifiner: Learning Sparse Instance-Dependent Attention for Effic
 It makes the attention sparse, not fast: the forecast and the mask cost more than a fused attention of all pairs saves.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from visionattn.layers._tokens import TokenAttention, resize_grid
 
-__all__ = ["Forecast", "SparsifinerAttention"]
+__all__ = ["Forecast", "SparsifinerAttention", "record_reconstruction"]
 
 
 class Forecast(NamedTuple):
@@ -52,7 +53,7 @@ class MaskPredictor(nn.Module):
 class SparsifinerAttention(TokenAttention):
     """Multi-head attention in which each token attends to a share of the others that depends on the input.
 
-    The choice has no gradient. `reconstruction_loss` trains the mask predictor; see there.
+    The choice has no gradient. `record_reconstruction` gives the loss that trains the mask predictor.
 
     Args:
         dim: channels; a multiple of `num_heads`.
@@ -136,7 +137,7 @@ class SparsifinerAttention(TokenAttention):
         basis = basis.abs()
         basis = basis.masked_fill(basis <= self.basis_threshold, 0)
         if self.coefficients < coefficients.shape[-1]:
-            values, index = coefficients.topk(self.coefficients, -1)
+            values, index = coefficients.topk(self.coefficients, -1, sorted=False)
             coefficients = torch.zeros_like(coefficients).scatter(-1, index, values)
         approximate = coefficients @ basis.to(coefficients.dtype)
         count, prefix = approximate.shape[-1], self.num_prefix_tokens
@@ -144,7 +145,7 @@ class SparsifinerAttention(TokenAttention):
         scores = approximate
         if kept is not None:
             scores = scores.masked_fill(~kept[:, None, None], -float("inf"))
-        index = scores.topk(budget, -1).indices
+        index = scores.topk(budget, -1, sorted=kept is not None).indices
         chosen = torch.ones_like(index, dtype=torch.bool)
         if kept is not None:  # each sample has the budget that its own tokens of the map allow
             allowed = kept[:, prefix:].sum(1)
@@ -213,10 +214,32 @@ class SparsifinerAttention(TokenAttention):
         return coefficients @ basis, dense.softmax(-1)
 
     def reconstruction_loss(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Mean squared difference of the two of `reconstruct`: what trains the mask predictor.
-
-        The published recipe fits the predictor by this for 5 epochs, then trains the model under the masks for 45 with
-        cross entropy (weight 1), distillation of logits and of tokens from the dense model (0.5 each) and this (0.01).
-        """
+        """Mean squared difference of the two of `reconstruct`: what trains the mask predictor."""
         approximate, dense = self.reconstruct(x, size)
         return F.mse_loss(approximate, dense)
+
+
+@contextlib.contextmanager
+def record_reconstruction(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it, each forward pass of a model puts the `reconstruction_loss` of its Sparsifiner layers in a list.
+
+    Without these losses the mask predictors get no gradient. The published recipe first fits the model by them for 5
+    epochs, all tokens kept (``keep_rate`` of the layers at 1), then trains it under the masks for 45, with cross
+    entropy (weight 1), distillation of logits and of tokens from the dense model (0.5 each) and these losses (0.01).
+
+        with record_reconstruction(model) as losses:
+            logits = model(images)
+        loss = F.cross_entropy(logits, labels) + 0.01 * sum(losses)
+    """
+    losses: list[Tensor] = []
+
+    def record(module: SparsifinerAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        losses.append(module.reconstruction_loss(args[0], kwargs.get("size")))
+
+    layers = [module for module in model.modules() if isinstance(module, SparsifinerAttention)]
+    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+    try:
+        yield losses
+    finally:
+        for hook in hooks:
+            hook.remove()
