@@ -46,7 +46,7 @@ def resources():
     ],
 )
 def test_default_tiles_compile_without_spills(resources, shape, kernel, dim, dtype, capability):
-    from visionattn.kernels.neighborhood.triton_aot import compile_launch
+    from visionattn.kernels.triton_aot import compile_launch
 
     for launch in resources.launches(resources.problem(shape, kernel, 1, dim, dtype, rpb=True, extra=16)):
         found = compile_launch(launch, capability)
@@ -59,7 +59,7 @@ def test_default_tiles_compile_without_spills(resources, shape, kernel, dim, dty
 def test_options_compile(resources):
     """Causal, strided, grouped heads, odd dimensions, no table, TF32, offsets over 31 bits."""
     from visionattn.kernels.neighborhood import triton_launch
-    from visionattn.kernels.neighborhood.triton_aot import compile_launch
+    from visionattn.kernels.triton_aot import compile_launch
 
     def draw(*shape):
         return torch.empty(shape, dtype=torch.float32, device="meta")
@@ -84,7 +84,7 @@ def test_options_compile(resources):
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("capability", sorted(SHARED))
 def test_every_tile_compiles(resources, capability):
-    from visionattn.kernels.neighborhood.triton_aot import compile_launch
+    from visionattn.kernels.triton_aot import compile_launch
 
     for (shape, kernel, dilation), dim, dtype in itertools.product(
         resources.PROBLEMS, resources.DIMS, resources.DTYPES

@@ -4,23 +4,12 @@
 """
 
 import os
-import re
-import subprocess
-from typing import Any
 
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-TYPES = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.uint8: "*u8",
-}
 ALL = [
     (dtype, dim, capability)
     for dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -39,50 +28,6 @@ SOME = [
 ]
 
 
-def describe(value: Any, path: tuple, constants: dict, attributes: dict) -> Any:
-    """Type of an argument as the launcher would give it; fills in constants and divisibility."""
-    if type(value) is int and value == 1:
-        constants[path] = value
-        return "constexpr"
-    if isinstance(value, torch.Tensor):
-        attributes[path] = [["tt.divisibility", 16]]
-        return TYPES[value.dtype]
-    if isinstance(value, tuple):
-        return tuple(describe(entry, (*path, i), constants, attributes) for i, entry in enumerate(value))
-    if isinstance(value, float):
-        return "fp32"
-    if value % 16 == 0:
-        attributes[path] = [["tt.divisibility", 16]]
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
-
-
-def compiled_usage(launch, capability: int, folder) -> tuple[int, int]:
-    """Registers, and bytes of local memory, of a launch compiled for this compute capability."""
-    from triton import knobs
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    constants, attributes, signature = {}, {}, {}
-    for index, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr:
-            constants[(index,)] = value
-            signature[parameter.name] = "constexpr"
-        else:
-            signature[parameter.name] = describe(value, (index,), constants, attributes)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    path = folder / "kernel.cubin"
-    path.write_bytes(kernel.asm["cubin"])
-    text = subprocess.run(
-        [knobs.nvidia.cuobjdump.path, "-res-usage", str(path)], capture_output=True, text=True, check=True
-    )
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text.stdout + text.stderr)
-    assert kernel.metadata.shared <= 99 * 1024, "more shared memory than a program may have"
-    return int(found[1]), int(found[2])
-
-
 def launches(dtype: torch.dtype, dim: int):
     """Forward and both backward kernels of a layer of BiFormer at 224 pixels, with a mask."""
     from visionattn.kernels.routing import triton_launch
@@ -97,7 +42,10 @@ def launches(dtype: torch.dtype, dim: int):
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter does not compile")
 @pytest.mark.parametrize(("dtype", "dim", "capability"), ALL if os.environ.get("VISIONATTN_TRITON_ALL") else SOME)
-def test_default_configurations_compile_without_spills(dtype, dim, capability, tmp_path):
+def test_default_configurations_compile_without_spills(dtype, dim, capability):
+    from visionattn.kernels.triton_aot import compile_launch
+
     for name, launch in launches(dtype, dim).items():
-        registers, spilled = compiled_usage(launch, capability, tmp_path)
-        assert spilled == 0, f"{name}: {spilled} bytes of local memory, {registers} registers"
+        needs = compile_launch(launch, capability)
+        assert needs.spill_bytes == 0, f"{name}: {needs}"
+        assert needs.shared_bytes <= 99 * 1024, f"{name}: {needs}"

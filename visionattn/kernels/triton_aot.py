@@ -5,22 +5,32 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from visionattn.kernels.neighborhood.triton_launch import Launch
-
-__all__ = ["Resources", "compile_launch"]
+__all__ = ["Launch", "Resources", "compile_launch"]
 
 _TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
 }
+
+
+class Launch(Protocol):
+    """What each kernel's `triton_launch` makes: a kernel, its arguments by name, and how it is to run."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    warps: int
+    stages: int
 
 
 @dataclass(frozen=True)
