@@ -139,12 +139,13 @@ def test_sizes_of_window_models(name):
     model = make(name, **options).eval()
     replace_attention(model, "agent")
     assert model(torch.randn(2, 3, 96, 160)).shape == (2, 3)
-    images = torch.randn(1, 3, 64, 64, requires_grad=True)
+    images = torch.randn(1, 3, 64, 96)
     first = next(m for m in model.modules() if isinstance(m, AgentAttention))
     maps = []
     first.register_forward_hook(lambda module, inputs, out: maps.append((inputs[0], out)))
     model(images)
     tokens, out = maps[0]
+    torch.testing.assert_close(out, first(tokens, size=(16, 24)))
     (gradient,) = torch.autograd.grad(out[0, 0].square().sum(), tokens)
     assert (gradient[0].abs().sum(-1) > 0).all()
 

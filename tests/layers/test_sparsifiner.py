@@ -13,7 +13,7 @@ from visionattn.layers import SparsifinerAttention, record_reconstruction, repla
 def make(size=(4, 6), prefixes: int = 1, **options) -> SparsifinerAttention:
     torch.manual_seed(0)
     options = {"reduce_n": 3, "coefficients": 4, "qkv_bias": True, **options}
-    layer = SparsifinerAttention(16, 4, size, prefixes, **options).double()
+    layer = SparsifinerAttention(24, 4, size, prefixes, **options).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return layer
@@ -67,10 +67,10 @@ def forecast_by_definition(layer: SparsifinerAttention, q: Tensor, k: Tensor) ->
 def test_is_its_definition(prefixes, keep_rate):
     layer = make(prefixes=prefixes, keep_rate=keep_rate)
     count = 24 + prefixes
-    x = torch.randn(2, count, 16, dtype=torch.double)
+    x = torch.randn(2, count, 24, dtype=torch.double)
     out = torch.empty_like(x)
     with torch.no_grad():
-        parts = layer.qkv(x).view(2, count, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        parts = layer.qkv(x).view(2, count, 3, 4, 6).permute(2, 0, 3, 1, 4)
         for b in range(2):
             for h in range(4):
                 q, k, v = parts[:, b, h]
@@ -80,14 +80,14 @@ def test_is_its_definition(prefixes, keep_rate):
                     if i >= prefixes:
                         chosen = approximate[i - prefixes].argsort(descending=True)[: math.ceil(keep_rate * count)]
                     chosen = torch.as_tensor(chosen)
-                    weights = (k[chosen] @ q[i] / 2).softmax(0)
-                    out[b, i, 4 * h : 4 * h + 4] = weights @ v[chosen]
+                    weights = (k[chosen] @ q[i] / 6**0.5).softmax(0)
+                    out[b, i, 6 * h : 6 * h + 6] = weights @ v[chosen]
         torch.testing.assert_close(layer(x), layer.proj(out))
 
 
 def test_forecast():
     layer = make(prefixes=1, keep_rate=0.3)
-    x = torch.randn(2, 25, 16, dtype=torch.double)
+    x = torch.randn(2, 25, 24, dtype=torch.double)
     y, forecast = layer.forward_forecast(x)
     assert torch.equal(y, layer(x))
     assert forecast.mask[:, :, 0].all()
@@ -100,8 +100,8 @@ def test_forecast():
 
 def test_all_kept_is_dense_attention():
     layer = make(keep_rate=1.0)
-    x = torch.randn(2, 25, 16, dtype=torch.double)
-    attention = timm.layers.Attention(16, 4, qkv_bias=True).double()
+    x = torch.randn(2, 25, 24, dtype=torch.double)
+    attention = timm.layers.Attention(24, 4, qkv_bias=True).double()
     attention.load_state_dict({k: v for k, v in layer.state_dict().items() if "predictor" not in k})
     torch.testing.assert_close(layer(x), attention(x))
 
@@ -110,7 +110,7 @@ def test_all_kept_is_dense_attention():
 def test_tokens_left_out(prune_rows):
     """Each sample has its own budget, nothing is remembered, and what is left out is not seen."""
     layer = make(keep_rate=0.5)
-    x = torch.randn(3, 25, 16, dtype=torch.double)
+    x = torch.randn(3, 25, 24, dtype=torch.double)
     tokens = torch.ones(3, 24, dtype=torch.bool)
     tokens[0, 5:] = False  # 5 left, below the budget of 13
     tokens[1, 20:] = False
@@ -141,17 +141,17 @@ def test_basis_of_another_size():
     with torch.no_grad():
         layer.mask_predictor.proj_back_n.copy_(torch.arange(1.0, 9).expand(25, 8))
         layer.mask_predictor.proj_back_n[0] = -3
-    _, forecast = layer.forward_forecast(torch.randn(1, 41, 16, dtype=torch.double), size=(8, 5))
+    _, forecast = layer.forward_forecast(torch.randn(1, 41, 24, dtype=torch.double), size=(8, 5))
     torch.testing.assert_close(forecast.basis[:, 0], torch.full((8,), 3.0).double())
     torch.testing.assert_close(forecast.basis[:, 1:], torch.arange(1.0, 9)[:, None].double().expand(8, 40))
 
 
 def test_reconstruction():
     layer = make()
-    x = torch.randn(2, 25, 16, dtype=torch.double)
+    x = torch.randn(2, 25, 24, dtype=torch.double)
     approximate, dense = layer.reconstruct(x)
-    q, k, _ = layer.qkv(x).view(2, 25, 3, 4, 4).permute(2, 0, 3, 1, 4)
-    torch.testing.assert_close(dense, (q @ k.mT / 2).softmax(-1)[:, :, 1:])
+    q, k, _ = layer.qkv(x).view(2, 25, 3, 4, 6).permute(2, 0, 3, 1, 4)
+    torch.testing.assert_close(dense, (q @ k.mT / 6**0.5).softmax(-1)[:, :, 1:])
     assert approximate.min() < 0  # the basis keeps its sign here
     torch.testing.assert_close(layer.reconstruction_loss(x), (approximate - dense).square().mean())
 
@@ -162,7 +162,7 @@ def test_the_predictor_learns_the_attention():
     with torch.no_grad():
         for parameter in layer.mask_predictor.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
-    x = torch.randn(2, 25, 16, dtype=torch.double)
+    x = torch.randn(2, 25, 24, dtype=torch.double)
     optimizer = torch.optim.Adam(layer.mask_predictor.parameters(), 0.02)
 
     def hits() -> float:
@@ -211,7 +211,7 @@ def test_errors():
         with pytest.raises(ValueError, match=message):
             SparsifinerAttention(16, 4, **options)
     layer = make()
-    x = torch.randn(2, 25, 16, dtype=torch.double)
+    x = torch.randn(2, 25, 24, dtype=torch.double)
     for bad in (torch.ones(2, 25, dtype=torch.bool), torch.ones(2, 24)):
         with pytest.raises(ValueError, match=r"token_mask must be bool \(2, 24\)"):
             layer.forward_forecast(x, token_mask=bad)
