@@ -51,6 +51,13 @@ PUBLISHED = {
     "dinat-s-large 53.4, biformer-small 49.8, biformer-base 51.0, davit-tiny 46.3, davit-small 48.8, davit-base 49.4",
 }
 
+PUBLISHED_BY_NAME = {
+    "scatterformer_8xb4-24e_waymo": (
+        "L2 mAP 75.7, mAPH 73.8 (val)",
+        "[2401.00912](https://arxiv.org/abs/2401.00912)",
+    ),
+}
+
 # By a part of the file name; COCO where none is in it.
 DATASETS = {
     "ade20k": "ADE20K",
@@ -69,13 +76,21 @@ DATASETS = {
     "ntu60": "NTU RGB+D 60",
     "nucla": "NW-UCLA",
     "figures": "moving figures",
+    "lidar-samples": "simulated scans",
+    "kitti": "KITTI",
+    "nuscenes": "nuScenes",
+    "waymo": "Waymo",
     "protocol-cat": "CASIAv2, FantasticReality, IMD20, tampCOCO",
 }
 
 # What this package's own runs gave, with where it is told.
 TRAINED = {
+    "scatterformer-pico_30e_lidar-samples": "car BEV AP 0.890 ([LiDAR](../docs/lidar.md))",
+    "timesformer_figures": "top-1 59.6, 3 seeds ([pose](../docs/pose.md))",
+    "paat-timesformer_figures": "top-1 69.6, 3 seeds ([pose](../docs/pose.md))",
+    "paab-timesformer_figures": "top-1 96.9, 3 seeds ([pose](../docs/pose.md))",
     "cam_resnet10t_digits": "MaxBoxAccV2 34.4, Top-1 51.0 (best centre box: 10.6)",
-    "forgery-net_dinat-pico_synthetic": "pixel F1 0.370, image AUC 0.699 ([forgery](../docs/forgery.md))",
+    "forgery-net_dinat-pico_synthetic": "pixel F1 0.427, image AUC 0.763 ([forgery](../docs/forgery.md))",
     "atss_dinat-pico_fpn_bccd": "AP 0.556 ([README](../README.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
     "semantic-fpn_dinat-pico_camvid": "mIoU 24.1, 3 seeds ([CamVid](../docs/trained.md#camvid))",
@@ -104,6 +119,8 @@ Written by `docs/generate_configs.py`; change that, not this.
 
 def published(stem: str) -> tuple[str, str]:
     """The score of a config and its source, or dashes."""
+    if stem in PUBLISHED_BY_NAME:
+        return PUBLISHED_BY_NAME[stem]
     head, backbone = stem.split("_")[:2]
     for (name, schedule), scores in PUBLISHED.items():
         parts = [part.split("-", 1)[-1] if part.startswith("8x") else part for part in stem.split("_")]
