@@ -79,6 +79,21 @@ def test_close_file_name(config_file, coco_dir):
     assert f"{coco_dir / 'trian.json'} does not exist; did you mean train.json" in problem
 
 
+def test_forgery_pairs_need_all_their_parts():
+    folder = Path(__file__).parents[2] / "configs" / "forgery" / "synthetic"
+
+    def problems(change):
+        config = load_config(folder / "forgery-net_dinat-pico_synthetic-pairs.py")
+        change(config.train_dataloader)
+        return [p for p in find_problems(config, ("train",)) if "PackForgeryPair" in p]
+
+    assert problems(lambda loader: None) == []
+    (problem,) = problems(lambda loader: loader.pop("collate_fn"))
+    assert "collate_fn=dict(type='visionattn.collate_pairs')" in problem
+    (problem,) = problems(lambda loader: loader.dataset.pipeline[3].update(paired=False))
+    assert "ForgeImage with paired=True" in problem
+
+
 def test_all_at_once(config_file):
     config = load_config(config_file)
     config.model.neck.type = "FNP"

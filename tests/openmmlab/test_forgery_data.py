@@ -9,9 +9,17 @@ import pytest
 pytest.importorskip("mmseg")
 
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 
+from visionattn.data.forgery_synthesis import compress
 from visionattn.errors import ConfigError, DataError
-from visionattn.openmmlab.forgery_data import BalancedForgeryDataset, ForgeImage, ForgeryAugment, ForgeryDataset
+from visionattn.openmmlab.forgery_data import (
+    BalancedForgeryDataset,
+    ForgeImage,
+    ForgeryAugment,
+    ForgeryDataset,
+    PackForgeryPair,
+)
 
 KEYS = ("img_path", "seg_map_path", "ori_shape", "img_shape", "sample_idx", "source", "kind")
 PIPELINE = [
@@ -99,6 +107,63 @@ def test_forging_and_augmenting(pairs):
     changed = run(augment, 3, gt_seg_map=mask)
     assert changed["img"].shape[:2] == changed["gt_seg_map"].shape == changed["img_shape"]
     assert np.array_equal(changed["img"], run(augment, 3, gt_seg_map=mask)["img"])
+
+
+def pair_loader(root, **forge):
+    steps = [
+        dict(type="LoadImageFromFile"),
+        dict(type="visionattn.ForgeImage", operations=["copy_move", "blur"], paired=True, feather=0, **forge),
+        dict(type="visionattn.PackForgeryPair", meta_keys=(*KEYS, "forgery_steps")),
+    ]
+    return Runner.build_dataloader(
+        dict(
+            batch_size=2,
+            num_workers=0,
+            collate_fn=dict(type="visionattn.collate_pairs"),
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            dataset=dict(
+                type="visionattn.ForgeryDataset",
+                layout="photos",
+                data_root=str(root),
+                folders=["images"],
+                pipeline=steps,
+            ),
+        )
+    )
+
+
+def test_pairs_differ_by_the_forgery_alone(pairs):
+    np.random.seed(0)
+    batches = list(pair_loader(pairs, quality=None))
+    assert [len(batch["inputs"]) for batch in batches] == [4, 4]
+    for batch in batches:
+        inputs, samples = batch["inputs"], batch["data_samples"]
+        for forged, untouched in ((0, 1), (2, 3)):
+            mask = samples[forged].gt_sem_seg.data[0] == 1
+            changed = (inputs[forged] != inputs[untouched]).any(0)
+            assert mask.any()
+            assert changed.any()
+            assert not (changed & ~mask).any()
+            assert not samples[untouched].gt_sem_seg.data.any()
+            assert samples[forged].img_path == samples[untouched].img_path
+            original = cv2.imread(samples[untouched].img_path)
+            assert np.array_equal(inputs[untouched].permute(1, 2, 0).numpy(), original)
+            assert samples[untouched].forgery_steps == []
+            assert len(samples[forged].forgery_steps) == 1
+
+
+def test_pairs_are_compressed_alike(pairs):
+    np.random.seed(0)
+    batch = next(iter(pair_loader(pairs, quality=(40, 95))))
+    forged, untouched = batch["data_samples"][:2]
+    assert untouched.forgery_steps == forged.forgery_steps[-1:]
+    expected = compress(cv2.imread(untouched.img_path), untouched.forgery_steps[0]["quality"])
+    assert np.array_equal(batch["inputs"][1].permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_pair_needs_the_untouched_picture():
+    with pytest.raises(ConfigError, match="paired=True"):
+        PackForgeryPair(KEYS).transform({"img": np.zeros((8, 8, 3), np.uint8)})
 
 
 def test_a_mask_of_another_size_is_refused(pairs):

@@ -103,6 +103,7 @@ def find_problems(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
     for key, loader in loaders.items():
         problems += [*_unknown_keys(loader, key), *_walk(loader, key, (root.DATASETS,), scope)]
         problems += _missing_paths(loader.get("dataset"), f"{key}.dataset")
+        problems += _pair_problems(loader, key)
     if not splits and config.get("test_dataloader"):  # inference takes its pipeline, not its data
         problems += _walk(config["test_dataloader"], "test_dataloader", (root.DATASETS,), scope)
     problems += model_problems(config, loaders, scope)
@@ -212,6 +213,19 @@ def _wrong_arguments(node: Mapping[str, Any], path: str, cls: Any) -> Iterator[s
         if key not in accepted and key not in TAKEN_OUT:
             name = getattr(cls, "__name__", str(cls))
             yield f"{path}.{key}: {name} takes no such argument{close_matches(key, accepted)}"
+
+
+def _pair_problems(loader: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Pairs are made by one transform, packed by another and collated by the loader: all three, or none."""
+    steps = (loader.get("dataset") or {}).get("pipeline") or ()
+    steps = [step for step in steps if isinstance(step, Mapping)]
+    wanted = any(step.get("type") == "visionattn.PackForgeryPair" for step in steps)
+    made = any(step.get("type") == "visionattn.ForgeImage" and step.get("paired") for step in steps)
+    collated = (loader.get("collate_fn") or {}).get("type") == "visionattn.collate_pairs"
+    if wanted and not made:
+        yield f"{path}.dataset.pipeline: visionattn.PackForgeryPair needs visionattn.ForgeImage with paired=True"
+    if wanted != collated:
+        yield f"{path}: visionattn.PackForgeryPair and collate_fn=dict(type='visionattn.collate_pairs') go together"
 
 
 def _missing_paths(dataset: Any, path: str) -> Iterator[str]:

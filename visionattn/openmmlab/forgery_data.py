@@ -6,16 +6,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 from mmcv.transforms import BaseTransform
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmseg.datasets.transforms import PackSegInputs
 
 from visionattn.data import forgery_sets
 from visionattn.data.donors import FolderDonors, find_photos
 from visionattn.data.forgery_sets import BalancedSets, ForgeryItem, read_truth
-from visionattn.data.forgery_synthesis import OPERATIONS, ForgerySynthesis
+from visionattn.data.forgery_synthesis import OPERATIONS, ForgerySynthesis, compress
 from visionattn.errors import ConfigError, DataError
-from visionattn.openmmlab.registry import DATASETS, TRANSFORMS
+from visionattn.openmmlab.registry import DATASETS, FUNCTIONS, TRANSFORMS
 
-__all__ = ["BalancedForgeryDataset", "ForgeImage", "ForgeryAugment", "ForgeryDataset", "LoadForgeryMask"]
+__all__ = [
+    "BalancedForgeryDataset",
+    "ForgeImage",
+    "ForgeryAugment",
+    "ForgeryDataset",
+    "LoadForgeryMask",
+    "PackForgeryPair",
+    "collate_pairs",
+]
 
 LAYOUTS = ("pairs", "mani", "brgen", "json", "photos")
 
@@ -171,6 +180,7 @@ class ForgeImage(BaseTransform):
         objects: COCO files with instances of the donors.
         root: what relative paths above start from.
         operations, probability, area, quality, feather, colour_match, geometry: of `ForgerySynthesis`.
+        paired: forge every picture, and keep it untouched too, compressed alike, for `PackForgeryPair`.
     """
 
     def __init__(
@@ -185,8 +195,9 @@ class ForgeImage(BaseTransform):
         feather: float = 5.0,
         colour_match: float = 0.3,
         geometry: float = 0.5,
+        paired: bool = False,
     ) -> None:
-        base = Path(root)
+        base, self.paired = Path(root), paired
         donor = FolderDonors([base / d for d in donors], [base / o for o in objects]) if donors else None
         self.synthesis = ForgerySynthesis(
             operations, probability, tuple(area), feather=feather, colour_match=colour_match, geometry=geometry,
@@ -195,9 +206,46 @@ class ForgeImage(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Forge the picture in ``results``; numpy's generator is seeded for each sample."""
-        forgery = self.synthesis(np.ascontiguousarray(results["img"]), int(np.random.randint(2**31)))
+        image = np.ascontiguousarray(results["img"])
+        forgery = self.synthesis(image, int(np.random.randint(2**31)), forge=True if self.paired else None)
+        if self.paired:
+            saved = self.synthesis.quality is not None
+            results["untouched"] = compress(image, forgery.steps[-1]["quality"]) if saved else image
         results["img"], results["gt_seg_map"] = forgery.image, forgery.mask
         if "gt_seg_map" not in results.setdefault("seg_fields", []):
             results["seg_fields"].append("gt_seg_map")
         results["forgery_steps"] = forgery.steps
         return results
+
+
+@TRANSFORMS.register_module()
+class PackForgeryPair(BaseTransform):
+    """Packs a forged picture and the same one untouched as two samples; it comes last, after `ForgeImage`.
+
+    Only what was done tells the two apart, so that the label cannot be learned from what they show. The loader needs
+    ``collate_fn=dict(type="visionattn.collate_pairs")``; a batch holds twice ``batch_size`` pictures.
+
+    Args:
+        meta_keys: of mmseg's ``PackSegInputs``.
+
+    Raises:
+        ConfigError: there is no untouched picture: `ForgeImage` has not ``paired=True``.
+    """
+
+    def __init__(self, meta_keys: Sequence[str]) -> None:
+        self.pack = PackSegInputs(meta_keys=tuple(meta_keys))
+
+    def transform(self, results: dict) -> list[dict]:
+        """The forged sample and the untouched one."""
+        if "untouched" not in results:
+            raise ConfigError("PackForgeryPair needs ForgeImage(paired=True) before it")
+        saved = [step for step in results["forgery_steps"] if step["operation"] == "save"]
+        nothing = np.zeros_like(results["gt_seg_map"])
+        untouched = {**results, "img": results["untouched"], "gt_seg_map": nothing, "forgery_steps": saved}
+        return [self.pack(results), self.pack(untouched)]
+
+
+@FUNCTIONS.register_module()
+def collate_pairs(samples: Sequence[Sequence[dict]]) -> dict:
+    """A batch of all samples of all pairs, as mmengine's ``pseudo_collate``."""
+    return pseudo_collate([sample for pair in samples for sample in pair])

@@ -7,7 +7,7 @@ so one child each under the scope ``visionattn`` is found from mmdet's and mmseg
 from mmengine import registry as root
 from mmengine.registry import Registry
 
-__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "OPTIM_WRAPPERS", "TRANSFORMS", "VISBACKENDS"]
+__all__ = ["DATASETS", "FUNCTIONS", "HOOKS", "METRICS", "MODELS", "OPTIM_WRAPPERS", "TRANSFORMS", "VISBACKENDS"]
 
 SCOPE = "visionattn"
 
@@ -19,6 +19,7 @@ DATASETS = Registry(
     locations=["visionattn.openmmlab", "visionattn.openmmlab.datasets"],  # the second imports mmseg
 )
 TRANSFORMS = Registry("transform", scope=SCOPE, parent=root.TRANSFORMS, locations=["visionattn.openmmlab"])
+FUNCTIONS = Registry("function", scope=SCOPE, parent=root.FUNCTIONS, locations=["visionattn.openmmlab.datasets"])
 METRICS = Registry(
     "metric",
     scope=SCOPE,

@@ -15,7 +15,7 @@ model = dict(
     noise_branch=dict(dims=(32, 48, 64, 96), depths=(1, 1, 1, 1)),
     loss=dict(dice_weight=0.3),
 )
-# About 80 minutes on one core (--amp: bfloat16); then continue with forgery-net_dinat-pico_synthetic-256.py.
+# About 80 minutes on one core (--amp: bfloat16); then continue with forgery-net_dinat-pico_synthetic-pairs.py.
 max_iters = 5500
 optim_wrapper = dict(optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=5.0))
 train_cfg = dict(max_iters=max_iters, val_interval=1100)
