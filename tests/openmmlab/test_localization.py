@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,10 +12,11 @@ from mmengine.structures import BaseDataElement
 
 from visionattn.cli import main
 from visionattn.data.localization_samples import build_single_digits
-from visionattn.errors import ConfigError
+from visionattn.errors import ConfigError, DataError
 from visionattn.heads.sat import create_sat
 from visionattn.openmmlab import checkpoint as checkpoints
 from visionattn.openmmlab.localization import _of_picture
+from visionattn.openmmlab.localization_data import PackLocalizationInputs, TenCrop
 
 SAT = {
     "type": "visionattn.SAT",
@@ -112,6 +114,37 @@ def test_padding_is_cut_off_a_map():
     assert part.max() < 5, "the last column of patches is padding"
 
 
+def test_ten_crops_give_the_class_and_the_middle_the_map():
+    picture = np.random.default_rng(0).integers(0, 255, (80, 72, 3), dtype=np.uint8)
+    results = TenCrop(64).transform({"img": picture, "ori_shape": (160, 216), "gt_label": 2})
+    assert np.array_equal(results["img"], picture[8:72, 4:68])
+    packed = PackLocalizationInputs().transform(results)
+    model = build({**SAT, "data_preprocessor": {"type": "ImgDataPreprocessor", "mean": [99.0] * 3, "std": [50.0] * 3}})
+    data = model.data_preprocessor({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})
+    (found,) = model(**data, mode="predict")
+
+    corners = [picture[y : y + 64, x : x + 64] for y, x in ((0, 0), (0, 8), (16, 0), (16, 8), (8, 4))]
+    crops = np.stack([*corners, *(crop[:, ::-1] for crop in corners)]).transpose(0, 3, 1, 2)
+    output = model((torch.from_numpy(crops.copy()).float() - 99) / 50)
+    assert torch.allclose(found.pred_scores, output.logits.softmax(1).mean(0), atol=1e-6)
+    assert not torch.allclose(found.pred_scores, output.logits.softmax(1)[4], atol=1e-4)
+    assert torch.allclose(found.true_map, output.maps[4, 0], atol=1e-6), "measured in the middle"
+    # what is shown covers the picture: nothing is known beyond the crop
+    assert found.pred_map.shape == (80, 72)
+    assert (found.pred_map[:8] == found.pred_map.min()).all()
+    assert (found.pred_map[:, 68:] == found.pred_map.min()).all()
+    x0, y0, x1, y1 = found.pred_instances.bboxes[0].tolist()
+    assert 11 <= x0 < x1 <= 205, "4 of 72 pixels on each side, in a picture of 216"
+    assert 15 <= y0 < y1 <= 145
+
+
+def test_ten_crops_need_room():
+    with pytest.raises(DataError, match="is 72 x 60, less than TenCrop's 64"):
+        TenCrop(64).transform({"img": np.zeros((60, 72, 3), np.uint8), "ori_shape": (60, 72)})
+    with pytest.raises(ConfigError, match="size=0"):
+        TenCrop(0)
+
+
 def test_checkpoint_of_the_authors_loads_by_its_own_names():
     source = create_sat("vit_tiny_patch16_224", 5, img_size=64, embed_dim=24, depth=3, num_heads=3)
     names = {n: n.removeprefix("vit.").replace("smoothing", "weight") for n in source.state_dict()}
@@ -161,3 +194,31 @@ def test_train_test_and_infer_from_the_command_line(tmp_path, monkeypatch, capsy
     assert (Path("out") / record["heatmap"]).is_file()
     assert main(["infer", *images, "--run", "run", "--tta"]) == 1
     assert "--tta" in capsys.readouterr().err
+
+
+def test_the_protocol_of_sat_from_the_command_line(tmp_path, monkeypatch, capsys):
+    from pathlib import Path
+
+    folder = Path(__file__).parents[2] / "configs/localization"
+    build_single_digits(tmp_path / "data/single-digits", train=8, val=4, test=4)
+    monkeypatch.chdir(tmp_path)
+    Path("protocol.py").write_text(
+        f"""_base_ = "{folder / "sat_vit-pico_digits.py"}"
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(112, 112)),
+    dict(type="visionattn.TenCrop", size=96),
+    dict(type="visionattn.PackLocalizationInputs"),
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_evaluator = [dict(type="visionattn.SATLocalizationMetric", resize=112, crop=96)]
+"""
+    )
+    options = ["train_cfg.max_iters=2", "train_cfg.val_interval=2", "train_dataloader.batch_size=4"]
+    assert main(["train", "protocol.py", "--work-dir", "run", "--cfg-options", *options]) == 0, capsys.readouterr().err
+    assert main(["test", "run", "--out", "measured"]) == 0, capsys.readouterr().err
+    metrics = json.loads(Path("measured/results.json").read_text())["metrics"]
+    assert {"SAT_GTKnown", "SAT_Top1Loc", "SAT_Top5Loc"} <= set(metrics)
+    images = ["data/single-digits/images/test"]
+    assert main(["infer", *images, "--run", "run", "--out", "out", "--score-thr", "0"]) == 0, capsys.readouterr().err
+    assert len(json.loads(Path("out/predictions.json").read_text())["images"]) == 4

@@ -67,7 +67,8 @@ class Localizer(BaseModel):
     ``predict`` gives each sample ``pred_scores`` (softmax ``[classes]``), ``pred_map`` (float32 ``[h, w]`` over the
     picture, of the best class), ``true_map`` (likewise, of the true class, where the sample has one: what
     localization is measured by) and ``pred_instances``: one box in pixels of the original picture, around the largest
-    region of the map, with the best class and its score.
+    region of the map, with the best class and its score. Where the pipeline has `TenCrop`, the scores are the mean
+    over the crops, and ``true_map`` is of the middle, as SAT is measured.
     """
 
     def __init__(self, box_threshold: float, data_preprocessor: dict | None, init_cfg: dict | None) -> None:
@@ -105,12 +106,13 @@ class Localizer(BaseModel):
         if mode != "predict":
             raise ValueError(f"mode={mode!r} must be tensor, loss or predict")
         logits, best, true = self._predict(inputs, None if labels is None else labels.to(inputs.device))
-        scores = logits.float().softmax(1)
+        scores = self._crop_scores(data_samples)
+        scores = logits.float().softmax(1) if scores is None else scores
         if not torch.isfinite(scores).all():
             raise CheckpointError("the model puts out NaN or infinity; its checkpoint is from a failed run")
         for index, sample in enumerate(data_samples):
             sample.set_field(scores[index].cpu(), "pred_scores")
-            shown = _of_picture(best[index], inputs.shape[-2:], sample)
+            shown = _around_crop(_of_picture(best[index], inputs.shape[-2:], sample), sample)
             sample.set_field(shown, "pred_map")
             if labels is not None:
                 sample.set_field(_of_picture(true[index], inputs.shape[-2:], sample), "true_map")
@@ -124,6 +126,16 @@ class Localizer(BaseModel):
             )
             sample.set_field(found, "pred_instances")
         return list(data_samples)
+
+    def _crop_scores(self, samples: Sequence[BaseDataElement]) -> Tensor | None:
+        """The mean softmax over the crops of each sample, ``[B, classes]``, or None where there are none."""
+        if "crops" not in samples[0]:
+            return None
+        scores = []
+        for sample in samples:  # one at a time: a batch of crops is ten times the batch
+            crops = self.data_preprocessor({"inputs": list(sample.pop("crops"))})["inputs"]
+            scores.append(self._tensor(crops).logits.float().softmax(1).mean(0))
+        return torch.stack(scores)
 
 
 def _labels(samples: Sequence[BaseDataElement] | None) -> Tensor | None:
@@ -143,6 +155,18 @@ def _of_picture(score_map: Tensor, padded: Sequence[int], sample: BaseDataElemen
         return score_map[0]
     fine = F.interpolate(score_map[None], size=covered, mode="bilinear", align_corners=False)
     return fine[0, 0, :height, :width].contiguous()
+
+
+def _around_crop(score_map: Tensor, sample: BaseDataElement) -> Tensor:
+    """A map of the middle of a picture, by `TenCrop`, as one over all of it; the rest has the lowest value."""
+    whole = sample.metainfo.get("cropped_from")
+    if whole is None:
+        return score_map
+    height, width = sample.metainfo["img_shape"][:2]
+    fine = F.interpolate(score_map[None, None], size=(height, width), mode="bilinear", align_corners=False)
+    top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
+    sides = (left, whole[1] - width - left, top, whole[0] - height - top)
+    return F.pad(fine[0, 0], sides, value=float(score_map.min()))
 
 
 @MODELS.register_module()
