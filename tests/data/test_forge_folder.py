@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from visionattn.cli import main
 from visionattn.data.forge_folder import forge_folder
 from visionattn.data.forgery_sets import read_pairs, read_truth
 from visionattn.errors import DataError
@@ -46,8 +47,22 @@ def test_what_is_written(photos, tmp_path):
         assert item.image.read_bytes() == (again / "images" / item.image.name).read_bytes()
 
 
+def test_how_parts_are_pasted_is_asked_for(photos, tmp_path, capsys):
+    def steps(out, *options):
+        command = ["forge", str(photos), "--out", str(out), "--count", "12", "--operations", "splice", "--share", "1"]
+        assert main([*command, *options]) == 0, capsys.readouterr().err
+        return [record["steps"][0] for record in json.loads((out / "manifest.json").read_text())["images"]]
+
+    plain = steps(tmp_path / "plain", "--feather", "0", "--colour-match", "0", "--geometry", "0")
+    assert all(s["feather"] == 0 and "colour_match" not in s and "scale" not in s for s in plain)
+    changed = steps(tmp_path / "changed", "--feather", "9", "--colour-match", "1", "--geometry", "1")
+    assert all(s["colour_match"] and "scale" in s for s in changed)
+    assert max(s["feather"] for s in changed) > 0
+
+
 def test_wrong_arguments(photos, tmp_path):
-    for arguments, match in ((dict(count=0), "count=0"), (dict(every=0), "every=0"), (dict(area=(0.5, 0.2)), "area=")):
+    for arguments, match in ((dict(count=0), "count=0"), (dict(every=0), "every=0"), (dict(area=(0.5, 0.2)), "area="),
+                             (dict(feather=-1), "feather=-1"), (dict(geometry=2), "geometry=2")):  # fmt: skip
         with pytest.raises(DataError, match=match):
             forge_folder([photos], tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()

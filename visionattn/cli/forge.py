@@ -36,6 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JPEG quality at the end, one or a range; 0 for none (default: 70 100)",
     )  # fmt: skip
     parser.add_argument(
+        "--feather", type=float, default=5.0, metavar="PIXELS", help="largest width of soft edges (default: 5)"
+    )
+    parser.add_argument(
+        "--colour-match", type=float, default=0.3, metavar="P",
+        help="how often a pasted part takes the colours of its surroundings (default: 0.3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--geometry", type=float, default=0.5, metavar="P",
+        help="how often a pasted part is scaled and turned (default: 0.5)",
+    )  # fmt: skip
+    parser.add_argument(
         "--objects", nargs="+", default=[], metavar="FILE", help="COCO instances to cut out for splices"
     )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th photograph only")
@@ -51,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"--quality takes one or two numbers, got {args.quality}")
     report = forge_folder(
         args.folders, args.out, count=args.count, crop=args.crop, share=args.share, operations=args.operations,
-        shapes=args.shapes, area=tuple(args.area), quality=quality, objects=args.objects, every=args.every,
-        seed=args.seed,
+        shapes=args.shapes, area=tuple(args.area), quality=quality, feather=args.feather,
+        colour_match=args.colour_match, geometry=args.geometry, objects=args.objects, every=args.every, seed=args.seed,
     )  # fmt: skip
     kinds = ", ".join(f"{name} {count}" for name, count in sorted(report.kinds.items()))
     print(f"{report.forged} forged and {report.untouched} untouched pictures of {report.photos} photographs")

@@ -42,6 +42,9 @@ def forge_folder(
     shapes: Sequence[str] = REGION_SHAPES,
     area: tuple[float, float] = (0.02, 0.25),
     quality: tuple[int, int] | None = (70, 100),
+    feather: float = 5.0,
+    colour_match: float = 0.3,
+    geometry: float = 0.5,
     objects: Sequence[str | Path] = (),
     every: int = 1,
     seed: int = 0,
@@ -57,7 +60,7 @@ def forge_folder(
         count: pictures; None makes one of each photograph.
         crop: side of a square cut at a random place first; a smaller photograph is enlarged to it.
         share: of pictures that are forged.
-        operations, shapes, area, quality: of `ForgerySynthesis`.
+        operations, shapes, area, quality, feather, colour_match, geometry: of `ForgerySynthesis`.
         objects: COCO files of instances, for splices.
         every: take each N-th photograph only.
         seed: of all randomness.
@@ -75,13 +78,16 @@ def forge_folder(
     donors = FolderDonors(folders, objects)
     donors.photos = photos
     try:
-        synthesis = ForgerySynthesis(operations, 1.0, area, shapes, quality=quality, donor=donors)
+        synthesis = ForgerySynthesis(
+            operations, 1.0, area, shapes, feather, colour_match, geometry, quality=quality, donor=donors
+        )
     except ValueError as error:
         raise DataError(str(error)) from error
     report, records, cells = ForgeReport(photos=len(photos)), [], []
     stamp = {
         "data": "forgeries", "count": count, "crop": crop, "share": share, "operations": list(operations),
-        "shapes": list(shapes), "area": list(area), "quality": quality and list(quality), "every": every, "seed": seed,
+        "shapes": list(shapes), "area": list(area), "quality": quality and list(quality), "feather": feather,
+        "colour_match": colour_match, "geometry": geometry, "every": every, "seed": seed,
         "photographs": [str(p) for p in photos],
     }  # fmt: skip
     with new_folder(Path(out), stamp) as folder:

@@ -97,6 +97,8 @@ class ForgerySynthesis:
         for name, value in (("probability", probability), ("colour_match", colour_match), ("geometry", geometry)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must be in 0..1")
+        if not 0 <= feather < np.inf:
+            raise ValueError(f"feather={feather} must be a number of pixels, at least 0")
         if quality is not None and not 1 <= quality[0] <= quality[1] <= 100:
             raise ValueError(f"quality={quality} must be two rising whole numbers in 1..100")
         self.names = list(operations)

@@ -11,6 +11,7 @@ from mmseg.datasets.transforms import PackSegInputs
 
 from visionattn.data import forgery_sets
 from visionattn.data.donors import FolderDonors, find_photos
+from visionattn.data.forgery_regions import REGION_SHAPES
 from visionattn.data.forgery_sets import BalancedSets, ForgeryItem, read_truth
 from visionattn.data.forgery_synthesis import OPERATIONS, ForgerySynthesis, compress
 from visionattn.errors import ConfigError, DataError
@@ -179,7 +180,7 @@ class ForgeImage(BaseTransform):
         donors: folders of photographs that splices come from; empty means the picture itself.
         objects: COCO files with instances of the donors.
         root: what relative paths above start from.
-        operations, probability, area, quality, feather, colour_match, geometry: of `ForgerySynthesis`.
+        operations, probability, area, quality, feather, colour_match, geometry, shapes: of `ForgerySynthesis`.
         paired: forge every picture, and keep it untouched too, compressed alike, for `PackForgeryPair`.
     """
 
@@ -195,13 +196,14 @@ class ForgeImage(BaseTransform):
         feather: float = 5.0,
         colour_match: float = 0.3,
         geometry: float = 0.5,
+        shapes: Sequence[str] = REGION_SHAPES,
         paired: bool = False,
     ) -> None:
         base, self.paired = Path(root), paired
         donor = FolderDonors([base / d for d in donors], [base / o for o in objects]) if donors else None
         self.synthesis = ForgerySynthesis(
-            operations, probability, tuple(area), feather=feather, colour_match=colour_match, geometry=geometry,
-            quality=None if quality is None else tuple(quality), donor=donor,
+            operations, probability, tuple(area), tuple(shapes), feather=feather, colour_match=colour_match,
+            geometry=geometry, quality=None if quality is None else tuple(quality), donor=donor,
         )  # fmt: skip
 
     def transform(self, results: dict) -> dict:
