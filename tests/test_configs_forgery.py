@@ -1,6 +1,7 @@
 """Every forgery config: builds its model, trains a step on data from its own pipeline, and is measured, all tiny."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -54,6 +55,7 @@ def home(tmp_path_factory) -> Path:
         write(home / f"data/forgery/Columbia/Tp/{index}.png", photo())
         write(home / f"data/forgery/Columbia/Gt/{index}_gt.png", mask)
     write(home / "data/forged/val/masks/1.png", mask)
+    shutil.copytree(home / "data/forged/val", home / "data/forged/cut")
     (home / "data/forgery/cat.json").write_text(json.dumps([["ManiDataset", "Columbia"]]))
     return home
 
