@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--tta", action="store_true", help="mirrored views too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", help="of the run in the file (default: the folder's name)")
+    parser.add_argument("--data", help="name of the folder in the file (default: its own)")
     parser.add_argument("--out", type=Path, default=RESULTS / "forgery_operations.csv")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -80,7 +81,8 @@ def main() -> None:
         predictor = Predictor.from_run(args.run, tta=args.tta)
     name = args.name or args.run.stem
     settings = json.loads((args.folder / "manifest.json").read_text())["settings"]
-    case = dict(run=name, views="mirrored too" if args.tta else "one", quality=str(settings["quality"][-1]))
+    views, quality = "mirrored too" if args.tta else "one", str(settings["quality"][-1])
+    case = dict(run=name, data=args.data or args.folder.name, views=views, quality=quality)
     rows = [case | row for row in measure(predictor, args.folder)]
     kept = []
     if args.out.exists():
