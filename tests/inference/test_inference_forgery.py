@@ -45,3 +45,17 @@ def test_overlay_marks_only_what_is_forged():
     assert (drawn[65:70, 62:140] != 128).any()
     assert np.array_equal(drawn[30:55, 5:55], image[30:55, 5:55])
     assert (drawn[:10, :40] != 128).any()  # the verdict
+
+
+def test_colours_of_the_data_mark_the_verdict_and_the_region():
+    image = np.full((120, 160, 3), 128, np.uint8)
+    semantic = np.zeros((120, 160), np.int64)
+    semantic[60:110, 60:150] = 1
+    found = Prediction(
+        (120, 160), ("authentic", "forged"), semantic=semantic, heatmap=semantic.astype(np.float32),
+        image_scores=np.array([0.1, 0.9]), colors=((0, 0, 0), (255, 82, 70)),
+    )  # fmt: skip
+    drawn = found.draw(image).astype(int)
+    assert drawn[1, 1].tolist() == [70, 82, 255]
+    red = drawn[62:70, 62:70]
+    assert (red[..., 2] > red[..., 0] + 20).all()

@@ -342,7 +342,8 @@ class _Labels:
     def add_verdict(self, prediction: Prediction) -> None:
         """What the whole picture is taken for, and the probability that it is forged, in the corner."""
         forged = int(prediction.forgery_score > 0.5)
-        self._place(0, 0, f"{prediction.classes[forged]} {prediction.forgery_score:.2f}", class_color(forged))
+        color = class_color(forged) if prediction.colors is None else tuple(prediction.colors[forged])[::-1]
+        self._place(0, 0, f"{prediction.classes[forged]} {prediction.forgery_score:.2f}", color)
 
     def paint(self, out: np.ndarray) -> None:
         """Paint the labels on the BGR picture."""

@@ -147,8 +147,8 @@ class Predictor:
         self._warned: set[str] = set()
         self.classes, self.task = tuple(loaded.classes), loaded.task
         self.category_ids = _category_ids(loaded.cfg, self.classes)
-        # people know the maps of their data by its colours
-        known = getattr(loaded, "palette", None) if self.task == "semantic" else None
+        # people know the maps of their data by its colours, and forgeries by red
+        known = getattr(loaded, "palette", None) if self.task in ("semantic", "forgery") else None
         self.colors = tuple(map(tuple, known)) if known and len(known) == len(self.classes) else None
         self.merge_iou = _merge_iou(loaded.cfg)
         self._views = [(scale, mirror) for scale in options.scales for mirror in ((False, True)[: 1 + options.tta])]
