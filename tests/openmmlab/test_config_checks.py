@@ -88,8 +88,13 @@ def test_forgery_pairs_need_all_their_parts():
         return [p for p in find_problems(config, ("train",)) if "PackForgeryPair" in p]
 
     assert problems(lambda loader: None) == []
+    repeated = problems(
+        lambda loader: loader.__setitem__("dataset", dict(type="RepeatDataset", times=2, dataset=loader.pop("dataset")))
+    )
+    assert repeated == []
     (problem,) = problems(lambda loader: loader.pop("collate_fn"))
     assert "collate_fn=dict(type='visionattn.collate_pairs')" in problem
+    assert len(problems(lambda loader: loader.update(collate_fn="pseudo_collate"))) == 1
     (problem,) = problems(lambda loader: loader.dataset.pipeline[3].update(paired=False))
     assert "ForgeImage with paired=True" in problem
 

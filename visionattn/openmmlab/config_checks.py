@@ -217,11 +217,15 @@ def _wrong_arguments(node: Mapping[str, Any], path: str, cls: Any) -> Iterator[s
 
 def _pair_problems(loader: Mapping[str, Any], path: str) -> Iterator[str]:
     """Pairs are made by one transform, packed by another and collated by the loader: all three, or none."""
-    steps = (loader.get("dataset") or {}).get("pipeline") or ()
-    steps = [step for step in steps if isinstance(step, Mapping)]
+    dataset = loader.get("dataset")
+    while isinstance(dataset, Mapping) and isinstance(dataset.get("dataset"), Mapping):
+        dataset = dataset["dataset"]  # repeated, for example
+    pipeline = dataset.get("pipeline") if isinstance(dataset, Mapping) else None
+    steps = [step for step in pipeline if isinstance(step, Mapping)] if isinstance(pipeline, (list, tuple)) else []
     wanted = any(step.get("type") == "visionattn.PackForgeryPair" for step in steps)
     made = any(step.get("type") == "visionattn.ForgeImage" and step.get("paired") for step in steps)
-    collated = (loader.get("collate_fn") or {}).get("type") == "visionattn.collate_pairs"
+    collate = loader.get("collate_fn")
+    collated = isinstance(collate, Mapping) and collate.get("type") == "visionattn.collate_pairs"
     if wanted and not made:
         yield f"{path}.dataset.pipeline: visionattn.PackForgeryPair needs visionattn.ForgeImage with paired=True"
     if wanted != collated:
