@@ -3,11 +3,13 @@
 #   python tools/train.py THIS --amp --ema 0.002 --cfg-options load_from=WORK_DIR_OF_THE_FIRST/iter_5500.pth
 # Test data: visionattn forge data/photos/heldout --out data/forged/cut --crop 256 --count 384 --quality 90 --seed 1
 #   --operations splice copy_move removal resample --shapes blob --feather 0 --colour-match 0
-_base_ = "./forgery-net_dinat-pico_synthetic-pairs.py"
+_base_ = "./forgery-net_dinat-pico_synthetic.py"
 
+model = dict(loss=dict(label_weight=1.0))
 crop_size = (224, 224)
 train_dataloader = dict(
     batch_size=4,
+    collate_fn=dict(type="visionattn.collate_pairs"),
     dataset=dict(
         pipeline=[
             dict(type="LoadImageFromFile"),
@@ -23,7 +25,7 @@ train_dataloader = dict(
                 colour_match=0.0,
                 paired=True,
                 area=(0.02, 0.25),
-                quality=(75, 100),
+                quality=(80, 100),
             ),
             dict(type="visionattn.PackForgeryPair", meta_keys={{_base_.meta_keys}}),
         ]
@@ -32,6 +34,7 @@ train_dataloader = dict(
 val_dataloader = dict(dataset=dict(data_root="data/forged/cut"))
 test_dataloader = val_dataloader
 max_iters = 2300
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(max_iters=max_iters, val_interval=767)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=50),
