@@ -92,7 +92,7 @@ TRAINED = {
     "cam_resnet10t_digits": "MaxBoxAccV2 34.4, Top-1 51.0 (best centre box: 10.6)",
     "forgery-net_dinat-pico_synthetic": "pixel F1 0.427, image AUC 0.763 ([forgery](../docs/forgery.md))",
     "forgery-net_dinat-pico_synthetic-pairs": "pixel F1 0.444, image AUC 0.782 ([forgery](../docs/forgery.md))",
-    "forgery-net_dinat-pico_synthetic-cut": "pixel F1 0.577, image AUC 0.915 ([forgery](../docs/forgery.md))",
+    "forgery-net_dinat-pico_synthetic-cut": "pixel F1 0.586, image AUC 0.915 ([forgery](../docs/forgery.md))",
     "atss_dinat-pico_fpn_bccd": "AP 0.556 ([README](../README.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
     "semantic-fpn_dinat-pico_camvid": "mIoU 24.1, 3 seeds ([CamVid](../docs/trained.md#camvid))",
