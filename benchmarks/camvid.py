@@ -22,8 +22,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from common import RESULTS, machine
 
-from visionattn.openmmlab.api import find_run, load_model
-from visionattn.openmmlab.curve import read_records
+from visionattn.engine.model import find_run, load_model
+from visionattn.engine.train.curve import read_records
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLOURS = ("#2b6cb0", "#dd8452", "#3a923a", "#8172b2")

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from common import RESULTS, write_csv
 
+from visionattn.heads.forgery.metrics import binary_auc, pixel_scores
 from visionattn.inference import Predictor
-from visionattn.metrics.forgery import binary_auc, pixel_scores
 
 SPATIAL = ("copy_move", "splice", "removal", "resample")
 

@@ -16,8 +16,8 @@ import triton
 from common import RESULTS, write_csv
 
 from visionattn import __version__
-from visionattn.kernels.neighborhood import triton_launch
-from visionattn.kernels.neighborhood.triton_tiles import KERNELS, Tile
+from visionattn.kernels.neighborhood.triton import launch as triton_launch
+from visionattn.kernels.neighborhood.triton.tiles import KERNELS, Tile
 from visionattn.kernels.triton_aot import compile_launch
 
 PROBLEMS = [((56, 56), 7, 1), ((32768,), 255, 1), ((16, 28, 28), 3, 1)]

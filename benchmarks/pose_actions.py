@@ -20,9 +20,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 
 from visionattn import __version__
-from visionattn.metrics.action import mean_class_accuracy, top_accuracy
-from visionattn.openmmlab.api import LoadedModel, find_run, load_model
-from visionattn.openmmlab.curve import read_records
+from visionattn.engine.model import LoadedModel, find_run, load_model
+from visionattn.engine.train.curve import read_records
+from visionattn.heads.action.metrics import mean_class_accuracy, top_accuracy
 
 BATCH = 50
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from visionattn.openmmlab.config import load_config
+from visionattn.engine.config.load import load_config
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 TARGET = FOLDER / "README.md"

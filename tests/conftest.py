@@ -9,15 +9,17 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from fixtures.paths import REPO
 
+pytest_plugins = ["fixtures.archives", "fixtures.keyed", "fixtures.rectangles", "fixtures.tiny"]
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network from a test
-SMALL = Path(__file__).parent / "small"
+SMALL = REPO / "tests/small"
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder of development data beside the checkout, or a skip where it is not there."""
-    path = Path(os.environ.get("VISIONATTN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    path = Path(os.environ.get("VISIONATTN_SHARED", REPO.parent / "shared"))
     if not path.is_dir():
         pytest.skip(f"needs the development data folder, which is not at {path}; set VISIONATTN_SHARED")
     return path
@@ -96,8 +98,8 @@ def shapes_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_small(name: str, options: dict[str, str], folder: Path) -> Path:
     import torch
 
-    from visionattn.openmmlab.config import load_config
-    from visionattn.openmmlab.training import train
+    from visionattn.engine.config.load import load_config
+    from visionattn.engine.train.train import train
 
     torch.set_num_threads(1)
     config = load_config(SMALL / f"{name}.py", options)
@@ -142,8 +144,8 @@ def pillars_run(tmp_path_factory: pytest.TempPathFactory, pillars: ModuleType, s
     """The work dir of a detector that finds the blocks."""
     import torch
 
-    from visionattn.openmmlab.config import load_config
-    from visionattn.openmmlab.training import train
+    from visionattn.engine.config.load import load_config
+    from visionattn.engine.train.train import train
 
     folder = tmp_path_factory.mktemp("runs")
     (folder / "pillars.py").write_text(pillars.config_text(scans_dir))

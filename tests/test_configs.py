@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from fixtures.paths import REPO
 
 pytest.importorskip("mmdet")
 
@@ -26,13 +27,13 @@ from mmengine.runner import Runner
 
 from visionattn.cli import main
 from visionattn.data.cityscapes import convert_cityscapes
-from visionattn.data.samples import build_digit_scenes
-from visionattn.metrics.panoptic import id2rgb
-from visionattn.openmmlab.build import quiet
-from visionattn.openmmlab.config import load_config
-from visionattn.openmmlab.data_checks import check_data
+from visionattn.data.digits import build_digit_scenes
+from visionattn.data.panoptic import id2rgb
+from visionattn.engine.config.build import quiet
+from visionattn.engine.config.data_checks import check_data
+from visionattn.engine.config.load import load_config
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = REPO / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
 # These have test files of their own.
 OTHERS = [path for path in FILES if {"bev", "forgery", "localization", "pose"} & set(path.relative_to(CONFIGS).parts)]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from visionattn.engine.config.load import load_config
+from visionattn.engine.train.replay import replay
+from visionattn.engine.train.train import train
 from visionattn.errors import TrainingError
-from visionattn.openmmlab.config import load_config
-from visionattn.openmmlab.replay import replay
-from visionattn.openmmlab.training import train
 
 from .setting import Row, make_config, same_weights
 

@@ -10,9 +10,9 @@ import signal
 import time
 from pathlib import Path
 
-from visionattn.openmmlab import checkpoint as checkpoints
-from visionattn.openmmlab.config import load_config
-from visionattn.openmmlab.training import train
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.config.load import load_config
+from visionattn.engine.train.train import train
 
 from .setting import Row, in_child, make_config, same_weights
 

@@ -98,7 +98,7 @@ def in_child(action: Callable[[], None], log: Path) -> int:
 
 def same_weights(first: Path, second: Path) -> bool:
     """Whether two checkpoints hold the same bits: weights, optimizer, schedules."""
-    from visionattn.openmmlab import checkpoint as checkpoints
+    from visionattn.engine.compat import checkpoint as checkpoints
 
     one, two = checkpoints.read(first), checkpoints.read(second)
     return all(_equal(one[key], two[key]) for key in ("state_dict", "optimizer", "param_schedulers") if key in one)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from visionattn.engine.config.load import load_config
+from visionattn.engine.train.hooks import StopHook
+from visionattn.engine.train.train import train
 from visionattn.inference import Predictor
-from visionattn.openmmlab.config import load_config
-from visionattn.openmmlab.hooks import StopHook
-from visionattn.openmmlab.training import train
 
 from .setting import Row, make_config
 

@@ -10,24 +10,24 @@ import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
-from visionattn.data.action_lists import read_action_list
-from visionattn.data.coco_check import check_coco
+from visionattn.data.coco import check_coco
 from visionattn.data.convert import _read_voc
-from visionattn.data.donors import FolderDonors
-from visionattn.data.folders import STAMP, is_current
-from visionattn.data.forgery_sets import BalancedSets, read_json
-from visionattn.data.kitti import read_kitti
-from visionattn.data.mmdet3d_infos import read_mmdet3d_infos
-from visionattn.data.nuscenes import read_nuscenes
 from visionattn.data.panoptic_check import check_panoptic
-from visionattn.data.point_folders import read_point_file
-from visionattn.data.point_layouts import known_classes
-from visionattn.data.pose_files import read_points
+from visionattn.engine.compat.panopticapi import pq_compute
+from visionattn.engine.config.custom_data import load_coco, resolve_custom_data
+from visionattn.engine.config.custom_masks import read_classes
 from visionattn.errors import DataError
-from visionattn.openmmlab.custom_data import load_coco, resolve_custom_data
-from visionattn.openmmlab.custom_masks import read_classes
-from visionattn.openmmlab.localization_data import LocalizationDataset
-from visionattn.openmmlab.panopticapi import pq_compute
+from visionattn.heads.action.keypoints import read_points
+from visionattn.heads.action.lists import read_action_list
+from visionattn.heads.forgery.donors import FolderDonors
+from visionattn.heads.forgery.sets import BalancedSets, read_json
+from visionattn.heads.lidar.data.folders import read_point_file
+from visionattn.heads.lidar.data.infos import read_mmdet3d_infos
+from visionattn.heads.lidar.data.kitti import read_kitti
+from visionattn.heads.lidar.data.layouts import known_classes
+from visionattn.heads.lidar.data.nuscenes import read_nuscenes
+from visionattn.heads.localization.mmlab_data import LocalizationDataset
+from visionattn.io.folders import STAMP, is_current
 
 COCO = {
     "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],

@@ -11,16 +11,16 @@ import numpy as np
 from PIL import Image
 
 from visionattn.data import cityscapes, convert
-from visionattn.data.donors import read_photo
-from visionattn.data.forgery_items import ForgeryImages
-from visionattn.data.forgery_sets import ForgeryItem, read_truth
-from visionattn.data.image_files import image_size
 from visionattn.data.mask_folders import check_masks
 from visionattn.data.panoptic_check import check_panoptic
-from visionattn.inference.images import read_image
-from visionattn.openmmlab import localization_metric
-from visionattn.openmmlab.data_checks import check_images
-from visionattn.openmmlab.panopticapi import pq_compute
+from visionattn.engine.compat.panopticapi import pq_compute
+from visionattn.engine.config.data_checks import check_images
+from visionattn.heads.forgery.benco import ForgeryImages
+from visionattn.heads.forgery.donors import read_photo
+from visionattn.heads.forgery.sets import ForgeryItem, read_truth
+from visionattn.heads.localization import mmlab_metric as localization_metric
+from visionattn.io.images import image_size
+from visionattn.io.inputs import read_image
 
 
 def small(kind: str, size: tuple[int, int] = (64, 48), mode: str = "RGB") -> bytes:

@@ -33,18 +33,18 @@ from annotation_loaders import (
     panoptic_quality,
 )
 
-from visionattn.data.action_lists import read_action_list
-from visionattn.data.coco_check import check_coco
+from visionattn.data.coco import check_coco
 from visionattn.data.coco_masks import segmentation_fault
 from visionattn.data.convert import BCCD_CLASSES, _read_voc
-from visionattn.data.forgery_sets import BalancedSets, read_json
-from visionattn.data.kitti import read_kitti
-from visionattn.data.localization import read_localization
 from visionattn.data.mask_folders import pair_masks, read_names
 from visionattn.data.panoptic_check import check_panoptic
-from visionattn.data.pose_files import read_points
 from visionattn.errors import DataError, VisionattnError
-from visionattn.openmmlab.localization_data import LocalizationDataset
+from visionattn.heads.action.keypoints import read_points
+from visionattn.heads.action.lists import read_action_list
+from visionattn.heads.forgery.sets import BalancedSets, read_json
+from visionattn.heads.lidar.data.kitti import read_kitti
+from visionattn.heads.localization.mmlab_data import LocalizationDataset
+from visionattn.heads.localization.sets import read_localization
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
 

@@ -15,15 +15,15 @@ import pytest
 
 pytest.importorskip("cv2")
 
-from visionattn.data.clips import probe_video, read_frames
-from visionattn.data.fetch import download, unpack
-from visionattn.data.object_database import ObjectDatabase
-from visionattn.data.point_files import read_points
-from visionattn.data.pose_files import read_points as read_pose
 from visionattn.data.public import fetch_public
+from visionattn.heads.action.clips import probe_video, read_frames
+from visionattn.heads.action.keypoints import read_points as read_pose
+from visionattn.heads.lidar.data.files import read_points
+from visionattn.heads.lidar.data.object_database import ObjectDatabase
 from visionattn.inference.files import plan_files
-from visionattn.inference.images import find_inputs
 from visionattn.inference.video import VideoReader, VideoWriter
+from visionattn.io.fetch import download, unpack
+from visionattn.io.inputs import find_inputs
 
 # --- point clouds ----------------------------------------------------------------------------------------------------
 

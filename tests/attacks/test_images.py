@@ -15,7 +15,7 @@ pytest.importorskip("mmdet")
 from image_loaders import DECODERS, HEADERS, small
 
 import visionattn.openmmlab  # noqa: F401
-from visionattn.data.image_files import image_size
+from visionattn.io.images import image_size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -19,16 +19,16 @@ pytest.importorskip("mmdet")
 from mmengine.runner import CheckpointLoader
 
 import visionattn.openmmlab
-from visionattn.data.info_pickle import read_plain_pickle
-from visionattn.data.mmdet3d_infos import read_mmdet3d_infos
-from visionattn.data.object_database import ObjectDatabase
-from visionattn.data.point_files import read_points
-from visionattn.data.pose_files import read_points as read_pose
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.model import config_for
+from visionattn.engine.train.replay import replay
 from visionattn.errors import CheckpointError, DataError
+from visionattn.heads.action.keypoints import read_points as read_pose
+from visionattn.heads.lidar.data.files import read_points
+from visionattn.heads.lidar.data.infos import read_mmdet3d_infos
+from visionattn.heads.lidar.data.object_database import ObjectDatabase
 from visionattn.inference.export import timm_network
-from visionattn.openmmlab import checkpoint as checkpoints
-from visionattn.openmmlab.api import config_for
-from visionattn.openmmlab.replay import replay
+from visionattn.io.pickles import read_plain_pickle
 
 # --- pickles ---------------------------------------------------------------------------------------------------------
 

@@ -20,13 +20,13 @@ from mmengine.registry import MODELS, DefaultScope
 
 import visionattn.openmmlab  # noqa: F401
 from visionattn.backbones import load_official
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.config.load import load_config
+from visionattn.engine.model import config_for
+from visionattn.engine.train.replay import FORMAT, KIND, decode, replay
 from visionattn.errors import CheckpointError
-from visionattn.heads.nfa_vit import NFAViT
+from visionattn.heads.forgery.nfa_vit import NFAViT
 from visionattn.inference.export import timm_network
-from visionattn.openmmlab import checkpoint as checkpoints
-from visionattn.openmmlab.api import config_for
-from visionattn.openmmlab.config import load_config
-from visionattn.openmmlab.replay import FORMAT, KIND, decode, replay
 
 SIZES = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "num_classes": 3}
 

@@ -7,7 +7,7 @@ pytest.importorskip("rich")
 from visionattn import cli
 from visionattn.cli import benchmark, main
 from visionattn.kernels import na2d
-from visionattn.kernels.neighborhood.triton_tiles import Geometry, legal_tiles
+from visionattn.kernels.neighborhood.triton.tiles import Geometry, legal_tiles
 
 PROBLEM = ["na2d", "--shape", "12", "14", "--kernel-size", "5", "--dim", "8"]
 

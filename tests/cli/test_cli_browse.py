@@ -1,25 +1,18 @@
 """``visionattn browse``: the pictures show the annotations where the pipeline put them."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from fixtures import tiny
 
 pytest.importorskip("mmdet")
 
 from visionattn.cli import main
 
-HELPERS = Path(__file__).resolve().parents[1] / "openmmlab" / "conftest.py"
-
 
 @pytest.fixture
 def config(tmp_path):
-    spec = importlib.util.spec_from_file_location("openmmlab_helpers", HELPERS)
-    helpers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(helpers)
-    helpers.make_coco(tmp_path / "data")
-    return helpers.write_config(tmp_path / "tiny.py", tmp_path / "data")
+    tiny.make_coco(tmp_path / "data")
+    return tiny.write_config(tmp_path / "tiny.py", tmp_path / "data")
 
 
 def test_pictures(config, tmp_path, capsys):
@@ -46,8 +39,8 @@ def test_annotations_have_no_score(config, tmp_path, monkeypatch):
 
 
 def test_boxes_follow_the_pipeline(config):
-    from visionattn.openmmlab.config import load_config
-    from visionattn.openmmlab.samples import read_samples
+    from visionattn.engine.config.load import load_config
+    from visionattn.engine.samples import read_samples
 
     for sample in read_samples(load_config(config), "val", 4):
         assert sample.classes == ("red", "blue")

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from visionattn.cli import main
-from visionattn.data.coco_check import check_coco
-from visionattn.data.lidar_rays import Lidar
-from visionattn.data.object_database import ObjectDatabase
-from visionattn.data.point_folders import read_point_folder
+from visionattn.data.coco import check_coco
 from visionattn.data.public import PUBLIC_SETS
+from visionattn.heads.lidar.data.folders import read_point_folder
+from visionattn.heads.lidar.data.object_database import ObjectDatabase
+from visionattn.heads.lidar.simulate.rays import Lidar
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def test_timm_model(tmp_path, capsys):
 
 def test_run_of_a_segmentor_and_of_a_two_stage_detector(segmentor_run, mask_rcnn_run, tmp_path, capsys):
     """The segmentor to its logits, its pixels normalised in the file; the detector to its neck."""
-    from visionattn.openmmlab.api import find_run, load_model
+    from visionattn.engine.model import find_run, load_model
 
     out = str(tmp_path / "s.pt2")
     assert main(["export", "--run", str(segmentor_run), "--size", "96", "--out", out]) == 0

@@ -50,7 +50,7 @@ def run_dir(tmp_path_factory) -> Path:
     pytest.importorskip("mmdet")
     from mmengine.registry import MODELS, DefaultScope
 
-    from visionattn.openmmlab.config import load_config
+    from visionattn.engine.config.load import load_config
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs") / "tiny"

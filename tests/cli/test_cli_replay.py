@@ -6,8 +6,8 @@ import torch
 pytest.importorskip("mmdet")
 
 from visionattn.cli import main
-from visionattn.openmmlab import checkpoint as checkpoints
-from visionattn.openmmlab.replay import FORMAT
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.train.replay import FORMAT
 
 CONFIG = """
 custom_imports = dict(imports=["visionattn.openmmlab"])
@@ -33,9 +33,9 @@ def run(tmp_path):
     from mmseg.structures import SegDataSample
 
     import visionattn.openmmlab  # noqa: F401
-    from visionattn.openmmlab.build import quiet
-    from visionattn.openmmlab.config import load_config
-    from visionattn.openmmlab.replay import write_dump
+    from visionattn.engine.config.build import quiet
+    from visionattn.engine.config.load import load_config
+    from visionattn.engine.train.replay import write_dump
 
     file = tmp_path / "tiny.py"
     file.write_text(CONFIG)

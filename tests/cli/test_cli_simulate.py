@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("rich")
 
 from visionattn.cli import main
-from visionattn.kernels.simulate import simulate
+from visionattn.kernels.simulator.simulate import simulate
 
 IMAGE = ["--shape", "256", "256", "--window", "80", "80"]
 TILES = ["--q-tile", "16", "8", "--kv-tile", "16", "8"]

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 
 from visionattn.cli import main
 from visionattn.cli.simulate_plot import COLORS, axis_states
-from visionattn.kernels.simulate import FULL, PARTIAL, simulate
+from visionattn.kernels.simulator.simulate import FULL, PARTIAL, simulate
 
 IMAGE = ["--shape", "256", "256", "--window", "80", "--q-tile", "16", "8", "--kv-tile", "16", "8"]
 

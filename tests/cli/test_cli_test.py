@@ -1,28 +1,23 @@
 """``visionattn test`` as a person uses it."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from fixtures import tiny
 
 pytest.importorskip("mmdet")
 
 from visionattn.cli import main
 
-HELPERS = Path(__file__).resolve().parents[1] / "openmmlab" / "conftest.py"
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with data, a config and a run of four iterations."""
-    spec = importlib.util.spec_from_file_location("openmmlab_helpers", HELPERS)
-    helpers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(helpers)
-    helpers.torch.set_num_threads(1)
+    tiny.torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("cli_test")
-    helpers.make_coco(place / "data")
-    helpers.write_config(place / "tiny.py", place / "data")
+    tiny.make_coco(place / "data")
+    tiny.write_config(place / "tiny.py", place / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert main(["train", "tiny.py", "--cfg-options", "train_cfg.max_iters=4"]) == 0

@@ -1,35 +1,24 @@
 """``visionattn train`` as a person uses it: what it prints, and one line for each mistake."""
 
-import importlib.util
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from fixtures import tiny
 
 pytest.importorskip("mmdet")
 
 from visionattn.cli import main
-from visionattn.openmmlab.hooks import StopHook
-
-HELPERS = Path(__file__).resolve().parents[1] / "openmmlab" / "conftest.py"
-
-
-@pytest.fixture(scope="module")
-def helpers():
-    """The tiny dataset and config of the tests of visionattn.openmmlab."""
-    spec = importlib.util.spec_from_file_location("openmmlab_helpers", HELPERS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from visionattn.engine.train.hooks import StopHook
 
 
 @pytest.fixture
-def config(tmp_path, helpers, monkeypatch):
-    helpers.torch.set_num_threads(1)
-    helpers.make_coco(tmp_path / "data")
+def config(tmp_path, monkeypatch):
+    tiny.torch.set_num_threads(1)
+    tiny.make_coco(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    return helpers.write_config(tmp_path / "tiny.py", tmp_path / "data")
+    return tiny.write_config(tmp_path / "tiny.py", tmp_path / "data")
 
 
 def fails(capsys, *argv: str) -> str:

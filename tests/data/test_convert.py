@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from visionattn.data.coco_check import check_coco
+from visionattn.data.coco import check_coco
 from visionattn.data.convert import convert_bccd, convert_camvid, convert_nuclei
 from visionattn.errors import DataError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from visionattn.data.coco_check import check_coco
+from visionattn.data.coco import check_coco
 from visionattn.data.public import INSTRUCTIONS, PUBLIC_SETS, fetch_public
 from visionattn.errors import DataError
 

@@ -1,11 +1,11 @@
 """The examples of docs/attention_modules.md run, one after the other, as they are written."""
 
 import re
-from pathlib import Path
 
 import torch
+from fixtures.paths import REPO
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/attention_modules.md"
+PAGE = REPO / "docs/attention_modules.md"
 
 
 def test_examples():

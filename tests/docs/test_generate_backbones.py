@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+from fixtures.paths import REPO
+
+DOCS = REPO / "docs"
 
 
 def test_the_table_is_up_to_date():

@@ -14,8 +14,8 @@ pytest.importorskip("mmdet")
 from mutations import byte_edits, edited_bytes, edited_document, tree_edits, try_read
 from torch import nn
 
+from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.errors import CheckpointError
-from visionattn.openmmlab import checkpoint as checkpoints
 
 WEIGHTS = nn.Linear(3, 2).state_dict()
 CONTENT = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.paths import REPO
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +18,10 @@ from mutations import edited_document, edited_text, fewer, hostile, tree_edits, 
 
 from visionattn.cli import build_parser
 from visionattn.cli.check import run
+from visionattn.engine.config.load import apply_options, load_config, parse_options
 from visionattn.errors import VisionattnError
-from visionattn.openmmlab.config import apply_options, load_config, parse_options
 
-SMALL = Path(__file__).parents[1] / "small"
+SMALL = REPO / "tests/small"
 NAMES = ("mask_rcnn", "segmentor")
 
 

@@ -15,12 +15,12 @@ pytest.importorskip("mmdet")
 from annotation_loaders import INFOS
 from mutations import byte_edits, edited_bytes, edited_text, try_read, word_edits
 
-from visionattn.data.mmdet3d_infos import read_mmdet3d_infos
-from visionattn.data.object_database import ObjectDatabase
-from visionattn.data.pcd import lzf_decompress
-from visionattn.data.point_files import read_points
-from visionattn.data.pose_files import read_points as read_pose
 from visionattn.errors import VisionattnError
+from visionattn.heads.action.keypoints import read_points as read_pose
+from visionattn.heads.lidar.data.files import read_points
+from visionattn.heads.lidar.data.infos import read_mmdet3d_infos
+from visionattn.heads.lidar.data.object_database import ObjectDatabase
+from visionattn.heads.lidar.data.pcd import lzf_decompress
 
 POINTS = np.arange(12, dtype=np.float32).reshape(3, 4)
 HEADER = """# .PCD v0.7

@@ -9,8 +9,8 @@ from pycocotools import mask as coco_mask
 from visionattn.errors import DataError
 from visionattn.inference import Predictor
 from visionattn.inference.files import plan_files, predict_files
-from visionattn.inference.images import find_inputs
 from visionattn.inference.video import VideoReader, VideoWriter
+from visionattn.io.inputs import find_inputs
 
 
 def go(predictor: Predictor, inputs: list, out: Path):

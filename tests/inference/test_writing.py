@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from visionattn.errors import DataError
-from visionattn.inference.images import Source
 from visionattn.inference.writing import JsonRecords, output_names, write_png
+from visionattn.io.inputs import Source
 
 
 def names(*paths: str) -> list[str]:

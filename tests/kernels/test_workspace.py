@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visionattn.kernels import na2d, workspace
-from visionattn.kernels.neighborhood import torch_dense
+from visionattn.kernels.neighborhood.torch import dense as torch_dense
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visionattn.data.point_files import write_points
-from visionattn.data.voxelize import Voxels
-from visionattn.openmmlab.registry import MODELS
+from visionattn.engine.registry import MODELS
+from visionattn.heads.lidar.data.files import write_points
+from visionattn.heads.lidar.data.voxelize import Voxels
 
 RANGE = [-12.8, -6.4, -2.0, 12.8, 6.4, 2.0]
 VOXEL = [0.4, 0.4, 1.0]

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from visionattn.backbones._files import check_tensor
 from visionattn.errors import CheckpointError
+from visionattn.io.weights import check_tensor
 
 __all__ = ["OUT_NORM", "Conversion", "backbone_tensors"]
 

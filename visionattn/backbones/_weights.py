@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
-from visionattn.backbones._files import check_tensor
 from visionattn.backbones._weights_biformer import describe_biformer
 from visionattn.backbones._weights_davit import convert_davit, describe_davit, is_davit, mend_blocks
 from visionattn.backbones._weights_neighborhood import describe_neighborhood
 from visionattn.errors import CheckpointError
+from visionattn.io.weights import check_tensor
 
 __all__ = ["LoadReport", "checkpoint_filter_fn", "describe", "load_official"]
 

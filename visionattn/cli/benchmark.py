@@ -17,7 +17,7 @@ from torch import Tensor
 from visionattn.errors import BackendError, ConfigError, require
 from visionattn.kernels import backends, na1d, na2d, na3d
 from visionattn.kernels.neighborhood.flops import attended_pairs
-from visionattn.kernels.neighborhood.triton_tiles import KERNELS, Geometry, legal_tiles, shared_bytes
+from visionattn.kernels.neighborhood.triton.tiles import KERNELS, Geometry, legal_tiles, shared_bytes
 
 OPERATORS = {"na1d": na1d, "na2d": na2d, "na3d": na3d}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}

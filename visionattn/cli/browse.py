@@ -23,14 +23,14 @@ def run(args: argparse.Namespace) -> int:
     require("mmengine")
     import numpy as np
 
+    from visionattn.engine.config.checks import check_config
+    from visionattn.engine.config.load import load_config
+    from visionattn.engine.samples import read_samples
+    from visionattn.engine.train.progress import track
+    from visionattn.heads.lidar.mmlab.predict import is_point_config
     from visionattn.inference.draw import draw_prediction
     from visionattn.inference.results import InstanceMasks, Prediction
     from visionattn.inference.writing import write_png
-    from visionattn.openmmlab.bev_api import is_point_config
-    from visionattn.openmmlab.config import load_config
-    from visionattn.openmmlab.config_checks import check_config
-    from visionattn.openmmlab.progress import track
-    from visionattn.openmmlab.samples import read_samples
 
     config = load_config(args.config, args.cfg_options)
     check_config(config, (args.split,))
@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
 def _draw_clouds(config: Any, split: str, number: int, out: Path) -> int:
     import numpy as np
 
-    from visionattn.inference.draw_bev import draw_bev
-    from visionattn.inference.point_results import PointPrediction
+    from visionattn.heads.lidar.draw import draw_bev
+    from visionattn.heads.lidar.mmlab.predict import model_range, read_point_samples
+    from visionattn.heads.lidar.results import PointPrediction
     from visionattn.inference.writing import write_png
-    from visionattn.openmmlab.bev_api import model_range, read_point_samples
 
     x0, y0, _, x1, y1, _ = model_range(config)
     count = 0

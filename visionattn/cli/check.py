@@ -27,10 +27,10 @@ def run(args: argparse.Namespace) -> int:
     from visionattn.errors import require
 
     require("mmengine")
-    from visionattn.openmmlab.config import load_config
-    from visionattn.openmmlab.config_checks import check_config
-    from visionattn.openmmlab.data_checks import check_data
-    from visionattn.openmmlab.model_checks import build_on_meta
+    from visionattn.engine.config.checks import check_config
+    from visionattn.engine.config.data_checks import check_data
+    from visionattn.engine.config.load import load_config
+    from visionattn.engine.config.model_checks import build_on_meta
 
     config = load_config(args.config, args.cfg_options, resolve_data=not args.model_only)
     check_config(config, () if args.model_only else ("train", "val", "test"))

@@ -9,13 +9,13 @@ import argparse
 from pathlib import Path
 
 from visionattn.data.cityscapes import convert_cityscapes
-from visionattn.data.lidar_samples import build_lidar_samples
-from visionattn.data.localization_samples import build_single_digits
-from visionattn.data.point_layouts import LAYOUTS, build_object_database
-from visionattn.data.pose_samples import build_moving_figures
+from visionattn.data.digits import build_digit_scenes
 from visionattn.data.public import INSTRUCTIONS, PUBLIC_SETS, fetch_public
-from visionattn.data.samples import build_digit_scenes
 from visionattn.errors import DataError, require
+from visionattn.heads.action.samples import build_moving_figures
+from visionattn.heads.lidar.data.layouts import LAYOUTS, build_object_database
+from visionattn.heads.lidar.simulate.samples import build_lidar_samples
+from visionattn.heads.localization.samples import build_single_digits
 
 _SAMPLES = "samples"
 _CITYSCAPES = "cityscapes"

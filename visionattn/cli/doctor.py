@@ -155,12 +155,12 @@ def _why_unused(backend: str, device: str) -> str:
 def _mmcv_operators() -> dict[str, Any]:
     """Whose operators mmdet and mmseg would call."""
     try:
-        from visionattn.openmmlab import ops
+        from visionattn.engine.compat import ops
     except VisionattnError as error:
         return {"provider": None, "detail": " ".join(str(error).split())}
     if ops.is_compiled():
         return {"provider": "mmcv", "detail": "compiled operators of the installed mmcv"}
-    from visionattn.openmmlab.ops.module import OPERATORS
+    from visionattn.engine.compat.ops.module import OPERATORS
 
     detail = f"no compiled mmcv here; {len(OPERATORS)} functions on torchvision and PyTorch stand in for it"
     return {"provider": "visionattn", "detail": detail}

@@ -71,8 +71,8 @@ def _network(args: argparse.Namespace):
     from visionattn.errors import require
 
     require("mmengine")
+    from visionattn.engine.model import find_run
     from visionattn.inference.export import network_of_run
-    from visionattn.openmmlab.api import find_run
 
     if args.run is not None:
         if args.checkpoint is not None:

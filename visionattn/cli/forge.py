@@ -7,9 +7,9 @@ The pictures are PNG, so that the JPEG compression that is part of a forgery sta
 import argparse
 from pathlib import Path
 
-from visionattn.data.forgery_regions import REGION_SHAPES
-from visionattn.data.forgery_synthesis import OPERATIONS
 from visionattn.errors import DataError
+from visionattn.heads.forgery.regions import REGION_SHAPES
+from visionattn.heads.forgery.synthesis import OPERATIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the dataset; returns 0."""
-    from visionattn.data.forge_folder import forge_folder
+    from visionattn.heads.forgery.forge import forge_folder
 
     quality = None if args.quality == [0] else (args.quality[0], args.quality[-1])
     if len(args.quality) > 2:

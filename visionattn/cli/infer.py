@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 from visionattn.errors import ConfigError, DataError, require
-from visionattn.inference.images import MAX_PIXELS, Source, find_inputs
+from visionattn.io.inputs import MAX_PIXELS, Source, find_inputs
 
 __all__ = ["add_arguments", "run"]
 
@@ -84,11 +84,11 @@ def run(args: argparse.Namespace) -> int:
     """Predict on the inputs and return the exit status: 0, or 1 if an input could not be read."""
     _check_model_arguments(args)
     require("mmengine")  # before anything takes time
+    from visionattn.engine.config.checks import check_config
+    from visionattn.engine.model import config_for
+    from visionattn.heads.lidar.mmlab.predict import is_point_config
     from visionattn.inference.files import plan_files, predict_files
     from visionattn.inference.predictor import Options, Predictor, pick_device
-    from visionattn.openmmlab.api import config_for
-    from visionattn.openmmlab.bev_api import is_point_config
-    from visionattn.openmmlab.config_checks import check_config
 
     options = Options(
         score_thr=args.score_thr,
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     loaded_config = config_for(config, checkpoint)
     check_config(loaded_config, ())
     if is_point_config(loaded_config):
-        from visionattn.cli.infer_points import run_points
+        from visionattn.heads.lidar.command import run_points
 
         return run_points(args, loaded_config, (config, checkpoint), device, out)
     sources = find_inputs(args.inputs, exclude=out)
@@ -149,7 +149,7 @@ def _check_model_arguments(args: argparse.Namespace) -> None:
 def _model_files(args: argparse.Namespace) -> tuple[Path, Path]:
     if args.run is None:
         return Path(args.config), Path(args.checkpoint)
-    from visionattn.openmmlab.api import find_run
+    from visionattn.engine.model import find_run
 
     return find_run(args.run)
 

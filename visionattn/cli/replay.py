@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay; returns 0 if NaN or infinity came up again, and 1 if not."""
     require("mmengine")
-    from visionattn.openmmlab.config import load_config
-    from visionattn.openmmlab.replay import replay
+    from visionattn.engine.config.load import load_config
+    from visionattn.engine.train.replay import replay
 
     dump = Path(args.dump).expanduser()
     found = replay(dump, load_config(args.config or _config_beside(dump), resolve_data=False), args.device)

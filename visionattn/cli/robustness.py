@@ -12,7 +12,7 @@ def run_ladders(config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Se
     from rich.table import Table
 
     from visionattn.data.degrade import LADDERS
-    from visionattn.openmmlab.robustness import CURVES, measure_ladders
+    from visionattn.engine.train.robustness import CURVES, measure_ladders
 
     console = Console(highlight=False, soft_wrap=True)
     rows: list[tuple[str, float, dict[str, float]]] = []

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.errors import ConfigError, require
-from visionattn.kernels.simulate import MASK_OVERHEAD, Simulation, simulate
-from visionattn.kernels.simulate_search import StrideSearch, search_strides, search_tiles
+from visionattn.kernels.simulator.search import StrideSearch, search_strides, search_tiles
+from visionattn.kernels.simulator.simulate import MASK_OVERHEAD, Simulation, simulate
 
 
 def _flag(text: str) -> bool:

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 
 from visionattn.errors import ConfigError, require
-from visionattn.kernels.simulate import FULL, PARTIAL, SKIPPED, AxisTiles, Simulation, Tiling, axis_tiles, tile_map
+from visionattn.kernels.simulator.simulate import (
+    FULL,
+    PARTIAL,
+    SKIPPED,
+    AxisTiles,
+    Simulation,
+    Tiling,
+    axis_tiles,
+    tile_map,
+)
 
 __all__ = ["axis_states", "by", "draw", "pattern_text", "tiling_text"]
 

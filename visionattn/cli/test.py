@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
     require("mmengine")
     from rich.console import Console
 
-    from visionattn.openmmlab.api import find_run
-    from visionattn.openmmlab.config import load_config
-    from visionattn.openmmlab.testing import test
+    from visionattn.engine.config.load import load_config
+    from visionattn.engine.model import find_run
+    from visionattn.engine.train.testing import test
 
     config_file, checkpoint = Path(args.config), args.checkpoint
     if config_file.is_dir():

@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
     from visionattn.errors import require
 
     require("mmengine")
-    from visionattn.openmmlab.hooks import Interrupted
-    from visionattn.openmmlab.launch import launch
+    from visionattn.engine.train.hooks import Interrupted
+    from visionattn.engine.train.launch import launch
 
     options = {
         "config": args.config,
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         # who sends SIGTERM, such as a scheduler, has what it asked for
         return 0 if stop.signal == signal.SIGTERM and stop.checkpoint else 128 + stop.signal
     except KeyboardInterrupt:  # a second Ctrl-C, or one before training began
-        from visionattn.openmmlab.checkpoint import candidates
+        from visionattn.engine.compat.checkpoint import candidates
 
         saved = next(iter(candidates(args.work_dir or Path("work_dirs") / Path(args.config).stem)), None)
         print(f"stopped at once; the last checkpoint is {_short(saved)}" if saved else "stopped; nothing was saved")
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f"done: {result.iterations} iterations in {timedelta(seconds=round(time.monotonic() - started))}")
     if result.best_metrics:
-        from visionattn.openmmlab.progress import format_metrics
+        from visionattn.engine.train.progress import format_metrics
 
         print(f"best validation  {format_metrics(result.best_metrics)}")
     for label, path in (

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.data.image_files import decode_image
 from visionattn.errors import DataError, require
+from visionattn.io.images import decode_image
 
 __all__ = ["CITYSCAPES_STUFF", "CITYSCAPES_THINGS", "convert_cityscapes"]
 

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from visionattn.data.folders import write_json
-from visionattn.data.image_files import open_image
 from visionattn.errors import DataError, require
+from visionattn.io.folders import write_json
+from visionattn.io.images import open_image
 
 __all__ = ["BCCD_CLASSES", "CAMVID_CLASSES", "Converted", "convert_bccd", "convert_camvid", "convert_nuclei"]
 

@@ -5,8 +5,8 @@ Blur, noise and JPEG are those of IMDLBenCo's protocol (Ma et al., NeurIPS 2024)
 
 import numpy as np
 
-from visionattn.data.forgery_synthesis import compress
 from visionattn.errors import require
+from visionattn.heads.forgery.synthesis import compress
 
 __all__ = ["LADDERS", "degrade"]
 

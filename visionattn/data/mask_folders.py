@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from visionattn.data.image_files import image_size, open_image
 from visionattn.errors import DataError
+from visionattn.io.images import image_size, open_image
 
 __all__ = ["IGNORED", "IMAGE_SUFFIXES", "check_masks", "pair_masks", "read_names"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.data.coco_check import (
+from visionattn.data.coco import (
     _check_categories,
     _check_images,
     _has_id,
@@ -17,8 +17,8 @@ from visionattn.data.coco_check import (
     _Problems,
     _short,
 )
-from visionattn.data.image_files import open_image
 from visionattn.errors import DataError
+from visionattn.io.images import open_image
 
 __all__ = ["PanopticSummary", "check_panoptic"]
 

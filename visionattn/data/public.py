@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visionattn.data.convert import Converted, convert_bccd, convert_camvid, convert_nuclei
-from visionattn.data.fetch import check_sha256, download, unpack
-from visionattn.data.folders import cache_dir, is_current, new_folder
 from visionattn.errors import DataError
+from visionattn.io.fetch import check_sha256, download, unpack
+from visionattn.io.folders import cache_dir, is_current, new_folder
 
 __all__ = ["INSTRUCTIONS", "PUBLIC_SETS", "Instructions", "PublicSet", "fetch_public"]
 

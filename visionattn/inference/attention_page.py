@@ -21,8 +21,8 @@ from visionattn.inference.attention import (
     record_attention,
 )
 from visionattn.inference.heatmap import paint_heatmap
-from visionattn.inference.images import read_image
 from visionattn.inference.writing import write_png
+from visionattn.io.inputs import read_image
 
 __all__ = ["draw_query", "load_backbone", "read_input", "write_page"]
 
@@ -41,7 +41,7 @@ def load_backbone(name: str, checkpoint: str | None, pretrained: bool, device: s
         raise ConfigError(f"--model {name}: timm knows no such model; timm.list_models() has the names")
     model = timm.create_model(name, pretrained=pretrained)
     if checkpoint is not None:
-        from visionattn.openmmlab import checkpoint as checkpoints
+        from visionattn.engine.compat import checkpoint as checkpoints
 
         weights = checkpoints.state_dict_of(checkpoints.read(checkpoint))
         try:

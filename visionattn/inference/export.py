@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visionattn.backbones._files import read
 from visionattn.errors import BackendError, CheckpointError, ConfigError, MissingDependencyError
+from visionattn.io.weights import read
 
 __all__ = ["DYNAMIC", "Export", "Network", "export_model", "network_of_run", "timm_network"]
 
@@ -133,7 +133,7 @@ def network_of_run(config: Any, checkpoint: str | Path) -> Network:
     Of segmentors and one-stage detectors all up to the head's outputs; of two-stage ones, whose heads depend on the
     boxes found, the maps of the neck.
     """
-    from visionattn.openmmlab.api import load_model
+    from visionattn.engine.model import load_model
 
     loaded = load_model(config, checkpoint)
     model, prepare = loaded.model, getattr(loaded.model, "data_preprocessor", None)

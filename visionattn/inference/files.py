@@ -5,7 +5,7 @@ In the results' folder:
 - ``<name>.png``: an image's overlay; ``<name>.mp4``: a video's.
 - ``maps/<name>.png``: from models that classify pixels, the class number of each pixel.
 - ``panoptic/<name>.png``: from panoptic models, the segments in the colours of COCO's panoptic format.
-- ``heat/``, ``maps/``, ``masks/``: from forgery models, see `visionattn.inference.forgery`.
+- ``heat/``, ``maps/``, ``masks/``: from forgery models, see `visionattn.heads.forgery.results`.
 - ``<name>.png`` of a video: from models of actions, the frames that were looked at, with the best class.
 - ``predictions.json``: one record per input, under "images", with its boxes and masks as COCO results or,
   where it could not be read, the reason.
@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 
 from visionattn import __version__
+from visionattn.data.panoptic import id2rgb
 from visionattn.errors import DataError
-from visionattn.inference.action import action_record, draw_action
-from visionattn.inference.forgery import forgery_record, write_forgery_maps
+from visionattn.heads.action.results import action_record, draw_action
+from visionattn.heads.forgery.results import forgery_record, write_forgery_maps
 from visionattn.inference.heatmap import heatmap_to_png
-from visionattn.inference.images import Source, read_image
 from visionattn.inference.predictor import Predictor
 from visionattn.inference.report import REPORT_FILE, Report
 from visionattn.inference.results import Prediction
 from visionattn.inference.writing import JsonRecords, output_names, write_png
-from visionattn.metrics.panoptic import id2rgb
+from visionattn.io.inputs import Source, read_image
 
 __all__ = ["PREDICTIONS_FILE", "Plan", "Summary", "plan_files", "predict_files"]
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from visionattn.errors import CheckpointError, ConfigError, OutOfMemoryError
-from visionattn.inference.action import find_points
-from visionattn.inference.blending import MapCanvas, probabilities
-from visionattn.inference.images import MAX_PIXELS, check_size, read_image, to_bgr
+from visionattn.heads.action.results import find_points
+from visionattn.heads.segmentation.blending import MapCanvas, probabilities
+from visionattn.heads.segmentation.panoptic_tiles import merge_panoptic_tiles
 from visionattn.inference.memory import in_smaller_batches
 from visionattn.inference.results import InstanceMasks, Prediction
-from visionattn.inference.segments import merge_panoptic_tiles
 from visionattn.inference.tiling import NMS_IOU, Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
+from visionattn.io.inputs import MAX_PIXELS, check_size, read_image, to_bgr
 
 __all__ = ["Options", "Predictor", "pick_device"]
 
@@ -123,7 +123,7 @@ class Predictor:
     """
 
     def __init__(self, config: Any, checkpoint: str | Path, device: str | torch.device | None = None, **options):
-        from visionattn.openmmlab.api import load_model
+        from visionattn.engine.model import load_model
 
         checked = Options(**options)
         self._set_up(load_model(config, checkpoint, device=pick_device(device)), checked)
@@ -131,13 +131,13 @@ class Predictor:
     @classmethod
     def from_run(cls, work_dir: str | Path, device: str | torch.device | None = None, **options) -> "Predictor":
         """The model that a training run left in its folder, by its best checkpoint or else its last."""
-        from visionattn.openmmlab.api import find_run
+        from visionattn.engine.model import find_run
 
         return cls(*find_run(work_dir), device, **options)
 
     @classmethod
     def from_model(cls, loaded: Any, **options) -> "Predictor":
-        """From a `visionattn.openmmlab.api.LoadedModel`, or anything with its attributes and methods."""
+        """From a `visionattn.engine.model.LoadedModel`, or anything with its attributes and methods."""
         self = cls.__new__(cls)
         self._set_up(loaded, Options(**options))
         return self

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.errors import DataError, require
-from visionattn.inference.images import Source
+from visionattn.io.inputs import Source
 
 __all__ = ["JsonRecords", "output_names", "write_png"]
 

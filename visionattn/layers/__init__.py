@@ -1,5 +1,6 @@
 """Modules over the kernels, one file per mechanism; everything common comes from `timm.layers`."""
 
+from visionattn.heads.lidar.voxel_encoder import VoxelEncoder
 from visionattn.layers.agent_attention import AgentAttention
 from visionattn.layers.efficient_probing import EfficientProbe, EfficientProbing
 from visionattn.layers.ela import EfficientLocalAttention
@@ -25,7 +26,6 @@ from visionattn.layers.scattered import (
 from visionattn.layers.sparse_conv import RowNorm, SparseConv3d, SparseTensor, SubMConv3d, SubMDepthwiseConv3d
 from visionattn.layers.sparsifiner import SparsifinerAttention, record_reconstruction
 from visionattn.layers.ulsam import ULSAM
-from visionattn.layers.voxel_encoder import VoxelEncoder
 
 __all__ = [
     "ULSAM",

@@ -2,11 +2,11 @@
 
 A config needs only ``custom_imports = dict(imports=["visionattn.openmmlab"])``. Importing this package
 
-- puts a stand-in for mmcv's compiled operators in place where those are missing (`visionattn.openmmlab.ops`),
-- and one for COCO's panopticapi, where that is missing (`visionattn.openmmlab.panopticapi`),
+- puts a stand-in for mmcv's compiled operators in place where those are missing (`visionattn.engine.compat.ops`),
+- and one for COCO's panopticapi, where that is missing (`visionattn.engine.compat.panopticapi`),
 - registers ``visionattn.Backbone``, ``visionattn.Albu`` and what else configs may name,
 - replaces every way in which mmengine reads or writes checkpoints by one that never unpickles objects
-  (`visionattn.openmmlab.checkpoint`).
+  (`visionattn.engine.compat.checkpoint`).
 """
 
 import os
@@ -17,7 +17,10 @@ from visionattn.errors import require
 require("mmengine")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # which mmdet imports, and it would ask PyPI for its version
 
-from visionattn.openmmlab import ops, panopticapi  # noqa: E402
+from visionattn.engine.compat import (  # noqa: E402
+    ops,
+    panopticapi,
+)
 
 ops.install()  # before the first import of mmdet or mmseg
 panopticapi.install()
@@ -30,12 +33,21 @@ warnings.filterwarnings("ignore", message=r".*torch\.meshgrid.*")
 warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp.*")
 warnings.filterwarnings("ignore", message=r".*`Visualizer` backend is not initialized.*")
 
-from visionattn.openmmlab import checkpoint  # noqa: E402
+from visionattn.engine.compat import checkpoint  # noqa: E402
 
 checkpoint.install()
 
-from visionattn.openmmlab.action import ClipPreprocessor, PoseRecognizer, VideoTransformer  # noqa: E402
-from visionattn.openmmlab.action_data import (  # noqa: E402
+from visionattn.engine.config.load import format_once  # noqa: E402
+from visionattn.engine.parts.albu import Albu  # noqa: E402
+from visionattn.engine.parts.backbone import Backbone  # noqa: E402
+from visionattn.engine.parts.losses import CrossEntropyLoss  # noqa: E402
+from visionattn.engine.parts.transforms import RandomScaleCrop, RandomTranspose  # noqa: E402
+from visionattn.engine.train.hooks import CheckpointHook, StopHook  # noqa: E402
+from visionattn.engine.train.progress import ProgressHook  # noqa: E402
+from visionattn.engine.train.robustness import DegradeImage  # noqa: E402
+from visionattn.engine.train.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
+from visionattn.heads.action.mmlab import ClipPreprocessor, PoseRecognizer, VideoTransformer  # noqa: E402
+from visionattn.heads.action.mmlab_data import (  # noqa: E402
     ActionDataset,
     CropClip,
     FlipClip,
@@ -43,11 +55,17 @@ from visionattn.openmmlab.action_data import (  # noqa: E402
     PackClip,
     ResizeClip,
 )
-from visionattn.openmmlab.action_metric import ActionMetric  # noqa: E402
-from visionattn.openmmlab.albu import Albu  # noqa: E402
-from visionattn.openmmlab.backbone import Backbone  # noqa: E402
-from visionattn.openmmlab.bev import BEVDetector, PointDataPreprocessor, SparseBackbone  # noqa: E402
-from visionattn.openmmlab.bev_data import (  # noqa: E402
+from visionattn.heads.action.mmlab_metric import ActionMetric  # noqa: E402
+from visionattn.heads.forgery.mmlab import ForgeryLocalizer, NFAViTLocalizer  # noqa: E402
+from visionattn.heads.forgery.mmlab_data import (  # noqa: E402
+    BalancedForgeryDataset,
+    ForgeImage,
+    ForgeryAugment,
+    ForgeryDataset,
+    LoadForgeryMask,
+)
+from visionattn.heads.forgery.mmlab_metric import ForgeryMetric  # noqa: E402
+from visionattn.heads.lidar.mmlab.data import (  # noqa: E402
     PackPoints,
     PasteObjects,
     PointCloudDataset,
@@ -59,26 +77,11 @@ from visionattn.openmmlab.bev_data import (  # noqa: E402
     PointShuffle,
     PointTranslation,
 )
-from visionattn.openmmlab.bev_metric import BEVDistanceMetric, BEVMetric  # noqa: E402
-from visionattn.openmmlab.config import format_once  # noqa: E402
-from visionattn.openmmlab.forgery import ForgeryLocalizer, NFAViTLocalizer  # noqa: E402
-from visionattn.openmmlab.forgery_data import (  # noqa: E402
-    BalancedForgeryDataset,
-    ForgeImage,
-    ForgeryAugment,
-    ForgeryDataset,
-    LoadForgeryMask,
-)
-from visionattn.openmmlab.forgery_metric import ForgeryMetric  # noqa: E402
-from visionattn.openmmlab.hooks import CheckpointHook, StopHook  # noqa: E402
-from visionattn.openmmlab.localization import CAM, SAT, VisionTransformer  # noqa: E402
-from visionattn.openmmlab.localization_data import LocalizationDataset, PackLocalizationInputs  # noqa: E402
-from visionattn.openmmlab.localization_metric import LocalizationMetric, SATLocalizationMetric  # noqa: E402
-from visionattn.openmmlab.losses import CrossEntropyLoss  # noqa: E402
-from visionattn.openmmlab.progress import ProgressHook  # noqa: E402
-from visionattn.openmmlab.robustness import DegradeImage  # noqa: E402
-from visionattn.openmmlab.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
-from visionattn.openmmlab.transforms import RandomScaleCrop, RandomTranspose  # noqa: E402
+from visionattn.heads.lidar.mmlab.detector import BEVDetector, PointDataPreprocessor, SparseBackbone  # noqa: E402
+from visionattn.heads.lidar.mmlab.metrics import BEVDistanceMetric, BEVMetric  # noqa: E402
+from visionattn.heads.localization.mmlab import CAM, SAT, VisionTransformer  # noqa: E402
+from visionattn.heads.localization.mmlab_data import LocalizationDataset, PackLocalizationInputs  # noqa: E402
+from visionattn.heads.localization.mmlab_metric import LocalizationMetric, SATLocalizationMetric  # noqa: E402
 
 format_once()
 

@@ -6,7 +6,7 @@ from neighborhood_cases import FUNCTIONS, assert_agree, make_inputs, random_case
 
 from visionattn.errors import BackendError
 from visionattn.kernels import backends, na1d, na2d
-from visionattn.kernels.neighborhood import torch_dense
+from visionattn.kernels.neighborhood.torch import dense as torch_dense
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_random_sweep_by_type(dtype, poisoned_memory):
 
 
 def test_large_map_in_chunks(monkeypatch, poisoned_memory):
-    from visionattn.kernels.neighborhood import torch_passes
+    from visionattn.kernels.neighborhood.torch import passes as torch_passes
 
     monkeypatch.setattr(torch_passes, "CHUNK_SCORES", 5_000)
     monkeypatch.setattr(torch_passes, "PASS_NUMBERS", 20_000)

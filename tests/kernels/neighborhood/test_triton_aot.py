@@ -7,17 +7,17 @@ import importlib.util
 import itertools
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from fixtures.paths import REPO
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on, so that nothing compiles"
 )
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+BENCHMARKS = REPO / "benchmarks"
 EVERYTHING = os.environ.get("VISIONATTN_TRITON_AOT") == "1"
 # Bytes of shared memory that one program may have, by compute capability.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -58,7 +58,7 @@ def test_default_tiles_compile_without_spills(resources, shape, kernel, dim, dty
 
 def test_options_compile(resources):
     """Causal, strided, grouped heads, odd dimensions, no table, TF32, offsets over 31 bits."""
-    from visionattn.kernels.neighborhood import triton_launch
+    from visionattn.kernels.neighborhood.triton import launch as triton_launch
     from visionattn.kernels.triton_aot import compile_launch
 
     def draw(*shape):

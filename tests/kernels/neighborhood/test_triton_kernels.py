@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def any_tile(monkeypatch):
     """Let every launch take a random one of its legal tiles, so that each is tried."""
-    from visionattn.kernels.neighborhood import triton_launch
+    from visionattn.kernels.neighborhood.triton import launch as triton_launch
 
     draw = random.Random(0)
     monkeypatch.setattr(triton_launch, "_first", lambda kernel, tiles, build: draw.choice(tiles))
@@ -94,7 +94,7 @@ def test_same_bits_twice():
 
 @pytest.mark.parametrize("full", [True, False])
 def test_operator_registration(full):
-    from visionattn.kernels.neighborhood import triton_ops  # noqa: F401 - registers the operator
+    from visionattn.kernels.neighborhood.triton import ops as triton_ops  # noqa: F401 - registers the operator
 
     q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 4, 5, 2, 4, device=DEVICE).unbind())
     table = torch.randn(2, 5, 5, requires_grad=True, device=DEVICE) if full else None

@@ -46,7 +46,8 @@ def test_routing_is_that_of_the_definition(poisoned_memory):
 @pytest.mark.parametrize("dense", [True, False])
 def test_both_ways_of_the_portable_backend(dense, monkeypatch, poisoned_memory):
     """Small chunks of regions, or all tokens at once and a few images at a time."""
-    from visionattn.kernels.routing import torch_chunks, torch_dense
+    from visionattn.kernels.routing.torch import chunks as torch_chunks
+    from visionattn.kernels.routing.torch import dense as torch_dense
 
     monkeypatch.setattr(torch_chunks, "CHUNK_BYTES", 5_000)
     monkeypatch.setattr(torch_dense, "MASK_BYTES", 20_000)
@@ -58,7 +59,7 @@ def test_both_ways_of_the_portable_backend(dense, monkeypatch, poisoned_memory):
 
 def test_chunks_are_small(monkeypatch):
     """At no time do the copies of the keys of all regions exist."""
-    from visionattn.kernels.routing import torch_chunks
+    from visionattn.kernels.routing.torch import chunks as torch_chunks
 
     sizes = []
     gather = torch_chunks._Problem.gather

@@ -30,7 +30,7 @@ SOME = [
 
 def launches(dtype: torch.dtype, dim: int):
     """Forward and both backward kernels of a layer of BiFormer at 224 pixels, with a mask."""
-    from visionattn.kernels.routing import triton_launch
+    from visionattn.kernels.routing.triton import launch as triton_launch
 
     q = torch.empty(2, 56, 56, 2, dim, dtype=dtype)
     key_regions = torch.zeros(2, 49, 4, dtype=torch.long)

@@ -55,7 +55,7 @@ def test_layouts_are_read_in_place():
 
 
 def test_inverted_index():
-    from visionattn.kernels.routing.triton_launch import inverted_index
+    from visionattn.kernels.routing.triton.launch import inverted_index
 
     key_regions = torch.tensor([[[2, 0], [2, 1], [0, 2]], [[1, 0], [1, 0], [1, 0]]], device=DEVICE)
     selecting, offsets = inverted_index(key_regions)

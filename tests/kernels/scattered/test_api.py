@@ -33,7 +33,8 @@ def test_random_sweep_by_type(dtype, poisoned_memory):
 
 def test_many_small_blocks(monkeypatch, poisoned_memory):
     """Windows of one class in several blocks, windows read in place, and those in several pieces."""
-    from visionattn.kernels.scattered import torch_long, torch_plan
+    from visionattn.kernels.scattered.torch import long as torch_long
+    from visionattn.kernels.scattered.torch import plan as torch_plan
 
     monkeypatch.setattr(torch_plan, "LONGEST", 20)
     monkeypatch.setattr(torch_plan, "BLOCK_TOKENS", 30)
@@ -45,7 +46,7 @@ def test_many_small_blocks(monkeypatch, poisoned_memory):
 @pytest.mark.parametrize("shape", [(3, 9, 9), (9, 3, 3), (9, 3, 30)])
 def test_both_ways_of_a_window(shape):
     """By pairs of tokens and by matrices; the first length is computed the first way, the others the second."""
-    from visionattn.kernels.scattered.torch_products import _pairs_are_fewer
+    from visionattn.kernels.scattered.torch.products import _pairs_are_fewer
 
     length, dim, value_dim = shape
     assert _pairs_are_fewer(length, dim, value_dim) == (length == 3)
@@ -55,7 +56,7 @@ def test_both_ways_of_a_window(shape):
 
 def test_blocks_are_small(monkeypatch):
     """The copies of all windows never exist at once, and padding is at most a fifth of a window."""
-    from visionattn.kernels.scattered.torch_plan import BLOCK_TOKENS, make_plan
+    from visionattn.kernels.scattered.torch.plan import BLOCK_TOKENS, make_plan
 
     lengths = [n % 500 + 1 for n in range(0, 40_000, 97)] + [0, 600, 513, 512]
     blocks, long = make_plan(offsets_of(lengths))

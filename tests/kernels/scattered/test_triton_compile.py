@@ -28,7 +28,7 @@ SOME = [
 
 def launches(dtype: torch.dtype, dim: int) -> list:
     """Every kernel once, for the windows of a frame of which one is long."""
-    from visionattn.kernels.scattered import triton_launch
+    from visionattn.kernels.scattered.triton import launch as triton_launch
 
     q = torch.empty(4000, 4, dim, dtype=dtype)
     offsets = torch.tensor([0, 10, 4000])

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 32 tokens and sums in steps of two chunks, so that small problems have windows of many."""
-    from visionattn.kernels.scattered import triton_launch
+    from visionattn.kernels.scattered.triton import launch as triton_launch
 
     for tables in (triton_launch._HALF, triton_launch._SINGLE):
         for direction, ways in tables.items():
@@ -93,7 +93,7 @@ def test_no_tokens_and_one(lengths):
 
 def test_offsets_that_lie_stay_in_memory(small_chunks):
     """Their values are not known on the host when they are on a GPU: the kernels keep within the tensors."""
-    from visionattn.kernels.scattered import triton_launch
+    from visionattn.kernels.scattered.triton import launch as triton_launch
 
     q = torch.rand(50, 1, 4, device=DEVICE)
     guarded = torch.full((150, 1, 4), 7.0, device=DEVICE)

@@ -229,7 +229,7 @@ def _attention(
         *axes, scale = geometry
         return neighborhood_attention_reference(query, key, value, *axes, scale, rpb, extra_k, extra_v)
     if call.backend == "triton":
-        from visionattn.kernels.neighborhood.triton_ops import neighborhood_attention_triton  # Triton loads here
+        from visionattn.kernels.neighborhood.triton.ops import neighborhood_attention_triton  # Triton loads here
 
         return neighborhood_attention_triton(query, key, value, rpb, extra_k, extra_v, *geometry)
     out, lse = neighborhood_attention(query, key, value, rpb, *geometry, return_lse or extra_k is not None)

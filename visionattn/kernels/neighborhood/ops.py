@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from visionattn.kernels.neighborhood import torch_dense, torch_tiles
+from visionattn.kernels.neighborhood.torch import dense as torch_dense
+from visionattn.kernels.neighborhood.torch import tiles as torch_tiles
 
 __all__ = ["neighborhood_attention"]
 

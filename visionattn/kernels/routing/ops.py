@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from visionattn.kernels.routing import torch_chunks, torch_dense
+from visionattn.kernels.routing.torch import chunks as torch_chunks
+from visionattn.kernels.routing.torch import dense as torch_dense
 
 __all__ = ["routing_attention_torch", "routing_attention_triton"]
 
@@ -64,7 +65,7 @@ torch.library.register_autograd(TORCH, _differentiate, setup_context=_setup_cont
 
 @torch.library.impl(TRITON, "CompositeExplicitAutograd")
 def _triton_forward(q, k, v, key_regions, padding_mask, rows, columns, scale):
-    from visionattn.kernels.routing import triton_launch  # Triton loads with its first call
+    from visionattn.kernels.routing.triton import launch as triton_launch  # Triton loads with its first call
 
     return triton_launch.forward(q, k, v, key_regions, padding_mask, (rows, columns), scale)
 
@@ -77,7 +78,7 @@ def _(q, k, v, key_regions, padding_mask, rows, columns, scale):
 
 @torch.library.impl(f"{TRITON}_backward", "CompositeExplicitAutograd")
 def _triton_backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, rows, columns, scale):
-    from visionattn.kernels.routing import triton_launch
+    from visionattn.kernels.routing.triton import launch as triton_launch
 
     return triton_launch.backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, (rows, columns), scale)
 

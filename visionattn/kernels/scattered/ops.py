@@ -6,7 +6,7 @@ The values of the offsets are checked here, where they are always real, also in 
 import torch
 from torch import Tensor
 
-from visionattn.kernels.scattered import torch_windows
+from visionattn.kernels.scattered.torch import windows as torch_windows
 from visionattn.kernels.scattered.windows import check_offsets
 
 __all__ = ["linear_attention_torch", "linear_attention_triton"]
@@ -37,7 +37,7 @@ def _backward(grad_out, q, k, v, offsets, eps):
 
 @torch.library.impl(TRITON, "CompositeExplicitAutograd")
 def _triton_forward(q, k, v, offsets, eps):
-    from visionattn.kernels.scattered import triton_launch  # Triton loads with its first call
+    from visionattn.kernels.scattered.triton import launch as triton_launch  # Triton loads with its first call
 
     if offsets.device.type == "cpu":
         check_offsets(offsets, q.shape[0])
@@ -46,7 +46,7 @@ def _triton_forward(q, k, v, offsets, eps):
 
 @torch.library.impl(f"{TRITON}_backward", "CompositeExplicitAutograd")
 def _triton_backward(grad_out, q, k, v, offsets, eps):
-    from visionattn.kernels.scattered import triton_launch
+    from visionattn.kernels.scattered.triton import launch as triton_launch
 
     return triton_launch.backward(grad_out, q, k, v, offsets, eps)
 

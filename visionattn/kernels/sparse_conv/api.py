@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from visionattn.kernels.sparse_conv.neighbors import Neighbors
-from visionattn.kernels.sparse_conv.torch_pairs import Convolution, DepthwiseConvolution
+from visionattn.kernels.sparse_conv.torch.pairs import Convolution, DepthwiseConvolution
 
 __all__ = ["sparse_conv3d", "sparse_depthwise_conv3d"]
 

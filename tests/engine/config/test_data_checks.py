@@ -1,0 +1,104 @@
+"""What is checked of the data before a run."""
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("mmdet")
+
+import visionattn.openmmlab  # noqa: F401
+from visionattn.engine.config.data_checks import check_data
+from visionattn.engine.config.load import load_config
+from visionattn.errors import DataError
+
+
+@pytest.fixture
+def own(tmp_path, coco_dir, make_config):
+    """A copy of the data that a test may spoil, and its config."""
+    shutil.copytree(coco_dir, tmp_path / "data")
+    return tmp_path / "data", make_config(tmp_path / "tiny.py", tmp_path / "data")
+
+
+def edit(path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_sound_data(config_file):
+    assert [line.split(",")[0] for line in check_data(load_config(config_file))] == ["train: 8 images", "val: 8 images"]
+
+
+def test_classes_that_are_not_the_categories(own):
+    _folder, config_file = own
+    for classes, message in (
+        ("[red]", "its category 'blue' is not among the config's classes"),
+        ("[red,blue,green]", "has no category 'green', which is one of the config's classes"),
+        ("[blue,red]", "in another order"),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_data(load_config(config_file, [f"custom_data.classes={classes}"]))
+
+
+def test_classes_of_the_dataset_class(own):
+    """A COCO config pointed at other data: CocoDataset's own 80 classes do not fit."""
+    _folder, config_file = own
+    config = load_config(config_file)
+    del config.train_dataloader.dataset["metainfo"]
+    with pytest.raises(DataError, match="its category 'red' is not among"):
+        check_data(config)
+
+
+@pytest.mark.parametrize("kind", ["ADE20KInstanceDataset", "CityscapesDataset"])
+def test_kinds_of_coco_data_that_do_not_say_so(own, kind):
+    """Their files are COCO's, so they are checked like it."""
+    _folder, config_file = own
+    config = load_config(config_file)
+    config.train_dataloader.dataset["type"] = kind
+    assert check_data(config)[0].startswith("train: 8 images")
+    del config.train_dataloader.dataset["metainfo"]
+    with pytest.raises(DataError, match="its category 'red' is not among"):
+        check_data(config)
+
+
+def test_box_outside_of_its_image(own):
+    folder, config_file = own
+    edit(folder / "train.json", lambda c: c["annotations"][0].update(bbox=[50, 50, 40, 10]))
+    with pytest.raises(DataError, match=r"train\.json"):
+        check_data(load_config(config_file))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: p.write_bytes(b"not an image"), "does not open as an image"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-40]), "is cut short"),
+        (lambda p: p.write_bytes(b""), "does not open as an image"),
+    ],
+)
+def test_spoilt_image(own, spoil, message):
+    folder, config_file = own
+    spoil(folder / "images" / "003.png")
+    with pytest.raises(DataError, match=rf"003\.png: {message}"):
+        check_data(load_config(config_file))
+
+
+def test_cut_jpeg(own):
+    cv2 = pytest.importorskip("cv2")
+    folder, config_file = own
+    image = cv2.imread(str(folder / "images" / "003.png"))
+    cv2.imwrite(str(folder / "images" / "003.jpg"), image)
+    edit(folder / "train.json", lambda c: c["images"][3].update(file_name="003.jpg"))
+    check_data(load_config(config_file))
+    file = folder / "images" / "003.jpg"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"003\.jpg: is cut short"):
+        check_data(load_config(config_file))
+
+
+def test_size_that_is_not_the_images(own):
+    folder, config_file = own
+    edit(folder / "val.json", lambda c: c["images"][1].update(width=80))
+    with pytest.raises(DataError, match=r"009\.png: is 64 x 64 pixels, but its annotation says 80 x 64"):
+        check_data(load_config(config_file))

@@ -1,0 +1,242 @@
+"""Loading trained models and using them on arrays."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mmdet")
+
+from mmengine.registry import MODELS, DefaultScope
+
+import visionattn.openmmlab  # noqa: F401
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.config.build import quiet
+from visionattn.engine.config.load import load_config
+from visionattn.engine.model import find_run, load_model
+from visionattn.errors import CheckpointError, ConfigError, DataError
+
+SEGMENTOR = """
+custom_imports = dict(imports=["visionattn.openmmlab"])
+default_scope = "mmseg"
+data_preprocessor = dict(type="SegDataPreProcessor", mean=[0.0] * 3, std=[255.0] * 3, bgr_to_rgb=True, size=(64, 64),
+                         pad_val=0, seg_pad_val=255)
+model = dict(
+    type="EncoderDecoder", data_preprocessor=data_preprocessor,
+    backbone=dict(type="visionattn.Backbone", model_name="dinat_pico", out_indices=(0, 1, 2, 3)),
+    decode_head=dict(type="FCNHead", in_channels=CHANNELS, in_index=3, channels=8, num_convs=1, num_classes=3,
+                     norm_cfg=dict(type="GN", num_groups=2),
+                     loss_decode=dict(type="CrossEntropyLoss")),
+    train_cfg=dict(), test_cfg=dict(mode="whole"))
+test_dataloader = dict(dataset=dict(
+    type="BaseSegDataset", metainfo=dict(classes=("sky", "road", "car"), palette=[[1, 2, 3], [4, 5, 6], [7, 8, 9]]),
+    pipeline=[dict(type="LoadImageFromFile"), dict(type="Resize", scale=(64, 64), keep_ratio=True),
+              dict(type="LoadAnnotations"), dict(type="PackSegInputs")]))
+"""
+
+
+def save_untrained(config_file: Path, path: Path, meta: dict | None = None) -> None:
+    torch.manual_seed(0)
+    config = load_config(config_file)
+    with quiet(), DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build(config.model)
+    checkpoints.write({"state_dict": model.state_dict(), "meta": meta or {}}, path)
+
+
+@pytest.fixture
+def detector(config_file, tmp_path):
+    save_untrained(config_file, tmp_path / "w.pth", {"iter": 3, "dataset_meta": {"classes": ("red", "blue")}})
+    return config_file, tmp_path / "w.pth"
+
+
+def test_classes_come_from_the_checkpoint_where_the_data_is_not(detector, coco_dir, tmp_path):
+    config, weights = detector
+    known = load_config(config).custom_data.classes
+    checkpoints.write({**checkpoints.read(weights), "meta": {"dataset_meta": {"classes": tuple(known)}}}, weights)
+    away = tmp_path / "away.py"
+    away.write_text(Path(config).read_text().replace(str(coco_dir), str(tmp_path / "nowhere")))
+    loaded = load_model(away, weights)
+    assert loaded.classes == tuple(known)
+    assert loaded.cfg.model.bbox_head.num_classes == len(known)
+    assert len(loaded.predict([np.zeros((50, 70, 3), np.uint8)])) == 1
+    checkpoints.write({**checkpoints.read(weights), "meta": {}}, weights)
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        load_model(away, weights)
+
+
+def test_detector(detector, coco_dir):
+    loaded = load_model(*detector)
+    assert (loaded.task, loaded.classes, loaded.meta["iter"]) == ("detection", ("red", "blue"), 3)
+    assert not loaded.model.training
+    assert len(loaded.palette) == 2
+    images = [np.zeros((50, 70, 3), np.uint8), cv2.imread(str(coco_dir / "images" / "000.png"))]
+    results = loaded.predict(images)
+    for result, image in zip(results, images, strict=True):
+        height, width = image.shape[:2]
+        boxes = result["boxes"]
+        assert boxes.shape == (len(result["scores"]), 4)
+        assert len(boxes) > 0
+        assert boxes.dtype == result["scores"].dtype == np.float32
+        assert result["labels"].dtype == np.int64
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2] <= width).all()
+        assert (boxes[:, 3] <= height).all()
+        assert set(result["labels"]) <= {0, 1}
+        assert result["masks"] is None
+        assert result["semantic"] is None
+        assert result["timing"]["total"] >= result["timing"]["model"] > 0
+    assert loaded.predict([]) == []
+
+
+def test_batch_gives_what_single_images_give(detector, coco_dir):
+    loaded = load_model(*detector)
+    images = [cv2.imread(str(p)) for p in sorted((coco_dir / "images").glob("*.png"))[:3]]
+    together = loaded.predict(images)
+    for image, result in zip(images, together, strict=True):
+        (alone,) = loaded.predict([image])
+        np.testing.assert_allclose(alone["boxes"], result["boxes"], atol=1e-3)
+        np.testing.assert_allclose(alone["scores"], result["scores"], atol=1e-5)
+
+
+def test_array_pipeline_is_the_file_pipeline(detector, coco_dir):
+    """The same prediction as mmdet's own way from the file."""
+    from mmcv.transforms import Compose
+    from mmengine.dataset import pseudo_collate
+
+    loaded = load_model(*detector)
+    file = coco_dir / "images" / "001.png"
+    steps = [s for s in loaded.cfg.test_pipeline if s["type"] != "LoadAnnotations"]
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        from mmengine.registry import TRANSFORMS
+
+        pipeline = Compose([TRANSFORMS.build(s) for s in steps])
+    with torch.no_grad():
+        expected = loaded.model.test_step(pseudo_collate([pipeline({"img_path": str(file), "img_id": 0})]))[0]
+    (result,) = loaded.predict([cv2.imread(str(file))])
+    np.testing.assert_array_equal(result["boxes"], expected.pred_instances.bboxes.numpy())
+
+
+def test_segmentor(tmp_path):
+    pytest.importorskip("mmseg")
+    from visionattn.openmmlab import Backbone
+
+    channels = Backbone("dinat_pico").num_features[3]
+    config = tmp_path / "seg.py"
+    config.write_text(SEGMENTOR.replace("CHANNELS", str(channels)))
+    save_untrained(config, tmp_path / "w.pth")
+    loaded = load_model(config, tmp_path / "w.pth")
+    assert (loaded.task, loaded.classes) == ("semantic", ("sky", "road", "car"))
+    assert loaded.palette == [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    (result,) = loaded.predict([np.zeros((40, 60, 3), np.uint8)])
+    assert result["semantic"].shape == (40, 60)
+    assert set(np.unique(result["semantic"])) <= {0, 1, 2}
+    assert result["boxes"].shape == (0, 4)
+    assert result["masks"] is None
+
+
+def test_panoptic_codes():
+    from visionattn.engine.model import _segments
+
+    codes = np.array([[0, 0, 1002], [2001, 2001, 7]])
+    result = _segments(codes, 3)
+    assert result["labels"].tolist() == [0, 2, 1]
+    assert result["masks"].sum((1, 2)).tolist() == [2, 1, 2]
+    assert result["boxes"].tolist() == [[0, 0, 2, 1], [2, 0, 3, 1], [0, 1, 2, 2]]
+    assert result["semantic"].tolist() == [[0, 0, 2], [1, 1, 3]], "3 means no class"
+
+
+def test_what_does_not_fit_is_refused(detector):
+    config_file, weights = detector
+    with pytest.raises(CheckpointError, match=r"w\.pth: does not fit the model: .*for the 2 classes red, blue"):
+        load_model(load_config(config_file, ["custom_data.classes=[a,b,c]"]), weights)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device"):
+            load_model(config_file, weights, "cuda")
+
+
+def test_find_run(tmp_path, detector):
+    with pytest.raises(ConfigError, match="no such work dir"):
+        find_run(tmp_path / "none")
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ConfigError, match="has no config"):
+        find_run(run)
+    (run / "tiny.py").write_text("")
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        find_run(run)
+    for name in ("iter_2.pth", "iter_4.pth"):
+        checkpoints.write({"meta": {}}, run / name)
+    assert find_run(run) == (run / "tiny.py", run / "iter_4.pth")
+    checkpoints.write({"meta": {}}, run / "best_AP_iter_2.pth")
+    assert find_run(run)[1] == run / "best_AP_iter_2.pth"
+    (run / "best_AP_iter_2.pth").write_bytes(b"half")
+    assert find_run(run)[1] == run / "iter_4.pth"
+
+
+MASK_RCNN = """
+custom_imports = dict(imports=["visionattn.openmmlab"])
+default_scope = "mmdet"
+anchors = dict(type="AnchorGenerator", scales=[4], ratios=[1.0], strides=[8, 16, 32])
+coder = dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2])
+extractor = dict(type="SingleRoIExtractor", out_channels=8, featmap_strides=[8, 16, 32])
+model = dict(
+    type="MaskRCNN",
+    data_preprocessor=dict(type="DetDataPreprocessor", mean=[0.0] * 3, std=[255.0] * 3, pad_size_divisor=32),
+    backbone=dict(type="visionattn.Backbone", model_name="resnet10t", out_indices=(2, 3, 4),
+                  channels=(8, 8, 8, 8), stem_width=4),
+    neck=dict(type="FPN", in_channels=[8, 8, 8], out_channels=8, num_outs=3),
+    rpn_head=dict(type="RPNHead", in_channels=8, feat_channels=8, anchor_generator=anchors, bbox_coder=coder),
+    roi_head=dict(
+        type="StandardRoIHead",
+        bbox_roi_extractor=dict(roi_layer=dict(type="RoIAlign", output_size=7), **extractor),
+        bbox_head=dict(type="Shared2FCBBoxHead", in_channels=8, fc_out_channels=8, num_classes=2, bbox_coder=coder),
+        mask_roi_extractor=dict(roi_layer=dict(type="RoIAlign", output_size=14), **extractor),
+        mask_head=dict(type="FCNMaskHead", num_convs=1, in_channels=8, conv_out_channels=8, num_classes=2)),
+    train_cfg=None,
+    test_cfg=dict(
+        rpn=dict(nms_pre=50, max_per_img=20, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0),
+        rcnn=dict(score_thr=0.0, nms=dict(type="nms", iou_threshold=0.5), max_per_img=5, mask_thr_binary=0.5)))
+test_dataloader = dict(dataset=dict(type="CocoDataset", metainfo=dict(classes=("a", "b")), pipeline=[
+    dict(type="LoadImageFromFile"), dict(type="Resize", scale=(64, 64), keep_ratio=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "ori_shape", "img_shape", "scale_factor"))]))
+"""
+
+
+def test_instance_masks(tmp_path):
+    config = tmp_path / "mask.py"
+    config.write_text(MASK_RCNN)
+    save_untrained(config, tmp_path / "w.pth")
+    loaded = load_model(config, tmp_path / "w.pth")
+    assert loaded.task == "instance"
+    (result,) = loaded.predict([np.full((40, 60, 3), 120, np.uint8)])
+    assert result["masks"].shape == (len(result["boxes"]), 40, 60)
+    assert result["masks"].dtype == bool
+    assert len(result["boxes"]) > 0
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_logits_make_the_map_and_scale_reaches_the_pipeline(tmp_path, binary):
+    pytest.importorskip("mmseg")
+    from visionattn.openmmlab import Backbone
+
+    text = SEGMENTOR.replace("CHANNELS", str(Backbone("dinat_pico").num_features[3]))
+    if binary:
+        text = text.replace("num_classes=3", "num_classes=2, out_channels=1, threshold=0.4")
+        text = text.replace('("sky", "road", "car"), palette=[[1, 2, 3], ', '("sky", "car"), palette=[')
+        text = text.replace('"CrossEntropyLoss"', '"CrossEntropyLoss", use_sigmoid=True')
+    config = tmp_path / "seg.py"
+    config.write_text(text)
+    save_untrained(config, tmp_path / "w.pth")
+    loaded = load_model(config, tmp_path / "w.pth")
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    sizes = []
+    loaded.model.backbone.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape[2:])))
+    for scale in (1.0, 2.0):
+        (result,) = loaded.predict([image], scale=scale, logits=True)
+        assert result["logits"].shape == (2 if binary else 3, 64, 96)
+        np.testing.assert_array_equal(result["logits"].argmax(0), result["semantic"])
+    assert max(sizes[1]) >= 2 * 64 > max(sizes[0][0], 64)
+    assert "logits" not in loaded.predict([image])[0]
+    assert len(loaded._pipelines) == 2

@@ -1,0 +1,47 @@
+"""Frames by the name of their layout, and object databases."""
+
+import json
+
+import numpy as np
+import pytest
+
+from visionattn.errors import DataError
+from visionattn.heads.lidar.data.layouts import LAYOUTS, build_object_database, known_classes, read_frames
+from visionattn.heads.lidar.data.object_database import ObjectDatabase
+from visionattn.heads.lidar.simulate.rays import Lidar
+from visionattn.heads.lidar.simulate.samples import build_lidar_samples
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lidar") / "set"
+    return build_lidar_samples(folder, train=3, val=1, lidar=Lidar(beams=16, azimuths=256))
+
+
+def test_folder(samples, tmp_path):
+    assert len(read_frames("folder", samples, "train")) == len(read_frames("folder", samples / "train")) == 3
+    assert known_classes("folder", samples) == known_classes("folder", samples / "train")
+    database = build_object_database(tmp_path / "deep" / "o.npz", "folder", samples, "train")
+    again = ObjectDatabase.load(tmp_path / "deep" / "o.npz")
+    np.testing.assert_array_equal(again.boxes, database.boxes)
+    manifest = json.loads((samples / "manifest.json").read_text())["splits"]["train"]["boxes"]
+    assert np.bincount(again.labels, minlength=3).tolist() == list(manifest.values())
+    few = build_object_database(tmp_path / "f.npz", "folder", samples, "train", ["car"], least_points=20)
+    assert 0 < len(few) < manifest["car"]
+
+
+def test_what_is_refused(samples, tmp_path):
+    with pytest.raises(DataError, match="layout 'waymo'"):
+        read_frames("waymo", samples)
+    with pytest.raises(DataError, match="does not apply to infos"):
+        read_frames("infos", samples / "x.pkl", "val")
+    for layout in LAYOUTS:
+        with pytest.raises(DataError, match="none"):
+            read_frames(layout, tmp_path / "none")
+    assert known_classes("folder", tmp_path) is None
+    with pytest.raises(DataError, match="name them"):
+        build_object_database(tmp_path / "o.npz", "folder", tmp_path)
+    with pytest.raises(DataError, match=r"must end in \.npz"):
+        build_object_database(tmp_path / "o.pkl", "folder", samples, "train")
+    with pytest.raises(DataError, match="no object of tram"):
+        build_object_database(tmp_path / "o.npz", "folder", samples, "train", ["tram"])

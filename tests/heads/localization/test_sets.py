@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from visionattn.errors import DataError
+from visionattn.heads.localization.sets import read_localization
+
+
+def write(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+GOOD = {
+    "image_ids": "a/1.jpg\nb/2.jpg\n",
+    "class_labels": "b/2.jpg,1\na/1.jpg,0\n",
+    "image_sizes": "a/1.jpg,40,30\nb/2.jpg,10,20\n",
+    "localization": "a/1.jpg,1,2,3,4\nb/2.jpg,0,0,9,9\na/1.jpg,5,5.5,6,7\n",
+}
+
+
+def test_reads_labels_sizes_and_several_boxes(tmp_path):
+    first, second = read_localization(write(tmp_path / "test", **GOOD), need_objects=True)
+    assert (first.image_id, first.label, first.size) == ("a/1.jpg", 0, (30, 40))
+    assert first.boxes.tolist() == [[1, 2, 3, 4], [5, 5.5, 6, 7]]
+    assert (second.label, second.size, second.boxes.tolist()) == (1, (20, 10), [[0, 0, 9, 9]])
+
+
+def test_reads_masks_with_the_ignore_mask_of_the_first_line(tmp_path):
+    text = "a/1.jpg,m/1.png,i/1.png\na/1.jpg,m/2.png,\nb/2.jpg,m/3.png,\n"
+    first, second = read_localization(write(tmp_path / "test", **{**GOOD, "localization": text}))
+    assert (first.masks, first.ignore) == (("m/1.png", "m/2.png"), "i/1.png")
+    assert (second.masks, second.ignore) == (("m/3.png",), None)
+
+
+def test_training_needs_labels_only(tmp_path):
+    needed = {name: GOOD[name] for name in ("image_ids", "class_labels")}
+    images = read_localization(write(tmp_path / "train", **needed))
+    assert [image.label for image in images] == [0, 1]
+    assert images[0].boxes.shape == (0, 4)
+    assert images[0].size is None
+    assert isinstance(images[0].boxes, np.ndarray)
+    with pytest.raises(DataError, match=r"localization\.txt"):
+        read_localization(tmp_path / "train", need_objects=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_ids": "a/1.jpg\na/1.jpg\n"}, r"image_ids\.txt:2: 'a/1\.jpg' is there twice"),
+        ({"image_ids": "\n"}, "names no image"),
+        ({"class_labels": "a/1.jpg,0\n"}, r"no label of 'b/2\.jpg'"),
+        ({"class_labels": "a/1.jpg,cat\nb/2.jpg,1"}, r":1: 'cat' is not a whole number"),
+        ({"class_labels": "c.jpg,0\n"}, r":1: 'c\.jpg' is not in image_ids"),
+        ({"image_sizes": "a/1.jpg,40\n"}, r"image_sizes\.txt:1: has 2 fields"),
+        ({"localization": "a/1.jpg,1,2,3,x\n"}, "four numbers"),
+        ({"localization": "a/1.jpg,5,2,3,4\n"}, "from left to right"),
+        ({"localization": "a/1.jpg,1,2,3,4\n"}, r"no box or mask of 'b/2\.jpg'"),
+    ],
+)
+def test_malformed_metadata_is_named_with_its_line(tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        read_localization(write(tmp_path / "test", **{**GOOD, **change}), need_objects=True)
+
+
+def test_missing_folder_and_file_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_localization(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"image_ids\.txt"):
+        read_localization(tmp_path / "empty")

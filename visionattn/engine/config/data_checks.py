@@ -1,0 +1,159 @@
+"""Checks of a config's datasets before a run: annotations, classes, image files."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from visionattn.data.coco import check_coco
+from visionattn.data.mask_folders import check_masks, pair_masks, read_names
+from visionattn.data.panoptic_check import check_panoptic
+from visionattn.engine.config.custom_data import SPLITS, coco_datasets, load_coco
+from visionattn.engine.config.options import find_class
+from visionattn.engine.train.progress import track
+from visionattn.errors import DataError
+from visionattn.io.images import image_size
+
+__all__ = ["check_data", "check_images", "dataset_paths"]
+
+
+def check_data(
+    config: Config, splits: tuple[str, ...] = ("train", "val"), bad: dict[str, str] | None = None
+) -> list[str]:
+    """Check the COCO datasets (instances and panoptic) and mask folders of a config, and that they hold its classes.
+
+    mmdet silently drops the boxes of a category that is not among the classes, and numbers the classes by the
+    order of the file; both would train a model on wrong labels. mmseg fails in the
+    middle of a run at a mask's value that is no class, or takes it for another.
+
+    Args:
+        config: its datasets.
+        splits: which of them.
+        bad: receives the training images of COCO datasets that cannot be read, path to reason; None: they are errors.
+
+    Returns:
+        One line for each split: its number of images, and of boxes, segments, or the classes that its masks show.
+
+    Raises:
+        DataError: from `visionattn.data.coco.check_coco`, `visionattn.data.panoptic_check.check_panoptic`,
+            `visionattn.data.mask_folders.pair_masks` or `check_masks`, or because classes and categories differ.
+    """
+    lines, seen = [], set()
+    for split in splits:
+        loader = config.get(SPLITS[split])
+        if not loader:
+            continue
+        for dataset in coco_datasets(loader["dataset"], any_file=True):
+            if str(dataset.get("type")).endswith("MaskFolderDataset"):
+                key = tuple(str(dataset.get(k)) for k in ("ann_file", "data_root", "data_prefix"))
+                if key not in seen:
+                    seen.add(key)
+                    lines.append(f"{split}: {_check_mask_folder(dataset)}")
+            kinds = _bases(dataset)
+            panoptic = "CocoPanopticDataset" in kinds
+            if "CocoDataset" not in kinds or "LVISV05Dataset" in kinds:  # LVIS files name their images otherwise
+                continue
+            ann, images = dataset_paths(dataset)
+            if (ann, images) in seen:
+                continue
+            seen.add((ann, images))
+            if panoptic:
+                lines.append(f"{split}: {_check_panoptic(dataset, ann, images)}")
+                continue
+            check_coco(ann, images)
+            content = load_coco(ann)
+            _check_classes(ann, [str(c["name"]) for c in content["categories"]], _classes(dataset))
+            check_images(images, content["images"], bad if split == "train" else None)
+            lines.append(f"{split}: {len(content['images'])} images, {len(content.get('annotations', []))} objects")
+    return lines
+
+
+def _bases(dataset: Mapping[str, Any]) -> set[str]:
+    """Names of a dataset's class and of those it is made from: Cityscapes and ADE20K instances are COCO's too."""
+    return {base.__name__ for base in getattr(find_class(dataset.get("type")), "__mro__", ())}
+
+
+def _check_panoptic(dataset: Mapping[str, Any], ann: Path, images: Path) -> str:
+    maps = Path(str(dataset.get("data_root") or "")) / str((dataset.get("data_prefix") or {}).get("seg") or "")
+    summary = check_panoptic(ann, images, maps)
+    _check_classes(ann, [*summary.things, *summary.stuff], _classes(dataset))
+    check_images(images, load_coco(ann)["images"])
+    return str(summary)
+
+
+def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Annotation file and image folder of a dataset's config, as mmengine joins them."""
+    root = Path(str(dataset.get("data_root") or ""))
+    prefix = (dataset.get("data_prefix") or {}).get("img", "")
+    return root / str(dataset.get("ann_file", "")), root / str(prefix or "")
+
+
+def _check_mask_folder(dataset: Mapping[str, Any]) -> str:
+    root, prefix = Path(str(dataset.get("data_root") or "")), dataset.get("data_prefix") or {}
+    names = read_names(root / dataset["ann_file"]) if dataset.get("ann_file") else None
+    folders = root / str(prefix.get("img_path", "")), root / str(prefix.get("seg_map_path", ""))
+    classes = _classes(dataset)
+    pairs = pair_masks(*folders, names, dataset.get("seg_map_suffix", ".png"))
+    counts = check_masks(pairs, classes)[: len(classes)]
+    absent = [name for name, count in zip(classes, counts, strict=True) if not count]
+    listed = ", ".join(absent[:6]) + (", ..." if len(absent) > 6 else "")
+    shown = f"{len(classes) - len(absent)} of {len(classes)} classes in their masks"
+    return f"{len(pairs)} images, {shown}{f'; none of {listed}' if absent else ''}"
+
+
+def _classes(dataset: Mapping[str, Any]) -> list[str]:
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if classes is None:
+        classes = getattr(find_class(dataset["type"]), "METAINFO", {}).get("classes", ())
+    return [classes] if isinstance(classes, str) else [str(c) for c in classes]
+
+
+def _check_classes(ann: Path, categories: list[str], classes: list[str]) -> None:
+    if categories == classes:
+        return
+    absent = [c for c in categories if c not in classes]
+    unknown = [c for c in classes if c not in categories]
+    remedy = "set the dataset's metainfo=dict(classes=...) to the file's categories in its order"
+    if absent:
+        raise DataError(f"{ann}: its category {absent[0]!r} is not among the config's classes {classes[:6]}; {remedy}")
+    if unknown:
+        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is one of the config's classes; {remedy}")
+    raise DataError(f"{ann}: its categories {categories[:6]} are in another order than the config's classes; {remedy}")
+
+
+def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> None:
+    """Check that each image opens, has the size that its record says, and is not cut short.
+
+    Reads the first and last bytes of each file, so that a hundred thousand images take a minute and not an hour.
+
+    Raises:
+        DataError: names the first image that is not as it should be, and tells how many more there are; unless there
+            is ``bad``, which receives path and reason of each.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda record: _image_problem(folder, record), records)
+        found = list(track(found, "checking images", len(records)))
+    problems = [p for p in found if p]
+    if bad is not None:
+        bad |= {os.path.abspath(folder / str(r["file_name"])): p for r, p in zip(records, found, strict=True) if p}
+    elif problems:
+        more = f" (and {len(problems) - 1} more images)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}; mend it, or take it out of the annotation file")
+
+
+def _image_problem(folder: Path, record: Mapping[str, Any]) -> str | None:
+    path = folder / str(record["file_name"])
+    try:
+        width, height, turned = image_size(path)
+    except DataError as error:
+        return str(error)
+    sizes = {(width, height), (height, width)} if turned else {(width, height)}
+    if (record.get("width"), record.get("height")) not in sizes:
+        return (
+            f"{path}: is {width} x {height} pixels, but its annotation says "
+            f"{record.get('width')} x {record.get('height')}"
+        )
+    return None

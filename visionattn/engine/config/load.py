@@ -1,0 +1,242 @@
+"""Reading config files: every mistake in one becomes a `ConfigError` of one line that names file, key and remedy."""
+
+import ast
+import difflib
+import os
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
+
+from visionattn.engine.config.custom_data import resolve_custom_data
+from visionattn.engine.config.options import check_key, close_matches
+from visionattn.errors import ConfigError, VisionattnError
+
+__all__ = ["apply_options", "format_once", "load_config", "parse_options"]
+
+
+def load_config(
+    path: str | os.PathLike,
+    cfg_options: Mapping[str, Any] | Sequence[str] | None = None,
+    *,
+    resolve_data: bool = True,
+) -> Config:
+    """Read a config file, apply options, and fill in the datasets of a ``custom_data`` block.
+
+    The file is Python and is run: only name files that you trust.
+
+    Args:
+        path: the config file, ``.py`` in mmengine's text form (``_base_`` and plain variables).
+        cfg_options: ``{"train_cfg.max_iters": 100}`` or ``["train_cfg.max_iters=100"]``. Each key must be there
+            in the config already, or be an argument that the class of its dict takes.
+        resolve_data: fill in a ``custom_data`` block; see `visionattn.engine.config.custom_data`.
+
+    Raises:
+        ConfigError: the file or a ``_base_`` is missing, is not valid, has no ``model``, or an option's key is
+            not known.
+        DataError: the annotation files that ``custom_data`` names are missing or malformed.
+    """
+    path = Path(path).expanduser()
+    _check_file(path, [])
+    try:
+        config = Config.fromfile(str(path), lazy_import=False)
+    except VisionattnError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"{path}: an import that it asks for fails ({_short(error)})") from error
+    except (ConfigParsingError, KeyError) as error:
+        raise ConfigError(f"{_place(path, error)}: {_short(error)}") from error
+    except Exception as error:  # a config is a program and can raise anything
+        raise ConfigError(f"{_place(path, error)}: {type(error).__name__}: {_short(error)}") from error
+    if "model" not in config:
+        raise ConfigError(f"{path}: has no `model`; it is a part for other configs' _base_, or the wrong file")
+    if cfg_options:
+        options = cfg_options if isinstance(cfg_options, Mapping) else parse_options(cfg_options)
+        apply_options(config, options)
+    if resolve_data:
+        resolve_custom_data(config, str(path))
+    return config
+
+
+def format_once() -> None:
+    """Let mmengine format each config only once: that takes seconds for a large one, and a run asks five times."""
+    stock = Config.pretty_text.fget
+    if getattr(stock, "_formats_once", False):
+        return
+    last: list[tuple[str, str]] = []
+
+    def pretty_text(self: Config) -> str:
+        key = repr(self._cfg_dict)
+        if not last or last[0][0] != key:
+            last[:] = [(key, stock(self))]
+        return last[0][1]
+
+    pretty_text._formats_once = True  # type: ignore[attr-defined]
+    Config.pretty_text = property(pretty_text)
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+def _check_file(path: Path, chain: list[Path]) -> None:
+    """Look for what mmengine reports badly: missing files, syntax errors, circles; in all bases too."""
+    came_from = f"{chain[-1]}: its _base_ {path}" if chain else str(path)
+    if not path.is_file():
+        what = "is a folder; name a config file in it" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{came_from} {what}{_similar(path)}")
+    if path.suffix not in (".py", ".json", ".yaml", ".yml"):
+        raise ConfigError(f"{came_from} is not a config: it must be a .py file")
+    if path.resolve() in chain:
+        raise ConfigError(f"{came_from} leads back to itself")
+    if path.suffix != ".py":
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{came_from} cannot be read as text ({error})") from error
+    try:
+        tree = ast.parse(text, str(path))
+    except (SyntaxError, ValueError) as error:
+        if "{{$" in text:  # environment variables are put in before Python sees the text
+            return
+        line = getattr(error, "lineno", None)
+        raise ConfigError(f"{path}{f', line {line}' if line else ''}: {getattr(error, 'msg', error)}") from error
+    for base in _bases(tree):
+        if "::" not in base:
+            _check_file(Path(os.path.normpath(path.parent / base)), [*chain, path.resolve()])
+
+
+def _bases(tree: ast.Module) -> list[str]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "_base_" for t in node.targets):
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                return []
+            return [value] if isinstance(value, str) else [str(v) for v in value]
+    return []
+
+
+def _similar(path: Path) -> str:
+    """``; did you mean ...?`` from the folder that the path names and from the configs folders at hand."""
+    files = list(path.parent.glob("*.py")) if path.parent.is_dir() else []
+    for root in (Path("configs"), Path(__file__).resolve().parents[2] / "configs"):
+        files += root.rglob("*.py")
+    known = {file.stem: file for file in reversed(files)}
+    close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(os.path.relpath(known[name]) for name in close)}?" if close else ""
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """The config file and line at which an error arose."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(".py")]
+    chosen = [f for f in frames if f.name == "<module>" and "site-packages" not in f.filename]
+    for frame in reversed(chosen):
+        if Path(frame.filename).resolve() == path.resolve() or Path(frame.filename).parent.is_dir():
+            return f"{os.path.relpath(frame.filename)}, line {frame.lineno}"
+    return str(path)
+
+
+def _short(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())[:300]
+
+
+# --- options ---------------------------------------------------------------------------------------------------
+
+
+def parse_options(items: Sequence[str]) -> dict[str, str]:
+    """Split ``KEY=VALUE`` words; the values stay text until `apply_options` knows what they replace.
+
+    Raises:
+        ConfigError: a word without ``=``.
+    """
+    options = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not re.fullmatch(r"[\w.]+", key):
+            raise ConfigError(f"--cfg-options takes KEY=VALUE, such as train_cfg.max_iters=100; got {item!r}")
+        options[key] = value
+    return options
+
+
+def apply_options(config: Config, options: Mapping[str, Any]) -> None:
+    """Set dotted keys of a config in place; a number as a key counts into a list.
+
+    Raises:
+        ConfigError: a key that is neither there nor taken by the class around it, or text in place of a number.
+    """
+    for key, value in options.items():
+        parts = key.split(".")
+        here: Any = config._cfg_dict
+        for depth, part in enumerate(parts[:-1]):
+            here = _step(here, part, parts[: depth + 1], key, create=True)
+        last = parts[-1]
+        if isinstance(here, (list, tuple)):
+            old = _step(here, last, parts, key)
+        else:
+            known = isinstance(here, Mapping) and last in here
+            if not known:
+                check_key(config, here, parts, key)
+            old = here.get(last)
+        new = _value(value, old, key) if isinstance(value, str) else value
+        if isinstance(here, tuple):
+            raise ConfigError(
+                f"--cfg-options {key}: a tuple cannot be changed in part; give {'.'.join(parts[:-1])} whole"
+            )
+        here[int(last) if isinstance(here, list) else last] = new
+
+
+def _step(here: Any, part: str, path: list[str], key: str, create: bool = False) -> Any:
+    where = ".".join(path[:-1]) or "the config"
+    if isinstance(here, (list, tuple)):
+        if not part.isdigit() or int(part) >= len(here):
+            raise ConfigError(
+                f"--cfg-options {key}: {where} is a list of {len(here)}; {part!r} must be 0 to {len(here) - 1}"
+            )
+        return here[int(part)]
+    if not isinstance(here, Mapping):
+        raise ConfigError(f"--cfg-options {key}: {where} is {here!r}, it has no part {part!r}")
+    if part not in here or (here[part] is None and create):
+        if not create:
+            raise ConfigError(f"--cfg-options {key}: {where} has no {part!r}{close_matches(part, here)}")
+        if part not in here:
+            check_key(None, here, path, key)
+        here[part] = {}
+    return here[part]
+
+
+def _value(text: str, old: Any, key: str) -> Any:
+    """Text as the Python value it writes; what replaces a string stays text, ``a,b`` is a list."""
+    low = text.strip().lower()
+    if low in ("true", "false"):
+        return low == "true"
+    if low in ("none", "null"):
+        return None
+    if old is None and re.search(r"(_from|_dir|root|_ann|_img|_mask|_list|_suffix|checkpoint|pretrained|file)$", key):
+        return text  # a path, in which a comma is a comma
+    try:
+        new = ast.literal_eval(text)
+        if isinstance(new, tuple) and not text.strip().startswith("("):
+            new = list(new)
+    except (ValueError, SyntaxError):
+        if not isinstance(old, str) and re.fullmatch(r"\[.*\]|\(.*\)", text.strip()):
+            items = [_value(t.strip(), None, key) for t in text.strip()[1:-1].split(",") if t.strip()]
+            new = items if text.strip().startswith("[") else tuple(items)
+        elif not isinstance(old, str) and "," in text:
+            new = [_value(t.strip(), None, key) for t in text.split(",") if t.strip()]
+        else:
+            new = text
+    if isinstance(old, str) and not isinstance(new, str):
+        return text
+    if isinstance(old, (dict, list)) and new is not None and not isinstance(new, (dict, list, tuple)):
+        raise ConfigError(f"--cfg-options {key}={text}: this is a whole group; name a key in it, as {key}.NAME=VALUE")
+    if isinstance(old, (int, float)) and not isinstance(old, bool) and isinstance(new, str):
+        raise ConfigError(f"--cfg-options {key}={text}: its value now is the number {old}; give a number")
+    if isinstance(old, tuple) and isinstance(new, list):
+        return tuple(new)
+    return new

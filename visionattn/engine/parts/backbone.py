@@ -1,0 +1,299 @@
+"""Any timm model as the backbone of an mmdet or mmseg model."""
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from mmengine.model import BaseModule
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from visionattn.backbones import LoadReport, load_official
+from visionattn.backbones._conversion import OUT_NORM, backbone_tensors
+from visionattn.backbones.davit import is_davit, mend_blocks
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.registry import MODELS
+from visionattn.errors import CheckpointError, ConfigError
+
+__all__ = ["Backbone"]
+
+
+@MODELS.register_module()
+class Backbone(BaseModule):
+    """A timm model that gives feature maps to a neck or head.
+
+    In a config: ``backbone=dict(type="visionattn.Backbone", model_name="dinat_mini", out_indices=(0, 1, 2, 3))``.
+
+    Args:
+        model_name: a name that ``timm.create_model`` knows, with or without a tag.
+        out_indices: which of the model's feature levels to give, in rising order.
+        pretrained: None or False for random weights; True for the weights that timm fetches from the network; or
+            the path of a checkpoint, as its authors published it or as timm or this package saved it.
+        frozen_stages: -1 trains all; 0 freezes what comes before the first stage; N freezes that and the first N
+            stages. Frozen parts stay in eval mode and get no gradient.
+        norm_eval: keep every batch norm in eval mode, so that its statistics never change.
+        out_norm: one LayerNorm over the channels of each output, ``norm0`` and so on by level, as the published
+            dense models of NAT, DiNAT and DaViT have: it acts on the output only, the map that goes on to the next
+            level is not normed. None, the default, means yes for this package's own models that work channels-last
+            (NAT, DiNAT, ...) and for every DaViT, no for all others.
+        init_cfg: mmengine's initialisation; ``dict(type="Pretrained", checkpoint=PATH)`` loads weights of this
+            whole module.
+        **kwargs: to ``timm.create_model``, such as ``drop_path_rate`` or ``dilations``.
+
+    Shapes: ``[B, in_chans, H, W]`` to a tuple of contiguous ``[B, C_i, ceil(H / s_i), ceil(W / s_i)]``;
+    ``num_features`` has the C_i and ``strides`` the s_i.
+
+    Raises:
+        ConfigError: an unknown model name or argument, or a level that the model lacks.
+        CheckpointError: weights that cannot be read safely, or do not fit.
+    """
+
+    open_arguments = True  # what timm takes is known only to timm; `_create` checks it
+
+    def __init__(
+        self,
+        model_name: str,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        pretrained: bool | str | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        out_norm: bool | None = None,
+        init_cfg: dict | list | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.out_indices = tuple(out_indices)
+        weights = _read_weights(pretrained)
+        self.net = mend_blocks(_create(model_name, self.out_indices, pretrained, weights, kwargs))
+        info = self.net.feature_info
+        self.num_features: list[int] = list(info.channels())
+        self.strides: list[int] = list(info.reduction())
+        entrypoint = timm.models.model_entrypoint(_bare(model_name))
+        own = entrypoint.__module__.startswith("visionattn.")
+        if out_norm is None:  # `out_norms`: the model brings its own
+            published = (own and _works_channels_last(self.net)) or is_davit(self.net)
+            out_norm = published and not kwargs.get("out_norms")
+        self.out_norm = bool(out_norm)
+        if self.out_norm:
+            eps = getattr(getattr(self.net, "model", self.net), "out_norm_eps", 1e-5)  # as published
+            for level, channels in zip(self.out_indices, self.num_features, strict=True):
+                self.add_module(f"norm{level}", norm := LayerNorm2d(channels, eps=eps))
+                _load_norm(norm, f"norm{level}", weights)
+        self.norm_eval = norm_eval
+        self.frozen_stages = frozen_stages
+        self._frozen = _first_stages(self.net, frozen_stages)
+        for module in self._frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        self.train()
+
+    def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
+        """Load a published checkpoint, its output norms included; see `visionattn.backbones.load_official`.
+
+        Names in the report are those of the timm model, and ``norm0`` and so on.
+        """
+        report = load_official(self.net, state_dict)
+        weights = backbone_tensors(state_dict)
+        original = {inner: name for name, inner in weights.renamed.items()}
+        loaded, dropped, missing = list(report.loaded), dict(report.dropped), dict(report.missing)
+        for name in [n for n in self.state_dict() if OUT_NORM.fullmatch(n)]:
+            module, _ = name.split(".")
+            if _load_norm(getattr(self, module), module, weights.state_dict):
+                loaded.append(name)
+                for inner in (name, _published_norm(name)):
+                    dropped.pop(original.get(inner, inner), None)
+            else:
+                missing[name] = "the checkpoint has no such norm for dense prediction; it stays as it is"
+        return dataclasses.replace(report, loaded=tuple(loaded), dropped=dropped, missing=missing)
+
+    def init_weights(self) -> None:
+        """timm initialised the weights already; only an explicit ``init_cfg`` does more."""
+        if self.init_cfg:
+            super().init_weights()
+        self._is_init = True
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set the mode of all but the frozen parts, and of batch norms under ``norm_eval``."""
+        super().train(mode)
+        for module in getattr(self, "_frozen", ()):
+            module.training = False
+        if getattr(self, "norm_eval", False):
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.training = False
+        return self
+
+    def forward(self, x: Tensor, pose: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Feature maps of ``x``, ``[B, in_chans, H, W]``; see the class for shapes.
+
+        Args:
+            x: pictures.
+            pose: for the ``pose_vit`` models, masks of patches, see `PoseVisionTransformer`.
+        """
+        outputs = []
+        features = self.net(x) if pose is None else self.net(x, pose=pose)
+        channels_last = str(getattr(self.net.output_fmt, "value", "NCHW")) == "NHWC"
+        for level, feature in zip(self.out_indices, features, strict=True):
+            if channels_last:
+                feature = feature.permute(0, 3, 1, 2)
+            if self.out_norm:
+                feature = getattr(self, f"norm{level}")(feature)
+            outputs.append(feature.contiguous())
+        return tuple(outputs)
+
+
+def _bare(model_name: str) -> str:
+    return model_name.split(".", 1)[0]
+
+
+def _read_weights(pretrained: bool | str | None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file; of a whole detector or segmentor, those of its backbone."""
+    if not pretrained or pretrained is True:
+        return {}
+    weights = checkpoints.state_dict_of(checkpoints.read(Path(str(pretrained)).expanduser()))
+    inside = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    return inside or dict(weights)
+
+
+def _published_norm(name: str) -> str:
+    """What the dense BiFormer calls ``norm0`` and so on."""
+    return name.replace("norm", "extra_norms.", 1)
+
+
+def _load_norm(norm: nn.Module, name: str, weights: dict[str, Tensor]) -> bool:
+    """Output norms are in the published detection and segmentation checkpoints, not in those of classifiers."""
+    other = _published_norm(name)
+    found = {key: weights.get(f"{name}.{key}", weights.get(f"{other}.{key}")) for key in ("weight", "bias")}
+    fits = all(v is not None and v.shape == norm.weight.shape for v in found.values())
+    if fits:
+        norm.load_state_dict(found)
+    return fits
+
+
+def _create(
+    model_name: str,
+    out_indices: tuple[int, ...],
+    pretrained: Any,
+    weights: dict[str, Tensor],
+    kwargs: dict[str, Any],
+) -> nn.Module:
+    if not timm.is_model(_bare(model_name)):
+        close = difflib.get_close_matches(_bare(model_name), timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() gives the names"
+        raise ConfigError(f"backbone model_name={model_name!r} is not known to timm; {hint}")
+    if "checkpoint_path" in kwargs:
+        raise ConfigError("backbone checkpoint_path is not taken here; give the file as pretrained=PATH")
+    if (
+        not out_indices
+        or any(not isinstance(i, int) for i in out_indices)
+        or list(out_indices) != sorted(set(out_indices))
+    ):
+        raise ConfigError(f"backbone out_indices={out_indices} must be rising whole numbers, such as (0, 1, 2, 3)")
+    extra: dict[str, Any] = {}
+    if weights:
+        extra["pretrained_cfg_overlay"] = {
+            "state_dict": {re.sub(r"^net\.(model\.)?", "", k): v for k, v in weights.items()}
+        }
+    arguments = {"features_only": True, "out_indices": out_indices, **kwargs}
+    try:
+        if not extra:
+            return timm.create_model(model_name, pretrained=bool(pretrained), **arguments)
+        before = torch.get_rng_state()
+        fresh = timm.create_model(model_name, **arguments)
+        torch.set_rng_state(before)
+        loaded = timm.create_model(model_name, pretrained=True, **extra, **arguments)
+        _check_all_loaded(loaded, fresh, model_name, str(pretrained))
+        return loaded
+    except TypeError as error:
+        raise ConfigError(f"backbone {model_name}: {_argument_problem(model_name, kwargs, error)}") from error
+    except (AssertionError, IndexError) as error:
+        raise ConfigError(
+            f"backbone {model_name}: out_indices={out_indices} asks for a level that the model does not have ({error})"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        reason = " ".join(str(error).split())[:300]
+        if pretrained is True:
+            raise CheckpointError(
+                f"backbone {model_name}: its pretrained weights cannot be had ({reason}); "
+                "download them by other means and give pretrained=PATH, or pretrained=None to start from scratch"
+            ) from error
+        raise CheckpointError(f"{pretrained}: does not fit backbone {model_name} ({reason})") from error
+
+
+def _check_all_loaded(loaded: nn.Module, fresh: nn.Module, model_name: str, path: str) -> None:
+    """timm loads what fits and stays silent about the rest: what still has its random start was not loaded."""
+    start = dict(fresh.named_parameters())
+    weights = {  # norms and biases may start as they end; pose blocks come on top of any checkpoint
+        n: p for n, p in loaded.named_parameters() if p.ndim > 1 and ".pose_blocks." not in n and "joint_head." not in n
+    }
+    missing = [n for n, p in weights.items() if torch.equal(p, start[n])]
+    if missing:
+        raise CheckpointError(
+            f"{path}: does not fit backbone {model_name}: {len(missing)} of {len(weights)} weights are not in it, "
+            f"such as {missing[0]}; name a checkpoint of this model"
+        )
+
+
+def _argument_problem(model_name: str, kwargs: dict[str, Any], error: TypeError) -> str:
+    """timm builds a model through several functions; say which of the config's own arguments it was."""
+    for name in kwargs:
+        if f"'{name}'" in str(error):
+            accepted = [a for a in _accepted_arguments(model_name) if a != name]
+            close = difflib.get_close_matches(name, accepted, n=2)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            return f"takes no argument {name!r}{hint}"
+    return str(error)
+
+
+def _accepted_arguments(model_name: str) -> list[str]:
+    module = inspect.getmodule(timm.models.model_entrypoint(_bare(model_name)))
+    names: set[str] = set()
+    for _, member in inspect.getmembers(module, inspect.isclass):
+        if issubclass(member, nn.Module) and member.__module__ == module.__name__:
+            names |= set(inspect.signature(member.__init__).parameters)
+    return sorted(names - {"self", "kwargs"})
+
+
+def _works_channels_last(net: nn.Module) -> bool:
+    inner = getattr(net, "model", net)
+    return str(getattr(inner, "output_fmt", "NCHW")).upper().endswith("NHWC")
+
+
+def _first_stages(net: nn.Module, count: int) -> list[nn.Module]:
+    """The modules before the stages and in the first ``count`` stages, in timm's order of registration.
+
+    A stage is an entry of ``feature_info`` whose module has parameters; one without, such as the activation of a
+    ResNet's stem, is part of the stem.
+    """
+    if count < 0:
+        return []
+    inner = getattr(net, "model", net)
+    named = list(inner.named_modules())
+    names = [name for name, _ in named]
+    stages = []
+    for entry in net.feature_info.info:
+        # feature nets rename "stages.0" to "stages_0" where they flatten a Sequential
+        name = next((n for n in (entry["module"], entry["module"].replace(".", "_")) if n in names), None)
+        if name is not None and any(True for _ in inner.get_submodule(name).parameters()):
+            stages.append(name)
+    if count > len(stages):
+        raise ConfigError(
+            f"backbone frozen_stages={count}, but only {len(stages)} stages are in use; give -1 to {len(stages)}"
+        )
+    if not stages:
+        raise ConfigError("backbone frozen_stages: this model does not tell its stages; leave it at -1")
+    if count == 0:
+        end = names.index(stages[0])
+    else:
+        last = stages[count - 1]
+        end = 1 + max(i for i, name in enumerate(names) if name == last or name.startswith(f"{last}."))
+    later = names[end:]
+    return [module for name, module in named[:end] if name and not any(other.startswith(f"{name}.") for other in later)]

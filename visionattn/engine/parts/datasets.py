@@ -1,0 +1,45 @@
+"""A dataset for mmseg of images and index masks, whatever the images' suffixes."""
+
+from pathlib import Path
+from typing import Any
+
+from mmseg.datasets import BaseSegDataset
+
+from visionattn.data.mask_folders import pair_masks, read_names
+from visionattn.engine.registry import DATASETS
+
+__all__ = ["MaskFolderDataset"]
+
+
+@DATASETS.register_module()
+class MaskFolderDataset(BaseSegDataset):
+    """Images and masks paired by name, as `visionattn.data.mask_folders.pair_masks` does; 255 is ignored.
+
+    In a config: ``dict(type="visionattn.MaskFolderDataset", data_prefix=dict(img_path="images/train",
+    seg_map_path="masks/train"), metainfo=dict(classes=[...], palette=[...]))``.
+
+    Args:
+        seg_map_suffix: what follows an image's name in its mask's.
+        **arguments: of mmseg's ``BaseSegDataset``. ``ann_file`` may list the names to take, one a line.
+
+    Raises:
+        DataError: an image has no mask, a folder is missing, ...
+    """
+
+    def __init__(self, seg_map_suffix: str = ".png", **arguments: Any) -> None:
+        super().__init__(seg_map_suffix=seg_map_suffix, **arguments)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One record for each image, in the order of names."""
+        names = read_names(Path(self.ann_file)) if self.ann_file else None
+        folders = Path(self.data_prefix["img_path"]), Path(self.data_prefix["seg_map_path"])
+        return [
+            {
+                "img_path": str(image),
+                "seg_map_path": str(mask),
+                "label_map": self.label_map,
+                "reduce_zero_label": self.reduce_zero_label,
+                "seg_fields": [],
+            }
+            for image, mask in pair_masks(*folders, names, self.seg_map_suffix)
+        ]

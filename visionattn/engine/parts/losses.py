@@ -1,0 +1,69 @@
+"""Cross-entropy over classes with weights and ignored pixels, which mmseg's own cannot have both at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionattn.engine.registry import MODELS
+from visionattn.errors import ConfigError
+
+__all__ = ["CrossEntropyLoss"]
+
+
+@MODELS.register_module()
+class CrossEntropyLoss(nn.Module):
+    """Softmax cross-entropy of pixels, averaged over the weights of those that count, as PyTorch's own is.
+
+    mmseg 1.2 indexes its class weights by the label, and fails at the first pixel that is to be ignored.
+
+    In a config: ``loss_decode=dict(type="visionattn.CrossEntropyLoss", class_weight=[0.5, 2.0])``.
+
+    Args:
+        class_weight: one factor for each class; None is 1 for all.
+        label_smoothing: share of the target given to all classes alike, 0 to 1.
+        loss_weight: factor on the result.
+        loss_name: its name in the log; one that starts with ``loss_`` is part of the sum that is trained on.
+
+    Shapes: scores ``[B, C, H, W]``, labels int64 ``[B, H, W]``, the result a scalar. It is 0 where no pixel counts.
+
+    Raises:
+        ConfigError: the number of weights is not that of the classes, found at the first step.
+    """
+
+    def __init__(
+        self,
+        class_weight: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        loss_weight: float = 1.0,
+        loss_name: str = "loss_ce",
+    ) -> None:
+        super().__init__()
+        self.class_weight = None if class_weight is None else [float(value) for value in class_weight]
+        self.label_smoothing, self.loss_weight, self.loss_name = label_smoothing, loss_weight, loss_name
+
+    def forward(
+        self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = 255, **_: Any
+    ) -> Tensor:
+        """The loss; ``weight``, ``[B, H, W]``, is that of a pixel sampler."""
+        classes = cls_score.shape[1]
+        if self.class_weight is not None and len(self.class_weight) != classes:
+            raise ConfigError(
+                f"loss_decode.class_weight has {len(self.class_weight)} values, but the head has {classes} classes"
+            )
+        factors = None if self.class_weight is None else cls_score.new_tensor(self.class_weight, dtype=torch.float32)
+        losses = F.cross_entropy(
+            cls_score.float(),
+            label,
+            weight=factors,
+            ignore_index=ignore_index,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        counted = label != ignore_index
+        share = counted.float() if factors is None else factors[label * counted] * counted
+        if weight is not None:
+            losses, share = losses * weight, share * (weight > 0)
+        return self.loss_weight * losses.sum() / share.sum().clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,0 +1,101 @@
+"""The learning curve of a run, from the numbers that it wrote as it went."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionattn.engine.compat.checkpoint import write_text
+from visionattn.errors import require
+
+__all__ = ["METRICS_FILE", "cut_records", "draw_curve", "read_records", "short_names"]
+
+METRICS_FILE = "metrics.jsonl"
+# By size of object, by difficulty other than the one that is quoted, and of headings: not in the picture.
+_LESSER = re.compile("^AP[sml]$|_easy|_hard|^AOS")
+
+
+def read_records(work_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a run's ``metrics.jsonl`` in order; a last line cut short by a kill is left out."""
+    path = Path(work_dir) / METRICS_FILE
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def cut_records(work_dir: str | os.PathLike, iteration: int) -> None:
+    """Drop what was written after the iteration from which a run goes on, as it will be written again."""
+    kept = [r for r in read_records(work_dir) if r["iter"] <= iteration]
+    write_text(Path(work_dir) / METRICS_FILE, "".join(json.dumps(r) + "\n" for r in kept))
+
+
+def short_names(metrics: dict[str, Any]) -> dict[str, float]:
+    """Metrics under the names that papers use, the usual ones first: ``coco/bbox_mAP_50`` is ``AP50``."""
+    result: dict[str, float] = {}
+    for key, value in metrics.items():
+        if key.startswith("coco_panoptic/"):
+            result[key.rsplit("/", 1)[-1]] = float(value)
+    for prefix, label in (("bbox", ""), ("segm", "mask ")):
+        for tail, name in (("", "AP"), ("_50", "AP50"), ("_75", "AP75"), ("_s", "APs"), ("_m", "APm"), ("_l", "APl")):
+            for key, value in metrics.items():
+                if key.rsplit("/", 1)[-1] == f"{prefix}_mAP{tail}":
+                    result[label + name] = float(value)
+    known = {key for key in metrics if "_mAP" in key}
+    for key, value in metrics.items():
+        name = key.rsplit("/", 1)[-1]
+        if (
+            key not in known
+            and value is not None
+            and np.ndim(value) == 0
+            and not isinstance(value, str)
+            and name not in ("time", "data_time")
+        ):
+            result[name] = float(value)
+    return result
+
+
+def draw_curve(work_dir: str | os.PathLike, title: str = "") -> Path | None:
+    """Draw loss and validation metrics over iterations into ``curve.png``.
+
+    Returns:
+        The picture, or None where the run has no records yet.
+    """
+    records = read_records(work_dir)
+    losses = [(r["iter"], r["loss"]) for r in records if "loss" in r]
+    scores = [(r["iter"], r["val"]) for r in records if r.get("val")]
+    if not losses and not scores:
+        return None
+    figure_module = require("matplotlib.figure", "openmmlab")  # no pyplot: needs no screen and no global state
+    figure = figure_module.Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("iteration")
+    axes.set_title(title or Path(work_dir).name)
+    axes.grid(alpha=0.3)
+    handles = []
+    if losses:
+        handles += axes.plot(*zip(*losses, strict=True), color="tab:gray", linewidth=1, label="training loss")
+        axes.set_ylabel("training loss")
+        axes.set_ylim(bottom=0)
+    if scores:
+        right = axes.twinx() if losses else axes
+        names = [n for n in scores[-1][1] if not _LESSER.search(n)][:4]
+        for name in names:
+            points = [(i, s[name]) for i, s in scores if s.get(name, -1) >= 0]  # COCO's -1: nothing to measure
+            if not points:
+                continue
+            handles += right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        right.set_ylabel("validation")
+        fractions = all(value <= 1 for _, s in scores for value in s.values())
+        right.set_ylim(0, 1 if fractions else None)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3), frameon=False)
+    path = Path(work_dir) / "curve.png"
+    figure.savefig(path)
+    return path

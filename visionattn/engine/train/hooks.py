@@ -1,0 +1,231 @@
+"""Hooks of a training run: checkpoints that survive a kill, and a stop that loses nothing."""
+
+import inspect
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook as StockCheckpointHook
+from mmengine.hooks import EMAHook, Hook
+
+from visionattn.engine.compat.checkpoint import write_text
+from visionattn.engine.config.options import close_matches
+from visionattn.engine.registry import HOOKS
+from visionattn.engine.train.loops import EpochLoop
+from visionattn.errors import ConfigError
+
+__all__ = ["CheckpointHook", "Interrupted", "StopHook", "any_rank", "stop_signals"]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any process of the run; every process must ask."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    value = torch.tensor([float(flag)], device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a run after it had saved its state.
+
+    Attributes:
+        checkpoint: the file to resume from.
+        iteration: the number of iterations done.
+        signal: the number of the signal.
+    """
+
+    def __init__(self, checkpoint: Path | None, iteration: int, number: int) -> None:
+        super().__init__(f"stopped after iteration {iteration}")
+        self.checkpoint, self.iteration, self.signal = checkpoint, iteration, number
+
+
+@HOOKS.register_module()
+class CheckpointHook(StockCheckpointHook):
+    """mmengine's checkpoint hook, but a file is deleted only after its successor is safely on the disk.
+
+    Takes the same arguments. Nothing outside of the run's own folder is ever deleted.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        known = inspect.signature(StockCheckpointHook.__init__).parameters
+        for name in arguments:  # mmengine would swallow a mistyped one
+            if name not in known:
+                raise ConfigError(f"CheckpointHook takes no argument {name!r}{close_matches(name, known)}")
+        super().__init__(**arguments)
+
+    def before_train(self, runner: Any) -> None:
+        """Take up the list of kept files of a resumed run."""
+        super().before_train(runner)
+        folder = Path(self.out_dir)
+        if self.save_best is not None:
+            if len(self.key_indicators) == 1:
+                self.best_ckpt_path = self._own(self.best_ckpt_path, folder)
+            else:
+                found = {key: self._own(path, folder) for key, path in self.best_ckpt_path_dict.items()}
+                self.best_ckpt_path_dict = found
+
+    @staticmethod
+    def _own(path: str | None, folder: Path) -> str | None:
+        """The file of that name in this run's folder: the run may have been moved, or resumed from another."""
+        if not path:
+            return None
+        own = folder / Path(path).name
+        return str(own) if own.is_file() else None
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Save every ``interval`` iterations; at the end of an epoch only after its own hooks have run."""
+        if isinstance(runner.train_loop, EpochLoop) and batch_idx + 1 == len(runner.train_dataloader):
+            return
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Save every ``interval`` epochs, or an iteration's checkpoint that falls on the end of an epoch."""
+        if not self.by_epoch and isinstance(runner.train_loop, EpochLoop):
+            last = runner.epoch + 1 == runner.max_epochs
+            if (self.interval > 0 and runner.iter % self.interval == 0) or (self.save_last and last):
+                self._save_checkpoint_with_step(runner, runner.iter, {"epoch": runner.epoch + 1, "iter": runner.iter})
+            return
+        super().after_train_epoch(runner)
+
+    def save_now(self, runner: Any, iteration: int) -> Path:
+        """Save outside of the schedule, after ``iteration`` complete iterations."""
+        epoch = runner.epoch
+        if isinstance(runner.train_loop, EpochLoop):
+            epoch = iteration // len(runner.train_dataloader)
+        path = Path(self.out_dir) / f"iter_{iteration}.pth"
+        runner.message_hub.update_info("last_ckpt", str(path))
+        self._save(runner, path.name, {"epoch": epoch, "iter": iteration}, everything=True)
+        return path
+
+    def _save(self, runner: Any, name: str, meta: dict, everything: bool) -> None:
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            save_optimizer=everything and self.save_optimizer,
+            save_param_scheduler=everything and self.save_param_scheduler,
+            meta=meta,
+        )
+        if everything and is_main_process():
+            write_text(Path(runner.work_dir) / "last_checkpoint", str(Path(self.out_dir) / name))
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
+        dropped: list[int] = []
+        if self.max_keep_ckpts > 0:
+            steps = [s for s in self.keep_ckpt_ids if s != step] + [step]
+            dropped, kept = steps[: -self.max_keep_ckpts], steps[-self.max_keep_ckpts :]
+            self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
+            runner.message_hub.update_info("keep_ckpt_ids", kept)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = str(Path(self.out_dir) / name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        self._save(runner, name, meta, everything=True)
+        if is_main_process():
+            for old in dropped:
+                (Path(self.out_dir) / self.filename_tmpl.format(old)).unlink(missing_ok=True)
+
+    def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
+        if not self.save_best:
+            return
+        step = runner.epoch if self.by_epoch else runner.iter
+        meta = {"epoch": runner.epoch, "iter": runner.iter}
+        if "auto" in self.key_indicators:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        single = len(self.key_indicators) == 1
+        improved = False
+        for key, rule in zip(self.key_indicators, self.rules, strict=True):
+            if key not in metrics:
+                raise ConfigError(f"save_best={key!r} is not one of the metrics: {', '.join(metrics)}")
+            score_name = "best_score" if single else f"best_score_{key}"
+            path_name = "best_ckpt" if single else f"best_ckpt_{key}"
+            best = runner.message_hub.runtime_info.get(score_name, self.init_value_map[rule])
+            score = metrics[key]
+            if score is None or not self.is_better_than[key](score, best):
+                continue
+            improved = True
+            previous = self.best_ckpt_path if single else self.best_ckpt_path_dict[key]
+            name = f"best_{key}_{self.filename_tmpl.format(step)}".replace("/", "_")
+            path = str(Path(self.out_dir) / name)
+            runner.message_hub.update_info(score_name, score)
+            runner.message_hub.update_info(path_name, path)
+            self._save(runner, name, meta, everything=False)
+            if single:
+                self.best_ckpt_path = path
+            else:
+                self.best_ckpt_path_dict[key] = path
+            if previous and previous != path and is_main_process():
+                Path(previous).unlink(missing_ok=True)
+            runner.logger.info(f"best so far: {key} {score:.4f}, saved as {name}")
+        if improved and self.last_ckpt is not None and Path(self.last_ckpt).name == self.filename_tmpl.format(step):
+            self._save_checkpoint_with_step(runner, step, meta)  # so that a resumed run knows the best score
+
+
+@HOOKS.register_module()
+class StopHook(Hook):
+    """Ends a run between two iterations when asked to, with its state saved."""
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self.requested = 0  # the number of the signal
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Stop here, unless the end of an epoch has more to do first."""
+        if isinstance(runner.train_loop, EpochLoop) and batch_idx + 1 == len(runner.train_dataloader):
+            return
+        self._stop_if_asked(runner, runner.iter + 1)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Stop between two epochs."""
+        if isinstance(runner.train_loop, EpochLoop):
+            self._stop_if_asked(runner, runner.iter)
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Stop inside of a validation; resuming repeats it."""
+        if isinstance(runner._train_loop, dict) or runner._train_loop is None:
+            return
+        self._stop_if_asked(runner, runner.iter, validating=True)
+
+    def _stop_if_asked(self, runner: Any, iteration: int, validating: bool = False) -> None:
+        if not any_rank(bool(self.requested)):
+            return
+        for ema in (h for h in runner.hooks if validating and isinstance(h, EMAHook)):
+            ema._swap_ema_parameters()  # the model has the averaged weights while it is validated
+        hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
+        path = hook.save_now(runner, iteration) if hook is not None and iteration > 0 else None
+        raise Interrupted(path, iteration, self.requested or signal.SIGINT)
+
+
+@contextmanager
+def stop_signals(hook: StopHook) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM ask the hook to stop the run, and the second stop it at once."""
+
+    owner = os.getpid()
+
+    def ask(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a forked data worker: Ctrl-C is its parent's affair, SIGTERM comes from there
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if hook.requested:
+            raise KeyboardInterrupt
+        hook.requested = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,152 @@
+"""Training in one process, or in several on one machine (one for each GPU, or gloo on a CPU)."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from visionattn import errors
+from visionattn.engine.config.load import load_config
+from visionattn.engine.train.hooks import Interrupted
+from visionattn.engine.train.train import TrainResult, train
+from visionattn.errors import ConfigError, TrainingError
+
+__all__ = ["launch"]
+
+
+def launch(options: dict[str, Any], devices: int = 1) -> TrainResult | None:
+    """Load a config and train it.
+
+    Args:
+        options: ``config`` and ``cfg_options`` for `load_config`, the rest for `train`.
+        devices: number of processes. Under torchrun, which sets ``WORLD_SIZE``, that many were started already.
+
+    Returns:
+        The result; None in processes other than the first under torchrun.
+    """
+    if devices < 1:
+        raise ConfigError(f"--devices {devices}: give 1 or more")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        result = _train(options, distributed=True)
+        return result if int(os.environ.get("RANK", "0")) == 0 else None
+    if devices == 1:
+        return _train(options, distributed=False)
+    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+        raise ConfigError(f"--devices {devices}: there are {torch.cuda.device_count()} GPUs here")
+    load_config(options["config"], options.get("cfg_options"))  # say what is wrong once, before starting others
+    return _several(options, devices)
+
+
+def _train(options: dict[str, Any], distributed: bool) -> TrainResult:
+    options = dict(options)
+    config = load_config(options.pop("config"), options.pop("cfg_options", None))
+    return train(config, distributed=distributed, **options)
+
+
+def _several(options: dict[str, Any], count: int) -> TrainResult:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    workers = [
+        context.Process(target=_worker, args=(rank, count, port, options, results), daemon=False)
+        for rank in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    outcome: tuple[str, Any] | None = None
+
+    def pass_on(number: int, frame: Any) -> None:
+        for worker in workers:
+            if worker.is_alive():
+                os.kill(worker.pid, number)
+
+    # Ctrl-C reaches the whole group by itself; SIGTERM only this process
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, pass_on) if main else None
+    try:
+        while any(w.is_alive() for w in workers) or not results.empty():
+            if not results.empty():
+                kind, value = results.get()
+                if outcome is None or kind != "done":
+                    outcome = (kind, value) if outcome is None or outcome[0] == "done" else outcome
+                if kind == "error":
+                    break
+            for worker in workers:
+                worker.join(0.1)
+            if any(w.exitcode not in (None, 0) for w in workers) and results.empty():
+                break
+    except KeyboardInterrupt:  # the processes have had the same signal and are saving
+        for worker in workers:
+            worker.join()
+        while not results.empty():
+            kind, value = results.get()
+            outcome = (kind, value) if kind == "stopped" else outcome
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+        for worker in workers:
+            worker.join(5)
+            if worker.is_alive():
+                worker.terminate()
+                worker.join()
+    return _outcome(outcome, workers)
+
+
+def _outcome(outcome: tuple[str, Any] | None, workers: list[Any]) -> TrainResult:
+    kind, value = outcome or ("", None)
+    if kind == "done":
+        return value
+    if kind == "stopped":
+        raise Interrupted(*value)
+    if kind == "error":
+        raise value
+    codes = [w.exitcode for w in workers]
+    raise TrainingError(f"a training process ended without a word (exit codes {codes}); run with --devices 1 to see")
+
+
+def _follow_parent() -> None:
+    """End this process, its state saved, when the one that started it is gone: killed, it could not say so."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _worker(rank: int, count: int, port: int, options: dict[str, Any], results: Any) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        result = _train(options, distributed=True)
+        if rank == 0:
+            results.put(("done", result))
+    except Interrupted as stop:
+        if rank == 0:
+            results.put(("stopped", (Path(stop.checkpoint) if stop.checkpoint else None, stop.iteration, stop.signal)))
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        known = error
+        if not isinstance(error, errors.VisionattnError):
+            text = " ".join(str(error).split()) or type(error).__name__
+            known = TrainingError(f"unexpected {type(error).__name__} on process {rank}: {text}")
+        results.put(("error", known))
+        raise SystemExit(1) from error
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

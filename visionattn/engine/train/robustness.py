@@ -1,0 +1,127 @@
+"""How a model's figures fall as its test pictures are degraded: JPEG, blur, noise, resizing."""
+
+import csv
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from mmcv.transforms import BaseTransform
+from mmengine.config import Config
+
+from visionattn.data.degrade import LADDERS, degrade
+from visionattn.engine.compat.checkpoint import write_text
+from visionattn.engine.registry import TRANSFORMS
+from visionattn.engine.train.testing import test
+from visionattn.errors import ConfigError, require
+
+__all__ = ["DegradeImage", "draw_ladders", "measure_ladders"]
+
+LABELS = {"jpeg": "JPEG quality", "blur": "blur kernel", "noise": "noise variance", "resize": "scale"}
+CURVES = ("pixel_f1", "pixel_auc", "image_auc", "image_accuracy")
+
+
+@TRANSFORMS.register_module()
+class DegradeImage(BaseTransform):
+    """Degrades the picture just loaded; annotations stay as they are. See `visionattn.data.degrade`.
+
+    Args:
+        kind: ``"jpeg"``, ``"blur"``, ``"noise"`` or ``"resize"``.
+        level: of it.
+    """
+
+    def __init__(self, kind: str, level: float) -> None:
+        self.kind, self.level = kind, level
+
+    def transform(self, results: dict) -> dict:
+        """Degrade; the noise of a picture hangs on its file's name alone."""
+        name = os.path.basename(str(results.get("img_path", "")))
+        results["img"] = degrade(results["img"], self.kind, self.level, zlib.crc32(name.encode()))
+        return results
+
+
+def measure_ladders(
+    config: Config,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    kinds: Sequence[str] = tuple(LADDERS),
+    on_level: Callable[[str, float, dict[str, float]], None] = lambda kind, level, metrics: None,
+) -> list[Path]:
+    """Test a checkpoint on clean pictures and on every level of each ladder.
+
+    Args:
+        config: with ``test_dataloader`` and ``test_evaluator``.
+        checkpoint: the weights.
+        out: folder for ``robustness.json``, ``robustness.csv`` and ``robustness.png``.
+        kinds: which ladders.
+        on_level: called with kind (``"clean"`` first), level and metrics as they come.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: an unknown kind, or the config has no pipeline that loads images.
+    """
+    unknown = [kind for kind in kinds if kind not in LADDERS]
+    if unknown or not kinds:
+        raise ConfigError(f"--robustness {' '.join(unknown)}: must be one or more of {', '.join(LADDERS)}")
+    folder = Path(out)
+    rows: list[dict[str, Any]] = []
+    for kind, level in [("clean", 0.0), *((k, level) for k in kinds for level in LADDERS[k])]:
+        changed = config if kind == "clean" else _degraded(config, kind, level)
+        metrics = test(
+            changed, checkpoint, folder / "levels" / (kind if kind == "clean" else f"{kind}_{level:g}")
+        ).metrics
+        rows.append({"kind": kind, "level": level, **metrics})
+        on_level(kind, level, metrics)
+    write_text(folder / "robustness.json", json.dumps({"checkpoint": str(checkpoint), "levels": rows}, indent=1) + "\n")
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "robustness.csv", text.getvalue())
+    return [folder / "robustness.json", folder / "robustness.csv", draw_ladders(rows, folder / "robustness.png")]
+
+
+def _degraded(config: Config, kind: str, level: float) -> Config:
+    changed = deepcopy(config)
+    dataset = changed.test_dataloader.dataset
+    while "pipeline" not in dataset and "dataset" in dataset:
+        dataset = dataset.dataset
+    steps = list(dataset.get("pipeline") or ())
+    place = next((i for i, s in enumerate(steps) if str(s["type"]).rsplit(".", 1)[-1] == "LoadImageFromFile"), None)
+    if place is None:
+        raise ConfigError("--robustness: test_dataloader.dataset.pipeline has no LoadImageFromFile to degrade after")
+    steps.insert(place + 1, {"type": "visionattn.DegradeImage", "kind": kind, "level": level})
+    dataset.pipeline = steps
+    return changed
+
+
+def draw_ladders(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Draw one panel for each ladder, its first point the clean pictures."""
+    figure_module = require("matplotlib.figure", "openmmlab")
+    clean = next(row for row in rows if row["kind"] == "clean")
+    kinds = list(dict.fromkeys(row["kind"] for row in rows if row["kind"] != "clean"))
+    names = [n for n in CURVES if n in clean] or [n for n in clean if n not in ("kind", "level")][:4]
+    figure = figure_module.Figure(figsize=(3.6 * len(kinds), 3.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        levels = [row for row in rows if row["kind"] == kind]
+        ticks = ["clean", *(f"{row['level']:g}" for row in levels)]
+        for name in names:
+            values = [row.get(name, float("nan")) for row in [clean, *levels]]
+            axes.plot(range(len(ticks)), values, marker="o", markersize=3, label=name)
+        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_xlabel(LABELS[kind])
+        axes.grid(alpha=0.3)
+    panels[0].set_ylim(0, 1 if all(0 <= clean[n] <= 1 for n in names) else None)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path

@@ -1,0 +1,332 @@
+"""mmengine's Runner with safe checkpoints, exact resuming, guarded steps and a readable screen."""
+
+import itertools
+import os
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import mmengine
+import torch
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import EMAHook
+from mmengine.logging import MMLogger
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner as StockRunner
+from mmengine.visualization import Visualizer
+from torch import nn
+from torch.utils.data import DataLoader
+
+import visionattn
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.train.bad_samples import BadSamples
+from visionattn.engine.train.guard import FiniteGuard
+from visionattn.engine.train.hooks import CheckpointHook, StopHook
+from visionattn.engine.train.loops import EpochLoop, IterLoop
+from visionattn.engine.train.progress import ProgressHook, RecordHook
+from visionattn.engine.train.randomness import with_named_errors
+from visionattn.errors import CheckpointError
+
+__all__ = ["Runner"]
+
+_COUNT = itertools.count()
+
+# Facts of the running process, which a resumed run has its own of.
+_NOT_RESUMED = {
+    "cfg", "seed", "experiment_name", "mmengine_version", "max_epochs", "max_iters", "dataset_meta", "loop_stage",
+    "eta", "epoch", "iter",
+}  # fmt: skip
+
+
+class Runner(StockRunner):
+    """Takes the arguments of mmengine's Runner and behaves as it does, except:
+
+    - checkpoints hold only tensors and plain values and are written atomically; resuming loads strictly;
+    - ``EpochBasedTrainLoop``, ``IterBasedTrainLoop`` and ``CheckpointHook`` are this package's;
+    - the log goes to the file, `ProgressHook` shows progress on the screen;
+    - a loss or gradient that is not finite ends the run before the step.
+    """
+
+    bad_samples: BadSamples | None = None  # None: the first sample that cannot be read ends the run
+    validated: frozenset[int] = frozenset()  # iterations whose validation is on record, when resuming
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """As mmengine; without CUDA, processes talk through gloo, which its launcher does not know."""
+        if self.distributed and not torch.distributed.is_initialized() and not torch.cuda.is_available():
+            torch.distributed.init_process_group("gloo")
+        super().setup_env(env_cfg)
+        # Loggers, message hubs and visualizers are kept by name for the life of the process; two runs in one
+        # process, even within one second, must not share them.
+        self._serial = f"{os.getpid()}_{next(_COUNT)}"
+        self.cfg.experiment_name = None
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """The logger of the run, writing to its file only."""
+        self._experiment_name = f"{self._experiment_name}_{self._serial}"
+        kwargs["name"] = self._experiment_name
+        logger = super().build_logger(*args, **kwargs)
+        logger.handlers = [h for h in logger.handlers if hasattr(h, "baseFilename")]
+        return logger
+
+    def build_visualizer(self, visualizer: Any = None) -> Visualizer:
+        """The visualizer with a scalars file and, where installed, TensorBoard."""
+        if visualizer is None or isinstance(visualizer, dict):
+            visualizer = deepcopy(dict(visualizer or {"type": "Visualizer"}))
+            visualizer["name"] = f"{visualizer.get('name', 'visualizer')}_{self._serial}"
+            backends = list(visualizer.get("vis_backends") or [])
+            kinds = {str(b.get("type")).rsplit(".", 1)[-1] for b in backends}
+            if "LocalVisBackend" not in kinds:
+                backends.append({"type": "mmengine.LocalVisBackend"})
+            if "TensorboardVisBackend" not in kinds and _has_tensorboard():
+                backends.append({"type": "mmengine.TensorboardVisBackend"})
+            visualizer["vis_backends"] = backends
+        return super().build_visualizer(visualizer)
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """As mmengine, but an image that cannot be read is an error with its name."""
+        return with_named_errors(StockRunner.build_dataloader(dataloader, seed, diff_rank_seed))
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """The training loop; mmengine's two are replaced by those that can start in the middle."""
+        if isinstance(loop, dict):
+            loop = deepcopy(dict(loop))
+            kind = str(loop.pop("type", "")).rsplit(".", 1)[-1]
+            stock = {"EpochBasedTrainLoop": EpochLoop, "IterBasedTrainLoop": IterLoop}
+            if not kind:
+                kind = "EpochBasedTrainLoop" if loop.pop("by_epoch", True) else "IterBasedTrainLoop"
+            if kind in stock:
+                return stock[kind](runner=self, dataloader=self._train_dataloader, **loop)
+            loop["type"] = kind
+        return super().build_train_loop(loop)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """The optimizer wrapper, guarded against steps that are not finite."""
+        built = super().build_optim_wrapper(optim_wrapper)
+        if not getattr(built, "_guarded", False):
+            self.guard.install(built)
+            built._guarded = True
+        return built
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """mmengine's default hooks with this package's checkpoints, progress and stop."""
+        hooks = deepcopy(dict(hooks or {}))
+        given = hooks.get("checkpoint", {"interval": 1})
+        if isinstance(given, dict):
+            kind = str(given.get("type", "CheckpointHook")).rsplit(".", 1)[-1]
+            if kind == "CheckpointHook":
+                hooks["checkpoint"] = {**given, "type": "visionattn.CheckpointHook"}
+        logger = hooks.get("logger") or {}
+        interval = logger.get("interval", 10) if isinstance(logger, dict) else logger.interval
+        super().register_default_hooks(hooks)
+        self.guard = FiniteGuard(self)
+        if limit := int(self.cfg.get("max_bad_samples") or 0):
+            self.bad_samples = BadSamples(limit, Path(self.work_dir), self.note)
+        self.progress = ProgressHook(interval=interval)
+        self.stopper = StopHook()
+        self.register_hook(self.guard)
+        self.register_hook(RecordHook(self.progress))
+        self.register_hook(self.progress)
+        self.register_hook(self.stopper)
+
+    def note(self, line: str) -> None:
+        """A line for the log and the screen."""
+        self.logger.warning(line)
+        self.progress.console.print(line, markup=False)
+
+    @property
+    def checkpoint_hook(self) -> CheckpointHook | None:
+        """The hook that writes checkpoints, if the config has not removed it."""
+        return next((h for h in self.hooks if isinstance(h, CheckpointHook)), None)
+
+    # checkpoints
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without a wrapper for several devices."""
+        return self.model.module if is_model_wrapper(self.model) else self.model
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: Any = "cpu",
+        strict: bool = False,
+        revise_keys: Any = None,
+    ) -> dict[str, Any]:
+        """Load weights; without ``strict``, what does not fit is left out and listed in the log.
+
+        Raises:
+            CheckpointError: unreadable, unsafe, nothing fits, or ``strict`` and something does not fit.
+        """
+        checkpoint = mmengine.runner.CheckpointLoader.load_checkpoint(str(filename), map_location, logger="silent")
+        checkpoint.setdefault("state_dict", checkpoints.state_dict_of(checkpoint))  # hooks look for it
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        skipped = checkpoints.fit(self.bare_model, checkpoint, filename, strict=strict)
+        self._has_loaded = True
+        if skipped:
+            self.logger.info("not loaded from %s:\n%s", filename, "\n".join(skipped))
+            self.progress.console.print(
+                f"loaded {filename}; {len(skipped)} tensors do not fit and start anew (listed in the log)"
+            )
+        return checkpoint
+
+    def load_or_resume(self) -> None:
+        """Load or resume as ``load_from`` and ``resume`` say; a plain ``resume`` takes the newest whole file."""
+        if self._has_loaded:
+            return
+        source = self._load_from
+        if self._resume and source is None:
+            found, _ = checkpoints.newest(self.work_dir)
+            source = str(found) if found else None
+        if source is None:
+            return
+        if self._resume:
+            self.resume(source)
+        else:
+            self.load_checkpoint(source)
+        self._has_loaded = True
+
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: Any = "cpu",
+    ) -> None:
+        """Take up a run: weights, optimizer, schedules, logged history and position in the data.
+
+        Raises:
+            CheckpointError: the file cannot be read, does not fit, or holds no training state.
+        """
+        checkpoint = self.load_checkpoint(filename, map_location="cpu", strict=True)
+        meta = checkpoint.get("meta") or {}
+        if "iter" not in meta or (resume_optimizer and "optimizer" not in checkpoint):
+            raise CheckpointError(
+                f"{filename}: holds weights but no training state to resume from; use an iter_*.pth or "
+                "epoch_*.pth file, or start anew with --cfg-options load_from=FILE"
+            )
+        if "ema_state_dict" in checkpoint and not any(isinstance(h, EMAHook) for h in self.hooks):
+            raise CheckpointError(f"{filename}: is of a run that averages its weights; resume it with --ema")
+        loop = self.train_loop
+        loop._epoch, loop._iter = int(meta.get("epoch", 0)), int(meta["iter"])
+        length = meta.get("batches_per_epoch")
+        if isinstance(loop, EpochLoop) and length and length != len(loop.dataloader):
+            loop._iter = loop._epoch * len(loop.dataloader)
+            self.logger.info(f"an epoch had {length} batches and has {len(loop.dataloader)}; resuming at its start")
+        hub = checkpoint.get("message_hub")
+        if hub:
+            kept = {k: v for k, v in hub["runtime_info"].items() if k not in _NOT_RESUMED}
+            names = set(hub["log_scalars"]) | set(kept)
+            flags = {k: v for k, v in hub["resumed_keys"].items() if k in names}
+            self.message_hub.load_state_dict({**hub, "runtime_info": kept, "resumed_keys": flags})
+        try:
+            if resume_optimizer:
+                self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+                self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+                self._restore_gradients(checkpoint.get("gradients") or {})
+            if resume_param_scheduler and self.param_schedulers is not None and "param_schedulers" in checkpoint:
+                self._resume_schedulers(checkpoint["param_schedulers"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{filename}: its optimizer state does not fit this config ({error}); resume with the config of "
+                "the run, or start anew with --cfg-options load_from=FILE"
+            ) from error
+        self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
+
+    def _resume_schedulers(self, saved: Any) -> None:
+        self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+        groups = self.param_schedulers if isinstance(self.param_schedulers, dict) else {"": self.param_schedulers}
+        for name, schedulers in groups.items():
+            states = saved[name] if name else saved
+            for scheduler, state in zip(schedulers, states, strict=True):
+                scheduler.load_state_dict(state)
+
+    def _restore_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
+        parameters = dict(self.bare_model.named_parameters())
+        for name, gradient in gradients.items():
+            parameters[name].grad = gradient.to(parameters[name])
+
+    def _pending_gradients(self) -> dict[str, torch.Tensor]:
+        """Gradients that wait for others before a step is taken with them; the mean over the processes."""
+        wrapper = self.optim_wrapper
+        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        if all(w._accumulative_counts == 1 or w.should_update() for w in wrappers):
+            return {}
+        pending = {n: p.grad for n, p in self.bare_model.named_parameters() if p.requires_grad}
+        if self.world_size == 1:
+            return {n: g for n, g in pending.items() if g is not None}
+        result = {}
+        for name, parameter in self.bare_model.named_parameters():
+            if name in pending:
+                result[name] = torch.zeros_like(parameter) if pending[name] is None else pending[name].clone()
+                torch.distributed.all_reduce(result[name])
+                result[name] /= self.world_size
+        return result
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = True,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Write a checkpoint atomically; arguments as in mmengine. Every process must call it, the first writes."""
+        gradients = self._pending_gradients() if save_optimizer else {}
+        if not is_main_process():
+            return
+        meta = dict(meta or {})
+        meta.setdefault("epoch", self.epoch + 1 if by_epoch else self.epoch)
+        meta.setdefault("iter", self.iter if by_epoch else self.iter + 1)
+        dataset = self.train_dataloader.dataset
+        meta.update(
+            seed=self.seed,
+            config_name=Path(self.cfg.filename).name if self.cfg.filename else None,
+            config=self.cfg.pretty_text,
+            batches_per_epoch=len(self.train_dataloader),
+            dataset_meta=getattr(dataset, "metainfo", None),
+            time=time.strftime("%Y-%m-%d %H:%M:%S"),
+            versions={"visionattn": visionattn.__version__, "torch": str(torch.__version__)},
+        )
+        hub = self.message_hub.state_dict()
+        hub["runtime_info"] = {k: v for k, v in hub["runtime_info"].items() if k not in _NOT_RESUMED}
+        content: dict[str, Any] = {"meta": meta, "state_dict": self.bare_model.state_dict(), "message_hub": hub}
+        if save_optimizer:
+            content["optimizer"] = self.optim_wrapper.state_dict()
+            if gradients:
+                content["gradients"] = gradients
+        if save_param_scheduler and self.param_schedulers is not None:
+            if isinstance(self.param_schedulers, dict):
+                content["param_schedulers"] = {
+                    name: [_numbers(s) for s in group] for name, group in self.param_schedulers.items()
+                }
+            else:
+                content["param_schedulers"] = [_numbers(s) for s in self.param_schedulers]
+        self.call_hook("before_save_checkpoint", checkpoint=content)
+        checkpoints.write(content, Path(out_dir) / filename)
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write the resolved config into the work dir."""
+        name = Path(self.cfg.filename).name if self.cfg.filename else "config.py"
+        checkpoints.write_text(Path(self.work_dir) / Path(name).with_suffix(".py"), self.cfg.pretty_text)
+
+
+def _numbers(scheduler: Any) -> dict[str, Any]:
+    """The state of a scheduler without the functions that one-cycle schedules keep in theirs, and build anew."""
+    return {key: value for key, value in scheduler.state_dict().items() if not callable(value)}
+
+
+def _has_tensorboard() -> bool:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        return False
+    return is_main_process()

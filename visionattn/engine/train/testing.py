@@ -1,0 +1,218 @@
+"""Measure a checkpoint on the test data of a config."""
+
+import contextlib
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+import visionattn
+from visionattn.data.panoptic import PanopticStats
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat.checkpoint import write_text
+from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.checks import check_config
+from visionattn.engine.config.data_checks import check_data
+from visionattn.engine.train.curve import short_names
+from visionattn.engine.train.progress import to_log
+from visionattn.engine.train.record import describe_dataset, file_sha256, keep_class_iou, versions
+from visionattn.engine.train.runner import Runner
+from visionattn.engine.train.train import plain_errors
+from visionattn.errors import ConfigError, require
+
+__all__ = ["TestResult", "machine", "test"]
+
+TRAINING_KEYS = (
+    "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr",
+    "val_dataloader", "val_cfg", "val_evaluator", "custom_hooks", "load_from",
+)  # fmt: skip
+
+
+@dataclass
+class TestResult:
+    """What `test` found; the same is in ``results.json``.
+
+    Attributes:
+        metrics: under short names (``AP``, ``AP50``, ``mIoU``), as the evaluator gives them.
+        per_class: for COCO metrics, ``{"bbox": {class: {"AP": .., "AP50": ..}}}``; in percent, for maps of classes
+            ``{"semantic": {class: {"IoU": .., "Acc": .., "pixels": ..}}}``, and for panoptic metrics
+            ``{"panoptic": {class: {"PQ": .., "SQ": .., "RQ": ..}}}``; -1 where a class is absent.
+        images: how many were tested.
+        seconds: wall time of reading, predicting and measuring.
+        files: ``results.json`` and the predictions in COCO format.
+    """
+
+    __test__ = False  # not a test of pytest
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, dict[str, float]]]
+    images: int
+    seconds: float
+    files: list[Path]
+
+
+def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) -> TestResult:
+    """Run a checkpoint over ``test_dataloader`` and measure it with ``test_evaluator``.
+
+    Writes ``results.json`` and, for COCO metrics, ``predictions.bbox.json`` (and ``.segm.json``) into ``out``.
+
+    Raises:
+        ConfigError: the config has no test data or evaluator, or is wrong.
+        CheckpointError: the checkpoint cannot be read safely, or does not fit the model.
+        DataError: the test data is not as it should be.
+    """
+    name = Path(config.filename).name if config.filename else "config"
+    for key in ("test_dataloader", "test_evaluator"):
+        if not config.get(key):
+            raise ConfigError(f"{name}: has no `{key}`, which testing needs")
+    check_config(config, ("test",), name)
+    loaded = checkpoints.read(checkpoint)
+    check_data(config, ("test",))
+    folder = Path(out)
+    cfg = deepcopy(config)
+    for key in TRAINING_KEYS:
+        cfg.pop(key, None)
+    cfg.work_dir, cfg.resume, cfg.launcher = str(folder), False, "none"
+    cfg.setdefault("test_cfg", {})
+    coco = _prepare_evaluators(cfg, folder / "predictions")
+    with quiet(), building(name):
+        runner = Runner.from_cfg(cfg)
+    checkpoints.fit(runner.bare_model, loaded, checkpoint)
+    runner._has_loaded = True
+    iou = keep_class_iou(runner)
+    panoptic = _keep_panoptic(runner)
+    started = time.monotonic()
+    try:
+        with to_log(runner.logger), building(name), plain_errors(name):
+            raw = runner.test()
+    finally:
+        runner.progress.close()
+    seconds = time.monotonic() - started
+    images = len(runner.test_dataloader.dataset)
+    per_class, files = panoptic, []
+    for kind, ann_file in coco.items():
+        predictions = folder / f"predictions.{kind}.json"
+        if predictions.is_file():
+            per_class[kind] = per_class_ap(ann_file, predictions, kind)
+            files.append(predictions)
+    if iou:
+        per_class["semantic"] = iou
+    metrics = short_names(raw)
+    meta = loaded.get("meta") if isinstance(loaded.get("meta"), Mapping) else {}
+    record = {
+        "metrics": metrics,
+        "per_class": per_class,
+        "config": str(config.filename),
+        "checkpoint": str(checkpoint),
+        "checkpoint_sha256": file_sha256(checkpoint),
+        "checkpoint_iteration": meta.get("iter"),
+        "averaged_weights": "ema_state_dict" in loaded,
+        "images": images,
+        "dataset": describe_dataset(config, runner),
+        "seconds": round(seconds, 2),
+        "seconds_per_image": round(seconds / max(images, 1), 4),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    write_text(folder / "results.json", json.dumps(record, indent=1) + "\n")
+    return TestResult(metrics, per_class, images, seconds, [folder / "results.json", *files])
+
+
+def _prepare_evaluators(cfg: Config, prefix: Path) -> dict[str, str]:
+    """Let COCO evaluators write their predictions; the kinds of boxes or masks, with their annotation files."""
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+    kinds: dict[str, str] = {}
+    for evaluator in evaluators:
+        if str(evaluator.get("type")).rsplit(".", 1)[-1] == "CocoMetric" and evaluator.get("ann_file"):
+            evaluator["outfile_prefix"] = str(prefix)
+            metric = evaluator.get("metric", "bbox")
+            for kind in [metric] if isinstance(metric, str) else metric:
+                if kind in ("bbox", "segm"):
+                    kinds[kind] = evaluator["ann_file"]
+    return kinds
+
+
+def _keep_panoptic(runner: Runner) -> dict[str, dict[str, dict[str, float]]]:
+    """A dict that gets the panoptic quality of each class once the test is over: mmdet only prints it."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for metric in runner.test_evaluator.metrics:
+        if type(metric).__name__ != "CocoPanopticMetric" or metric.tmp_dir is None:
+            continue
+
+        def compute(results: list, metric: Any = metric, original: Any = metric.compute_metrics) -> dict[str, float]:
+            measured = original(results)
+            stats = PanopticStats()
+            for part in results:
+                stats += part
+            rows = {}
+            for category_id, quality in stats.pq_average(metric.categories, None)[1].items():
+                counts = stats[category_id]
+                occurs = counts.tp + counts.fp + counts.fn > 0
+                name = metric.categories[category_id]["name"]
+                rows[name] = {k.upper(): round(100 * v, 2) if occurs else -1.0 for k, v in quality.items()}
+            found["panoptic"] = rows
+            return measured
+
+        metric.compute_metrics = compute
+    return found
+
+
+def per_class_ap(ann_file: str | os.PathLike, predictions: str | os.PathLike, kind: str) -> dict[str, dict[str, float]]:
+    """COCO's AP (IoU 0.50 to 0.95) and AP50 of each class, at most 1000 detections an image.
+
+    Args:
+        ann_file: the annotations.
+        predictions: detections in COCO's result format.
+        kind: ``"bbox"`` or ``"segm"``.
+    """
+    coco_api, evaluation = require("pycocotools.coco"), require("pycocotools.cocoeval")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco_api.COCO(str(ann_file))
+        names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
+        found = json.loads(Path(predictions).read_text())
+        if not found:
+            present = {a["category_id"] for a in truth.dataset.get("annotations", [])}
+            return {n: dict.fromkeys(("AP", "AP50"), 0.0 if i in present else -1.0) for i, n in names.items()}
+        measured = evaluation.COCOeval(truth, truth.loadRes(found), kind)
+        measured.params.maxDets = [1, 100, 1000]
+        measured.params.areaRng, measured.params.areaRngLbl = measured.params.areaRng[:1], ["all"]
+        measured.evaluate()
+        measured.accumulate()
+    precision = measured.eval["precision"][..., 0, -1]  # thresholds x recalls x classes
+    result = {}
+    for position, category in enumerate(measured.params.catIds):
+        column = precision[:, :, position]
+        values = {"AP": column, "AP50": column[0]}
+        result[names[category]] = {
+            k: round(float(v[v > -1].mean()), 4) if (v > -1).any() else -1.0 for k, v in values.items()
+        }
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on: processor, devices, versions."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "visionattn": visionattn.__version__,
+    }

@@ -1,0 +1,263 @@
+"""Train and test from a config: the functions behind ``visionattn train`` and ``visionattn test``."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.checks import check_config
+from visionattn.engine.config.data_checks import check_data
+from visionattn.engine.train import train_options
+from visionattn.engine.train.curve import METRICS_FILE, cut_records, draw_curve, read_records
+from visionattn.engine.train.hooks import stop_signals
+from visionattn.engine.train.progress import screen, to_log
+from visionattn.engine.train.runner import Runner
+from visionattn.errors import CheckpointError, ConfigError, DataError, TrainingError
+
+__all__ = ["TrainResult", "plain_errors", "train"]
+
+
+@dataclass
+class TrainResult:
+    """What a training run left.
+
+    Attributes:
+        work_dir: its folder.
+        config: the resolved config in it.
+        checkpoint: the last checkpoint.
+        best: the best one by validation, if the config saves it.
+        curve: the picture of the learning curve.
+        log: the log file.
+        iterations: how many were done.
+        seconds: wall time of this process's part.
+        metrics: of the last validation, under short names (``AP``, ``AP50``).
+        best_metrics: of the best validation by the first metric.
+    """
+
+    work_dir: Path
+    config: Path
+    checkpoint: Path | None
+    best: Path | None
+    curve: Path | None
+    log: Path
+    iterations: int
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    config: Config,
+    *,
+    work_dir: str | os.PathLike | None = None,
+    resume: bool | str | os.PathLike = False,
+    amp: bool = False,
+    seed: int | None = None,
+    ema: bool | float = False,
+    accumulate: int | None = None,
+    wandb: bool | str = False,
+    skip_nonfinite: int = 0,
+    max_bad_samples: int = 0,
+    deterministic: bool = False,
+    distributed: bool = False,
+) -> TrainResult:
+    """Train the model of a config.
+
+    Args:
+        config: from `load_config`.
+        work_dir: folder for checkpoints and logs; default ``work_dirs/<config name>``.
+        resume: True goes on from the newest whole checkpoint in the work dir, or starts anew if there is none;
+            a path goes on from that file.
+        amp: mixed precision: float16 with loss scaling on CUDA, bfloat16 on a CPU.
+        seed: of all randomness; default the config's ``randomness.seed``, else 0. A resumed run keeps its seed.
+        ema: average the weights over the run, with this momentum (True: the config's, else 0.0002). Validation
+            and the weights in checkpoints are the averaged ones; a resumed run finds both.
+        accumulate: iterations for each optimizer step; schedules go on counting iterations.
+        wandb: send losses, metrics and the config to W&B too, to this project (True: WANDB_PROJECT).
+        skip_nonfinite: iterations with a loss or gradient that is not finite that are passed over, not stopped at.
+        max_bad_samples: different training samples that may be unreadable and are left out of their batches.
+        deterministic: only algorithms that give the same bits every time; a CPU's here all do.
+        distributed: this is one of several processes, with the environment variables of torchrun set.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before anything is trained.
+        TrainingError: the loss or a gradient was not finite, or memory ran out.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+    """
+    console = screen()
+    name = Path(config.filename).name if config.filename else "config"
+    _check_trainable(config, name)
+    if int(os.environ.get("RANK", 0)) == 0:
+        check_config(config, name=name)
+    folder = Path(work_dir or config.get("work_dir") or Path("work_dirs") / Path(name).stem)
+    config.work_dir = str(folder)
+    source = _resume_source(folder, resume, console)
+    config.resume = source is not None
+    if source is not None:
+        config.load_from = str(source)
+    elif config.get("load_from") and "://" not in str(config.load_from):
+        checkpoints.read(config.load_from)  # before minutes are spent on the rest
+    config.randomness = {**(config.get("randomness") or {}), "seed": _seed(config, seed, source)}
+    if amp:
+        train_options.use_amp(config, name)
+    if ema is not False:
+        train_options.use_ema(config, None if ema is True else ema)
+    if accumulate is not None:
+        train_options.accumulate(config, accumulate, name)
+    train_options.tolerate(config, skip_nonfinite, max_bad_samples)
+    if deterministic:
+        train_options.be_deterministic(config)
+    if wandb is not False and int(os.environ.get("RANK", 0)) == 0:
+        train_options.use_wandb(config, None if wandb is True else wandb, folder, source is not None)
+    config.launcher = "pytorch" if distributed else "none"
+    if distributed and not torch.cuda.is_available():
+        config.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False,
+            "find_unused_parameters": config.get("find_unused_parameters", False),
+        }  # fmt: skip
+    known_bad: dict[str, str] = {}
+    tolerant = bool(config.get("max_bad_samples"))
+    data = []
+    if tolerant or int(os.environ.get("RANK", 0)) == 0:  # each process must know what to leave out
+        data = check_data(config, bad=known_bad if tolerant else None)
+    if len(known_bad) > (config.get("max_bad_samples") or 0):
+        raise DataError(
+            f"{next(iter(known_bad.values()))} (and {len(known_bad) - 1} more); --max-bad-samples allows "
+            f"{config.max_bad_samples}"
+        )
+
+    with quiet(), building(name):
+        runner = Runner.from_cfg(config)
+    if runner.bad_samples is not None:
+        runner.bad_samples.known = known_bad
+    if source is not None and source.parent.resolve() == folder.resolve():  # known to every process alike
+        runner.validated = frozenset(r["iter"] for r in read_records(folder) if "val" in r)
+    if is_main_process():
+        _prepare_folder(folder, source, runner)
+    parameters = sum(p.numel() for p in runner.bare_model.parameters())
+    console.print(f"{name}: {runner.model_name}, {parameters / 1e6:.2f} M parameters, on {_device(runner)}")
+    for line in data:
+        console.print(line)
+    console.print(f"work dir {folder}")
+    started = time.monotonic()
+    try:
+        with to_log(runner.logger), stop_signals(runner.stopper), building(name), plain_errors(name):
+            runner.train()
+    finally:
+        runner.progress.close()
+        if is_main_process() and read_records(folder):
+            draw_curve(folder, Path(name).stem)
+    return _result(runner, folder, name, time.monotonic() - started)
+
+
+def _check_trainable(config: Config, name: str) -> None:
+    for key in ("train_dataloader", "train_cfg", "optim_wrapper"):
+        if not config.get(key):
+            raise ConfigError(f"{name}: has no `{key}`, which training needs")
+
+
+def _resume_source(folder: Path, resume: bool | str | os.PathLike, console: Any) -> Path | None:
+    if resume is False or resume is None:
+        return None
+    if resume is not True:
+        checkpoints.read(resume)
+        return Path(resume)
+    found, reasons = checkpoints.newest(folder)
+    for reason in reasons:
+        console.print(f"warning: passed over {reason}")
+    if found is None and reasons:
+        raise CheckpointError(f"{folder}: none of its checkpoints can be read; the newest: {reasons[0]}")
+    console.print(f"resuming {found}" if found else f"nothing to resume in {folder}: starting anew")
+    return found
+
+
+def _seed(config: Config, seed: int | None, source: Path | None) -> int:
+    if source is not None:
+        saved = (checkpoints.read(source).get("meta") or {}).get("seed")
+        if saved is not None:
+            if seed is not None and seed != saved:
+                raise ConfigError(f"{source}: its run has the seed {saved}, not {seed}; resume without --seed")
+            return int(saved)
+    if seed is None:
+        seed = (config.get("randomness") or {}).get("seed")
+    if seed is not None and int(seed) < 0:
+        raise ConfigError(f"the seed {seed} is negative; give a whole number from 0 on")
+    return 0 if seed is None else int(seed)
+
+
+def _prepare_folder(folder: Path, source: Path | None, runner: Runner) -> None:
+    """Keep what an earlier run left here apart from a new one; cut the records of a resumed one to its start."""
+    if source is not None:
+        meta = checkpoints.read(source).get("meta") or {}
+        if source.parent.resolve() == folder.resolve():
+            cut_records(folder, int(meta.get("iter", 0)))
+        return
+    old = [*checkpoints.candidates(folder), *folder.glob("best_*.pth"), *folder.glob(METRICS_FILE)]
+    if old:
+        aside = folder / f"before_{runner.timestamp}"
+        aside.mkdir(exist_ok=True)
+        for file in [*old, folder / "last_checkpoint", folder / "curve.png"]:
+            if file.is_file():
+                file.rename(aside / file.name)
+        runner.progress.console.print(f"moved the files of an earlier run to {aside}")
+
+
+@contextmanager
+def plain_errors(name: str) -> Iterator[None]:
+    """What goes wrong inside of a run, as one line."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise TrainingError(
+            f"{name}: out of GPU memory; lower train_dataloader.batch_size or the image size, or use --amp"
+        ) from error
+    except DataError as error:
+        # a data worker sends its traceback as the message; its last line is the message itself
+        found = re.findall(r"DataError: (.+)", str(error))
+        if "Traceback" in str(error) and found:
+            raise DataError(found[-1]) from error
+        raise
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error) and "exited" in str(error):
+            raise TrainingError(
+                f"{name}: a data worker died, most often for lack of memory; lower train_dataloader.num_workers"
+            ) from error
+        raise
+
+
+def _device(runner: Runner) -> str:
+    device = next(runner.bare_model.parameters()).device
+    if device.type == "cuda":
+        return f"{runner.world_size} x {torch.cuda.get_device_name(device)}"
+    processes = f"{runner.world_size} processes of " if runner.world_size > 1 else ""
+    return f"{device.type.upper()}, {processes}{torch.get_num_threads()} threads"
+
+
+def _result(runner: Runner, folder: Path, name: str, seconds: float) -> TrainResult:
+    scored = [r["val"] for r in read_records(folder) if r.get("val")]
+    first = next(iter(scored[-1]), None) if scored else None
+    best = max((s for s in scored if first in s), key=lambda s: s[first]) if first else {}
+    best_files = sorted(folder.glob("best_*.pth"), key=lambda p: -p.stat().st_mtime_ns)
+    curve = folder / "curve.png"
+    return TrainResult(
+        work_dir=folder,
+        config=folder / Path(name).with_suffix(".py"),
+        checkpoint=next(iter(checkpoints.candidates(folder)), None),
+        best=next(iter(best_files), None),
+        curve=curve if curve.is_file() else None,
+        log=Path(runner.log_dir) / f"{runner.timestamp}.log",
+        iterations=runner.iter,
+        seconds=seconds,
+        metrics=scored[-1] if scored else {},
+        best_metrics=best,
+    )

@@ -1,0 +1,109 @@
+"""Photographs, and objects in them, for splices."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from visionattn.data.coco_masks import segmentation_fault
+from visionattn.errors import DataError, require
+from visionattn.heads.forgery.sets import SUFFIXES
+from visionattn.heads.forgery.synthesis import Donor
+from visionattn.io.images import decode_image
+from visionattn.io.json import read_json
+
+__all__ = ["FolderDonors", "find_photos", "read_photo"]
+
+OBJECT_SHARE = 0.5
+"""How often a photograph that has objects gives one of them."""
+
+
+def find_photos(folders: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The images in one or more folders, to any depth, sorted; hidden files do not count.
+
+    Raises:
+        DataError: a folder does not exist, or there is no image.
+    """
+    found: list[Path] = []
+    for folder in [folders] if isinstance(folders, (str, Path)) else folders:
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: there is no such folder")
+        found += sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        raise DataError(f"{folders}: holds no images")
+    return found
+
+
+def read_photo(path: str | Path) -> np.ndarray:
+    """A photograph as ``[H, W, 3]`` uint8, BGR, its EXIF orientation applied.
+
+    Raises:
+        DataError: the file cannot be read as an image.
+    """
+    return decode_image(path, require("cv2").IMREAD_COLOR)
+
+
+class FolderDonors:
+    """Gives photographs from folders to `visionattn.heads.forgery.synthesis.ForgerySynthesis`.
+
+    Args:
+        folders: searched to any depth.
+        objects: COCO files of instances; a photograph that has some gives one of them half of the time.
+        cache: decoded photographs kept in memory.
+
+    An outline that is malformed or of another size than its photograph is passed over.
+
+    Raises:
+        DataError: a folder or file is missing.
+    """
+
+    def __init__(
+        self, folders: str | Path | Sequence[str | Path], objects: Sequence[str | Path] = (), cache: int = 64
+    ) -> None:
+        self.photos = find_photos(folders)
+        self.objects: dict[str, list] = {}
+        for file in objects:
+            try:
+                content = read_json(file)
+                names = {image["id"]: Path(image["file_name"]).name for image in content["images"]}
+                for annotation in content["annotations"]:
+                    if annotation.get("segmentation") and not annotation.get("iscrowd"):
+                        self.objects.setdefault(names[annotation["image_id"]], []).append(annotation["segmentation"])
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                raise DataError(f"{file}: is no COCO file of instances ({error})") from error
+        self._read = lru_cache(maxsize=cache)(read_photo)
+
+    def __call__(self, rng: np.random.Generator) -> Donor:
+        """One of the photographs, and perhaps the mask of an object in it."""
+        path = self.photos[int(rng.integers(len(self.photos)))]
+        image = self._read(path)
+        found = self.objects.get(path.name)
+        if not found or rng.random() > OBJECT_SHARE:
+            return image, None
+        outline = found[int(rng.integers(len(found)))]
+        if segmentation_fault(outline, image.shape[1::-1]):  # pycocotools would not look before it draws
+            return image, None
+        return image, _draw(outline, image.shape[:2])
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in vars(self).items() if k != "_read"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._read = lru_cache(maxsize=64)(read_photo)
+
+
+def _draw(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
+    """A COCO segmentation, polygons or run lengths, as ``[H, W]`` bool."""
+    if isinstance(segmentation, dict):
+        coco_mask = require("pycocotools.mask")
+        if isinstance(segmentation["counts"], list):
+            segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+        return coco_mask.decode(segmentation).astype(bool)
+    cv2 = require("cv2")
+    mask = np.zeros(size, np.uint8)
+    polygons = [np.rint(np.array(p, np.float64).reshape(-1, 2)).astype(np.int32) for p in segmentation]
+    cv2.fillPoly(mask, polygons, 1)
+    return mask.astype(bool)

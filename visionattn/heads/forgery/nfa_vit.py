@@ -1,0 +1,308 @@
+"""NFA-ViT whole: noise extractor, noise branch, image branch, mask and label (arXiv 2504.11922).
+
+The published code has defects that this model mends unless told not to: see `NFAViT`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionattn.backbones._weights import LoadReport
+from visionattn.errors import CheckpointError
+from visionattn.heads.forgery.branches import ImageBranch, NoiseBranch, NoiseExtractor
+from visionattn.heads.forgery.heads import ForgeryOutput, FusionHead, forgery_losses, label_decoder
+from visionattn.io.weights import check_tensor
+
+__all__ = ["NFAViT", "NFA_ViT"]
+
+TRAIN_NOISE = ("aux", "straight_through", "none")
+AUX_DIM = 64
+
+
+class NFAViT(nn.Module):
+    """Where a picture was edited, and whether it was.
+
+    ``official=True`` is the published model to the letter: ``train_noise="none"``, ``noise_block="published"``,
+    ``noise_eval=False`` and the official set of parameters, so that released checkpoints load by their names. The
+    defaults mend what keeps it from learning:
+
+    - As published, the masks are detached and the noise features unused, so that no parameter of the noise branch
+      gets a gradient. ``train_noise="aux"`` trains it by a mask of its own; ``"straight_through"`` passes the
+      gradient of the image branch through the masks.
+    - As published, a noise block replaces its input by the attention and doubles it. ``noise_block="prenorm"`` is
+      the usual residual block.
+    - As published, the batch norms of the frozen extractor drift in training. ``noise_eval=True`` keeps them.
+
+    Any image size works, and a batch of one.
+
+    Args:
+        official: the published set of the three arguments below, each of which may still be given by itself.
+        train_noise: ``"aux"``, ``"straight_through"`` or ``"none"``.
+        noise_block: ``"prenorm"`` or ``"published"``.
+        noise_eval: the extractor stays in eval mode.
+        freeze_extractor: the extractor is not trained. Without weights for it, let it learn.
+        noise_dims, noise_depths, image_dims, image_depths, num_heads, sr_ratios: of the two branches.
+        embed_dim: channels of the fusion head.
+        keep_ratio: share of the keys that the noise masks keep.
+        sparse_rate: groups per axis of the fixed sparse attention.
+        drop_path_rate: of the last blocks.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        official: bool = False,
+        train_noise: str | None = None,
+        noise_block: str | None = None,
+        noise_eval: bool | None = None,
+        freeze_extractor: bool = True,
+        noise_dims: Sequence[int] = (32, 64, 160, 256),
+        noise_depths: Sequence[int] = (2, 2, 2, 2),
+        image_dims: Sequence[int] = (64, 128, 320, 512),
+        image_depths: Sequence[int] = (3, 4, 6, 3),
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        sr_ratios: Sequence[int] = (8, 4, 2, 1),
+        embed_dim: int = 512,
+        keep_ratio: float = 0.25,
+        sparse_rate: int = 2,
+        drop_path_rate: float = 0.1,
+    ) -> None:
+        super().__init__()
+        train_noise = train_noise or ("none" if official else "aux")
+        noise_block = noise_block or ("published" if official else "prenorm")
+        if train_noise not in TRAIN_NOISE:
+            raise ValueError(f"train_noise={train_noise!r} must be one of {TRAIN_NOISE}")
+        self.official, self.train_noise = official, train_noise
+        self.noise_eval = (not official) if noise_eval is None else noise_eval
+        common = dict(num_heads=num_heads, sr_ratios=sr_ratios, drop_path_rate=drop_path_rate)
+        self.noise_extractor = NoiseExtractor()
+        self.noise_backbone = NoiseBranch(
+            1, noise_dims, noise_depths, keep_ratio=keep_ratio, block=noise_block,
+            differentiable=train_noise == "straight_through", **common,
+        )  # fmt: skip
+        self.image_backbone = ImageBranch(3, image_dims, image_depths, sparse_rate=sparse_rate, **common)
+        self.seg_decoder = FusionHead(image_dims, embed_dim, official=official)
+        self.cls_decoder = label_decoder(image_dims[-1])
+        self.aux_decoder = FusionHead(noise_dims, AUX_DIM, gamma_init=1.0) if train_noise == "aux" else None
+        self._freeze(freeze_extractor)
+        self.train()
+
+    def _freeze(self, freeze_extractor: bool) -> None:
+        """What cannot get a gradient does not ask for one, so that distributed training need not search for it."""
+        if freeze_extractor or self.train_noise == "none":
+            self.noise_extractor.requires_grad_(False)
+        if self.train_noise == "none":
+            self.noise_backbone.requires_grad_(False)
+        elif self.noise_backbone.block4[-1].block == "published":
+            for stage in range(1, 5):
+                for block in getattr(self.noise_backbone, f"block{stage}"):
+                    block.norm1.requires_grad_(False)
+        if self.train_noise == "straight_through":  # the masks come before what follows the last attention
+            last = self.noise_backbone.block4[-1]
+            value = last.attn.kv  # its rows for keys do learn
+            for module in (last.norm2, last.mlp, last.attn.proj, self.noise_backbone.norm4):
+                module.requires_grad_(False)
+            value.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "NFAViT":
+        """Set the mode of all but an extractor under ``noise_eval``."""
+        super().train(mode)
+        if getattr(self, "noise_eval", False):
+            self.noise_extractor.eval()
+        return self
+
+    def forward(self, image: Tensor, noise_masks: Sequence[Tensor] | None = None) -> ForgeryOutput:
+        """Mask and label of a batch.
+
+        Args:
+            image: ``[B, 3, H, W]``, normalised with ImageNet's mean and deviation.
+            noise_masks: four masks ``[B, heads_i, H_i * W_i, M_i]`` in place of the noise branch's own; which keys
+                that one takes hangs on ties among probabilities of 0, so that models compare only with given masks.
+        """
+        size = (image.shape[2], image.shape[3])
+        noise_features = None
+        aux = self.aux_decoder is not None and self.training
+        if noise_masks is None or aux:
+            noise_features, own = self.noise_backbone(self.noise_extractor(image))
+            noise_masks = own if noise_masks is None else noise_masks
+        features = self.image_backbone(image, noise_masks)
+        mask = F.interpolate(self.seg_decoder(features), size=size, mode="bilinear", align_corners=False)
+        label = self.cls_decoder(features[-1])[:, 0]
+        output = ForgeryOutput(mask, label)
+        if aux:
+            coarse = self.aux_decoder(noise_features)
+            output.aux_logits = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        return output
+
+    def losses(self, output: ForgeryOutput, mask: Tensor, label: Tensor | None = None, **options) -> dict[str, Tensor]:
+        """See `visionattn.heads.forgery.heads.forgery_losses`."""
+        return forgery_losses(output, mask, label, **options)
+
+    def framework_step(self, image: Tensor, mask: Tensor, label: Tensor) -> dict[str, Any]:
+        """One step under the names that IMDLBenCo's training loop reads.
+
+        Returns:
+            ``backward_loss``, ``pred_mask`` ``[B, 1, H, W]``, ``pred_label`` ``[B]``, ``visual_loss`` and
+            ``visual_image``.
+        """
+        output = self(image)
+        losses = self.losses(output, mask, label)
+        total = sum(losses.values())
+        return {
+            "backward_loss": total,
+            "pred_mask": output.mask,
+            "pred_label": output.label,
+            "visual_loss": {"predict_loss": total, **losses},
+            "visual_image": {"pred_mask": output.mask},
+        }
+
+    # weights
+
+    def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
+        """Load a checkpoint of the official code, and behave as published: its weights were trained that way.
+
+        Takes a bare state dict or one inside ``{"model": ...}`` or ``{"state_dict": ...}``, with or without
+        ``module.`` before the names. Blocks of the noise branch become ``"published"``; parts of this model that
+        the official one lacks (the auxiliary decoder) keep their values.
+
+        Returns:
+            What was loaded, and what was set (``settings``).
+
+        Raises:
+            CheckpointError: the names or shapes are not of such a model; this one is then unchanged.
+        """
+        given = _tensors(state_dict)
+        own = self.state_dict()
+        missing = {k: "the official model has no such part" for k in own if k.startswith("aux_decoder.")}
+        missing |= {k: "a counter" for k in own if k.endswith("num_batches_tracked") and k not in given}
+        dropped = {k: "not used" for k in given if k in ("seg_decoder.gamma5", "seg_decoder.gamma6") and k not in own}
+        problems = [f"{k} is missing" for k in own if k not in given and k not in missing]
+        problems += [f"{k} is unknown" for k in given if k not in own and k not in dropped]
+        problems += [
+            f"{k} has shape {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+            for k, v in given.items()
+            if k in own and v.shape != own[k].shape
+        ]
+        if problems:
+            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+            raise CheckpointError(
+                f"the checkpoint does not fit NFAViT: {'; '.join(problems[:3])}{more}; "
+                "NFAViT.from_official(checkpoint) builds the model that it is of"
+            )
+        loaded = {k: v for k, v in given.items() if k in own}
+        self.load_state_dict({**own, **loaded})
+        self._set_noise_block("published")
+        return LoadReport(
+            loaded=tuple(loaded), renamed={}, interpolated={}, dropped=dropped, missing=missing,
+            settings={"noise_block": "published", "train_noise": self.train_noise},
+        )  # fmt: skip
+
+    @classmethod
+    def from_official(cls, state_dict: Mapping[str, Any], **arguments) -> tuple["NFAViT", LoadReport]:
+        """The official model that a checkpoint is of, in eval mode; widths and depths are read from its tensors.
+
+        Args:
+            state_dict: see `load_official`.
+            **arguments: of the class, such as ``num_heads``, which no tensor tells, or ``train_noise="aux"``.
+
+        Raises:
+            CheckpointError: it is not of such a model.
+        """
+        given = _tensors(state_dict)
+        try:
+            found = {
+                f"{branch}_{what}": tuple(value(f"{branch}_backbone", stage, given) for stage in range(1, 5))
+                for branch in ("noise", "image")
+                for what, value in (("dims", _dim), ("depths", _depth))
+            }
+            found["embed_dim"] = given["seg_decoder.conv_last.weight"].shape[1]
+            found["sr_ratios"] = tuple(_reduction("image_backbone", stage, given) for stage in range(1, 5))
+        except (KeyError, IndexError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else "a tensor has another number of axes"
+            raise CheckpointError(f"the checkpoint is not of an NFA-ViT: {what}") from error
+        model = cls(**{"official": True, **found, **arguments})
+        return model.eval(), model.load_official(given)
+
+    def load_branches(
+        self,
+        extractor: Mapping[str, Any] | None = None,
+        noise: Mapping[str, Any] | None = None,
+        image: Mapping[str, Any] | None = None,
+    ) -> LoadReport:
+        """Start from published parts: Noiseprint's DnCNN, and ImageNet's MiT-b0 and MiT-b2 of SegFormer.
+
+        The first convolution of a noise branch takes the mean over the three input channels of its weights, as
+        the official code.
+
+        Args:
+            extractor, noise, image: state dicts; what is None stays as it is.
+
+        Raises:
+            CheckpointError: a part's names or shapes do not fit.
+        """
+        loaded, dropped = [], {}
+        for name, given in (("noise_extractor", extractor), ("noise_backbone", noise), ("image_backbone", image)):
+            if given is None:
+                continue
+            module = getattr(self, name)
+            own = module.state_dict()
+            weights = {k.removeprefix("backbone."): v for k, v in _tensors(given).items()}
+            dropped |= {f"{name}: {k}": "not a part of the branch" for k in weights if k not in own}
+            weights = {k: v for k, v in weights.items() if k in own}
+            first = "patch_embed1.proj.weight"
+            if name == "noise_backbone" and first in weights and weights[first].shape[1] != own[first].shape[1]:
+                weights[first] = weights[first].mean(1, keepdim=True).expand_as(own[first])
+            problems = [
+                k
+                for k, v in own.items()
+                if not k.endswith("num_batches_tracked") and (k not in weights or weights[k].shape != v.shape)
+            ]
+            if problems:
+                raise CheckpointError(
+                    f"the weights for {name} do not fit: {problems[0]} is missing or of another shape "
+                    f"({len(problems)} of {len(own)} tensors)"
+                )
+            module.load_state_dict({**own, **weights})
+            loaded += [f"{name}.{k}" for k in weights]
+        return LoadReport(loaded=tuple(loaded), renamed={}, interpolated={}, dropped=dropped, missing={})
+
+    def _set_noise_block(self, block: str) -> None:
+        for stage in range(1, 5):
+            for module in getattr(self.noise_backbone, f"block{stage}"):
+                module.block = block
+                module.norm1.requires_grad_(block != "published" and self.train_noise != "none")
+
+
+NFA_ViT = NFAViT
+"""The name that the official scripts use."""
+
+
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    for key in ("model", "state_dict"):
+        if isinstance(state_dict.get(key), Mapping):
+            state_dict = state_dict[key]
+    given = {k: v for k, v in state_dict.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    for name, tensor in given.items():
+        check_tensor(tensor, name)
+    return {k.removeprefix("module."): v for k, v in given.items()}
+
+
+def _dim(branch: str, stage: int, given: Mapping[str, Tensor]) -> int:
+    return given[f"{branch}.norm{stage}.weight"].shape[0]
+
+
+def _depth(branch: str, stage: int, given: Mapping[str, Tensor]) -> int:
+    prefix = f"{branch}.block{stage}."
+    numbers = {k.removeprefix(prefix).split(".")[0] for k in given if k.startswith(prefix)}
+    if numbers != {str(n) for n in range(len(numbers))}:  # else one name could ask for a million blocks
+        raise KeyError(f"{prefix}{len(numbers) - 1}")
+    return max(1, len(numbers))
+
+
+def _reduction(branch: str, stage: int, given: Mapping[str, Tensor]) -> int:
+    weight = given.get(f"{branch}.block{stage}.0.attn.sr.weight")
+    return 1 if weight is None else weight.shape[2]

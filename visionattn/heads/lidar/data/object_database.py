@@ -1,0 +1,201 @@
+"""Objects cut out of training scans, and put into others (ground-truth sampling; Yan et al., SECOND, Sensors 2018)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionattn.errors import DataError
+from visionattn.heads.lidar.data.augment import Item
+from visionattn.heads.lidar.data.boxes import bev_overlaps, points_in_box, wrap_angle
+from visionattn.heads.lidar.data.frames import PointCloudSet
+from visionattn.io.npz import read_arrays
+
+__all__ = ["ObjectDatabase", "ObjectPaste", "cut_objects"]
+
+_KEYS = ("points", "offsets", "boxes", "labels", "difficulty", "classes")
+
+
+class ObjectDatabase:
+    """Objects with their points, where they were seen.
+
+    Args:
+        points: float32 ``[N, C]``, those of all objects one after another.
+        offsets: int64 ``[K + 1]``: object k has the rows from ``offsets[k]`` to ``offsets[k + 1]``.
+        boxes: float32 ``[K, 7]``.
+        labels: int64 ``[K]`` into ``classes``.
+        difficulty: int64 ``[K]``.
+        classes: names.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+
+    def __init__(
+        self,
+        points: np.ndarray,
+        offsets: np.ndarray,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        difficulty: np.ndarray,
+        classes: Sequence[str],
+    ) -> None:
+        count = len(boxes)
+        fit = points.ndim == 2 and boxes.shape == (count, 7) and len(labels) == len(difficulty) == count
+        if not fit or offsets.shape != (count + 1,) or (np.diff(offsets, prepend=0) < 0).any():
+            raise ValueError("points, offsets, boxes, labels and difficulty do not fit together")
+        if offsets[-1] != len(points) or (count and not 0 <= labels.min() <= labels.max() < len(classes)):
+            raise ValueError("offsets or labels point beyond points or classes")
+        self.points, self.offsets, self.boxes = points, offsets, boxes
+        self.labels, self.difficulty, self.classes = labels, difficulty, tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def cut(self, index: int) -> np.ndarray:
+        """The points of an object, ``[n, C]``."""
+        return self.points[self.offsets[index] : self.offsets[index + 1]]
+
+    def save(self, path: str | Path) -> None:
+        """Write an ``.npz``."""
+        np.savez(path, **{key: np.asarray(getattr(self, key)) for key in _KEYS})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ObjectDatabase":
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the file is missing or malformed.
+        """
+        try:
+            content: dict[str, Any] = dict(zip(_KEYS, read_arrays(path, _KEYS), strict=True))
+            if any(content[key].dtype.kind not in "fiu" for key in _KEYS[:-1]) or content["labels"].dtype.kind == "f":
+                raise ValueError("its points, boxes and labels are not all numbers")
+            content["classes"] = [str(name) for name in content["classes"]]
+            return cls(**content)
+        except (DataError, ValueError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).removeprefix(f"{path}: ").split())
+            raise DataError(f"{path}: is no object database ({reason})") from error
+
+
+def cut_objects(frames: PointCloudSet, least_points: int = 5) -> ObjectDatabase:
+    """Cut all objects out of a set, which should be a training set.
+
+    Args:
+        frames: without a transform.
+        least_points: objects with fewer are left out, and so are those of difficulty -1.
+
+    Raises:
+        ValueError: the set has a transform.
+    """
+    if frames.transform is not None:
+        raise ValueError("frames has a transform; cut objects out of a set without one")
+    points: list[np.ndarray] = [np.zeros((0, frames.columns), np.float32)]
+    rows: list[tuple[np.ndarray, int, int]] = []
+    for index in range(len(frames)):
+        item = frames.load(index)
+        for box, label, level in zip(item["boxes"], item["labels"], item["difficulty"], strict=True):
+            inside = points_in_box(item["points"], box)
+            if len(inside) >= least_points and level >= 0:
+                points.append(item["points"][inside])
+                rows.append((box, int(label), int(level)))
+    return ObjectDatabase(
+        np.concatenate(points),
+        np.concatenate([[0], np.cumsum([len(p) for p in points[1:]], dtype=np.int64)]).astype(np.int64),
+        np.array([row[0] for row in rows], np.float32).reshape(-1, 7),
+        np.array([row[1] for row in rows], np.int64),
+        np.array([row[2] for row in rows], np.int64),
+        frames.classes,
+    )
+
+
+class ObjectPaste:
+    """Puts objects of a database into a scan, where they overlap with none that is there.
+
+    Objects keep their distance from the sensor, so that the number of their points stays right, and the side that they
+    show it. The scan's own points within a pasted box go.
+
+    Args:
+        database: objects; its classes are those of the items.
+        up_to: for each class, the number of objects to fill a scan up to.
+        turn: put them at any azimuth in place of their own; not for scans whose labels are of a camera's view.
+        to_ground: set them on the lowest points around, where there are some within a metre of their bottom.
+        probability: how often it is done.
+
+    Raises:
+        ValueError: a class is not in the database, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        database: ObjectDatabase,
+        up_to: Mapping[str, int],
+        turn: bool = False,
+        to_ground: bool = True,
+        probability: float = 1.0,
+    ) -> None:
+        unknown = [name for name in up_to if name not in database.classes]
+        if unknown:
+            raise ValueError(f"up_to names {unknown[0]!r}; the database has {', '.join(database.classes)}")
+        if any(count < 0 for count in up_to.values()) or not 0 <= probability <= 1:
+            raise ValueError(f"up_to={dict(up_to)} must be at least 0, and probability={probability} in 0..1")
+        self.database, self.turn, self.to_ground, self.probability = database, turn, to_ground, probability
+        self.up_to = {database.classes.index(name): count for name, count in up_to.items()}
+        self._pools = {label: np.flatnonzero(database.labels == label) for label in self.up_to}
+
+    def __call__(self, item: Item, rng: np.random.Generator) -> Item:
+        if rng.random() >= self.probability:
+            return item
+        taken = np.concatenate([item["boxes"], item["ignore_boxes"]])
+        chosen: list[int] = []
+        new_boxes: list[np.ndarray] = []
+        cuts: list[np.ndarray] = []
+        for label, count in self.up_to.items():
+            missing = min(count - int((item["labels"] == label).sum()), len(self._pools[label]))
+            if missing <= 0:
+                continue
+            for index in rng.choice(self._pools[label], missing, replace=False):
+                box, points = self._placed(int(index), item["points"], rng)
+                if not bev_overlaps(box[None], taken).any():
+                    taken = np.concatenate([taken, box[None]])
+                    chosen.append(int(index))
+                    new_boxes.append(box)
+                    cuts.append(points)
+        if not chosen:
+            return item
+        return self._joined(item, chosen, np.stack(new_boxes).astype(np.float32), cuts)
+
+    def _placed(self, index: int, scene: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        box, points = self.database.boxes[index].copy(), self.database.cut(index).copy()
+        if self.turn:
+            angle = rng.uniform(-np.pi, np.pi)
+            c, s = np.cos(angle), np.sin(angle)
+            turn = np.array([[c, s], [-s, c]], np.float32)
+            box[:2], points[:, :2] = box[:2] @ turn, points[:, :2] @ turn
+            box[6] = wrap_angle(box[6] + angle)
+        if self.to_ground:
+            reach = float(np.hypot(box[3], box[4])) / 2 + 1.0
+            near = (np.abs(scene[:, 0] - box[0]) < reach) & (np.abs(scene[:, 1] - box[1]) < reach)
+            bottom = box[2] - box[5] / 2
+            heights = scene[near, 2]
+            heights = heights[np.abs(heights - bottom) < 1.0]
+            if len(heights) >= 10:
+                shift = np.float32(np.percentile(heights, 10) - bottom)
+                box[2] += shift
+                points[:, 2] += shift
+        return box, points
+
+    def _joined(self, item: Item, chosen: list[int], boxes: np.ndarray, cuts: list[np.ndarray]) -> Item:
+        kept = np.ones(len(item["points"]), bool)
+        for box in boxes:
+            kept[points_in_box(item["points"], box)] = False
+        changed: dict[str, Any] = dict(item)
+        changed["points"] = np.concatenate([item["points"][kept], *cuts])
+        changed["boxes"] = np.concatenate([item["boxes"], boxes])
+        changed["labels"] = np.concatenate([item["labels"], self.database.labels[chosen]])
+        changed["difficulty"] = np.concatenate([item["difficulty"], self.database.difficulty[chosen]])
+        if "velocity" in item:
+            unknown = np.full((len(chosen), 2), np.nan, np.float32)
+            changed["velocity"] = np.concatenate([item["velocity"], unknown])
+        return changed

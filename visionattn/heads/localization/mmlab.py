@@ -1,0 +1,292 @@
+"""Models that localize objects after training on image labels: SAT and class activation maps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel, BaseModule
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import Tensor
+
+from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.registry import MODELS
+from visionattn.errors import CheckpointError, ConfigError
+from visionattn.heads.localization.cam import CAMHead, CAMOutput, grad_cam
+from visionattn.heads.localization.metrics_sat import box_of_largest_region, normalize_map
+from visionattn.heads.localization.sat import SpatialAwareToken, SpatialAwareTokenOutput
+
+__all__ = ["CAM", "SAT", "VisionTransformer"]
+
+
+@MODELS.register_module()
+class VisionTransformer(BaseModule):
+    """A vision transformer of timm, for models that go through its blocks themselves; takes pictures of any size.
+
+    Args:
+        model_name: such as ``"deit_small_patch16_224"``.
+        pretrained: let timm fetch its weights.
+        init_cfg: mmengine's initialisation.
+        **kwargs: to ``timm.create_model``, such as ``drop_path_rate`` or ``img_size``.
+
+    Raises:
+        ConfigError: timm does not know the name, or it is not a `VisionTransformer` of timm.
+    """
+
+    open_arguments = True
+
+    def __init__(
+        self, model_name: str, pretrained: bool | None = None, init_cfg: dict | list | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(init_cfg)
+        if not timm.is_model(model_name.split(".", 1)[0]):
+            raise ConfigError(f"backbone model_name={model_name!r} is not known to timm; timm.list_models() has names")
+        options = {"dynamic_img_size": True, "dynamic_img_pad": True, "num_classes": 0, **kwargs}
+        try:
+            self.net = timm.create_model(model_name, pretrained=bool(pretrained), **options)
+        except TypeError as error:
+            raise ConfigError(f"backbone {model_name}: is not a VisionTransformer of timm, or {error}") from error
+        if not isinstance(self.net, timm.models.VisionTransformer):
+            raise ConfigError(f"backbone {model_name}: is a {type(self.net).__name__}, not a VisionTransformer of timm")
+
+    def init_weights(self) -> None:
+        """timm initialised the weights already."""
+        self._is_init = True
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """The normed patches as one map ``[B, C, h, w]``."""
+        return tuple(self.net.forward_intermediates(x, indices=1, norm=True, intermediates_only=True))
+
+
+class Localizer(BaseModel):
+    """What both models do with logits and heat maps.
+
+    ``predict`` gives each sample ``pred_scores`` (softmax ``[classes]``), ``pred_map`` (float32 ``[h, w]`` over the
+    picture, of the best class), ``true_map`` (likewise, of the true class, where the sample has one: what
+    localization is measured by) and ``pred_instances``: one box in pixels of the original picture, around the largest
+    region of the map, with the best class and its score. Where the pipeline has `TenCrop`, the scores are the mean
+    over the crops, and ``true_map`` is of the middle, as SAT is measured.
+    """
+
+    def __init__(self, box_threshold: float, data_preprocessor: dict | None, init_cfg: dict | None) -> None:
+        super().__init__(data_preprocessor or {"type": "ImgDataPreprocessor"}, init_cfg)
+        if not 0 <= box_threshold < 1:
+            raise ConfigError(f"model.box_threshold={box_threshold} must be in 0..1")
+        self.box_threshold = box_threshold
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        raise NotImplementedError
+
+    def _predict(self, inputs: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, and maps ``[B, 1, h, w]`` of the best and of the true classes."""
+        raise NotImplementedError
+
+    def _tensor(self, inputs: Tensor) -> Any:
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None, mode: str = "tensor"):
+        """Losses, predictions or plain outputs of images ``[B, 3, H, W]``, as mmengine calls a model.
+
+        Args:
+            inputs: normed images.
+            data_samples: with ``gt_label`` for ``mode="loss"``.
+            mode: ``"loss"`` (a dict of losses), ``"predict"`` (the samples, see the class) or ``"tensor"`` (the
+                output of the model in `visionattn.heads`).
+        """
+        if mode == "tensor":
+            return self._tensor(inputs)
+        labels = _labels(data_samples)
+        if mode == "loss":
+            losses, logits = self._loss(inputs, labels.to(inputs.device))
+            right = logits.detach().argmax(1) == labels.to(inputs.device)
+            return losses | {"accuracy": right.float().mean() * 100}
+        if mode != "predict":
+            raise ValueError(f"mode={mode!r} must be tensor, loss or predict")
+        logits, best, true = self._predict(inputs, None if labels is None else labels.to(inputs.device))
+        scores = self._crop_scores(data_samples)
+        scores = logits.float().softmax(1) if scores is None else scores
+        if not torch.isfinite(scores).all():
+            raise CheckpointError("the model puts out NaN or infinity; its checkpoint is from a failed run")
+        for index, sample in enumerate(data_samples):
+            sample.set_field(scores[index].cpu(), "pred_scores")
+            shown = _around_crop(_of_picture(best[index], inputs.shape[-2:], sample), sample)
+            sample.set_field(shown, "pred_map")
+            if labels is not None:
+                sample.set_field(_of_picture(true[index], inputs.shape[-2:], sample), "true_map")
+            score, label = scores[index].max(0)
+            heat = normalize_map(shown.numpy(), sample.metainfo["ori_shape"][:2])
+            box = box_of_largest_region(heat, self.box_threshold).astype(np.float32)
+            found = InstanceData(
+                bboxes=torch.from_numpy(box)[None],
+                scores=score[None].cpu(),
+                labels=label[None].cpu(),
+            )
+            sample.set_field(found, "pred_instances")
+        return list(data_samples)
+
+    def _crop_scores(self, samples: Sequence[BaseDataElement]) -> Tensor | None:
+        """The mean softmax over the crops of each sample, ``[B, classes]``, or None where there are none."""
+        if "crops" not in samples[0]:
+            return None
+        scores = []
+        for sample in samples:  # one at a time: a batch of crops is ten times the batch
+            crops = self.data_preprocessor({"inputs": list(sample.pop("crops"))})["inputs"]
+            scores.append(self._tensor(crops).logits.float().softmax(1).mean(0))
+        return torch.stack(scores)
+
+
+def _labels(samples: Sequence[BaseDataElement] | None) -> Tensor | None:
+    if not samples or "gt_label" not in samples[0]:
+        return None
+    return torch.stack([torch.as_tensor(sample.gt_label) for sample in samples]).long()
+
+
+def _of_picture(score_map: Tensor, padded: Sequence[int], sample: BaseDataElement) -> Tensor:
+    """A map ``[1, h, w]`` over a padded input as float32 ``[h, w]`` over the picture alone, on the CPU."""
+    height, width = sample.metainfo["img_shape"][:2]
+    rows, columns = score_map.shape[-2:]
+    stride = -(-padded[0] // rows), -(-padded[1] // columns)
+    covered = rows * stride[0], columns * stride[1]
+    score_map = score_map.detach().float().cpu()
+    if covered == (height, width):
+        return score_map[0]
+    fine = F.interpolate(score_map[None], size=covered, mode="bilinear", align_corners=False)
+    return fine[0, 0, :height, :width].contiguous()
+
+
+def _around_crop(score_map: Tensor, sample: BaseDataElement) -> Tensor:
+    """A map of the middle of a picture, by `TenCrop`, as one over all of it; the rest has the lowest value."""
+    whole = sample.metainfo.get("cropped_from")
+    if whole is None:
+        return score_map
+    height, width = sample.metainfo["img_shape"][:2]
+    fine = F.interpolate(score_map[None, None], size=(height, width), mode="bilinear", align_corners=False)
+    top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
+    sides = (left, whole[1] - width - left, top, whole[0] - height - top)
+    return F.pad(fine[0, 0], sides, value=float(score_map.min()))
+
+
+@MODELS.register_module()
+class SAT(Localizer):
+    """The spatial-aware token; see `visionattn.heads.localization.sat.SpatialAwareToken`.
+
+    Args:
+        backbone: a ``visionattn.VisionTransformer``.
+        num_classes: at least 1.
+        aware_blocks: how many of the last blocks use the mask.
+        area: share of the pictures that objects cover on average.
+        sync_area: take that mean over all processes.
+        pretrained: a checkpoint file of the authors, or of a plain ViT or DeiT to start from.
+        box_threshold: of the map stretched to 0..1, for the box of a prediction; 0.4 as published.
+        data_preprocessor: of mmengine; its ``ImgDataPreprocessor`` norms images.
+        init_cfg: mmengine's initialisation.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        num_classes: int,
+        aware_blocks: int = 3,
+        area: float = 0.25,
+        sync_area: bool = False,
+        pretrained: str | None = None,
+        box_threshold: float = 0.4,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(box_threshold, data_preprocessor, init_cfg)
+        vit = MODELS.build(backbone)
+        if not isinstance(vit, VisionTransformer):
+            raise ConfigError(f"model.backbone.type={backbone.get('type')!r}: SAT needs visionattn.VisionTransformer")
+        try:
+            self.sat = SpatialAwareToken(
+                vit.net, num_classes, aware_blocks=aware_blocks, area=area, sync_area=sync_area
+            )
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+        if pretrained:
+            self.sat.load_official(checkpoints.read(Path(pretrained).expanduser()))
+
+    def own_names(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights of a checkpoint of the authors under this model's names; others as they are."""
+        if "loc_token" not in weights:
+            return weights
+        return {f"sat.{name}": value for name, value in self.sat.convert_official(weights).state_dict.items()}
+
+    def _tensor(self, inputs: Tensor) -> SpatialAwareTokenOutput:
+        return self.sat(inputs)
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        output = self.sat(inputs)
+        return self.sat.loss(output, labels), output.logits
+
+    def _predict(self, inputs: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.sat(inputs)
+        return output.logits, output.maps, output.maps
+
+
+@MODELS.register_module()
+class CAM(Localizer):
+    """A classifier on a backbone's last feature map, with its activation maps; see `visionattn.heads.localization.cam`.
+
+    A backbone cut at an earlier level, such as ``out_indices=(2,)``, has finer maps. With ``method="grad_cam"`` the
+    map may also be of an earlier level than the one that is classified.
+
+    Args:
+        backbone: a ``visionattn.Backbone``, or any that gives feature maps.
+        num_classes: at least 1.
+        in_channels: of the last feature map; from the backbone's ``num_features`` unless given.
+        method: ``"cam"``, by the classifier's weights, or ``"grad_cam"``.
+        level: for Grad-CAM, which of the backbone's outputs the map is of.
+        dropout: before the classifier.
+        box_threshold: of the map stretched to 0..1, for the box of a prediction.
+        data_preprocessor: of mmengine; its ``ImgDataPreprocessor`` norms images.
+        init_cfg: mmengine's initialisation.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        num_classes: int,
+        in_channels: int | None = None,
+        method: str = "cam",
+        level: int = -1,
+        dropout: float = 0.0,
+        box_threshold: float = 0.4,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(box_threshold, data_preprocessor, init_cfg)
+        if method not in ("cam", "grad_cam"):
+            raise ConfigError(f"model.method={method!r} must be cam or grad_cam")
+        if method == "cam" and level != -1:
+            raise ConfigError(f"model.level={level}: only method='grad_cam' has maps of other levels than the last")
+        self.backbone = MODELS.build(backbone)
+        channels = in_channels or getattr(self.backbone, "num_features", [None])[-1]
+        if channels is None:
+            raise ConfigError("model.in_channels is not set, and the backbone does not tell its channels")
+        self.head = CAMHead(channels, num_classes, dropout=dropout)
+        self.method, self.level = method, level
+
+    def _tensor(self, inputs: Tensor) -> CAMOutput:
+        return self.head(self.backbone(inputs))
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        output = self._tensor(inputs)
+        return self.head.loss(output, labels), output.logits
+
+    def _predict(self, inputs: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        if self.method == "cam":
+            output = self._tensor(inputs)
+            found = self.head.maps(output, output.logits.argmax(1))
+            return output.logits, found, found if truth is None else self.head.maps(output, truth)
+        with torch.inference_mode(False), torch.enable_grad():
+            features = self.backbone(inputs.clone().requires_grad_())
+            output = self.head(features)
+            chosen = features[self.level]
+            found = grad_cam(chosen, output.logits, output.logits.argmax(1))
+            true = found if truth is None else grad_cam(chosen, output.logits, truth.clone())
+        return output.logits.detach(), found, true

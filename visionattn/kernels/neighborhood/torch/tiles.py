@@ -1,0 +1,187 @@
+"""The portable backend: tiles of queries, each a small dense attention over the halo of keys their windows cover.
+
+A tile of 4×4 queries with a 7×7 window needs 10×10 keys. Rows are gathered by index tables (`torch_plan`), all tiles
+go through two batched products and a softmax, and results are gathered back. Backward computes the probabilities
+again; every key then adds up what the tiles around it hold for it, in a fixed order. Memory is bounded: scores exist
+for one chunk of tiles at a time, and gathered results for one pass of images and heads.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visionattn.kernels.neighborhood.torch.passes import Chunk, Pass, passes, readable
+from visionattn.kernels.workspace import Scratch, scratch
+
+__all__ = ["backward", "forward"]
+
+
+@lru_cache(maxsize=8)
+def _value_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which type probabilities and values are multiplied.
+
+    A processor with instructions for bfloat16 takes half the time for it, and the sum is one of float32 inside; scores
+    would be rounded as they are stored, so they stay float32.
+    """
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # new in PyTorch
+    fast = dtype == torch.bfloat16 and device.type == "cpu" and capabilities.get("avx512_bf16", False)
+    return dtype if fast else torch.promote_types(dtype, torch.float32)
+
+
+def _convert(memory: Scratch, names: str, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The tensors in the type of a product, readable as rows; before tiles repeat them."""
+    result = []
+    for name, x in zip(names, tensors, strict=True):
+        if x.dtype != dtype:
+            x = memory.take((f"neighborhood exact {name}", tuple(x.shape), dtype)).copy_(x)
+        result.append(readable(x))
+    return result
+
+
+def _gather(memory: Scratch, part: Pass, chunk: Chunk, tensors: list[Tensor]) -> list[Tensor]:
+    """The rows of each tensor that the chunk's tiles read: ``[tiles * heads, positions, d]``."""
+    gathered = []
+    for x, source, rows, key in zip(tensors, part.sources, chunk.rows, chunk.gathered, strict=True):
+        target = memory.take(key)
+        torch.index_select(source.table(x), 0, rows, out=target.view(-1, source.dim))
+        gathered.append(target)
+    return gathered
+
+
+def _probability(
+    memory: Scratch, chunk: Chunk, q: Tensor, k: Tensor, looks: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Scores and their softmax over the keys, ``[tiles * heads, queries, keys]``."""
+    scores = memory.take(chunk.scores)
+    if looks is None:
+        torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=scale, out=scores)
+    else:
+        torch.index_select(looks, 0, chunk.looks, out=scores.view(scores.shape[0], -1))
+        scores.baddbmm_(q, k.transpose(1, 2), alpha=scale)
+    return scores, torch.softmax(scores, -1, out=memory.take(chunk.probability))
+
+
+def _looks(part: Pass, rpb: Tensor | None) -> Tensor | None:
+    """What the scores of each look add, ``[looks or heads * looks, queries * keys]``; None if nothing."""
+    if rpb is None:
+        return part.plan.mask(part.exact) if part.plan.masked else None
+    table = F.pad(rpb[part.heads].to(part.exact).flatten(1), (0, 1), value=-torch.inf)
+    return table.index_select(1, part.plan.bias_index).view(-1, part.plan.pairs)
+
+
+def _put_back(memory: Scratch, part: Pass, values: Tensor, target: Tensor) -> None:
+    """Write ``values [images * tiles * heads * queries, d]`` to their places in ``target [B, *spatial, heads, d]``."""
+    if not part.whole:
+        target = target[part.images, ..., part.heads, :]
+    if part.whole and target.dtype == values.dtype:
+        torch.index_select(values, 0, part.results, out=target.view(-1, values.shape[1]))
+    else:
+        placed = memory.take(("neighborhood placed", (part.results.shape[0], values.shape[1]), values.dtype))
+        torch.index_select(values, 0, part.results, out=placed)
+        target.copy_(placed.view(target.shape))
+
+
+def _add_up(part: Pass, values: Tensor, target: Tensor) -> None:
+    """Sum ``values [images, tiles, heads, keys, d]`` into ``target [B, *spatial, heads_kv, d]``."""
+    bags = part.plan.key_bags(part.image_count, part.head_count, part.repeat)
+    sums = F.embedding_bag(bags.index, values.view(-1, target.shape[-1]), bags.offsets, mode="sum")
+    target = target[part.images, ..., part.shared, :]
+    target.copy_(sums.view(target.shape))
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None, problem: tuple, scale: float, return_lse: bool
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp; ``problem`` is (kernel, stride, dilation, causal), each per axis.
+
+    Args:
+        q: ``[B, *spatial, heads, d]``; ``k`` and ``v`` may have fewer heads, ``v`` another width.
+        rpb: ``[heads, 2K-1, ...]`` or None.
+
+    Returns:
+        ``[B, *spatial, heads, dim_v]`` in the type of ``q`` and ``[B, *spatial, heads]`` in float32 (float64);
+        the second has no elements without ``return_lse``.
+    """
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    exact = torch.promote_types(q.dtype, torch.float32)
+    lse = q.new_empty((*q.shape[:-1], 1) if return_lse else (0, 1), dtype=exact)
+    memory = scratch(q.device)
+    value_type = _value_type(q.dtype, q.device)
+    tensors = _convert(memory, "qk", [q, k], exact) + _convert(memory, "v", [v], value_type)
+    for part in passes(tensors[:1], tensors[1:], problem, rpb is not None):
+        looks = _looks(part, rpb)
+        values = memory.take(part.buffer("values", part.nq, v.shape[-1], value_type))
+        sums = memory.take(part.buffer("sums", part.nq, 1)) if return_lse else None
+        for chunk in part.chunks:
+            qt, kt, vt = _gather(memory, part, chunk, tensors)
+            scores, probability = _probability(memory, chunk, qt, kt, looks, scale)
+            if sums is not None:  # from the largest score and its probability, which is never small
+                sums[chunk.place] = scores.amax(-1, keepdim=True) - probability.amax(-1, keepdim=True).log_()
+            if value_type != exact:
+                probability = memory.take((*chunk.probability[:2], value_type)).copy_(probability)
+            torch.bmm(probability, vt, out=values[chunk.place] if len(part.chunks) > 1 else values)
+        _put_back(memory, part, values.view(-1, v.shape[-1]), out)
+        if sums is not None:
+            _put_back(memory, part, sums.view(-1, 1), lse)
+    return out, lse.squeeze(-1)
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    problem: tuple,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of `forward` with respect to q, k, v and rpb; probabilities are computed again, tile by tile."""
+    exact = torch.promote_types(q.dtype, torch.float32)
+    grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    drpb = None if rpb is None else rpb.new_zeros(rpb.shape, dtype=exact)
+    memory = scratch(q.device)
+    upstream = [grad_out] if grad_lse is None else [grad_out, grad_lse[..., None]]
+    queries = _convert(memory, "qgl"[: 1 + len(upstream)], [q, *upstream], exact)
+    tensors = queries + _convert(memory, "kv", [k, v], exact)
+    for part in passes(queries, tensors[len(queries) :], problem, rpb is not None):
+        _backward_pass(part, tensors, rpb, scale, grads, drpb)
+    return *grads, None if drpb is None else drpb.to(rpb.dtype)
+
+
+def _backward_pass(
+    part: Pass, tensors: list[Tensor], rpb: Tensor | None, scale: float, grads: tuple[Tensor, ...], drpb: Tensor | None
+) -> None:
+    plan, heads, looks, memory = part.plan, part.head_count, _looks(part, rpb), scratch(grads[0].device)
+    valid = plan.valid_rows(part.image_count, part.exact)
+    dq, dk, dv = (
+        memory.take(part.buffer(name, positions, grad.shape[-1]))
+        for name, positions, grad in zip(("dq", "dk", "dv"), (part.nq, part.nk, part.nk), grads, strict=True)
+    )
+    dlooks = None if rpb is None else dq.new_zeros(plan.looks, heads * plan.pairs)
+    one_hot = None if rpb is None else plan.one_hot(part.image_count, part.exact)
+    for chunk in part.chunks:
+        qt, *upstream, kt, vt = _gather(memory, part, chunk, tensors)
+        if valid is not None:  # a query that stands twice counts once
+            for x in upstream:
+                x.view(-1, heads, part.nq, x.shape[-1]).mul_(valid[chunk.tiles])
+        dscore, probability = _probability(memory, chunk, qt, kt, looks, scale)
+        torch.bmm(probability.transpose(1, 2), upstream[0], out=dv[chunk.place])
+        # d(score) = probability * (d(probability) - sum(probability * d(probability))); the scores' buffer is free
+        torch.bmm(upstream[0], vt.transpose(1, 2), out=dscore)
+        torch._softmax_backward_data(dscore, probability, -1, part.exact, grad_input=dscore)
+        if len(upstream) > 1:
+            dscore.addcmul_(probability, upstream[1])
+        for grad, left, right in ((dq, dscore, kt), (dk, dscore.transpose(1, 2), qt)):
+            torch.baddbmm(grad[chunk.place], left, right, beta=0, alpha=scale, out=grad[chunk.place])
+        if dlooks is not None:
+            dlooks.addmm_(one_hot[:, chunk.tiles], dscore.view(-1, heads * plan.pairs))
+    _put_back(memory, part, dq.view(-1, dq.shape[-1]), grads[0])
+    _add_up(part, dk, grads[1])
+    _add_up(part, dv, grads[2])
+    if dlooks is not None:
+        entries = dlooks.view(plan.looks, heads, plan.pairs).transpose(0, 1).reshape(heads, -1)
+        table = dq.new_zeros(heads, plan.entries + 1).index_add_(1, plan.bias_index, entries)
+        drpb[part.heads] += table[:, :-1].view(heads, *drpb.shape[1:])
