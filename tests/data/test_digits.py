@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
 from visionattn.data.coco import check_coco
-from visionattn.data.digits import CLASSES, build_digit_scenes, draw_digit
+from visionattn.data.digits import CLASSES, _blend, _render, build_digit_scenes
 from visionattn.errors import DataError
 from visionattn.io.folders import STAMP
 
@@ -118,15 +118,15 @@ def test_the_splits_use_all_digits_and_share_none(tmp_path: Path):
 def test_mask_is_where_the_colour_covers_more_than_half(extent: float):
     rng = np.random.default_rng(0)
     for glyph in load_digits().images[:10].astype(np.float32) / 16:
-        image, taken = np.full((100, 100, 3), 30, dtype=np.uint8), []
-        mask = draw_digit(rng, image, glyph, extent, taken)
+        alpha = _render(glyph, extent, 12.0, 0.1, 0.4)
+        image = np.full((100, 100, 3), 30, dtype=np.uint8)
+        mask = _blend(rng, image, alpha, 5, 9)
         change = np.abs(image.astype(float) - 30).max(axis=2)
-        share = change / change.max()
-        x0, y0, x1, y1 = taken[0]
+        share = change / change.max() * alpha.max()
         assert mask.any()
         assert share[mask > 0].min() > 0.45
         assert share[mask == 0].max() < 0.55
-        assert abs(max(x1 - x0, y1 - y0) - extent) <= max(3, 0.1 * extent)
+        assert abs(max(alpha.shape) - extent) <= max(3, 0.1 * extent)
 
 
 def test_sources_and_plain_photograph(folder: Path):
