@@ -10,7 +10,8 @@ import warnings
 from pathlib import Path
 
 from visionattn.errors import ConfigError, DataError, require
-from visionattn.io.inputs import MAX_PIXELS, Source, find_inputs
+from visionattn.io.images import MAX_PIXELS
+from visionattn.io.inputs import Source, find_inputs
 
 __all__ = ["add_arguments", "run"]
 

@@ -32,7 +32,8 @@ from visionattn.inference.predictor import Predictor
 from visionattn.inference.report import REPORT_FILE, Report
 from visionattn.inference.results import Prediction
 from visionattn.inference.writing import JsonRecords, output_names, write_png
-from visionattn.io.inputs import Source, read_image
+from visionattn.io.images import read_image
+from visionattn.io.inputs import Source
 
 __all__ = ["PREDICTIONS_FILE", "Plan", "Summary", "plan_files", "predict_files"]
 

@@ -23,7 +23,7 @@ from visionattn.heads.segmentation.panoptic_tiles import merge_panoptic_tiles
 from visionattn.inference.memory import in_smaller_batches
 from visionattn.inference.results import InstanceMasks, Prediction
 from visionattn.inference.tiling import NMS_IOU, Tile, flip_prediction, merge_by_nms, merge_tiles, tile_grid
-from visionattn.io.inputs import MAX_PIXELS, check_size, read_image, to_bgr
+from visionattn.io.images import MAX_PIXELS, check_size, read_image, to_bgr
 
 __all__ = ["Options", "Predictor", "pick_device"]
 

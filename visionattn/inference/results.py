@@ -251,7 +251,7 @@ class Prediction:
             ValueError: no picture is known, or it has another size.
         """
         from visionattn.inference.draw import draw_prediction
-        from visionattn.io.inputs import read_image
+        from visionattn.io.images import read_image
 
         if image is None:
             image = self.image
