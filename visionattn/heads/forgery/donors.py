@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionattn.data.coco_masks import segmentation_fault
+from visionattn.data.coco import segmentation_fault
 from visionattn.errors import DataError, require
 from visionattn.heads.forgery.sets import SUFFIXES
 from visionattn.heads.forgery.synthesis import Donor
