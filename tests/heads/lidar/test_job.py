@@ -89,7 +89,7 @@ def test_inputs(scans_dir, tmp_path):
     assert len(PointJob.find([scans_dir], exclude=scans_dir / "val")) == 24
     with pytest.raises(DataError, match="no such file"):
         PointJob.find([tmp_path / "none.bin"])
-    with pytest.raises(DataError, match="point clouds"):
+    with pytest.raises(DataError, match="point cloud"):
         PointJob.find([tmp_path])
 
 
