@@ -84,6 +84,7 @@ def registered_names(kind: str | None) -> set[str]:
         names.update(registry.module_dict)
         for scope, child in registry.children.items():
             if scope == "visionattn":
+                child.import_from_location()
                 names.update(f"visionattn.{n}" for n in child.module_dict)
             else:
                 collect(child)

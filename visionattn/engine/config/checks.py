@@ -17,7 +17,7 @@ from visionattn.engine.config.build import registered_names
 from visionattn.engine.config.custom_data import SPLITS
 from visionattn.engine.config.model_checks import model_problems
 from visionattn.engine.config.options import KNOWN, accepted_arguments, close_matches, find_class
-from visionattn.errors import ConfigProblemsError
+from visionattn.errors import ConfigProblemsError, VisionattnError
 
 __all__ = ["check_config", "find_problems"]
 
@@ -185,6 +185,8 @@ def _lookup(name: str, kinds: tuple[Registry, ...], scope: str) -> tuple[Any, st
         for candidate in names:
             try:
                 found = kind.get(candidate)
+            except VisionattnError:  # a module of a job cannot be imported
+                raise
             except Exception:  # a registry raises various errors for what it does not know
                 found = None
             if found is not None:

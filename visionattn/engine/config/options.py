@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine import registry as root
-from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from visionattn.errors import ConfigError
+from visionattn.errors import ConfigError, VisionattnError
 
 __all__ = ["accepted_arguments", "check_key", "close_matches", "find_class"]
 
@@ -90,6 +89,8 @@ def find_class(name: Any) -> Any:
             for scope in scopes:
                 try:
                     found = registry.get(scope + name)
+                except VisionattnError:  # a module of a job cannot be imported
+                    raise
                 except Exception:  # a registry raises various errors for what it does not know
                     found = None
                 if found is not None:
@@ -123,14 +124,16 @@ def accepted_arguments(cls: Any) -> set[str] | None:
     return names
 
 
-def check_key(config: Config | None, around: Any, path: list[str], key: str) -> None:
-    """Accept a key that the dict ``around`` it does not have yet, or raise `ConfigError` with close matches.
+def check_key(around: Any, path: list[str], key: str) -> None:
+    """Check a key that is to be added to a part of a config.
 
     Args:
-        config: where ``path`` starts; not needed for judging, None is fine.
-        around: the dict in which the last part of ``path`` would be set.
-        path: the parts of the key so far.
-        key: the whole option key, for the message.
+        around: the part.
+        path: dotted path of the key, as a list, up to the name that is to be added to ``around``.
+        key: the complete option key, for error messages.
+
+    Raises:
+        ConfigError: ``around`` is not a dict, or the class that it configures takes no argument of this name.
     """
     name, parent = path[-1], ".".join(path[:-1])
     if not isinstance(around, Mapping):
