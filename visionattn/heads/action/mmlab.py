@@ -111,6 +111,8 @@ class PoseRecognizer(BaseModel):
         ConfigError: an argument does not do.
     """
 
+    job = "action"
+
     def __init__(
         self,
         backbone: Mapping[str, Any],

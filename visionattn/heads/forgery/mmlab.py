@@ -38,7 +38,7 @@ class ForgeryModel(BaseModel):
         score_from_mask: the picture's score is the largest of its pixels, for nets whose label was not trained.
     """
 
-    task = "forgery"
+    job = "forgery"
 
     def __init__(
         self,

@@ -156,6 +156,8 @@ class LoadForgeryMask(BaseTransform):
 class ForgeryAugment(BaseTransform):
     """IMDLBenCo's training augmentations of picture and mask; numpy's generator is seeded for each sample."""
 
+    reads_annotations = True  # prediction skips it
+
     def __init__(self) -> None:
         from visionattn.heads.forgery.benco import train_augmentations
 
@@ -183,6 +185,8 @@ class ForgeImage(BaseTransform):
         operations, probability, area, quality, feather, colour_match, geometry, shapes: of `ForgerySynthesis`.
         paired: forge every picture, and keep it untouched too, compressed alike, for `PackForgeryPair`.
     """
+
+    reads_annotations = True  # prediction skips it
 
     def __init__(
         self,

@@ -72,6 +72,8 @@ class Localizer(BaseModel):
     over the crops, and ``true_map`` is of the middle, as SAT is measured.
     """
 
+    job = "localization"
+
     def __init__(self, box_threshold: float, data_preprocessor: dict | None, init_cfg: dict | None) -> None:
         super().__init__(data_preprocessor or {"type": "ImgDataPreprocessor"}, init_cfg)
         if not 0 <= box_threshold < 1:

@@ -127,7 +127,7 @@ class BEVDetector(BaseModel):
         ConfigError: parts that do not fit.
     """
 
-    task = "points"
+    job = "points"
 
     def __init__(
         self,
