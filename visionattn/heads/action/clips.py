@@ -44,9 +44,7 @@ def _open(path: str | Path):
         height=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
     )
     if info.width * info.height > MAX_PIXELS or info.width < 1 or info.height < 1:
-        raise DataError(
-            f"{path}: frames must have between 1 and {MAX_PIXELS} pixels, got {info.width} x {info.height}"
-        )
+        raise DataError(f"{path}: frames must have between 1 and {MAX_PIXELS} pixels, got {info.width} x {info.height}")
     return capture, info
 
 

@@ -54,9 +54,7 @@ def read_action_list(
             continue
         parts = [part.strip() for part in line.split(separator)]
         if len(parts) not in (2, 3) or not parts[0]:
-            raise DataError(
-                f"{path}:{number}: must be video{separator}skeleton{separator}label, got {line[:80]!r}"
-            )
+            raise DataError(f"{path}:{number}: must be video{separator}skeleton{separator}label, got {line[:80]!r}")
         if not parts[-1].isdecimal() or len(parts[-1]) > MAX_DIGITS:
             raise DataError(f"{path}:{number}: label must be in 0..999999, got {parts[-1]!r:.80}")
         label = int(parts[-1])

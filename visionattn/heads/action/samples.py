@@ -20,7 +20,7 @@ VERSION = 1  # increase it whenever the drawing changes, so that caches are rebu
 LIMBS = ("left arm", "right arm", "left leg", "right leg")
 """Classes in the order of the labels. Left and right are those of the figure, which faces the camera."""
 
-COLOURS = ((235, 60, 50), (60, 200, 70), (70, 110, 245), (240, 210, 50))  # RGB, of the limbs
+COLORS = ((235, 60, 50), (60, 200, 70), (70, 110, 245), (240, 210, 50))  # RGB, of the limbs
 HEADS = ((255, 90, 220), (70, 220, 230))  # RGB, of the figure of interest and of the others
 REST = (0.05, 0.3)  # range of the outward angle of a resting limb from the vertical, in radians
 SWING = ((1.0, 2.2), (1.0, 2.2), (0.7, 1.3), (0.7, 1.3))  # range of the angle of a swinging limb, in radians
@@ -115,8 +115,8 @@ def draw_clip(
     others = rng.permutation([limb for limb in range(len(LIMBS)) if limb != label])[: figures - 1]
     limbs = [label, *others]
     height = size * rng.uniform(0.5, 0.6)
-    centres = _places(rng, figures, size, height)
-    poses = [_swing(rng, limb, frames, height) + centre for limb, centre in zip(limbs, centres, strict=True)]
+    centers = _places(rng, figures, size, height)
+    poses = [_swing(rng, limb, frames, height) + center for limb, center in zip(limbs, centers, strict=True)]
     order = rng.permutation(figures)
     shades = rng.uniform(0.85, 1.1, (figures, 1))
     pictures = _texture(rng, size, frames)
@@ -125,8 +125,8 @@ def draw_clip(
     for number, picture in enumerate(pictures):
         for figure in order:
             joints = np.rint(poses[figure][number] * scale).astype(int)
-            colours = np.clip(np.array([*COLOURS, HEADS[min(figure, 1)]]) * shades[figure], 0, 255)
-            _draw_figure(cv2, picture, joints, colours.tolist(), width, round(height * 0.1 * scale))
+            colors = np.clip(np.array([*COLORS, HEADS[min(figure, 1)]]) * shades[figure], 0, 255)
+            _draw_figure(cv2, picture, joints, colors.tolist(), width, round(height * 0.1 * scale))
     return pictures, poses[0].astype(np.float32)
 
 
@@ -168,13 +168,13 @@ def _swing(rng: np.random.Generator, moving: int, frames: int, height: float) ->
     return joints
 
 
-def _draw_figure(cv2, picture: np.ndarray, joints: np.ndarray, colours: list, width: int, head: int) -> None:
+def _draw_figure(cv2, picture: np.ndarray, joints: np.ndarray, colors: list, width: int, head: int) -> None:
     kwargs = dict(lineType=cv2.LINE_AA, shift=4)
     neck, hips = (joints[10] + joints[11]) // 2, (joints[4] + joints[5]) // 2
     cv2.line(picture, neck.tolist(), hips.tolist(), (150, 150, 150), width + 1, **kwargs)
     for limb, (start, end) in enumerate(((11, 7), (10, 6), (5, 1), (4, 0))):
-        cv2.line(picture, joints[start].tolist(), joints[end].tolist(), colours[limb], width, **kwargs)
-    cv2.circle(picture, joints[12].tolist(), head, colours[4], -1, **kwargs)
+        cv2.line(picture, joints[start].tolist(), joints[end].tolist(), colors[limb], width, **kwargs)
+    cv2.circle(picture, joints[12].tolist(), head, colors[4], -1, **kwargs)
 
 
 def _texture(rng: np.random.Generator, size: int, frames: int) -> np.ndarray:

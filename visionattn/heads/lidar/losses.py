@@ -46,7 +46,7 @@ def decode_cells(numbers: Tensor, index: Tensor, columns: int, grid: BEVGrid) ->
     """
     numbers = numbers.float()
     cell = torch.stack([index % columns, torch.div(index, columns, rounding_mode="floor")], -1)
-    xy = grid.to_metres(cell + numbers[..., :2])
+    xy = grid.to_meters(cell + numbers[..., :2])
     size = numbers[..., 3:6].clamp(max=LOG_SIZE_LIMIT).exp()
     heading = torch.atan2(numbers[..., 7:8], numbers[..., 6:7])
     return torch.cat([xy, numbers[..., 2:3], size, heading, numbers[..., 8:]], -1)

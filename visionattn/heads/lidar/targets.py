@@ -37,7 +37,7 @@ class BEVGrid:
         """Convert meters ``[..., 2]`` to cells ``[..., 2]`` (column, row); the first cell spans 0 to 1."""
         return (xy - xy.new_tensor(self.range_min)) / xy.new_tensor(self.voxel_size) / self.stride
 
-    def to_metres(self, cells: Tensor) -> Tensor:
+    def to_meters(self, cells: Tensor) -> Tensor:
         """Convert cells ``[..., 2]`` (column, row) to meters ``[..., 2]``; the inverse of `to_cells`."""
         return cells * self.stride * cells.new_tensor(self.voxel_size) + cells.new_tensor(self.range_min)
 

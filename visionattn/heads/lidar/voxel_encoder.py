@@ -76,7 +76,7 @@ class VoxelEncoder(nn.Module):
         )
         low, size = (torch.tensor([float(v) for v in values[:3]]) for values in (point_cloud_range, voxel_size))
         self.register_buffer("voxel_size", size.to(device), persistent=False)
-        self.register_buffer("first_centre", (low + size / 2).to(device), persistent=False)
+        self.register_buffer("first_center", (low + size / 2).to(device), persistent=False)
 
     def forward(self, voxels: VoxelPoints) -> Tensor:
         """Encode voxels.
@@ -97,8 +97,8 @@ class VoxelEncoder(nn.Module):
         number = torch.bincount(index, minlength=count).clamp(min=1)[:, None]
         mean = xyz.new_zeros(count, 3).index_add(0, index, xyz) / number
         cell = voxels.coords[:, [3, 2, 1]].to(xyz.dtype)  # x, y, z
-        centre = cell * self.voxel_size + self.first_centre
-        x = torch.cat([points, xyz - mean[index], xyz - centre[index]], 1)
+        center = cell * self.voxel_size + self.first_center
+        x = torch.cat([points, xyz - mean[index], xyz - center[index]], 1)
         x, pooled = self.pfn_layers[0](x, index, count)
         _, pooled = self.pfn_layers[1](torch.cat([x, pooled[index]], 1), index, count)
         return pooled

@@ -18,7 +18,7 @@ __all__ = [
     "BoxAccuracy",
     "BoxResult",
     "PixelPrecision",
-    "best_centre_box",
+    "best_center_box",
     "box_iou",
     "boxes_from_map",
     "contour_boxes",
@@ -325,7 +325,7 @@ class PixelPrecision:
         return float((precision[1:] * np.diff(recall))[any_here[1:]].sum() * 100)
 
 
-def best_centre_box(
+def best_center_box(
     boxes: Sequence[np.ndarray], size: tuple[int, int], *, step: float = 0.05, ious: Sequence[int] = (30, 50, 70)
 ) -> tuple[np.ndarray, float]:
     """Find the centered box with the highest localization accuracy, a baseline for localization methods.
@@ -342,8 +342,8 @@ def best_centre_box(
     height, width = size
     shares = np.arange(step, 1 + step / 2, step)
     sides = np.stack(np.meshgrid(shares * width, shares * height, indexing="ij"), -1).reshape(-1, 2)
-    centre = np.array([width, height]) / 2
-    candidates = np.concatenate([centre - sides / 2, centre + sides / 2 - 1], axis=1)  # the last pixel is inside
+    center = np.array([width, height]) / 2
+    candidates = np.concatenate([center - sides / 2, center + sides / 2 - 1], axis=1)  # the last pixel is inside
     best = np.stack([box_iou(candidates, truth).max(1) for truth in boxes], axis=1)
     scores = np.mean([(best >= iou / 100).mean(1) * 100 for iou in ious], axis=0)
     winner = int(np.lexsort((best.mean(1), scores))[-1])  # ties are broken by the mean IoU

@@ -41,7 +41,7 @@ class LocalizationDataset(BaseDataset):
         highest = max(image.label for image in images)
         classes = self._metainfo.setdefault("classes", tuple(str(label) for label in range(highest + 1)))
         if highest >= len(classes):
-            raise DataError(f"{self.ann_file}: labels must be below the number of classes {len(classes)}, got {highest}")
+            raise DataError(f"{self.ann_file}: labels must be below the {len(classes)} classes, got {highest}")
         folder, masks = Path(self.data_prefix.get("img_path") or ""), Path(self.data_prefix.get("mask_path") or "")
         return [
             {
@@ -82,7 +82,9 @@ class TenCrop(BaseTransform):
         image = results["img"]
         height, width = image.shape[:2]
         if min(height, width) < self.size:
-            raise DataError(f"{results.get('img_path')}: must be at least {self.size} x {self.size}, got {width} x {height}")
+            raise DataError(
+                f"{results.get('img_path')}: must be at least {self.size} x {self.size}, got {width} x {height}"
+            )
         crops = ten_crop(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), self.size)
         results["crops"] = torch.stack(crops)
         results["img"] = crops[4].permute(1, 2, 0).numpy()

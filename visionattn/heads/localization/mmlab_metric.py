@@ -14,7 +14,7 @@ from visionattn.heads.localization.metrics import (
     PIXEL_STEP,
     BoxAccuracy,
     PixelPrecision,
-    best_centre_box,
+    best_center_box,
     box_iou,
     contour_boxes,
     prepare_map,
@@ -121,7 +121,7 @@ class LocalizationMetric(BaseMetric):
             metrics[f"Top{k}Loc"] = accuracies["single"].compute(right).at(50, threshold)
         metrics["PlainV2"] = accuracies["plain"].compute().max_box_acc_v2
         if self.centre_from:
-            box, _ = best_centre_box(_train_boxes(self.centre_from, self.size), self.size)
+            box, _ = best_center_box(_train_boxes(self.centre_from, self.size), self.size)
             best = np.array([box_iou(box, r["boxes"]).max() for r in results])
             metrics["CentreBoxV2"] = float(np.mean([(best >= iou).mean() * 100 for iou in (0.3, 0.5, 0.7)]))
         return metrics

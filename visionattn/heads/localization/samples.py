@@ -26,7 +26,7 @@ y1 are exclusive). masks/test/*.png with metadata/test-masks/: the masks of the 
 Seed {seed}, recipe version {version}.
 Train and val use the left half of each photograph and the digits with index below {first_test}; test the rest.
 
-Sources and licences: scikit-learn {sklearn}, load_digits and load_sample_images.
+Sources and licenses: scikit-learn {sklearn}, load_digits and load_sample_images.
 {photo_terms}
 """
 

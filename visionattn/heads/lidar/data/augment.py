@@ -159,8 +159,7 @@ class RangeFilter:
         self.range = np.asarray(point_cloud_range, np.float64)
         if self.range.shape != (6,) or not (self.range[:3] < self.range[3:]).all():
             raise ValueError(
-                f"`point_cloud_range` must be minimum x, y, z and larger maximum x, y, z, "
-                f"got {list(point_cloud_range)}"
+                f"`point_cloud_range` must be minimum x, y, z and larger maximum x, y, z, got {list(point_cloud_range)}"
             )
         self.least_points = least_points
 

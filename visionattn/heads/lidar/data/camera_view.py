@@ -101,9 +101,7 @@ def velo_to_rect(r0_rect: Sequence[Sequence[float]], velo_to_cam: Sequence[Seque
     """Transform ``[4, 4]`` from the LiDAR frame to the rectified camera frame."""
     r0, tr = np.asarray(r0_rect, np.float64), np.asarray(velo_to_cam, np.float64)
     if r0.shape != (3, 3) or tr.shape != (3, 4):
-        raise ValueError(
-            f"`r0_rect` must have shape (3, 3) and `velo_to_cam` (3, 4), got {r0.shape} and {tr.shape}"
-        )
+        raise ValueError(f"`r0_rect` must have shape (3, 3) and `velo_to_cam` (3, 4), got {r0.shape} and {tr.shape}")
     full, rotation = np.eye(4), np.eye(4)
     full[:3], rotation[:3, :3] = tr, r0
     return rotation @ full

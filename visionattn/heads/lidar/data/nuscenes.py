@@ -200,9 +200,9 @@ class _Tables:
 
 def _box(annotation: dict[str, Any], from_global: np.ndarray) -> list[float]:
     width, length, height = annotation["size"]
-    centre = from_global @ [*annotation["translation"], 1]
+    center = from_global @ [*annotation["translation"], 1]
     ahead = from_global[:3, :3] @ rotation_matrix(annotation["rotation"])[:, 0]
-    return [*centre[:3], length, width, height, float(np.arctan2(ahead[1], ahead[0]))]
+    return [*center[:3], length, width, height, float(np.arctan2(ahead[1], ahead[0]))]
 
 
 def _wanted(scenes: Sequence[str] | str | Path | None, tables: _Tables) -> set[str] | None:

@@ -1,0 +1,1 @@
+"""Registration of LiDAR detection with mmengine: dataset, detector and metrics."""

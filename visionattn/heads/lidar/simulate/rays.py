@@ -91,7 +91,7 @@ class Convex:
 
     normals: np.ndarray
     offsets: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     radius: float
     material: Material
 
@@ -118,7 +118,7 @@ class Convex:
 class Cylinder:
     """An upright cylinder between the heights ``low`` and ``high``, without end caps."""
 
-    centre: np.ndarray
+    center: np.ndarray
     radius: float
     low: float
     high: float
@@ -128,8 +128,8 @@ class Cylinder:
         """See `Convex.cross`."""
         dx, dy, dz = np.moveaxis(directions, -1, 0)
         a = dx * dx + dy * dy
-        b = dx * self.centre[0] + dy * self.centre[1]
-        root = b * b - a * (self.centre[0] ** 2 + self.centre[1] ** 2 - self.radius**2)
+        b = dx * self.center[0] + dy * self.center[1]
+        root = b * b - a * (self.center[0] ** 2 + self.center[1] ** 2 - self.radius**2)
         enter = np.where(root > 0, (b - np.sqrt(np.maximum(root, 0))) / a, np.inf)
         z = np.where(np.isfinite(enter), enter, 0) * dz
         enter = np.where((z >= self.low) & (z <= self.high), enter, np.inf)
@@ -140,7 +140,7 @@ class Cylinder:
 class Ellipsoid:
     """An ellipsoid with semi-axes ``radii [3]``, rotated about z by ``heading``."""
 
-    centre: np.ndarray
+    center: np.ndarray
     radii: np.ndarray
     material: Material
     heading: float = 0.0
@@ -154,7 +154,7 @@ class Ellipsoid:
         """See `Convex.cross`."""
         cosine, sine = np.cos(self.heading), np.sin(self.heading)
         turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-        d, c = directions @ turn / self.radii, self.centre @ turn / self.radii
+        d, c = directions @ turn / self.radii, self.center @ turn / self.radii
         a, b = (d * d).sum(-1), d @ c
         root = b * b - a * (c @ c - 1)
         half = np.sqrt(np.maximum(root, 0)) / a
@@ -191,7 +191,7 @@ class Hits:
 
 
 def prism(
-    centre: Sequence[float],
+    center: Sequence[float],
     size: Sequence[float],
     heading: float,
     material: Material,
@@ -201,7 +201,7 @@ def prism(
     """Build a box with optionally tapered sides and beveled vertical edges.
 
     Args:
-        centre: x, y, z in the sensor frame, in meters.
+        center: x, y, z in the sensor frame, in meters.
         size: length along the heading, width and height in meters, measured at the bottom.
         heading: angle counter-clockwise from +x, in radians.
         material: material of all faces.
@@ -222,7 +222,7 @@ def prism(
     cosine, sine = np.cos(heading), np.sin(heading)
     turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
     normals = normals / scale[:, None] @ turn.T
-    place = np.asarray(centre, np.float64)
+    place = np.asarray(center, np.float64)
     offsets = np.array([row[1] for row in rows]) / scale + normals @ place
     return Convex(normals, offsets, place, float(np.hypot(length, width) / 2), material)
 
@@ -277,11 +277,11 @@ def cast(
 
 def _columns(lidar: Lidar, shape: Convex | Cylinder | Ellipsoid) -> np.ndarray:
     """Ray columns that can hit the bounding circle of the shape."""
-    distance = float(np.hypot(shape.centre[0], shape.centre[1]))
+    distance = float(np.hypot(shape.center[0], shape.center[1]))
     if distance <= shape.radius:
         return np.arange(lidar.azimuths)
     half = np.arcsin(shape.radius / distance)
-    middle = np.arctan2(shape.centre[1], shape.centre[0])
+    middle = np.arctan2(shape.center[1], shape.center[0])
     step = 2 * np.pi / lidar.azimuths
     first = int(np.floor((middle - half + np.pi) / step))
     last = int(np.ceil((middle + half + np.pi) / step))

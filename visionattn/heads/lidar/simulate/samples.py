@@ -19,7 +19,7 @@ _README = """Simulated LiDAR scans: sample data for visionattn, made by `visiona
 ====================================================================================
 
 {{train,val}}/NAME.bin: float32 x, y, z, intensity in [0, 1]; x forward, y left, z up; the sensor is at the origin, the
-ground near z = -{height}. {{train,val}}/NAME.json: boxes (x, y, z of the centre, length, width, height, heading
+ground near z = -{height}. {{train,val}}/NAME.json: boxes (x, y, z of the center, length, width, height, heading
 counter-clockwise from +x). manifest.json: classes, sensor, and counts of each split.
 {train} training and {val} validation scans with {beams} beams and {azimuths} azimuth steps, up to {max_range} m; seed
 {seed}, recipe version {version}.

@@ -292,14 +292,14 @@ def _surface(rng: np.random.Generator, height: float, scene: _Scene) -> tuple[_F
     """Height of the ground (slope, waves and curb) and its reflectance (asphalt, lane markings, roadside)."""
     slope = rng.normal(0, 0.008, 2)
     waves = [(rng.uniform(0.02, 0.08), rng.uniform(-0.15, 0.15, 2), rng.uniform(0, 6.3)) for _ in range(4)]
-    kerb, road, beside = rng.uniform(0.05, 0.15), rng.uniform(0.2, 0.32), rng.uniform(0.25, 0.4)
+    curb, road, beside = rng.uniform(0.05, 0.15), rng.uniform(0.2, 0.32), rng.uniform(0.25, 0.4)
 
     def ground(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         z = -height + slope[0] * x + slope[1] * y
         for size, (fx, fy), phase in waves:
             z = z + size * (np.sin(fx * x + fy * y + phase) - np.sin(phase))
         across = np.abs(scene.local(x, y)[1])
-        return z + kerb * np.clip((across - scene.half) / 0.1, 0, 1)
+        return z + curb * np.clip((across - scene.half) / 0.1, 0, 1)
 
     def shade(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         along, across = scene.local(x, y)
