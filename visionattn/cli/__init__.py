@@ -6,6 +6,7 @@ status. A module is imported only when its command is called, so ``visionattn --
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {argv[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     command = importlib.import_module(f"visionattn.cli.{argv[0]}")
-    args = build_parser(argv[0]).parse_args(argv[1:])
+    parser = build_parser(argv[0])
+    args = parser.parse_args(argv[1:])
     try:
         return command.run(args)
     except KeyboardInterrupt:
@@ -72,5 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, VisionattnError):
             text = f"unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)"
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {with_flags(text, parser)}", file=sys.stderr)
         return 1
+
+
+def with_flags(text: str, parser: argparse.ArgumentParser) -> str:
+    """Replace the argument names of the library by command-line flags: `` `score_thr` `` becomes ``--score-thr``."""
+    flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+    return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)

@@ -88,13 +88,21 @@ class _Scale:
         )
 
 
-def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
-    """A copy of the BGR uint8 picture ``[H, W, 3]`` with the prediction drawn on it."""
-    out = image.copy()
-    if prediction.heatmap is not None and prediction.forgery_score is None:  # a forgery is outlined instead
-        out = paint_heatmap(image, prediction.heatmap)
+def draw_prediction(
+    image: np.ndarray, prediction: Prediction, title: tuple[str, tuple[int, int, int]] | None = None
+) -> np.ndarray:
+    """Return a copy of an image with a prediction drawn on it.
+
+    Args:
+        image: BGR uint8 ``[H, W, 3]``.
+        prediction: what to draw.
+        title: text and color (blue, green, red) of a label in the upper left corner.
+    """
+    out = image.copy() if prediction.heatmap is None else paint_heatmap(image, prediction.heatmap)
     scale = _Scale.of(*prediction.image_size)
     labels = _Labels(out.shape[0], out.shape[1], scale)
+    if title is not None:
+        labels.add_title(*title)
     if prediction.semantic is not None:
         shown, regions, owners = map_colors(prediction.classes, prediction.colors), prediction.semantic, None
         if prediction.panoptic is not None:
@@ -112,8 +120,6 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
         if not crowd or prediction.masks is None:  # a crowd's masks say enough
             _paint_boxes(out, prediction, scale)
         labels.add_boxes(prediction)
-    if prediction.forgery_score is not None:
-        labels.add_verdict(prediction)
     labels.paint(out)
     return out
 
@@ -339,11 +345,9 @@ class _Labels:
             if text and not taken:
                 self._place(x, y, text, shown[label])
 
-    def add_verdict(self, prediction: Prediction) -> None:
-        """What the whole picture is taken for, and the probability that it is forged, in the corner."""
-        forged = int(prediction.forgery_score > 0.5)
-        color = class_color(forged) if prediction.colors is None else tuple(prediction.colors[forged])[::-1]
-        self._place(0, 0, f"{prediction.classes[forged]} {prediction.forgery_score:.2f}", color)
+    def add_title(self, text: str, color: tuple[int, int, int]) -> None:
+        """Add a label in the upper left corner."""
+        self._place(0, 0, self._fit(text), color)
 
     def paint(self, out: np.ndarray) -> None:
         """Paint the labels on the BGR picture."""

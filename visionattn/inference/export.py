@@ -68,19 +68,6 @@ def _flat(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in _flat(item)]
 
 
-class _TensorMode(nn.Module):
-    """An mmdet or mmseg model from normalised images to what its head says, before any box or map is made of it."""
-
-    def __init__(self, model: nn.Module, whole: bool):
-        super().__init__()
-        self.model, self.whole = model, whole
-
-    def forward(self, image: Tensor) -> Any:
-        if not self.whole:
-            return self.model.extract_feat(image)
-        return self.model(image, mode="tensor")
-
-
 def timm_network(
     name: str, checkpoint: str | Path | None = None, features: bool = False, num_classes: int | None = None
 ) -> Network:
@@ -128,20 +115,20 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def network_of_run(config: Any, checkpoint: str | Path) -> Network:
-    """The network of a trained mmdet or mmseg model, normalisation of pixels included.
+    """Return the network of a trained model, pixel normalization included; its job defines the outputs.
 
-    Of segmentors and one-stage detectors all up to the head's outputs; of two-stage ones, whose heads depend on the
-    boxes found, the maps of the neck.
+    Raises:
+        ConfigError: models of this job cannot be exported.
     """
     from visionattn.engine.model import load_model
+    from visionattn.inference.job import job_of
 
     loaded = load_model(config, checkpoint)
-    model, prepare = loaded.model, getattr(loaded.model, "data_preprocessor", None)
-    whole = not hasattr(model, "roi_head")
+    job = job_of(type(loaded.model), loaded.cfg)
+    module, prepare = job.exported(loaded.model), getattr(loaded.model, "data_preprocessor", None)
     mean, std = (getattr(prepare, name, None) for name in ("mean", "std"))
     numbers = [None if value is None else value.flatten().tolist() for value in (mean, std)]
-    task = loaded.task if whole else "features"
-    return Network(_TensorMode(model, whole).eval(), *numbers, classes=loaded.classes, task=task).eval()
+    return Network(module.eval(), *numbers, classes=loaded.classes, task=job.name).eval()
 
 
 @dataclass(frozen=True)

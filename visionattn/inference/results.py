@@ -208,13 +208,6 @@ class Prediction:
         return [self.classes[label] for label in self.labels]
 
     @property
-    def forgery_score(self) -> float | None:
-        """Of a forgery model, whose heat map comes with a map of classes: the probability of any forgery."""
-        if self.heatmap is None or self.semantic is None or self.image_scores is None:
-            return None
-        return float(self.image_scores[1])
-
-    @property
     def panoptic(self) -> Panoptic | None:
         """The segments of a panoptic model, or None from other models."""
         if self.semantic is None or self.masks is None:
@@ -250,7 +243,6 @@ class Prediction:
         Raises:
             ValueError: no picture is known, or it has another size.
         """
-        from visionattn.inference.draw import draw_prediction
         from visionattn.io.inputs import read_image
 
         if image is None:
@@ -261,6 +253,11 @@ class Prediction:
             image = read_image(self.path, max_pixels=self.image_size[0] * self.image_size[1])
         if image.shape != (*self.image_size, 3):
             raise ValueError(f"image must be of shape {(*self.image_size, 3)}, got {image.shape}")
+        return self._overlay(image)
+
+    def _overlay(self, image: np.ndarray) -> np.ndarray:
+        from visionattn.inference.draw import draw_prediction
+
         return draw_prediction(image, self)
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:

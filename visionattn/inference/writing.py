@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ import numpy as np
 from visionattn.errors import DataError, require
 from visionattn.io.inputs import Source
 
-__all__ = ["JsonRecords", "output_names", "write_png"]
+__all__ = ["MAP_FOLDERS", "JsonRecords", "output_names", "write_maps", "write_png"]
+
+MAP_FOLDERS = {"map": "maps", "heatmap": "heatmaps", "mask": "masks", "panoptic": "panoptic"}
+"""Folder of each kind of per-pixel result, the same for all jobs.
+
+- ``map``: the class index of each pixel, 8 bits, or 16 where there are more than 256 classes.
+- ``heatmap``: values in [0, 1] as 16-bit gray; 65535 is 1.
+- ``mask``: 255 where marked, 0 elsewhere.
+- ``panoptic``: segment ids as colors, in the format of COCO panoptic.
+"""
 
 
 def output_names(sources: Sequence[Source]) -> list[str]:
@@ -68,6 +77,39 @@ def write_png(path: Path, image: np.ndarray) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_maps(out: Path, name: str, maps: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Write per-pixel results as ``<folder>/<name>.png``.
+
+    Args:
+        out: the folder of the results.
+        name: file name without suffix.
+        maps: by kind, see `MAP_FOLDERS`: class indices or values ``[H, W]``, or for ``panoptic`` BGR uint8.
+
+    Returns:
+        The paths within `out`, by kind.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
+    written = {}
+    for kind, values in maps.items():
+        folder = MAP_FOLDERS[kind]
+        (out / folder).mkdir(exist_ok=True)
+        write_png(out / folder / f"{name}.png", _pixels(kind, values))
+        written[kind] = f"{folder}/{name}.png"
+    return written
+
+
+def _pixels(kind: str, values: np.ndarray) -> np.ndarray:
+    if kind == "map":
+        return values.astype(np.uint8 if values.max() <= 255 else np.uint16)
+    if kind == "heatmap":
+        return np.round(np.clip(values, 0, 1) * 65535).astype(np.uint16)
+    if kind == "mask":
+        return values.astype(bool).astype(np.uint8) * 255
+    return values
 
 
 class JsonRecords:

@@ -226,3 +226,22 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
     if low < 0 or high > 65535:
         raise DataError(f"pixel values from {low} to {high} do not fit 16 bits; save it with 8 or 16 bits")
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def find_files(
+    inputs: Sequence[str | Path], suffixes: Sequence[str], *, exclude: Path | None = None, what: str = "images"
+) -> list[Path]:
+    """Return the files with these suffixes in files and folders, each once."""
+    found: dict[str, Path] = {}
+    excluded = None if exclude is None else Path(exclude).resolve()
+    for item in map(Path, inputs):
+        if not item.exists():
+            raise DataError(f"{item}: no such file or folder")
+        files = [item]
+        if item.is_dir():
+            files = sorted(p for p in item.rglob("*") if p.suffix.lower() in suffixes and not _inside(p, excluded))
+            if not files:
+                raise DataError(f"{item}: the folder contains no {what} ({', '.join(suffixes)})")
+        for path in files:
+            found.setdefault(os.path.realpath(path), path)
+    return list(found.values())

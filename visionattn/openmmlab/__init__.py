@@ -85,6 +85,18 @@ from visionattn.heads.localization.mmlab_metric import LocalizationMetric, SATLo
 
 format_once()
 
+JOBS = (
+    "visionattn.heads.detection",
+    "visionattn.heads.segmentation",
+    "visionattn.heads.localization",
+    "visionattn.heads.forgery",
+    "visionattn.heads.lidar",
+    "visionattn.heads.action",
+)
+from visionattn.inference.job import add_job_modules  # noqa: E402
+
+add_job_modules(JOBS)
+
 __all__ = [
     "CAM",
     "SAT",

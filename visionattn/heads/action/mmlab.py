@@ -110,6 +110,8 @@ class PoseRecognizer(BaseModel):
         ConfigError: if an argument is invalid.
     """
 
+    job = "action"
+
     def __init__(
         self,
         backbone: Mapping[str, Any],

@@ -251,7 +251,7 @@ class PackClip(BaseTransform):
         self.patch_size, self.inflation, self.targets, self.meta_keys = patch_size, inflation, targets, tuple(meta_keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Pack ``clips`` and ``gt_label``."""
+        """Pack ``clips`` and ``gt_label``; with ``keep_frames`` also the frames of the first clip, to draw them."""
         clips: list[Clip] = results["clips"]
         sample = BaseDataElement(metainfo={key: results[key] for key in self.meta_keys if key in results})
         if results.get("gt_label") is not None:
@@ -262,5 +262,7 @@ class PackClip(BaseTransform):
             if self.targets:
                 found = [joint_targets(clip.points, clip.size, self.patch_size) for clip in clips]
                 sample.set_field(torch.from_numpy(np.stack(found)), "joint_targets")
+        if results.get("keep_frames"):
+            sample.set_field(torch.from_numpy(np.ascontiguousarray(clips[0].frames)), "frames")
         frames = np.stack([np.ascontiguousarray(clip.frames.transpose(3, 0, 1, 2)) for clip in clips])
         return {"inputs": torch.from_numpy(frames), "data_samples": sample}

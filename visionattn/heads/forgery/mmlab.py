@@ -39,7 +39,7 @@ class ForgeryModel(BaseModel):
         init_cfg: see ``mmengine.model.BaseModule``.
     """
 
-    task = "forgery"
+    job = "forgery"
 
     def __init__(
         self,

@@ -163,6 +163,8 @@ class ForgeryAugment(BaseTransform):
     They are seeded from NumPy's global random state.
     """
 
+    reads_annotations = True  # prediction skips it
+
     def __init__(self) -> None:
         from visionattn.heads.forgery.benco import train_augmentations
 
@@ -191,6 +193,8 @@ class ForgeImage(BaseTransform):
         operations, probability, area, quality, feather, colour_match, geometry, shapes: see `ForgerySynthesis`.
         paired: forge every image, and also keep the authentic image with the same compression, for `PackForgeryPair`.
     """
+
+    reads_annotations = True  # prediction skips it
 
     def __init__(
         self,

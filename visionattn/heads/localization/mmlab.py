@@ -79,6 +79,8 @@ class Localizer(BaseModel):
     ``true_map`` covers the center crop, as in the evaluation of SAT.
     """
 
+    job = "localization"
+
     def __init__(self, box_threshold: float, data_preprocessor: dict | None, init_cfg: dict | None) -> None:
         super().__init__(data_preprocessor or {"type": "ImgDataPreprocessor"}, init_cfg)
         if not 0 <= box_threshold < 1:

@@ -134,7 +134,7 @@ class BEVDetector(BaseModel):
         ConfigError: if the parts do not match.
     """
 
-    task = "points"
+    job = "points"
 
     def __init__(
         self,

@@ -1,10 +1,12 @@
 """Maps of classes from several views of one image: probabilities averaged over views, tiles blended without a seam."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from visionattn.inference.tiling import Tile
 
-__all__ = ["MapCanvas", "probabilities", "tile_weight"]
+__all__ = ["MapCanvas", "ViewSum", "probabilities", "tile_weight"]
 
 TRUSTED = 0.25
 """Share of the overlap, from a tile's cut border inwards, that is left to the neighbor: there context is cut off."""
@@ -47,6 +49,28 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     np.exp(result, out=result)
     result /= result.sum(axis=0)
     return result
+
+
+class ViewSum:
+    """Sums the class probabilities of a tile over its views.
+
+    Args:
+        views: number of views of each tile.
+    """
+
+    def __init__(self, views: int) -> None:
+        self.views = views
+        self._sums: dict[Tile, tuple[np.ndarray, int]] = {}
+
+    def add(self, tile: Tile, logits: np.ndarray, mirrored: bool) -> Iterator[tuple[Tile, np.ndarray]]:
+        """Add the logits ``[C, h, w]`` of one view, and yield the tile with its sum once all views have been added."""
+        values = probabilities(logits)
+        values = values[:, :, ::-1] if mirrored else values
+        total, count = self._sums.pop(tile, (0, 0))
+        if count + 1 == self.views:
+            yield tile, total + values
+        else:
+            self._sums[tile] = total + values, count + 1
 
 
 class MapCanvas:
