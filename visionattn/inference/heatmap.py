@@ -22,4 +22,3 @@ def paint_heatmap(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     colors = cv2.applyColorMap(np.round(values * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
     opacity = OPACITY * np.sqrt(values)[..., None]
     return (image * (1 - opacity) + colors * opacity + 0.5).astype(np.uint8)
-
