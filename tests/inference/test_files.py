@@ -99,7 +99,7 @@ def test_panoptic_files(make_model, painted, save_picture, tmp_path):
         def predict(self, images):
             results = super().predict(images)
             for result, image in zip(results, images, strict=True):
-                result["semantic"] = np.where((image == (0, 0, 255)).all(axis=2), 0, 1)
+                result["semantic"] = np.where((image == (0, 0, 255)).all(axis=2), 0, 2)
             return results
 
     image = painted(40, 50, ("red", 0, 0, 10, 20), ("red", 20, 0, 30, 10), ("blue", 10, 0, 20, 40))

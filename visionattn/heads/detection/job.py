@@ -21,22 +21,19 @@ class DetectionJob(ImageJob):
     """Boxes with classes."""
 
     name = "detection"
+    masks = False
     tiles = views = thresholded = True
 
     @classmethod
     def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
-        """Accept the detectors of mmdet that predict no masks."""
-        return super().matches(model, config) or cls._detects(model, config) == "boxes"
-
-    @staticmethod
-    def _detects(model: type, config: Mapping[str, Any]) -> str | None:
+        """Accept the detectors of mmdet that predict what this job is named for."""
+        if super().matches(model, config):
+            return True
         if "mmdet" not in sys.modules:  # then the model is not one of mmdet
-            return None
+            return False
         from visionattn.heads.detection.mmlab_models import is_detector, predicts_masks
 
-        if not is_detector(model, config):
-            return None
-        return "masks" if predicts_masks(model, config) else "boxes"
+        return is_detector(model, config) and predicts_masks(model, config) == cls.masks
 
     def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
         """Return the detections above the score threshold, best first."""
@@ -56,11 +53,7 @@ class InstanceJob(DetectionJob):
     """Boxes with classes and instance masks."""
 
     name = "instance"
-
-    @classmethod
-    def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
-        """Accept the detectors of mmdet that predict masks."""
-        return super().matches(model, config) or cls._detects(model, config) == "masks"
+    masks = True
 
     def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
         """Return the detections above the score threshold, best first."""
