@@ -60,7 +60,7 @@ def test_files(tmp_path):
 
 
 def test_bad_numbers(tmp_path):
-    with pytest.raises(DataError, match="figures is 5; give a whole number of 1 to 4"):
+    with pytest.raises(DataError, match=r"`figures` must be a whole number in 1\.\.4, got 5"):
         build_moving_figures(tmp_path / "a", figures=5)
-    with pytest.raises(DataError, match="size is 8"):
+    with pytest.raises(DataError, match="`size` must be .* got 8"):
         build_moving_figures(tmp_path / "a", size=8)

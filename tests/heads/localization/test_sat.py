@@ -148,9 +148,9 @@ def test_checkpoint_of_another_model_is_refused_and_changes_nothing():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"aware_blocks": 5}, "aware_blocks=5 must be in 1..4"),
-        ({"area": 1.5}, "area=1.5"),
-        ({"num_classes": 0}, "num_classes=0"),
+        ({"aware_blocks": 5}, r"`aware_blocks` must be in 1\.\.4, .* got 5"),
+        ({"area": 1.5}, "`area` must be .* got 1.5"),
+        ({"num_classes": 0}, "`num_classes` must be at least 1, got 0"),
         ({"patch_drop_rate": 0.5}, "patch_drop_rate"),
     ],
 )
