@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from visionattn import __version__
-from visionattn.errors import ConfigProblemsError, VisionattnError
+from visionattn.errors import ConfigProblemsError, VisionattnError, require
 
 COMMANDS = {
     "train": "train a model from a config",
@@ -28,6 +28,15 @@ COMMANDS = {
     "forge": "make a dataset of local forgeries from a folder of photographs",
     "data": "make the sample data, or fetch a public dataset",
 }
+
+
+OPENMMLAB = {"train", "test", "infer", "replay", "export", "check", "browse"}
+"""Commands that use OpenMMLab; `export` only without a timm model."""
+
+
+def uses_openmmlab(command: str, args: argparse.Namespace) -> bool:
+    """Return True if a command uses OpenMMLab with these arguments."""
+    return command in OPENMMLAB and not (command == "export" and args.model is not None)
 
 
 def build_parser(command: str) -> argparse.ArgumentParser:
@@ -61,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(argv[0])
     args = parser.parse_args(argv[1:])
     try:
+        if uses_openmmlab(argv[0], args):
+            require("mmengine")
+            importlib.import_module("visionattn.engine.compat").install()
         return command.run(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

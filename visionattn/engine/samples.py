@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
+from visionattn.engine.compat import install
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.custom_data import SPLITS
 from visionattn.errors import ConfigError
@@ -48,6 +49,7 @@ def read_samples(config: Config, split: str = "train", number: int = 8) -> Itera
     Raises:
         ConfigError: the config has no such dataset.
     """
+    install()
     loader = config.get(SPLITS[split])
     if not loader:
         raise ConfigError(f"the config has no `{SPLITS[split]}`")

@@ -18,9 +18,11 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as stock
 
-import visionattn.openmmlab  # noqa: F401
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat import install
 from visionattn.errors import CheckpointError
+
+install()
 
 
 class Bomb:
@@ -167,7 +169,7 @@ def test_whatever_a_run_keeps_comes_back_plain(tmp_path, model):
 
 
 def test_what_is_not_plain_is_not_saved(tmp_path):
-    with pytest.raises(CheckpointError, match=r"checkpoint\.meta\.thing holds a .*Conv2d"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.meta\.thing contains a .*Conv2d"):
         checkpoints.write({"meta": {"thing": nn.Conv2d(1, 1, 1)}}, tmp_path / "no.pth")
     assert list(tmp_path.iterdir()) == []
 
@@ -252,7 +254,7 @@ def test_newest_whole_checkpoint(tmp_path):
 
 
 def test_remote_stores_are_refused():
-    with pytest.raises(CheckpointError, match="copy it to this machine"):
+    with pytest.raises(CheckpointError, match="copy the file to this machine"):
         CheckpointLoader.load_checkpoint("s3://bucket/a.pth", logger="silent")
 
 

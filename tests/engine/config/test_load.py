@@ -93,7 +93,7 @@ def test_failing_import(tmp_path):
         ("model.test_cfg.score_th=0.1", "did you mean score_thr"),
         ("model.backbone=3", "name a key in it"),
         ("optim_wrapper.clip_grad.max_nrm=3", "did you mean max_norm"),
-        ("optim_wrapper.optimizer.lr.x=3", "has no part 'x'"),
+        ("optim_wrapper.optimizer.lr.x=3", "has no key 'x'"),
         ("nothing", "takes KEY=VALUE"),
     ],
 )

@@ -16,7 +16,7 @@ from visionattn.engine.config.custom_data import resolve_custom_data
 from visionattn.engine.config.options import check_key, close_matches
 from visionattn.errors import ConfigError, VisionattnError
 
-__all__ = ["apply_options", "format_once", "load_config", "parse_options"]
+__all__ = ["apply_options", "load_config", "parse_options"]
 
 
 def load_config(
@@ -60,23 +60,6 @@ def load_config(
     if resolve_data:
         resolve_custom_data(config, str(path))
     return config
-
-
-def format_once() -> None:
-    """Let mmengine format each config only once: that takes seconds for a large one, and a run asks five times."""
-    stock = Config.pretty_text.fget
-    if getattr(stock, "_formats_once", False):
-        return
-    last: list[tuple[str, str]] = []
-
-    def pretty_text(self: Config) -> str:
-        key = repr(self._cfg_dict)
-        if not last or last[0][0] != key:
-            last[:] = [(key, stock(self))]
-        return last[0][1]
-
-    pretty_text._formats_once = True  # type: ignore[attr-defined]
-    Config.pretty_text = property(pretty_text)
 
 
 # --- files -----------------------------------------------------------------------------------------------------
@@ -181,7 +164,7 @@ def apply_options(config: Config, options: Mapping[str, Any]) -> None:
         else:
             known = isinstance(here, Mapping) and last in here
             if not known:
-                check_key(config, here, parts, key)
+                check_key(here, parts, key)
             old = here.get(last)
         new = _value(value, old, key) if isinstance(value, str) else value
         if isinstance(here, tuple):
@@ -205,7 +188,7 @@ def _step(here: Any, part: str, path: list[str], key: str, create: bool = False)
         if not create:
             raise ConfigError(f"--cfg-options {key}: {where} has no {part!r}{close_matches(part, here)}")
         if part not in here:
-            check_key(None, here, path, key)
+            check_key(here, path, key)
         here[part] = {}
     return here[part]
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import timm
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from visionattn.backbones import LoadReport, load_official
 from visionattn.backbones._conversion import OUT_NORM, backbone_tensors
-from visionattn.backbones.davit import is_davit, mend_blocks
+from visionattn.backbones.davit import is_davit, restore_drop_path
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
 from visionattn.errors import CheckpointError, ConfigError
@@ -70,7 +71,7 @@ class Backbone(BaseModule):
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices)
         weights = _read_weights(pretrained)
-        self.net = mend_blocks(_create(model_name, self.out_indices, pretrained, weights, kwargs))
+        self.net = restore_drop_path(_create(model_name, self.out_indices, pretrained, weights, kwargs))
         info = self.net.feature_info
         self.num_features: list[int] = list(info.channels())
         self.strides: list[int] = list(info.reduction())
@@ -113,10 +114,28 @@ class Backbone(BaseModule):
         return dataclasses.replace(report, loaded=tuple(loaded), dropped=dropped, missing=missing)
 
     def init_weights(self) -> None:
-        """timm initialised the weights already; only an explicit ``init_cfg`` does more."""
-        if self.init_cfg:
-            super().init_weights()
+        """Apply ``init_cfg``, if given. timm has initialized the weights when the model was created."""
+        given = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or ())
+        pretrained = [item for item in given if str(item.get("type")).rsplit(".", 1)[-1] == "Pretrained"]
+        if others := [item for item in given if item not in pretrained]:
+            self.init_cfg = others
+            try:
+                super().init_weights()
+            finally:
+                self.init_cfg = given
+        for item in pretrained:
+            self._load_pretrained(**{key: value for key, value in item.items() if key != "type"})
         self._is_init = True
+
+    def _load_pretrained(self, checkpoint: str, prefix: str | None = None, map_location: Any = "cpu") -> None:
+        """Load weights as mmengine's ``PretrainedInit`` does, but without unpickling objects."""
+        weights = checkpoints.state_dict_of(checkpoints.load(checkpoint, map_location))
+        if prefix:
+            start = f"{prefix.removesuffix('.')}."
+            weights = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+        skipped = checkpoints.fit(self, {"state_dict": weights}, checkpoint, strict=False)
+        if skipped:
+            print_log("\n".join([f"not loaded from {checkpoint}:", *skipped]), logger="current")
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set the mode of all but the frozen parts, and of batch norms under ``norm_eval``."""
@@ -129,15 +148,19 @@ class Backbone(BaseModule):
                     module.training = False
         return self
 
-    def forward(self, x: Tensor, pose: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Feature maps of ``x``, ``[B, in_chans, H, W]``; see the class for shapes.
+    def forward(self, x: Tensor, **inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
 
         Args:
-            x: pictures.
-            pose: for the ``pose_vit`` models, masks of patches, see `PoseVisionTransformer`.
+            x: images, ``[B, in_chans, H, W]``.
+            **inputs: further inputs of the timm model, such as the ``pose`` of `PoseVisionTransformer`. Those that
+                are None are not passed on.
+
+        Returns:
+            One map per level; see the class for the shapes.
         """
         outputs = []
-        features = self.net(x) if pose is None else self.net(x, pose=pose)
+        features = self.net(x, **{name: value for name, value in inputs.items() if value is not None})
         channels_last = str(getattr(self.net.output_fmt, "value", "NCHW")) == "NHWC"
         for level, feature in zip(self.out_indices, features, strict=True):
             if channels_last:

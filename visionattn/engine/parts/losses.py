@@ -1,7 +1,6 @@
 """Cross-entropy over classes with weights and ignored pixels, which mmseg's own cannot have both at once."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ class CrossEntropyLoss(nn.Module):
         self.label_smoothing, self.loss_weight, self.loss_name = label_smoothing, loss_weight, loss_name
 
     def forward(
-        self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = 255, **_: Any
+        self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = 255
     ) -> Tensor:
         """The loss; ``weight``, ``[B, H, W]``, is that of a pixel sampler."""
         classes = cls_score.shape[1]

@@ -3,11 +3,11 @@
 import itertools
 import os
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import mmengine
 import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import EMAHook
@@ -155,22 +155,33 @@ class Runner(StockRunner):
         filename: str,
         map_location: Any = "cpu",
         strict: bool = False,
-        revise_keys: Any = None,
+        revise_keys: Sequence[tuple[str, str]] | None = None,
     ) -> dict[str, Any]:
-        """Load weights; without ``strict``, what does not fit is left out and listed in the log.
+        """Load weights. Without ``strict``, tensors that do not match the model are skipped and listed in the log.
+
+        Args:
+            filename: a path, a URL, or a name such as ``torchvision://resnet50``.
+            map_location: see `torch.load`.
+            strict: names and shapes of all tensors must match.
+            revise_keys: regular expressions and their replacements in parameter names. None removes the prefix
+                ``module.`` of ``DistributedDataParallel``.
+
+        Returns:
+            The checkpoint.
 
         Raises:
-            CheckpointError: unreadable, unsafe, nothing fits, or ``strict`` and something does not fit.
+            CheckpointError: the checkpoint cannot be read safely, no tensor matches, or ``strict`` and a tensor does
+                not match.
         """
-        checkpoint = mmengine.runner.CheckpointLoader.load_checkpoint(str(filename), map_location, logger="silent")
-        checkpoint.setdefault("state_dict", checkpoints.state_dict_of(checkpoint))  # hooks look for it
+        checkpoint = checkpoints.load(filename, map_location)
+        checkpoint.setdefault("state_dict", checkpoints.state_dict_of(checkpoint))  # read by hooks
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        skipped = checkpoints.fit(self.bare_model, checkpoint, filename, strict=strict)
+        skipped = checkpoints.fit(self.bare_model, checkpoint, filename, strict, revise_keys)
         self._has_loaded = True
         if skipped:
             self.logger.info("not loaded from %s:\n%s", filename, "\n".join(skipped))
             self.progress.console.print(
-                f"loaded {filename}; {len(skipped)} tensors do not fit and start anew (listed in the log)"
+                f"loaded {filename}; {len(skipped)} tensors do not match and keep their initial values (see the log)"
             )
         return checkpoint
 
@@ -202,7 +213,7 @@ class Runner(StockRunner):
         Raises:
             CheckpointError: the file cannot be read, does not fit, or holds no training state.
         """
-        checkpoint = self.load_checkpoint(filename, map_location="cpu", strict=True)
+        checkpoint = self.load_checkpoint(filename, map_location, strict=True)
         meta = checkpoint.get("meta") or {}
         if "iter" not in meta or (resume_optimizer and "optimizer" not in checkpoint):
             raise CheckpointError(
@@ -278,7 +289,20 @@ class Runner(StockRunner):
         by_epoch: bool = True,
         backend_args: dict | None = None,
     ) -> None:
-        """Write a checkpoint atomically; arguments as in mmengine. Every process must call it, the first writes."""
+        """Write a checkpoint atomically. All processes must call it; the first one writes the file.
+
+        Args:
+            out_dir, filename: where to write.
+            file_client_args, backend_args: None or a local backend.
+            save_optimizer: include the state of the optimizer.
+            save_param_scheduler: include the state of the schedulers.
+            meta: further metadata; ``epoch`` and ``iter`` replace the current ones.
+            by_epoch: an epoch ends with this checkpoint, rather than an iteration.
+
+        Raises:
+            CheckpointError: the file cannot be written, or another backend is requested.
+        """
+        checkpoints.check_backend(file_client_args, backend_args)
         gradients = self._pending_gradients() if save_optimizer else {}
         if not is_main_process():
             return

@@ -19,6 +19,7 @@ from mmengine.config import Config
 import visionattn
 from visionattn.data.panoptic import PanopticStats
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat import install
 from visionattn.engine.compat.checkpoint import write_text
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.checks import check_config
@@ -71,6 +72,7 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         CheckpointError: the checkpoint cannot be read safely, or does not fit the model.
         DataError: the test data is not as it should be.
     """
+    install()
     name = Path(config.filename).name if config.filename else "config"
     for key in ("test_dataloader", "test_evaluator"):
         if not config.get(key):

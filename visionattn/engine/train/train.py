@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat import install
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.checks import check_config
 from visionattn.engine.config.data_checks import check_data
@@ -94,6 +95,7 @@ def train(
         TrainingError: the loss or a gradient was not finite, or memory ran out.
         Interrupted: Ctrl-C or SIGTERM; the state was saved.
     """
+    install()
     console = screen()
     name = Path(config.filename).name if config.filename else "config"
     _check_trainable(config, name)

@@ -16,6 +16,7 @@ from visionattn.backbones.timesformer import TimeSformer
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
 from visionattn.errors import CheckpointError, ConfigError
+from visionattn.heads.action import mmlab_data, mmlab_metric  # noqa: F401  (registered with this module)
 from visionattn.heads.action.heads import joint_loss
 
 __all__ = ["ClipPreprocessor", "PoseRecognizer", "VideoTransformer"]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from visionattn.data.coco_masks import segmentation_fault
+from visionattn.data.coco import segmentation_fault
 from visionattn.errors import DataError, require
 from visionattn.heads.forgery.sets import SUFFIXES
 from visionattn.heads.forgery.synthesis import Donor
 from visionattn.io.images import decode_image
+from visionattn.io.inputs import walk_files
 from visionattn.io.json import read_json
 
 __all__ = ["FolderDonors", "find_photos", "read_photo"]
@@ -30,7 +31,7 @@ def find_photos(folders: str | Path | Sequence[str | Path]) -> list[Path]:
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder")
-        found += sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        found += sorted(walk_files(folder, SUFFIXES))
     if not found:
         raise DataError(f"{folders}: holds no images")
     return found

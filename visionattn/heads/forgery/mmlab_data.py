@@ -15,7 +15,8 @@ from visionattn.heads.forgery import sets as forgery_sets
 from visionattn.heads.forgery.donors import FolderDonors, find_photos
 from visionattn.heads.forgery.regions import REGION_SHAPES
 from visionattn.heads.forgery.sets import BalancedSets, ForgeryItem, read_truth
-from visionattn.heads.forgery.synthesis import OPERATIONS, ForgerySynthesis, compress
+from visionattn.heads.forgery.synthesis import OPERATIONS, ForgerySynthesis
+from visionattn.io.images import jpeg_round_trip
 
 __all__ = [
     "BalancedForgeryDataset",
@@ -224,7 +225,7 @@ class ForgeImage(BaseTransform):
         forgery = self.synthesis(image, int(np.random.randint(2**31)), forge=True if self.paired else None)
         if self.paired:
             saved = self.synthesis.quality is not None
-            results["untouched"] = compress(image, forgery.steps[-1]["quality"]) if saved else image
+            results["untouched"] = jpeg_round_trip(image, forgery.steps[-1]["quality"]) if saved else image
         results["img"], results["gt_seg_map"] = forgery.image, forgery.mask
         if "gt_seg_map" not in results.setdefault("seg_fields", []):
             results["seg_fields"].append("gt_seg_map")

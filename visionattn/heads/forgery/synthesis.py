@@ -11,8 +11,9 @@ import numpy as np
 
 from visionattn.errors import require
 from visionattn.heads.forgery.regions import REGION_SHAPES, feathered, random_region
+from visionattn.io.images import jpeg_round_trip
 
-__all__ = ["OPERATIONS", "Donor", "Forgery", "ForgerySynthesis", "compress"]
+__all__ = ["OPERATIONS", "Donor", "Forgery", "ForgerySynthesis"]
 
 OPERATIONS = ("copy_move", "splice", "removal", "clone", "noise", "blur", "jpeg", "resample")
 DEFAULT_WEIGHTS = {
@@ -41,13 +42,6 @@ class Forgery:
     mask: np.ndarray
     label: int
     steps: list[dict[str, Any]] = field(default_factory=list)
-
-
-def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """Compress an image as JPEG with a quality of 1 to 100 and decode it."""
-    cv2 = require("cv2")
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)
 
 
 class ForgerySynthesis:
@@ -152,7 +146,7 @@ class ForgerySynthesis:
             break
         if self.quality is not None:
             quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
-            result.image = compress(result.image, quality)
+            result.image = jpeg_round_trip(result.image, quality)
             result.steps.append({"operation": "save", "quality": quality})
         return result
 
@@ -307,7 +301,7 @@ class ForgerySynthesis:
         quality = int(rng.integers(30, 76))
         top, left = int(rng.integers(8)), int(rng.integers(8))  # shift the grid of 8 x 8 blocks
         padded = np.pad(image, ((top, 0), (left, 0), (0, 0)), mode="edge")
-        return self._local(rng, image, compress(padded, quality)[top:, left:], {"quality": quality})
+        return self._local(rng, image, jpeg_round_trip(padded, quality)[top:, left:], {"quality": quality})
 
     def _resample(self, rng: np.random.Generator, image: np.ndarray) -> Any:
         cv2 = require("cv2")

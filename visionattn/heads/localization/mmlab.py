@@ -15,6 +15,7 @@ from torch import Tensor
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
 from visionattn.errors import CheckpointError, ConfigError
+from visionattn.heads.localization import mmlab_data, mmlab_metric  # noqa: F401  (registered with this module)
 from visionattn.heads.localization.cam import CAMHead, CAMOutput, grad_cam
 from visionattn.heads.localization.metrics_sat import box_of_largest_region, normalize_map
 from visionattn.heads.localization.sat import SpatialAwareToken, SpatialAwareTokenOutput

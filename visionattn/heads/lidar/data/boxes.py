@@ -5,8 +5,14 @@ radians.
 """
 
 import numpy as np
+import torch
+
+from visionattn.kernels.box_overlap import rotated_intersection
 
 __all__ = ["bev_corners", "bev_overlaps", "box_corners", "count_points", "points_in_box", "wrap_angle"]
+
+LEAST_OVERLAP = 1e-9
+"""Area in square metres above which two boxes overlap; less is rounding error."""
 
 _SIGNS = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)]) / 2
 
@@ -60,20 +66,21 @@ def count_points(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def bev_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pairwise overlap test in bird's-eye view, bool ``[N, M]``; boxes that only touch do not overlap.
+    """Return which boxes overlap in bird's-eye view, bool ``[N, M]``; boxes that only touch do not overlap.
 
-    Uses the separating axis theorem: two convex polygons are disjoint if and only if their projections onto the
-    normal of one of their sides are.
+    Args:
+        first: ``[N, 7]``.
+        second: ``[M, 7]``.
     """
-    a, b = bev_corners(first), bev_corners(second)
-    apart = np.zeros((len(a), len(b)), bool)
-    for boxes, mine in ((first, True), (second, False)):
-        heading = np.asarray(boxes, np.float64).reshape(-1, 7)[:, 6]
-        for angle in (heading, heading + np.pi / 2):
-            axis = np.stack([np.cos(angle), np.sin(angle)], -1)
-            if mine:
-                p, q = np.einsum("nd,nkd->nk", axis, a)[:, None], np.einsum("nd,mkd->nmk", axis, b)
-            else:
-                p, q = np.einsum("md,nkd->nmk", axis, a), np.einsum("md,mkd->mk", axis, b)[None]
-            apart |= (p.max(-1) <= q.min(-1) + 1e-9) | (q.max(-1) <= p.min(-1) + 1e-9)
-    return ~apart
+    a, b = (np.asarray(boxes, np.float64).reshape(-1, 7)[:, [0, 1, 3, 4, 6]] for boxes in (first, second))
+    offset = a[:, None, :2] - b[:, :2]
+    distance = 2 * np.hypot(offset[..., 0], offset[..., 1])
+    # Circles around the boxes and within them decide most pairs without any intersection.
+    found = distance < a[:, 2:4].min(1)[:, None] + b[:, 2:4].min(1)
+    near = distance <= np.hypot(a[:, 2], a[:, 3])[:, None] + np.hypot(b[:, 2], b[:, 3])
+    rows, columns = (near & ~found).nonzero()
+    if len(rows):
+        with torch.inference_mode():
+            area = rotated_intersection(torch.from_numpy(a[rows]), torch.from_numpy(b[columns]))
+        found[rows, columns] = area.numpy() > LEAST_OVERLAP
+    return found

@@ -1,1 +1,5 @@
-"""Registration of LiDAR detection with mmengine: dataset, detector and metrics."""
+"""Registration of point cloud detection with OpenMMLab: the models, datasets, transforms and metrics."""
+
+from visionattn.heads.lidar.mmlab import data, detector, metrics
+
+__all__ = ["data", "detector", "metrics"]
