@@ -129,7 +129,10 @@ def test_arrays(tmp_path):
         ([1], "unknown keypoint format"),
         ({"frames": [[{}]]}, "lacks 'pose2d'"),
         ({"frames": [[{"pose2d": [1, 2, 3]}]]}, "frame 0: pose2d must be a flat list"),
-        ({"frames": [[{"pose2d": [1, 2]}], [{"pose2d": [1, 2, 3, 4]}]]}, "frame 1: all people must have 1 joints, got 2"),
+        (
+            {"frames": [[{"pose2d": [1, 2]}], [{"pose2d": [1, 2, 3, 4]}]]},
+            "frame 1: all people must have 1 joints, got 2",
+        ),
         ({"frames": []}, "contains no frames"),
         ({"frames": [5]}, "damaged"),
         ({"data": [{"frame_index": 1, "skeleton": [{"pose": ["a", 2]}]}]}, "damaged"),

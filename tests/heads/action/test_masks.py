@@ -84,8 +84,14 @@ def test_heat_maps():
     ("call", "message"),
     [
         (lambda: patch_masks(np.zeros((2, 3)), (8, 8)), r"`points` must be .* got \(2, 3\)"),
-        (lambda: patch_masks(np.zeros((2, 3, 2)), (0, 8)), r"`size` and `patch` must be at least 1, got \(0, 8\) and 16"),
-        (lambda: patch_masks(np.zeros((2, 3, 2)), (8, 8), 8, -1), "`inflation` must be None or a whole number of at least 0, got -1"),
+        (
+            lambda: patch_masks(np.zeros((2, 3, 2)), (0, 8)),
+            r"`size` and `patch` must be at least 1, got \(0, 8\) and 16",
+        ),
+        (
+            lambda: patch_masks(np.zeros((2, 3, 2)), (8, 8), 8, -1),
+            "`inflation` must be None or a whole number of at least 0, got -1",
+        ),
         (lambda: joint_targets(np.zeros((2, 2)), (8, 8)), r"must be \[T, J, 2\]"),
     ],
 )

@@ -65,7 +65,7 @@ def test_other_layouts(pairs):
     assert len(photos) == 4
     with pytest.raises(ConfigError, match="`layout` must be .* got 'x'"):
         ForgeryDataset("x")
-    with pytest.raises(ConfigError, match="`offset` in .* got 3 and 3"):
+    with pytest.raises(ConfigError, match="`offset` in .* got 2 and 3"):
         ForgeryDataset("photos", str(pairs), every=2, offset=3)
     with pytest.raises(DataError, match="folder not found"):
         ForgeryDataset("mani", str(pairs))

@@ -129,5 +129,5 @@ def test_truth_is_the_mean_above_half(tmp_path):
     cv2.imwrite(str(tmp_path / "m.png"), mask)
     assert read_truth(tmp_path / "m.png").tolist() == [[1, 0, 0], [1, 0, 0]]
     (tmp_path / "broken.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="is no image"):
+    with pytest.raises(DataError, match="is not an image"):
         read_truth(tmp_path / "broken.png")

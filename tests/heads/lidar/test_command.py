@@ -16,7 +16,14 @@ def test_infer_writes_pictures_pages_and_boxes(pillars_run, scans_dir, tmp_path,
     printed = capsys.readouterr().out
     assert "2 frames" in printed
     assert "ms per frame" in printed
-    assert {p.name for p in out.iterdir()} == {"000.png", "000.html", "001.png", "001.html", "predictions.json", "report.html"}
+    assert {p.name for p in out.iterdir()} == {
+        "000.png",
+        "000.html",
+        "001.png",
+        "001.html",
+        "predictions.json",
+        "report.html",
+    }
     assert len(json.loads((out / "predictions.json").read_text())["frames"]) == 2
 
 
