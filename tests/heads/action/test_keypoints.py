@@ -69,7 +69,7 @@ def test_kinetics(tmp_path):
     assert np.isnan(points[2, 0, 1]).all()
     assert np.isnan(read_points(tmp_path / "a.json", min_score=0.6)).all()
     frame["frame_index"] = 10**12
-    with pytest.raises(DataError, match="frame_index must be in .* got 1000000000000"):
+    with pytest.raises(DataError, match=r"frame_index must be in .* got 1000000000000"):
         read_points(write(tmp_path / "b.json", {"data": [frame]}))
 
 
@@ -147,7 +147,7 @@ def test_damaged(tmp_path, content, message):
 def test_missing_file_and_kind(tmp_path):
     with pytest.raises(DataError, match="keypoint file not found"):
         read_points(tmp_path / "a.json")
-    with pytest.raises(DataError, match="`kind` must be one of .* got 'x'"):
+    with pytest.raises(DataError, match=r"`kind` must be one of .* got 'x'"):
         read_points(write(tmp_path / "a.json", "{}"), "x")
 
 

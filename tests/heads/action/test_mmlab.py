@@ -89,11 +89,11 @@ def test_masks_reach_the_backbone_and_may_be_absent_in_testing_alone():
 
 
 def test_wrong_configs():
-    with pytest.raises(ConfigError, match="`num_joints` of the backbone must be .* 3, got 17"):
+    with pytest.raises(ConfigError, match=r"`num_joints` of the backbone must be .* 3, got 17"):
         build({"paat": (1,)})(torch.randn(1, 1, 3, 2, 32, 32), [sample()], mode="loss")
-    with pytest.raises(ConfigError, match="`model_name` must be one of .* got 'resnet18'"):
+    with pytest.raises(ConfigError, match=r"`model_name` must be one of .* got 'resnet18'"):
         build({"model_name": "resnet18"})
-    with pytest.raises(ConfigError, match=r"paab=\(7,\) must be numbers of blocks"):
+    with pytest.raises(ConfigError, match=r"`paab` must be block numbers .* got \(7,\)"):
         build({"paab": (7,)})
     with pytest.raises(ConfigError, match="`views` must be 'mean' or 'max', got 'sum'"):
         build(views="sum")

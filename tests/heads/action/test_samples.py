@@ -62,5 +62,5 @@ def test_files(tmp_path):
 def test_bad_numbers(tmp_path):
     with pytest.raises(DataError, match=r"`figures` must be a whole number in 1\.\.4, got 5"):
         build_moving_figures(tmp_path / "a", figures=5)
-    with pytest.raises(DataError, match="`size` must be .* got 8"):
+    with pytest.raises(DataError, match=r"`size` must be .* got 8"):
         build_moving_figures(tmp_path / "a", size=8)

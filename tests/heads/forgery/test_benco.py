@@ -87,5 +87,5 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "m.png"), np.zeros((8, 9), np.uint8))
     with pytest.raises(DataError, match=r"must have the image size \(8, 8\), got \(9, 8\)"):
         ForgeryImages([ForgeryItem(tmp_path / "a.png", tmp_path / "m.png")])[0]
-    with pytest.raises(ValueError, match="`fit` must be .* got 'x'"):
+    with pytest.raises(ValueError, match=r"`fit` must be .* got 'x'"):
         ForgeryImages([], fit="x")

@@ -94,7 +94,7 @@ def test_an_official_checkpoint_selects_the_published_model(tmp_path):
 
 
 def test_wrong_arguments():
-    with pytest.raises(ConfigError, match="`noise` must be .* got 'x'"):
+    with pytest.raises(ConfigError, match=r"`noise` must be .* got 'x'"):
         build(noise="x")
     with pytest.raises(ConfigError, match=r"model.net: .*official"):
         NFAViTLocalizer(net=dict(train_noise="official"))

@@ -63,9 +63,9 @@ def test_other_layouts(pairs):
     assert [listed.get_data_info(i)["seg_map_path"] is None for i in range(2)] == [True, False]
     photos = ForgeryDataset("photos", str(pairs), folders=["images"])
     assert len(photos) == 4
-    with pytest.raises(ConfigError, match="`layout` must be .* got 'x'"):
+    with pytest.raises(ConfigError, match=r"`layout` must be .* got 'x'"):
         ForgeryDataset("x")
-    with pytest.raises(ConfigError, match="`offset` in .* got 2 and 3"):
+    with pytest.raises(ConfigError, match=r"`offset` in .* got 2 and 3"):
         ForgeryDataset("photos", str(pairs), every=2, offset=3)
     with pytest.raises(DataError, match="folder not found"):
         ForgeryDataset("mani", str(pairs))

@@ -159,7 +159,7 @@ def test_branches_start_from_published_parts():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="`train_noise` must be .* got 'yes'"):
+    with pytest.raises(ValueError, match=r"`train_noise` must be .* got 'yes'"):
         small(train_noise="yes")
-    with pytest.raises(ValueError, match="`block` must be .* got 'x'"):
+    with pytest.raises(ValueError, match=r"`block` must be .* got 'x'"):
         small(noise_block="x")

@@ -61,7 +61,7 @@ def test_modes(config):
     assert 0 <= y0 < y1 <= 100
     without_label = model(x, [sample(), sample()], mode="predict")[0]
     assert "true_map" not in without_label
-    with pytest.raises(ValueError, match="`mode` must be .* got 'other'"):
+    with pytest.raises(ValueError, match=r"`mode` must be .* got 'other'"):
         model(x, [sample(1), sample(4)], mode="other")
 
 

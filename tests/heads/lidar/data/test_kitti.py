@@ -103,7 +103,7 @@ def test_splits_and_pictures(tmp_path):
     assert [f.name for f in read_kitti(tmp_path)] == ["000001", "000002", "000007"]
     assert [f.name for f in read_kitti(tmp_path, "val")] == ["000007", "000001"]
     assert [f.name for f in read_kitti(tmp_path, ["000002"])] == ["000002"]
-    with pytest.raises(DataError, match="`split` must be .* got 'test'"):
+    with pytest.raises(DataError, match=r"`split` must be .* got 'test'"):
         read_kitti(tmp_path, "test")
     with pytest.raises(DataError, match=r"000009\.bin"):
         read_kitti(tmp_path, ["000009"])

@@ -31,7 +31,7 @@ def test_folder(samples, tmp_path):
 
 
 def test_what_is_refused(samples, tmp_path):
-    with pytest.raises(DataError, match="`layout` must be one of .* got 'waymo'"):
+    with pytest.raises(DataError, match=r"`layout` must be one of .* got 'waymo'"):
         read_frames("waymo", samples)
     with pytest.raises(DataError, match="`split` does not apply to layout 'infos'"):
         read_frames("infos", samples / "x.pkl", "val")

@@ -114,7 +114,7 @@ def test_probability_and_arguments(frames):
     item = frames.load(0)
     assert ObjectPaste(database, {"car": 5}, probability=0)(item, np.random.default_rng(0)) is item
     assert ObjectPaste(database, {"car": 2})(item, np.random.default_rng(0)) is item  # it has two
-    with pytest.raises(ValueError, match="`up_to` must have classes .* got 'van'"):
+    with pytest.raises(ValueError, match=r"`up_to` must have classes .* got 'van'"):
         ObjectPaste(database, {"van": 2})
     with pytest.raises(ValueError, match="at least 0"):
         ObjectPaste(database, {"car": -2})

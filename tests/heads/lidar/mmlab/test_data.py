@@ -47,12 +47,12 @@ def test_each_nth_frame(scans_dir, pillars):
     assert [dataset.get_data_info(i)["img_path"][-7:] for i in range(len(dataset))] == [
         f"{n:03d}.bin" for n in range(2, 24, 5)
     ]
-    with pytest.raises(ConfigError, match="`every` must be at least 1 .* got 0"):
+    with pytest.raises(ConfigError, match=r"`every` must be at least 1 .* got 0"):
         build(scans_dir, pillars, every=0)
 
 
 def test_what_is_not_as_it_says(scans_dir, pillars, tmp_path):
-    with pytest.raises(ConfigError, match="`layout` must be one of .* got 'kity'"):
+    with pytest.raises(ConfigError, match=r"`layout` must be one of .* got 'kity'"):
         build(scans_dir, pillars, layout="kity")
     with pytest.raises(ConfigError, match="`metainfo` must have `classes`"):
         build(scans_dir, pillars, metainfo=None)
