@@ -101,7 +101,9 @@ def test_one_folder_and_lists_of_names(data):
             (data / part / split).rmdir()
         names = sorted(file.stem for file in (data / "images").glob(f"{split}_*"))
         (data / f"{split}.txt").write_text("\n".join(names))
-    with pytest.raises(DataError, match=r"images of train are not in images/train or .*custom_data.train_list to a file"):
+    with pytest.raises(
+        DataError, match=r"images of train are not in images/train or .*custom_data.train_list to a file"
+    ):
         resolved(data)
     config = resolved(data, train_list="train.txt", val_list="val.txt")
     assert [line.split(",")[0] for line in check_data(config)] == ["train: 3 images", "val: 2 images"]

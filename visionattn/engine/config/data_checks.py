@@ -119,10 +119,14 @@ def _check_classes(ann: Path, categories: list[str], classes: list[str]) -> None
     unknown = [c for c in classes if c not in categories]
     remedy = "set metainfo=dict(classes=...) of the dataset to the categories in the order of the file"
     if absent:
-        raise DataError(f"{ann}: the category {absent[0]!r} is not among the classes of the config {classes[:6]}; {remedy}")
+        raise DataError(
+            f"{ann}: the category {absent[0]!r} is not among the classes of the config {classes[:6]}; {remedy}"
+        )
     if unknown:
         raise DataError(f"{ann}: has no category {unknown[0]!r}, which is a class of the config; {remedy}")
-    raise DataError(f"{ann}: the categories {categories[:6]} are in another order than the classes of the config; {remedy}")
+    raise DataError(
+        f"{ann}: the categories {categories[:6]} are in another order than the classes of the config; {remedy}"
+    )
 
 
 def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> None:

@@ -189,9 +189,7 @@ def _step(here: Any, part: str, path: list[str], key: str, create: bool = False)
     where = ".".join(path[:-1]) or "the config"
     if isinstance(here, (list, tuple)):
         if not part.isdigit() or int(part) >= len(here):
-            raise ConfigError(
-                f"`cfg_options` {key}: the index into {where} must be 0 to {len(here) - 1}, got {part!r}"
-            )
+            raise ConfigError(f"`cfg_options` {key}: the index into {where} must be 0 to {len(here) - 1}, got {part!r}")
         return here[int(part)]
     if not isinstance(here, Mapping):
         raise ConfigError(f"`cfg_options` {key}: {where} is {here!r} and has no key {part!r}")

@@ -62,9 +62,7 @@ def backbone_channels(backbone: Mapping[str, Any], scope: str = "mmdet") -> list
         try:
             built = MODELS.build(part)
         except (AssertionError, ValueError) as error:
-            raise ConfigError(
-                f"model.backbone: {' '.join(str(error).split()) or 'invalid arguments'}"
-            ) from error
+            raise ConfigError(f"model.backbone: {' '.join(str(error).split()) or 'invalid arguments'}") from error
         except (NotImplementedError, RuntimeError):  # it computes with its weights already here
             return None
         if hasattr(built, "num_features") and isinstance(built.num_features, list):
@@ -132,7 +130,7 @@ def _channel_problems(model: Mapping[str, Any], channels: list[int]) -> Iterator
 
 def _head_problems(head: Mapping[str, Any], path: str, channels: list[int], where: str) -> Iterator[str]:
     given, index = head.get("in_channels"), head.get("in_index")
-    picks = path.startswith(("model.decode", "model.auxiliary")) and "num_queries" not in head  # as the heads of mmseg do
+    picks = path.startswith(("model.decode", "model.auxiliary")) and "num_queries" not in head  # mmseg
     if index is not None or picks:
         indices = [-1 if index is None else index] if not isinstance(index, (list, tuple)) else list(index)
         outside = [i for i in indices if not isinstance(i, int) or not -len(channels) <= i < len(channels)]
