@@ -115,7 +115,7 @@ def _outcome(outcome: tuple[str, Any] | None, workers: list[Any]) -> TrainResult
         raise value
     codes = [w.exitcode for w in workers]
     raise TrainingError(
-        f"a training process exited without an error message (exit codes {codes}); run with `devices` 1 to see the error"
+        f"a training process exited without an error message (exit codes {codes}); use `devices` 1 to see the error"
     )
 
 

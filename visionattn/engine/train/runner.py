@@ -187,7 +187,10 @@ class Runner(StockRunner):
         return checkpoint
 
     def load_or_resume(self) -> None:
-        """Load or resume as set by ``load_from`` and ``resume``; without a path, resume the newest readable checkpoint."""
+        """Load or resume according to ``load_from`` and ``resume``.
+
+        Without a path, the newest readable checkpoint in the work dir is resumed.
+        """
         if self._has_loaded:
             return
         source = self._load_from
