@@ -118,7 +118,7 @@ def roi_align_forward(
         spatial_scale: pixels of the feature map per pixel of the image.
         sampling_ratio: samples per bin and axis; 0 for one per pixel, rounded up.
         pool_mode: 0 for the maximum, 1 for the average. Bins without samples are 0.
-        aligned: shift boxes by half a pixel, for pixel centers at integers; if False, boxes are at least one pixel wide.
+        aligned: shift boxes by half a pixel, for pixel centers at integers; if False, boxes have at least one pixel.
     """
     if not output.numel():
         return
