@@ -8,7 +8,7 @@ from timm.models._features import FeatureGetterNet
 from timm.models.davit import DaVit
 
 from visionattn.backbones import load_official
-from visionattn.backbones.davit import DaViT, mend_blocks
+from visionattn.backbones.davit import DaViT, restore_drop_path
 
 PARAMETERS = {
     "davit_tiny": 28_360_168,
@@ -126,7 +126,7 @@ def test_timms_model_without_mlps_is_mended():
     x = torch.randn(1, 3, 64, 64)
     with pytest.raises(TypeError):
         model.eval()(x)
-    assert mend_blocks(model) is model
+    assert restore_drop_path(model) is model
     assert model(x).shape == (1, 11)
     spatial, channel = model.stages[3].blocks[0]
     assert spatial.drop_path1.drop_prob == channel.drop_path1.drop_prob == pytest.approx(0.3)

@@ -203,9 +203,9 @@ def test_wrong_arguments_are_one_line(arguments, words, shots, capsys, monkeypat
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        (["empty"], "empty: the folder holds no images"),
-        (["gone.jpg"], "gone.jpg: there is no such file"),
-        (["*.webp"], "*.webp: the glob matches nothing"),
+        (["empty"], "empty: the folder contains no image"),
+        (["gone.jpg"], "gone.jpg: no such file"),
+        (["*.webp"], "*.webp: the glob pattern has no matches"),
     ],
 )
 def test_wrong_inputs_are_one_line(inputs, words, run_dir, shots, capsys, monkeypatch):

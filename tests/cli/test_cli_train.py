@@ -104,7 +104,7 @@ def test_annotation_problems(config, capsys):
 
 def test_image_that_does_not_decode(config, capsys):
     Path("data/images/002.png").write_bytes(b"nothing")
-    assert "002.png: does not open as an image" in fails(capsys, "tiny.py")
+    assert "002.png: cannot be opened as an image" in fails(capsys, "tiny.py")
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -175,14 +175,14 @@ def test_a_killed_build_leaves_nothing_in_its_place(tmp_path: Path):
     """SIGKILL while the images of the test split are being drawn."""
     code = (
         "import os, signal, sys\n"
-        "from visionattn.data import samples\n"
-        "draw = samples._scenes\n"
+        "from visionattn.data import digits\n"
+        "draw = digits._scenes\n"
         "def scenes(rng, count, size, split, *rest):\n"
         "    for number, scene in enumerate(draw(rng, count, size, split, *rest)):\n"
         "        if split == 'test' and number == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        yield scene\n"
-        "samples._scenes = scenes\n"
-        "samples.build_digit_scenes(sys.argv[1], train=2, test=3, size=128)\n"
+        "digits._scenes = scenes\n"
+        "digits.build_digit_scenes(sys.argv[1], train=2, test=3, size=128)\n"
     )
     target = tmp_path / "samples"
     killed = subprocess.run([sys.executable, "-c", code, str(target)], env={**os.environ}, check=False)

@@ -76,7 +76,7 @@ def test_missing_masks_images_and_folders(folders, tmp_path):
     with pytest.raises(DataError, match=r"empty: has no images"):
         pair_masks(tmp_path / "empty", masks)
     save(images / "a.jpg", np.zeros((4, 6, 3)))
-    with pytest.raises(DataError, match=r"differs from a\.jpg in its suffix only"):
+    with pytest.raises(DataError, match=r"differs from a\.jpg only in its suffix"):
         pair_masks(*folders)
 
 
@@ -129,7 +129,7 @@ def test_damage_and_compression(folders):
         check_masks(pair_masks(*folders), CLASSES)
     Image.new("L", (6, 4)).save(masks / "a.png")
     (images / "b.JPG").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"b\.JPG: does not open as an image"):
+    with pytest.raises(DataError, match=r"b\.JPG: cannot be opened as an image"):
         check_masks(pair_masks(*folders), CLASSES)
 
 

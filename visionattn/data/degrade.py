@@ -6,7 +6,7 @@ Blur, noise and JPEG are those of IMDLBenCo's protocol (Ma et al., NeurIPS 2024)
 import numpy as np
 
 from visionattn.errors import require
-from visionattn.heads.forgery.synthesis import compress
+from visionattn.io.images import jpeg_round_trip
 
 __all__ = ["LADDERS", "degrade"]
 
@@ -33,7 +33,7 @@ def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.nda
     """
     cv2 = require("cv2")
     if kind == "jpeg" and 1 <= level <= 100:
-        return compress(image, int(level))
+        return jpeg_round_trip(image, int(level))
     if kind == "blur" and level >= 1 and int(level) % 2:
         return cv2.GaussianBlur(image, (int(level), int(level)), 0)
     if kind == "noise" and level >= 0:

@@ -13,6 +13,7 @@ import numpy as np
 
 from visionattn.errors import DataError, require
 from visionattn.io.folders import cache_dir, is_current, new_folder, write_json
+from visionattn.io.images import decode_image
 
 __all__ = ["CLASSES", "background", "build_digit_scenes", "draw_digit", "load_photos"]
 
@@ -111,16 +112,14 @@ def build_digit_scenes(
 
 def load_photos(folder: Path) -> tuple[list[Path], dict[str, np.ndarray], str]:
     """The photographs that scikit-learn carries: files, BGR arrays by name, and the text on their terms."""
-    cv2 = require("cv2")
-    files = [folder / name for name in _PHOTOS]
-    photos = {file.name: cv2.imread(str(file), cv2.IMREAD_COLOR) for file in files}
-    readme = folder / "README.txt"
-    missing = [name for name, photo in photos.items() if photo is None]
-    if missing or not readme.is_file():
+    files, readme = [folder / name for name in _PHOTOS], folder / "README.txt"
+    missing = [file.name for file in (*files, readme) if not file.is_file()]
+    if missing:
         raise DataError(
-            f"scikit-learn's sample images in {folder} lack {(missing or ['README.txt'])[0]}; "
+            f"scikit-learn's sample images in {folder} lack {missing[0]}; "
             "run: pip install --force-reinstall scikit-learn"
         )
+    photos = {file.name: decode_image(file, require("cv2").IMREAD_COLOR) for file in files}
     return files, photos, readme.read_text(encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from visionattn.errors import DataError
 from visionattn.io.images import image_size, open_image
+from visionattn.io.inputs import walk_files
 
 __all__ = ["IGNORED", "IMAGE_SUFFIXES", "check_masks", "pair_masks", "read_names"]
 
@@ -54,14 +55,13 @@ def pair_masks(
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder")
     found: dict[str, Path] = {}
-    for path in sorted(images.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            key = path.relative_to(images).with_suffix("").as_posix()
-            if images == masks and path.name.endswith(mask_suffix):
-                continue
-            if key in found:
-                raise DataError(f"{path}: differs from {found[key].name} in its suffix only, so both have one mask")
-            found[key] = path
+    for path in walk_files(images, IMAGE_SUFFIXES):
+        key = path.relative_to(images).with_suffix("").as_posix()
+        if images == masks and path.name.endswith(mask_suffix):
+            continue
+        if key in found:
+            raise DataError(f"{path}: differs from {found[key].name} only in its suffix, so both have the same mask")
+        found[key] = path
     if names is not None:
         found = {key: _listed(images, found, key) for key in map(_without_suffix, names)}
     if not found:

@@ -22,7 +22,7 @@ from visionattn.inference.attention import (
 )
 from visionattn.inference.heatmap import paint_heatmap
 from visionattn.inference.writing import write_png
-from visionattn.io.inputs import read_image
+from visionattn.io.images import read_image
 
 __all__ = ["draw_query", "load_backbone", "read_input", "write_page"]
 

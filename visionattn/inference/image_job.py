@@ -13,7 +13,7 @@ from visionattn.inference.decoding import category_ids
 from visionattn.inference.job import Job, TrainedModel, View
 from visionattn.inference.options import Options
 from visionattn.inference.results import InstanceMasks, Prediction
-from visionattn.io.inputs import check_size, read_image, to_bgr
+from visionattn.io.images import check_size, read_image, to_bgr
 from visionattn.io.inputs import Source, find_inputs
 
 __all__ = ["ImageJob", "TensorMode"]

@@ -178,8 +178,8 @@ class Job(ABC):
         """
         return getattr(model, "job", None) == cls.name
 
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:  # noqa: B027  most jobs add none
+    @classmethod  # noqa: B027  most jobs add none
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add the command-line arguments for `OwnOptions` to ``visionattn infer``."""
 
     # Inputs

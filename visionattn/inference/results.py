@@ -243,7 +243,7 @@ class Prediction:
         Raises:
             ValueError: no picture is known, or it has another size.
         """
-        from visionattn.io.inputs import read_image
+        from visionattn.io.images import read_image
 
         if image is None:
             image = self.image

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from visionattn.errors import DataError, require
-from visionattn.io.inputs import MAX_PIXELS, check_size
+from visionattn.io.images import MAX_PIXELS, check_size
 
 __all__ = ["VideoReader", "VideoWriter"]
 

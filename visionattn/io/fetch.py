@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from visionattn import __version__
+from visionattn._version import __version__
 from visionattn.errors import DataError, require
 
 __all__ = ["check_sha256", "download", "unpack"]

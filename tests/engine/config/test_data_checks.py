@@ -72,9 +72,9 @@ def test_box_outside_of_its_image(own):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p: p.write_bytes(b"not an image"), "does not open as an image"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-40]), "is cut short"),
-        (lambda p: p.write_bytes(b""), "does not open as an image"),
+        (lambda p: p.write_bytes(b"not an image"), "cannot be opened as an image"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-40]), "is truncated"),
+        (lambda p: p.write_bytes(b""), "cannot be opened as an image"),
     ],
 )
 def test_spoilt_image(own, spoil, message):
@@ -93,7 +93,7 @@ def test_cut_jpeg(own):
     check_data(load_config(config_file))
     file = folder / "images" / "003.jpg"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"003\.jpg: is cut short"):
+    with pytest.raises(DataError, match=r"003\.jpg: is truncated"):
         check_data(load_config(config_file))
 
 

@@ -293,7 +293,7 @@ def test_bad_samples_are_left_out_and_listed(tmp_path, coco_dir, make_config, ca
     train(load_config(config, options), work_dir=tmp_path / "two", max_bad_samples=2)
     listed = json.loads((tmp_path / "two" / "bad_samples.json").read_text())
     assert {Path(name).name for name in listed} == {images[1].name, images[3].name}
-    assert "does not open as an image" in listed[str(images[1])]["reason"]
+    assert "cannot be opened as an image" in listed[str(images[1])]["reason"]
     shown = " ".join(capsys.readouterr().out.split())
     assert "left out so far:" in shown
     assert "2 different ones" in shown

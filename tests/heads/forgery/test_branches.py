@@ -87,12 +87,12 @@ def test_masks_matter():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="kind='x'"):
-        NFABlock(8, 2, kind="x")
+    with pytest.raises(ValueError, match="pattern='x'"):
+        NFABlock(8, 2, pattern="x")
     with pytest.raises(ValueError, match="block='post'"):
-        NFABlock(8, 2, kind="noise", block="post")
+        NFABlock(8, 2, pattern="noise", block="post")
     with pytest.raises(ValueError, match="keep_ratio=0"):
-        NFABlock(8, 2, kind="noise", keep_ratio=0)
+        NFABlock(8, 2, pattern="noise", keep_ratio=0)
     with pytest.raises(ValueError, match="depths="):
         NoiseBranch(depths=(1, 1))
     with pytest.raises(ValueError, match="noise_masks has 2"):

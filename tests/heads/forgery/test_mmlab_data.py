@@ -19,7 +19,7 @@ from visionattn.heads.forgery.mmlab_data import (
     ForgeryDataset,
     PackForgeryPair,
 )
-from visionattn.heads.forgery.synthesis import compress
+from visionattn.io.images import jpeg_round_trip
 
 KEYS = ("img_path", "seg_map_path", "ori_shape", "img_shape", "sample_idx", "source", "kind")
 PIPELINE = [
@@ -157,7 +157,7 @@ def test_pairs_are_compressed_alike(pairs):
     batch = next(iter(pair_loader(pairs, quality=(40, 95))))
     forged, untouched = batch["data_samples"][:2]
     assert untouched.forgery_steps == forged.forgery_steps[-1:]
-    expected = compress(cv2.imread(untouched.img_path), untouched.forgery_steps[0]["quality"])
+    expected = jpeg_round_trip(cv2.imread(untouched.img_path), untouched.forgery_steps[0]["quality"])
     assert np.array_equal(batch["inputs"][1].permute(1, 2, 0).numpy(), expected)
 
 

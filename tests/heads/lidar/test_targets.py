@@ -35,7 +35,7 @@ def test_grid_is_inverted():
     xy = torch.tensor([[-8.0, -4.0], [7.9, 3.9]])
     cells = GRID.to_cells(xy)
     assert torch.allclose(cells, torch.tensor([[0.0, 0.0], [39.75, 15.8]]), atol=1e-5)
-    assert torch.allclose(GRID.to_metres(cells), xy, atol=1e-5)
+    assert torch.allclose(GRID.to_meters(cells), xy, atol=1e-5)
 
 
 def test_radius():

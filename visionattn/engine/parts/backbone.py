@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones import LoadReport, load_official
 from visionattn.backbones._conversion import OUT_NORM, backbone_tensors
-from visionattn.backbones.davit import is_davit, mend_blocks
+from visionattn.backbones.davit import is_davit, restore_drop_path
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
 from visionattn.errors import CheckpointError, ConfigError
@@ -70,7 +70,7 @@ class Backbone(BaseModule):
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices)
         weights = _read_weights(pretrained)
-        self.net = mend_blocks(_create(model_name, self.out_indices, pretrained, weights, kwargs))
+        self.net = restore_drop_path(_create(model_name, self.out_indices, pretrained, weights, kwargs))
         info = self.net.feature_info
         self.num_features: list[int] = list(info.channels())
         self.strides: list[int] = list(info.reduction())

@@ -1,4 +1,4 @@
-"""Noise features at a stride of 4: fixed statistics for a quick start, a network on residuals at full resolution."""
+"""Noise features of stride 4: fixed noise statistics and a small network on full-resolution residuals."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ __all__ = ["NoiseFeatures"]
 
 
 class _ConvNormAct(nn.Sequential):
-    """3x3 convolution, batch norm, ReLU."""
+    """3x3 convolution, batch norm and ReLU."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int = 1) -> None:
         super().__init__(
@@ -21,7 +21,7 @@ class _ConvNormAct(nn.Sequential):
 
 
 class _Residual(nn.Module):
-    """Two convolutions and a shortcut."""
+    """Residual block of two convolutions."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -34,21 +34,17 @@ class _Residual(nn.Module):
 
 
 class NoiseFeatures(nn.Module):
-    """The fixed maps of `NoiseStatistics` beside a small residual network on `HighPassResidual`'s maps.
+    """The fixed maps of `NoiseStatistics` and a small residual network on the maps of `HighPassResidual`.
 
-    The statistics tell noise, sharpness and compression of 8-pixel windows from the first iteration on; the network
-    sees single pixels, so it learns what windows average away: seams of pasted parts, traces of resampling.
+    The statistics describe noise, sharpness and compression of 8-pixel windows without training. The network operates
+    on single pixels and can learn traces that windows average out, such as seams and resampling.
 
     Args:
-        learned: channels that the network gives; it works with a quarter of them at full resolution and half of them
-            at half.
-        blocks: residual blocks at half resolution and at a quarter.
-
-    Shapes: ``[B, 3, H, W]``, normalised with ImageNet's mean and deviation, to ``[B, 48 + learned, ceil(H / 8) * 2,
-    ceil(W / 8) * 2]``: a stride of 4.
+        learned: output channels of the network; it has a quarter of them at full and half of them at half resolution.
+        blocks: number of residual blocks at half and at quarter resolution.
 
     Raises:
-        ValueError: ``learned`` is not a positive multiple of 4.
+        ValueError: if ``learned`` is not a positive multiple of 4.
     """
 
     stride = 4
@@ -56,7 +52,7 @@ class NoiseFeatures(nn.Module):
     def __init__(self, learned: int = 64, blocks: int = 1) -> None:
         super().__init__()
         if learned <= 0 or learned % 4:
-            raise ValueError(f"learned={learned} must be a positive multiple of 4")
+            raise ValueError(f"`learned` must be a positive multiple of 4, got {learned}")
         self.statistics = NoiseStatistics(0)
         self.residual = HighPassResidual(0)
         self.out_chans = self.statistics.out_chans + learned
@@ -70,7 +66,14 @@ class NoiseFeatures(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Statistics first, then what is learned."""
+        """Compute the features.
+
+        Args:
+            x: ``[B, 3, H, W]``, normalized with the ImageNet mean and standard deviation.
+
+        Returns:
+            ``[B, 48 + learned, ceil(H / 8) * 2, ceil(W / 8) * 2]``, the statistics followed by the learned maps.
+        """
         rest = [-side % 8 for side in x.shape[2:]]
         if any(rest):
             x = nn.functional.pad(x, (0, rest[1], 0, rest[0]), mode="replicate")

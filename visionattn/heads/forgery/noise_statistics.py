@@ -1,4 +1,4 @@
-"""Local statistics of a picture's noise, sharpness and compression, by fixed filters: what a forgery seldom matches."""
+"""Local statistics of noise, sharpness and compression, computed by fixed filters."""
 
 import math
 
@@ -12,7 +12,7 @@ __all__ = ["NoiseStatistics"]
 
 BANDS = 4
 ZONES = ((1, 3), (3, 6), (6, 10), (10, 15))
-"""Diagonals of an 8 x 8 block of DCT coefficients, from low to high frequency."""
+"""Ranges of diagonals of an 8 x 8 block of DCT coefficients, from low to high frequency."""
 QUANTITIES = FILTERS + BANDS + len(ZONES) + 2
 CONTEXT = 17
 DILATIONS = (1, 2, 4)
@@ -20,24 +20,22 @@ FLOOR = 0.1
 
 
 def _dct() -> Tensor:
-    """The 64 basis pictures of the 8 x 8 DCT as filters, ``[64, 1, 8, 8]``."""
+    """The 64 basis functions of the 8 x 8 DCT as filters, ``[64, 1, 8, 8]``."""
     k, i = torch.arange(8.0)[:, None], torch.arange(8.0)[None, :]
     basis = torch.where(k == 0, math.sqrt(1 / 8), math.sqrt(2 / 8)) * torch.cos(math.pi * (2 * i + 1) * k / 16)
     return torch.einsum("ai,bj->abij", basis, basis).reshape(64, 1, 8, 8)
 
 
 class NoiseStatistics(nn.Module):
-    """Sixteen local quantities, each by itself, against its surroundings, and against the whole picture.
+    """Sixteen local statistics: absolute, relative to the neighborhood, and relative to the image mean.
 
-    Log strength of six high-pass residuals and of four bands of frequency, in windows of 8 pixels; of the 8 x 8 DCT
-    blocks from the top left corner, as JPEG cuts them: log strength of four zones of frequency, the share of small
-    coefficients, and how far block borders stand out. Then a few dilated convolutions of these.
+    In windows of 8 pixels: log energy of six high-pass residuals and of four frequency bands. In 8 x 8 DCT blocks
+    aligned to the top left corner, as in JPEG: log energy of four frequency zones, the fraction of small coefficients,
+    and the strength of block boundaries. Dilated convolutions add learned maps.
 
     Args:
-        learned: maps that the convolutions add; 0 leaves them out, and nothing is learned but the scales.
-
-    Shapes: ``[B, 3, H, W]``, normalised with ImageNet's mean and deviation, to ``[B, 48 + learned, ceil(H / 8) * 2,
-    ceil(W / 8) * 2]``: a stride of 4.
+        learned: number of learned maps; 0 omits the convolutions, so that only the running statistics of the
+            normalization adapt to the data.
     """
 
     stride = 4
@@ -65,7 +63,7 @@ class NoiseStatistics(nn.Module):
 
     @torch.no_grad()
     def quantities(self, x: Tensor) -> Tensor:
-        """The sixteen quantities, ``[B, 16, ceil(H / 8) * 2, ceil(W / 8) * 2]`` float32."""
+        """Compute the sixteen statistics, float32 ``[B, 16, ceil(H / 8) * 2, ceil(W / 8) * 2]``."""
         x = x.float()
         rest = [-side % 8 for side in x.shape[2:]]
         if any(rest):
@@ -86,8 +84,15 @@ class NoiseStatistics(nn.Module):
         return torch.cat([*parts, F.interpolate(coarse, scale_factor=2, mode="nearest")], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantities, less the mean of their surroundings, less their mean over the picture, and what is learned."""
-        with torch.autocast(x.device.type, enabled=False):  # differences of grey levels need all digits
+        """Compute absolute and relative statistics, and the learned maps.
+
+        Args:
+            x: ``[B, 3, H, W]``, normalized with the ImageNet mean and standard deviation.
+
+        Returns:
+            ``[B, 48 + learned, ceil(H / 8) * 2, ceil(W / 8) * 2]``.
+        """
+        with torch.autocast(x.device.type, enabled=False):  # differences of gray levels need full precision
             own = self.quantities(x)
         around = F.avg_pool2d(own, (CONTEXT, 1), 1, (CONTEXT // 2, 0), count_include_pad=False)
         around = F.avg_pool2d(around, (1, CONTEXT), 1, (0, CONTEXT // 2), count_include_pad=False)
@@ -96,13 +101,13 @@ class NoiseStatistics(nn.Module):
 
 
 def _log_strength(values: Tensor) -> Tensor:
-    """Half the log of the mean square in overlapping windows of 8 pixels, 4 apart."""
+    """Log root mean square in overlapping windows of 8 pixels with stride 4."""
     padded = F.pad(values.square(), (2, 2, 2, 2), mode="replicate")
     return 0.5 * torch.log(F.avg_pool2d(padded, 8, 4) + FLOOR)
 
 
 def _bands(luma: Tensor) -> list[Tensor]:
-    """Differences of ever more blurred copies, from high to low frequency."""
+    """Differences of successively blurred copies, from high to low frequency."""
     bands = []
     for index in range(BANDS):
         blurred = luma

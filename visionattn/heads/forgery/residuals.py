@@ -1,7 +1,4 @@
-"""Noise residuals of a picture by fixed high-pass filters.
-
-The filters are among those of the spatial rich model (Fridrich and Kodovsky, IEEE TIFS 2012).
-"""
+"""Noise residuals of images by fixed high-pass filters of the spatial rich model (Fridrich and Kodovsky, TIFS 2012)."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +16,7 @@ FILTERS = 6
 
 
 def _kernels() -> Tensor:
-    """``[6, 3, 5, 5]``: four filters of the luma, one of each chroma."""
+    """Filters ``[6, 3, 5, 5]``: four for the luma and one for each chroma channel."""
     second = F.pad(torch.tensor(SECOND_ORDER), (1, 1, 1, 1))
     square = F.pad(torch.tensor(SQUARE_3), (1, 1, 1, 1))
     large = torch.tensor(SQUARE_5) / 12
@@ -29,14 +26,12 @@ def _kernels() -> Tensor:
 
 
 class HighPassResidual(nn.Module):
-    """What is left of a picture without its content: residuals, how strong they are nearby, and learned maps of both.
+    """High-pass residuals, their local log energy, and learned maps of both.
 
     Args:
-        out_chans: learned maps given; 0 gives the 12 fixed ones.
-        clip: residuals are cut at this many grey levels, so that edges of the scene do not outshine the noise.
-        window: side in pixels of the neighborhood in which the strength is taken; odd.
-
-    Shapes: ``[B, 3, H, W]``, normalised with ImageNet's mean and deviation, to ``[B, out_chans or 12, H, W]``.
+        out_chans: number of learned output maps; 0 returns the 12 fixed maps.
+        clip: residuals are clipped to this many gray levels, so that scene edges do not dominate the noise.
+        window: odd side length of the window of the local energy, in pixels.
     """
 
     stride = 1
@@ -44,7 +39,7 @@ class HighPassResidual(nn.Module):
     def __init__(self, out_chans: int = 16, clip: float = 8.0, window: int = 7) -> None:
         super().__init__()
         self.clip, self.window = clip, window
-        # the mean adds nothing to a high-pass filter; the deviation and 255 bring back grey levels
+        # The mean does not affect high-pass filters; std and 255 convert to gray levels.
         kernels = _kernels() * (255 * torch.tensor(STD)).view(1, 3, 1, 1)
         self.register_buffer("kernels", kernels, persistent=False)
         self.out_chans = out_chans or 2 * FILTERS
@@ -62,14 +57,21 @@ class HighPassResidual(nn.Module):
         )
 
     def residuals(self, x: Tensor) -> Tensor:
-        """The six residuals in grey levels, ``[B, 6, H, W]``; the picture's border is repeated outside of it."""
+        """Compute the six residuals in gray levels, ``[B, 6, H, W]``, with replicate padding."""
         return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), self.kernels.to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Residuals, their local strength, and what is learned of both."""
+        """Compute the output maps.
+
+        Args:
+            x: ``[B, 3, H, W]``, normalized with the ImageNet mean and standard deviation.
+
+        Returns:
+            ``[B, out_chans or 12, H, W]``.
+        """
         residual = self.residuals(x)
         energy = residual.square()
-        for axis in (0, 1):  # one axis after the other: the mean of means over a rectangle
+        for axis in (0, 1):  # separable mean filter
             window = [1, 1]
             window[axis] = self.window
             energy = F.avg_pool2d(energy, window, 1, [side // 2 for side in window], count_include_pad=False)

@@ -79,7 +79,7 @@ class PointJob(Job):
     @classmethod
     def find(cls, inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:
         """Return the point clouds in files and folders, each once."""
-        return [Source(path) for path in find_files(inputs, SUFFIXES, exclude=exclude, what="point clouds")]
+        return [Source(path) for path in find_files(inputs, SUFFIXES, exclude=exclude, what="point cloud")]
 
     def read(self, source: Any) -> dict[str, Any]:
         """Return a point cloud as an item of `visionattn.heads.lidar.data.frames.PointCloudSet`, x forward.

@@ -10,7 +10,7 @@ from visionattn.heads.lidar.data.folders import read_point_folder
 from visionattn.heads.lidar.data.frames import PointCloudSet
 from visionattn.heads.lidar.simulate.rays import Lidar
 from visionattn.heads.lidar.simulate.samples import build_lidar_samples, difficulty
-from visionattn.heads.lidar.simulate.scenes import CLASSES, LEAST_POINTS, simulate_scan
+from visionattn.heads.lidar.simulate.scenes import CLASSES, MIN_POINTS, simulate_scan
 
 SMALL = Lidar(beams=16, azimuths=256)
 
@@ -27,7 +27,7 @@ def test_it_reads_back(folder):
         for index in range(count):
             scan, item = simulate_scan([5, number, index], SMALL, 50.0), frames[index]
             np.testing.assert_array_equal(item["points"], scan.points)
-            labelled = scan.counts >= LEAST_POINTS
+            labelled = scan.counts >= MIN_POINTS
             np.testing.assert_allclose(item["boxes"], scan.boxes[labelled], atol=1e-4)
             np.testing.assert_array_equal(item["labels"], scan.labels[labelled])
             assert len(item["ignore_boxes"]) == (~labelled).sum()
