@@ -4,7 +4,6 @@ import pytest
 import timm
 import torch
 from timm.layers import DropPath
-from timm.models._features import FeatureGetterNet
 from timm.models.davit import DaVit
 
 from visionattn.backbones import load_official
@@ -82,7 +81,8 @@ def test_published_dense_backbone(parity):
     fixture = parity.read("davit/davit_dense_tinycfg.pt")
     weights = {f"backbone.{name}": value for name, value in parity.weights(fixture).items()}
     weights |= {"neck.convs.0.weight": torch.ones(1), "bbox_head.norms.0.weight": torch.ones(1)}
-    model = FeatureGetterNet(DaViT(out_norms=(0, 1, 2, 3), **fixture["meta"]["cfg"]), out_indices=(0, 1, 2, 3))
+    cfg = {name: value for name, value in fixture["meta"]["cfg"].items() if name != "num_classes"}
+    model = timm.create_model("davit_large_window12_384", features_only=True, out_norms=(0, 1, 2, 3), **cfg)
     report = load_official(model, {"state_dict": weights})
     assert set(report.dropped.values()) == {"not part of the backbone"}
     assert report.missing == {}

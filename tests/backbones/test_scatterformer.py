@@ -201,9 +201,12 @@ def test_dense_entry_is_a_backbone():
         final, levels = model.forward_intermediates(x)
         torch.testing.assert_close(final, features)
         assert [tuple(level.shape) for level in levels] == [(2, 32, 30, 37), (2, 32, 30, 37), (2, 32, 15, 19)]
-        voxels = model._picture(x)
         assert torch.equal(model.forward_head(features, pre_logits=True), features.mean((2, 3)))
-        assert voxels.coords.shape == (2 * 30 * 37, 4)
+        b, y, x_ = torch.ones(2, 30, 37).nonzero().unbind(1)  # each pixel is a voxel at the bottom of the grid
+        voxels = torch.stack([b, torch.zeros_like(b), y, x_], 1)
+        sparse = timm.create_model("scatterformer_pico", in_chans=3, grid_size=(37, 30, model.grid_size[2])).eval()
+        sparse.load_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("head.")}, strict=False)
+        torch.testing.assert_close(sparse.forward_sparse(x[b, :, y, x_], voxels, 2), features)
     maps = timm.create_model("scatterformer_pico", features_only=True, in_chans=3)
     assert (maps.feature_info.channels(), maps.feature_info.reduction()) == ([32, 32, 32], [1, 1, 2])
     assert [tuple(m.shape) for m in maps(x)] == [(2, 32, 30, 37), (2, 32, 30, 37), (2, 32, 15, 19)]
