@@ -198,11 +198,19 @@ def test_out_norms_follow_the_chosen_levels():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"out_norms": (4,)}, ValueError, "levels from 0 to 3, got 4"),
-        ({"attn_types": ("spatial", "global")}, ValueError, "attn_types must be of 'spatial' and 'channel'"),
-        ({"attn_types": ()}, ValueError, "attn_types must be"),
-        ({"drop_path_schedule": "linear"}, ValueError, "drop_path_schedule must be 'block' or 'pair', got 'linear'"),
-        ({"overlapped_patch": True, "down_kernel_size": 2}, ValueError, "needs down_kernel_size=3, got 2"),
+        ({"out_norms": (4,)}, ValueError, r"`out_norms` must be levels in 0\.\.3, got \(4,\)"),
+        (
+            {"attn_types": ("spatial", "global")},
+            ValueError,
+            "`attn_types` must be a sequence of 'spatial' and 'channel'",
+        ),
+        ({"attn_types": ()}, ValueError, "`attn_types` must be"),
+        ({"drop_path_schedule": "linear"}, ValueError, "`drop_path_schedule` must be 'block' or 'pair', got 'linear'"),
+        (
+            {"overlapped_patch": True, "down_kernel_size": 2},
+            ValueError,
+            "`down_kernel_size` must be 3 with `overlapped_patch`, got 2",
+        ),
         ({"img_size": 224}, TypeError, "img_size"),
     ],
 )

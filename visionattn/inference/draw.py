@@ -10,12 +10,15 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from visionattn.errors import require
 from visionattn.inference.heatmap import paint_heatmap
-from visionattn.inference.results import Prediction
+
+if TYPE_CHECKING:
+    from visionattn.inference.results import Prediction
 
 cv2 = require("cv2")
 
@@ -89,7 +92,7 @@ class _Scale:
 
 
 def draw_prediction(
-    image: np.ndarray, prediction: Prediction, title: tuple[str, tuple[int, int, int]] | None = None
+    image: np.ndarray, prediction: "Prediction", title: tuple[str, tuple[int, int, int]] | None = None
 ) -> np.ndarray:
     """Return a copy of an image with a prediction drawn on it.
 
@@ -128,7 +131,7 @@ def _blend(region: np.ndarray, where: np.ndarray, color: tuple[int, int, int], o
     region[where] = (region[where] * (1 - opacity) + np.array(color) * opacity + 0.5).astype(np.uint8)
 
 
-def _spread_colors(prediction: Prediction) -> list[tuple[int, int, int]]:
+def _spread_colors(prediction: "Prediction") -> list[tuple[int, int, int]]:
     """A palette colour for each instance, the one whose nearest use so far is the farthest away."""
     centers = prediction.boxes[:, :2].astype(np.float64) + prediction.boxes[:, 2:]  # twice them: distances only rank
     nearest = np.full((len(centers), len(PALETTE_RGB)), np.inf)
@@ -140,7 +143,7 @@ def _spread_colors(prediction: Prediction) -> list[tuple[int, int, int]]:
     return [class_color(int(c)) for c in chosen]
 
 
-def _paint_masks(out: np.ndarray, prediction: Prediction, scale: _Scale, colors: list, fills: list) -> None:
+def _paint_masks(out: np.ndarray, prediction: "Prediction", scale: _Scale, colors: list, fills: list) -> None:
     """Outline each mask in its colour, and fill it with the other one."""
     masks = prediction.masks
     for index in np.argsort(prediction.scores, kind="stable"):  # the surest on top
@@ -159,7 +162,7 @@ def _shade(color: tuple[int, int, int], index: int) -> tuple[int, int, int]:
     return tuple(round(value + (towards - value) * share) for value in color)
 
 
-def _paint_boxes(out: np.ndarray, prediction: Prediction, scale: _Scale) -> None:
+def _paint_boxes(out: np.ndarray, prediction: "Prediction", scale: _Scale) -> None:
     height, width = prediction.image_size
     corners = np.rint(prediction.boxes).astype(np.int64)
     corners[:, 0::2] = corners[:, 0::2].clip(0, width - 1)
@@ -237,7 +240,7 @@ class _Labels:
             text = text[:-1]
         return text + "…" if text else ""
 
-    def add_boxes(self, prediction: Prediction) -> None:
+    def add_boxes(self, prediction: "Prediction") -> None:
         """Label boxes with class and score, the surest first; or where that hides too much, add a legend."""
         texts = self.texts(prediction)
         if texts is None:
@@ -252,7 +255,7 @@ class _Labels:
                     self._place(*spot, text, class_color(int(prediction.labels[index])))
                     break
 
-    def texts(self, prediction: Prediction) -> list[str] | None:
+    def texts(self, prediction: "Prediction") -> list[str] | None:
         """A label for each box: class and score, or the class alone, or None where both would hide too much."""
         names = self._names(prediction)
         crowd = MAX_LABELED * self.width * self.height
@@ -262,7 +265,7 @@ class _Labels:
         # the same word a hundred times says less than a legend
         return names if len(set(names)) > 1 and self._area(names) <= crowd else None
 
-    def _names(self, prediction: Prediction) -> list[str]:
+    def _names(self, prediction: "Prediction") -> list[str]:
         return [self._fit(name, 0.5) for name in prediction.names]
 
     def _area(self, texts: list[str]) -> int:
@@ -272,7 +275,7 @@ class _Labels:
         size = self._text_width(text), self.label_height
         self.placed.append(_Label(x, y, *size, text, color))
 
-    def _add_legend(self, prediction: Prediction) -> None:
+    def _add_legend(self, prediction: "Prediction") -> None:
         """Each class with its number of boxes, the most frequent first, top down while room lasts."""
         values, counts = np.unique(prediction.labels, return_counts=True)
         order = np.argsort(-counts, kind="stable")
