@@ -63,7 +63,7 @@ def backbone_channels(backbone: Mapping[str, Any], scope: str = "mmdet") -> list
             built = MODELS.build(part)
         except (AssertionError, ValueError) as error:
             raise ConfigError(f"model.backbone: {' '.join(str(error).split()) or 'invalid arguments'}") from error
-        except (NotImplementedError, RuntimeError):  # it computes with its weights already here
+        except (NotImplementedError, RuntimeError):  # the constructor computes with weights, which meta tensors lack
             return None
         if hasattr(built, "num_features") and isinstance(built.num_features, list):
             return list(built.num_features)
@@ -93,7 +93,7 @@ def build_on_meta(config: Config, name: str) -> None:
             MODELS.build(part)
         except (AssertionError, ValueError) as error:
             raise ConfigError(f"{name}: {' '.join(str(error).split()) or 'the model cannot be built'}") from error
-        except (NotImplementedError, RuntimeError):  # it computes with its weights already here
+        except (NotImplementedError, RuntimeError):  # the constructor computes with weights, which meta tensors lack
             return
 
 
