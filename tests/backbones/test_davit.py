@@ -111,7 +111,7 @@ def test_a_whole_classifier_in_a_cut_feature_wrapper():
     for model in (timm.create_model("davit_tiny", features_only=True, out_indices=(0, 1), **kwargs), large):
         report = load_official(model, source.state_dict())
         assert set(report.dropped.values()) == {
-            "after the last stage of this model",
+            "after the last stage of the model",
             "the model has no classifier",
             "the model has no final norm",
         }
@@ -199,10 +199,18 @@ def test_out_norms_follow_the_chosen_levels():
     ("kwargs", "error", "message"),
     [
         ({"out_norms": (4,)}, ValueError, r"`out_norms` must be levels in 0\.\.3, got \(4,\)"),
-        ({"attn_types": ("spatial", "global")}, ValueError, "`attn_types` must be a sequence of 'spatial' and 'channel'"),
+        (
+            {"attn_types": ("spatial", "global")},
+            ValueError,
+            "`attn_types` must be a sequence of 'spatial' and 'channel'",
+        ),
         ({"attn_types": ()}, ValueError, "`attn_types` must be"),
         ({"drop_path_schedule": "linear"}, ValueError, "`drop_path_schedule` must be 'block' or 'pair', got 'linear'"),
-        ({"overlapped_patch": True, "down_kernel_size": 2}, ValueError, "`down_kernel_size` must be 3 with `overlapped_patch`, got 2"),
+        (
+            {"overlapped_patch": True, "down_kernel_size": 2},
+            ValueError,
+            "`down_kernel_size` must be 3 with `overlapped_patch`, got 2",
+        ),
         ({"img_size": 224}, TypeError, "img_size"),
     ],
 )

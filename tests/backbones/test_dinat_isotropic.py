@@ -72,7 +72,11 @@ def test_vit_keeps_its_size():
 
 @pytest.mark.parametrize(
     ("dilations", "message"),
-    [("detection", "must be 'classification', 'auto' or a sequence of integers, got 'detection'"), ([1, 2], "must have 12 values"), ([0] * 12, "integers >= 1")],
+    [
+        ("detection", "must be 'classification', 'auto' or a sequence of integers, got 'detection'"),
+        ([1, 2], "must have 12 values"),
+        ([0] * 12, "integers >= 1"),
+    ],
 )
 def test_bad_dilations(dilations, message):
     with pytest.raises(ValueError, match=message):

@@ -71,7 +71,7 @@ def test_corrected_block(shared_dir):
         plain = block(x[:, :1], x[:, 1:].view(B, H * W, T, -1))
         joined = torch.cat([plain[0], plain[1].flatten(1, 2)], 1)
         torch.testing.assert_close(joined, record["outputs"]["without_pose"], rtol=1e-5, atol=1e-5)
-        rows, _ = model._masks(mask, plain[1], (H, W))
+        rows = mask.flatten(2).transpose(1, 2)
         posed = block.pose_blocks(*plain, rows)
         joined = torch.cat([posed[0], posed[1].flatten(1, 2)], 1)
         torch.testing.assert_close(joined, record["outputs"]["y"], rtol=1e-5, atol=1e-5)

@@ -134,7 +134,9 @@ def test_sequences():
     assert list(dict(model[0].named_children())) == ["0", "ela"]
     x = torch.randn(1, 3, 4, 5)
     torch.testing.assert_close(model[0](x), model[0].ela(model[0][0](x)))
-    with pytest.raises(ValueError, match="`where` must not match a Sequential with its own `forward`, got '1' with the Twice 1"):
+    with pytest.raises(
+        ValueError, match="`where` must not match a Sequential with its own `forward`, got '1' with the Twice 1"
+    ):
         insert_after(model, "ela", "1")
 
 

@@ -279,14 +279,18 @@ def test_errors_leave_the_model():
         (("agent", "layers.*"), {}, r"`where` must match one of blocks.0.attn, blocks.1.attn, got 'layers.\*'"),
         (("agent",), {"agents": 9}, "`agents` is not an argument of AgentAttention"),
         (("agent",), {"dim": 9}, "`dim` is not an argument of AgentAttention"),
-        (("agent",), {"agent_num": [9, 7, 9]}, r"`agent_num` must have 4 values, or one for each of 2 blocks, got \[9, 7, 9\]"),
+        (
+            ("agent",),
+            {"agent_num": [9, 7, 9]},
+            r"`agent_num` must have 4 values, or one for each of 2 blocks, got \[9, 7, 9\]",
+        ),
         (("agent",), {"agent_num": [9, 7]}, "`agent_num` must be a square number or .*, got 7"),
     ):
         with pytest.raises(ValueError, match=message):
             replace_attention(model, *arguments, **options)
     assert all(type(block.attn) is timm.layers.Attention for block in model.blocks)
     assert not model.patch_embed._forward_hooks
-    with pytest.raises(ValueError, match="`model` must be or contain a VisionTransformer, .*, got a ResNet"):
+    with pytest.raises(ValueError, match=r"`model` must be or contain a VisionTransformer, .*, got a ResNet"):
         replace_attention(timm.create_model("resnet18"), "agent")
     with pytest.raises(ValueError, match=r"`keep_rate` must have one value for each of 4 stages, got \[0.1, 0.2\]"):
         replace_attention(make("swin_tiny_patch4_window7_224"), "sparsifiner", keep_rate=[0.1, 0.2])
