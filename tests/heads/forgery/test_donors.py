@@ -46,5 +46,5 @@ def test_what_is_refused(photos, tmp_path):
     with pytest.raises(DataError, match="holds no images"):
         FolderDonors(tmp_path / "empty")
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(DataError, match="no COCO file"):
+    with pytest.raises(DataError, match="not a COCO instance file"):
         FolderDonors(photos / "photos", [tmp_path / "bad.json"])

@@ -99,5 +99,5 @@ def test_velocity_and_foreign_labels():
     assert got.regression[0, 3, 8:].isnan().all()
     unknown = center_targets([boxes], [labels], 3, (ROWS, COLUMNS), GRID, with_velocity=True)
     assert unknown.regression[0, 2, 8:].isnan().all()
-    with pytest.raises(ValueError, match="labels has 0 samples"):
+    with pytest.raises(ValueError, match=r"`labels` must have as many samples as `boxes` \(1\), got 0"):
         center_targets([boxes], [], 3, (ROWS, COLUMNS), GRID)

@@ -158,7 +158,7 @@ def test_pixel_precision_of_few_pixels_by_hand():
     assert ignoring.compute() == pytest.approx(100)
     empty = PixelPrecision()
     empty.add(np.zeros((2, 2)), np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="no pixel"):
+    with pytest.raises(ValueError, match="no object pixels"):
         empty.compute()
 
 

@@ -220,7 +220,7 @@ def _read_csv(path: Path, min_score: float) -> np.ndarray:
             limits = (MAX_FRAMES, MAX_PEOPLE, MAX_PEOPLE)
             if any(not 0 <= value < limit for value, limit in zip(place, limits, strict=True)):
                 raise DataError(
-                    f"{path}:{rows.line_num}: frame, person and joint must be in 0 up to {limits}, got {place}"
+                    f"{path}:{rows.line_num}: frame, person and joint must be in 0 to {limits}, got {place}"
                 )
             if float(row.get("score") or 1.0) >= min_score:
                 found.append((*place, float(row["x"]), float(row["y"])))

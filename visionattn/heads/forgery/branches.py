@@ -96,8 +96,8 @@ class NFABlock(nn.Module):
         dim: number of channels.
         num_heads: number of attention heads.
         sr_ratio: spatial reduction ratio of keys and values.
-        pattern: attention pattern: ``"noise"`` (all keys), ``"fixed"`` (fixed sparse groups) or ``"guided"`` (the
-            keys of a mask).
+        pattern: attention pattern: ``"noise"`` (all keys), ``"fixed"`` (fixed sparse groups) or ``"guided"`` (keys of
+            a mask).
         block: structure of noise blocks: ``"prenorm"`` (``x + attn(norm1(x))``), or ``"published"``, in which the
             attention replaces its input, is doubled, and ``norm1`` is unused.
         drop_path: stochastic depth probability.

@@ -48,9 +48,9 @@ def test_it_moves_with_the_points(view):
 
 
 def test_wrong_shapes():
-    with pytest.raises(ValueError, match="P2 must be 3 x 4"):
+    with pytest.raises(ValueError, match=r"`p2` must have shape \(3, 4\)"):
         CameraView.from_matrices(np.eye(3), np.eye(3), np.eye(4)[:3], (10, 10))
-    with pytest.raises(ValueError, match="R0_rect must be 3 x 3"):
+    with pytest.raises(ValueError, match=r"`r0_rect` must have shape \(3, 3\)"):
         CameraView.from_matrices(np.eye(4)[:3], np.eye(4), np.eye(4)[:3], (10, 10))
 
 

@@ -42,7 +42,7 @@ def test_manifest_counts(folder):
         labels = np.concatenate([item["labels"] for item in frames])
         assert [known["boxes"][name] for name in CLASSES] == np.bincount(labels, minlength=3).tolist()
         assert known["points"] == sum(len(item["points"]) for item in frames)
-    assert "nothing about a real sensor" in " ".join((folder / "README.txt").read_text().split())
+    assert "All data is simulated" in " ".join((folder / "README.txt").read_text().split())
 
 
 def test_it_is_made_once_and_other_folders_are_left_alone(folder, tmp_path):
@@ -64,5 +64,5 @@ def test_difficulty():
 
 @pytest.mark.parametrize("bad", [{"train": 0}, {"val": True}, {"seed": -1}, {"extent": 5.0}, {"train": 2.5}])
 def test_arguments(tmp_path, bad):
-    with pytest.raises(DataError, match=f"{next(iter(bad))} is"):
+    with pytest.raises(DataError, match=f"`{next(iter(bad))}` must be"):
         build_lidar_samples(tmp_path / "x", **bad)

@@ -28,7 +28,7 @@ Every scan shows a different random street. Objects with at least {least} points
 with fewer have "ignore": true and are excluded from evaluation. "difficulty" is 0 (at least 40 points and 70 %
 visible), 1 (at least 15 points and 40 %) or 2; "visible" is the fraction of the object's rays that are not occluded.
 
-All data is simulated: results on these scans do not transfer to real sensors.
+All data is simulated: results on these scans do not predict the performance on data of a real sensor.
 """
 
 
