@@ -1,5 +1,5 @@
-# make demo | test | fuzz | gpu | reliability | check | lint | audit | licenses | format | clean
-# Each target sets up the virtual environment first, when it is missing or pyproject.toml has changed.
+# make demo | test | test-fast | fuzz | gpu | reliability | check | lint | audit | licenses | format | clean
+# Each target first creates the virtual environment if it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: install demo test fuzz gpu reliability check lint audit licenses format clean
+.PHONY: install demo test test-fast fuzz gpu reliability check lint audit licenses format clean
 
 install: $(STAMP)
 
@@ -22,31 +22,36 @@ $(STAMP): pyproject.toml
 
 DEMO := configs/demo/atss_dinat-pico_fpn_digits.py
 
-# Real handwritten digits on real photographs: make them, train, measure on the held-out part, look at pictures.
+# Handwritten digits on photographs: generate the images, train, evaluate on the test split, draw predictions.
 demo: $(STAMP)
 	$(BIN)/visionattn data samples --out data/samples
 	$(BIN)/python tools/train.py $(DEMO) --work-dir work_dirs/demo
 	$(BIN)/python tools/test.py work_dirs/demo
 	$(BIN)/python tools/infer.py 'data/samples/images/test/*0.jpg' data/samples/photo.jpg --run work_dirs/demo --out outputs/demo --score-thr 0.2
 	@echo
-	@echo "pictures with boxes: outputs/demo/*.png      learning curve: work_dirs/demo/curve.png"
+	@echo "images with predicted boxes: outputs/demo/*.png      learning curve: work_dirs/demo/curve.png"
 
+# All tests: about 13 minutes on 2 cores.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-# New random files and arguments on every run: make fuzz EXAMPLES=1000. What fails comes first in the next run.
+# The tests marked `fast` (see tests/fixtures/slow.py): under 3 minutes on 2 cores.
+test-fast: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m fast
+
+# New random inputs in every run: make fuzz EXAMPLES=1000. Failing examples are tried first in the next run.
 EXAMPLES ?= 200
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 VISIONATTN_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
-# On a machine with a CUDA device: the kernels' tests on it, and only if they pass, the timings.
+# On a machine with a CUDA device: test the kernels, and benchmark them if the tests pass.
 gpu: $(STAMP)
 	$(BIN)/python -m pytest tests/kernels
 	$(BIN)/python benchmarks/na_gpu.py
 	$(BIN)/python benchmarks/routing_gpu.py
 	$(BIN)/python benchmarks/scattered_gpu.py
 
-# Break runs on purpose and write the table of docs/reliability.md; needs no GPU.
+# Interrupt and corrupt training runs, and write the table in docs/reliability.md; needs no GPU.
 reliability: $(STAMP)
 	$(BIN)/python -m benchmarks.reliability
 
@@ -55,7 +60,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-# Known vulnerabilities of what is installed (needs the network), and licences that this project's does not allow.
+# Known vulnerabilities of the installed packages (needs the network), and licenses incompatible with this project.
 audit: $(STAMP)
 	$(BIN)/pip-audit --progress-spinner off --skip-editable
 	$(BIN)/pip-licenses --summary --partial-match --fail-on 'AGPL;GNU General Public;GNU Affero;NonCommercial'

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use, among them two small models that were trained for some seconds."""
+"""Fixtures for all tests, including small models trained for a few seconds; the markers `fast` and `slow`."""
 
 import importlib.util
 import json
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from fixtures.paths import REPO
 
-pytest_plugins = ["fixtures.archives", "fixtures.keyed", "fixtures.rectangles", "fixtures.tiny"]
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no network from a test
+pytest_plugins = ["fixtures.archives", "fixtures.keyed", "fixtures.rectangles", "fixtures.slow", "fixtures.tiny"]
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its check for a new version needs the network
 SMALL = REPO / "tests/small"
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of development data beside the checkout, or a skip where it is not there."""
+    """The folder of development data next to the checkout; skips the test if it does not exist."""
     path = Path(os.environ.get("VISIONATTN_SHARED", REPO.parent / "shared"))
     if not path.is_dir():
         pytest.skip(f"needs the development data folder, which is not at {path}; set VISIONATTN_SHARED")
@@ -26,10 +26,12 @@ def shared_dir() -> Path:
 
 
 def make_scene(height: int, width: int, seed: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """Red boxes and blue ellipses of 14 to 40 pixels on noisy ground, one to a cell of 48; some leave the picture.
+    """Draw red boxes and blue ellipses of 14 to 40 pixels on a noisy background, at most one per 48 x 48 cell.
+
+    Some objects are cut off by the image border.
 
     Returns:
-        The picture, BGR uint8 ``[height, width, 3]``, and (class, bool mask) of each object.
+        The BGR uint8 image ``[height, width, 3]``, and the class index and boolean mask of each object.
     """
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
@@ -54,7 +56,7 @@ def make_scene(height: int, width: int, seed: int) -> tuple[np.ndarray, list[tup
 
 
 def write_scenes(folder: Path, count: int, size: int) -> Path:
-    """Scenes as ``images/*.png``, ``maps/*.png`` and COCO ``train.json`` and ``val.json``."""
+    """Write scenes as ``images/*.png``, semantic maps as ``maps/*.png``, and COCO ``train.json`` and ``val.json``."""
     import cv2
     from pycocotools import mask as coco_mask
 
@@ -84,18 +86,19 @@ def write_scenes(folder: Path, count: int, size: int) -> Path:
 
 @pytest.fixture(scope="session")
 def scene() -> Callable[..., tuple[np.ndarray, list[tuple[int, np.ndarray]]]]:
-    """`make_scene`: test modules cannot import from a conftest."""
+    """`make_scene` as a fixture, because test modules cannot import from a conftest."""
     return make_scene
 
 
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes of 96 x 96 pixels, with their labels; see `write_scenes`."""
+    """A dataset of 96 x 96 scenes; see `write_scenes`."""
     pytest.importorskip("pycocotools")
     return write_scenes(tmp_path_factory.mktemp("shapes") / "data", 24, 96)
 
 
 def train_small(name: str, options: dict[str, str], folder: Path) -> Path:
+    """Train the config ``small/<name>.py`` and return its work directory."""
     import torch
 
     from visionattn.engine.config.load import load_config
@@ -109,14 +112,14 @@ def train_small(name: str, options: dict[str, str], folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def mask_rcnn_run(tmp_path_factory: pytest.TempPathFactory, shapes_dir: Path) -> Path:
-    """The work dir of a Mask R-CNN that finds the objects of a scene."""
+    """The work directory of a Mask R-CNN trained on `shapes_dir`."""
     pytest.importorskip("mmdet")
     return train_small("mask_rcnn", {"custom_data.root": str(shapes_dir)}, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="session")
 def segmentor_run(tmp_path_factory: pytest.TempPathFactory, shapes_dir: Path) -> Path:
-    """The work dir of a segmentor that tells red, blue and ground."""
+    """The work directory of a segmentor trained on `shapes_dir`, with classes for both objects and the background."""
     pytest.importorskip("mmseg")
     loaders = ("train_dataloader", "test_dataloader")
     options = {f"{loader}.dataset.data_root": str(shapes_dir) for loader in loaders}
@@ -125,7 +128,7 @@ def segmentor_run(tmp_path_factory: pytest.TempPathFactory, shapes_dir: Path) ->
 
 @pytest.fixture(scope="session")
 def pillars() -> ModuleType:
-    """``small/pillars.py``: a small detector of point clouds, and scans for it."""
+    """The module ``small/pillars.py``: a small LiDAR detector and synthetic scans."""
     pytest.importorskip("mmdet")
     spec = importlib.util.spec_from_file_location("pillars", SMALL / "pillars.py")
     module = importlib.util.module_from_spec(spec)
@@ -135,13 +138,13 @@ def pillars() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def scans_dir(tmp_path_factory: pytest.TempPathFactory, pillars: ModuleType) -> Path:
-    """Scans of blocks with boxes, in ``train`` and ``val``."""
+    """Synthetic scans with box annotations, in ``train`` and ``val``."""
     return pillars.write_scans(tmp_path_factory.mktemp("scans") / "data")
 
 
 @pytest.fixture(scope="session")
 def pillars_run(tmp_path_factory: pytest.TempPathFactory, pillars: ModuleType, scans_dir: Path) -> Path:
-    """The work dir of a detector that finds the blocks."""
+    """The work directory of a LiDAR detector trained on `scans_dir`."""
     import torch
 
     from visionattn.engine.config.load import load_config

@@ -4,7 +4,6 @@ import pytest
 import timm
 import torch
 from timm.layers import DropPath
-from timm.models._features import FeatureGetterNet
 from timm.models.davit import DaVit
 
 from visionattn.backbones import load_official
@@ -82,7 +81,8 @@ def test_published_dense_backbone(parity):
     fixture = parity.read("davit/davit_dense_tinycfg.pt")
     weights = {f"backbone.{name}": value for name, value in parity.weights(fixture).items()}
     weights |= {"neck.convs.0.weight": torch.ones(1), "bbox_head.norms.0.weight": torch.ones(1)}
-    model = FeatureGetterNet(DaViT(out_norms=(0, 1, 2, 3), **fixture["meta"]["cfg"]), out_indices=(0, 1, 2, 3))
+    cfg = {name: value for name, value in fixture["meta"]["cfg"].items() if name != "num_classes"}
+    model = timm.create_model("davit_large_window12_384", features_only=True, out_norms=(0, 1, 2, 3), **cfg)
     report = load_official(model, {"state_dict": weights})
     assert set(report.dropped.values()) == {"not part of the backbone"}
     assert report.missing == {}
@@ -198,11 +198,19 @@ def test_out_norms_follow_the_chosen_levels():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"out_norms": (4,)}, ValueError, "levels from 0 to 3, got 4"),
-        ({"attn_types": ("spatial", "global")}, ValueError, "attn_types must be of 'spatial' and 'channel'"),
-        ({"attn_types": ()}, ValueError, "attn_types must be"),
-        ({"drop_path_schedule": "linear"}, ValueError, "drop_path_schedule must be 'block' or 'pair', got 'linear'"),
-        ({"overlapped_patch": True, "down_kernel_size": 2}, ValueError, "needs down_kernel_size=3, got 2"),
+        ({"out_norms": (4,)}, ValueError, r"`out_norms` must be levels in 0\.\.3, got \(4,\)"),
+        (
+            {"attn_types": ("spatial", "global")},
+            ValueError,
+            "`attn_types` must be a sequence of 'spatial' and 'channel'",
+        ),
+        ({"attn_types": ()}, ValueError, "`attn_types` must be"),
+        ({"drop_path_schedule": "linear"}, ValueError, "`drop_path_schedule` must be 'block' or 'pair', got 'linear'"),
+        (
+            {"overlapped_patch": True, "down_kernel_size": 2},
+            ValueError,
+            "`down_kernel_size` must be 3 with `overlapped_patch`, got 2",
+        ),
         ({"img_size": 224}, TypeError, "img_size"),
     ],
 )

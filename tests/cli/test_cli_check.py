@@ -41,7 +41,7 @@ def test_what_only_building_shows(capsys):
 
 def test_data_that_is_not_there(capsys):
     assert main(["check", CONFIG, "--cfg-options", "custom_data.root=/no/such"]) == 1
-    assert "custom_data.root: /no/such is not a folder" in capsys.readouterr().err
+    assert "custom_data.root must be an existing folder, got '/no/such'" in capsys.readouterr().err
 
 
 def test_masks_are_read(tmp_path, capsys):

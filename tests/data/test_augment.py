@@ -43,10 +43,28 @@ PAINTED_OVER = {
 LEVELS = (60, 90, 120, 150, 180, 210)
 
 
-def geometric_names() -> list[str]:
+def usable(base: str = "BasicTransform") -> dict[str, type]:
+    """The transforms of albumentations below a class of its interface that are accepted with `ARGUMENTS`, by name."""
     module = augment.load_albumentations()
-    dual = module.core.transforms_interface.DualTransform
-    return [n for n, c in sorted(augment._classes(module).items()) if issubclass(c, dual) and n != "NoOp"]
+    interface = module.core.transforms_interface
+    return {
+        name: cls
+        for name, cls in sorted(vars(module).items())
+        if inspect.isclass(cls)
+        and issubclass(cls, getattr(interface, base))
+        and cls not in (interface.BasicTransform, interface.DualTransform, interface.ImageOnlyTransform)
+        and not find_problems([dict(type=name, **ARGUMENTS.get(name, {}))])
+    }
+
+
+def geometric_names() -> list[str]:
+    return [name for name in usable("DualTransform") if name != "NoOp"]
+
+
+def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The box around a mask: x0, y0, x1, y1."""
+    rows, columns = mask.nonzero()
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
 def scene(seed: int, size: tuple[int, int] = (96, 112), overlap: bool = False):
@@ -66,12 +84,12 @@ def scene(seed: int, size: tuple[int, int] = (96, 112), overlap: bool = False):
                 break
         taken |= mask.astype(bool)
         image[mask > 0], labels[mask > 0] = LEVELS[number], number
-    boxes = np.array([augment._extent(m) if m.any() else (0, 0, 0, 0) for m in masks], np.float32)
+    boxes = np.array([extent(m) if m.any() else (0, 0, 0, 0) for m in masks], np.float32)
     return image, boxes, masks, labels
 
 
 def extents(masks: np.ndarray) -> np.ndarray:
-    return np.array([augment._extent(m) for m in masks], np.float32).reshape(-1, 4)
+    return np.array([extent(m) for m in masks], np.float32).reshape(-1, 4)
 
 
 def same(a, b) -> bool:
@@ -152,14 +170,12 @@ def test_layers_change_nothing(name):
 
 def test_determinism():
     """Every transform follows from NumPy's seed, whatever was drawn before, in a new object as in a used one."""
-    module = augment.load_albumentations()
-    leaf = module.core.transforms_interface.BasicTransform
     image, boxes, masks, labels = scene(0)
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8), (3, 3), 1)
     tried = 0
-    for name, cls in augment._classes(module).items():
+    for name in usable():
         item = dict(type=name, p=1.0, **ARGUMENTS.get(name, {}))
-        if not issubclass(cls, leaf) or name == "PiecewiseAffine" or find_problems([item]):
+        if name == "PiecewiseAffine":
             continue
         used = Augmenter([item])
         results = []
@@ -320,11 +336,9 @@ def test_values(option, value):
 def test_every_transform_is_usable_or_refused_with_a_reason():
     """New releases bring new transforms; each needs a decision."""
     module = augment.load_albumentations()
-    base = module.core.transforms_interface.BasicTransform
-    for name, cls in augment._classes(module).items():
-        if issubclass(cls, base) and not find_problems([dict(type=name, **ARGUMENTS.get(name, {}))]):
-            needs = cls(**ARGUMENTS.get(name, {})).targets_as_params
-            assert set(needs) <= {"image"}, f"{name} needs {needs}"
+    for name, cls in usable().items():
+        needs = cls(**ARGUMENTS.get(name, {})).targets_as_params
+        assert set(needs) <= {"image"}, f"{name} needs {needs}"
     for name in augment.REFUSED:
         assert inspect.isclass(getattr(module, name, None)) or name in ("ToTensorV2", "ToTensor3D"), name
 

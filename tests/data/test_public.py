@@ -52,7 +52,7 @@ def test_another_archive(tmp_path: Path, make_zip: Callable[..., Path], camvid_f
 
 
 def test_wrong_digest(tmp_path: Path, make_zip: Callable[..., Path], bccd_files: dict):
-    with pytest.raises(DataError, match="SHA-256"):
+    with pytest.raises(DataError, match="`sha256` is"):
         fetch_public("bccd", tmp_path / "out", archive=make_zip(bccd_files), sha256="ab")
 
 

@@ -126,7 +126,7 @@ def test_weights_of_a_timm_model(tmp_path):
     torch.testing.assert_close(network.model.fc.weight, source.fc.weight)
     with pytest.raises(CheckpointError, match="does not fit resnet10t"):
         timm_network("resnet10t", tmp_path / "w.pth", num_classes=4)
-    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+    with pytest.raises(CheckpointError, match="checkpoint file does not exist"):
         timm_network("resnet10t", tmp_path / "gone.pth")
     with pytest.raises(ConfigError, match="resnet10x"):
         timm_network("resnet10x")

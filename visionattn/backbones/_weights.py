@@ -1,9 +1,8 @@
 """Loading of official checkpoints: classifiers, and the backbones of mmdet, mmseg and detectron2 models."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,14 +11,50 @@ from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tens
 from visionattn.errors import CheckpointError
 from visionattn.io.weights import check_tensor
 
-__all__ = ["LoadReport", "checkpoint_filter_fn", "describe", "load_official"]
+__all__ = [
+    "ForeignModel",
+    "LoadReport",
+    "checkpoint_filter_fn",
+    "describe",
+    "load_official",
+    "register_description",
+    "register_foreign",
+]
 
 
-def _families() -> tuple[ModuleType, ...]:
-    """Return the modules with a ``describe`` function; imported late, because they import this module."""
-    from visionattn.backbones import biformer, davit, dinat, dinat_isotropic, dinat_s, scatterformer
+Tensors = Mapping[str, Tensor]
+_DESCRIPTIONS: list[Callable[[Tensors], str | None]] = []
+_FOREIGN: list["ForeignModel"] = []
 
-    return dinat, dinat_s, dinat_isotropic, davit, biformer, scatterformer
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """Models of timm whose official checkpoints `load_official` converts.
+
+    Attributes:
+        matches: returns True for these models.
+        convert: converts a state dict for such a model.
+        finish: called with the model after loading.
+    """
+
+    matches: Callable[[nn.Module], bool]
+    convert: Callable[[Mapping[str, Any], nn.Module], Conversion]
+    finish: Callable[[nn.Module], Any]
+
+
+def register_description(function: Callable[[Tensors], str | None]) -> Callable[[Tensors], str | None]:
+    """Register a function that names the variant of a checkpoint of its family, and returns None for others."""
+    _DESCRIPTIONS.append(function)
+    return function
+
+
+def register_foreign(model: ForeignModel) -> None:
+    """Register models of timm for `load_official`."""
+    _FOREIGN.append(model)
+
+
+def _foreign(model: nn.Module) -> ForeignModel | None:
+    return next((known for known in _FOREIGN if known.matches(model)), None)
 
 
 @dataclass(frozen=True)
@@ -107,10 +142,8 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
         check_tensor(tensor, name)
     inner.load_state_dict(given, strict=False)  # completeness was checked above
     settings = inner.apply_settings(conversion.settings) if conversion.settings else {}
-    from visionattn.backbones.davit import is_davit, restore_drop_path  # imports this module
-
-    if is_davit(inner):
-        restore_drop_path(inner)
+    if foreign := _foreign(inner):
+        foreign.finish(inner)
     return LoadReport(
         loaded=tuple(given),
         renamed={k: v for k, v in conversion.renamed.items() if v in given},
@@ -122,9 +155,8 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
 
 
 def _convert(model: nn.Module, state_dict: Mapping[str, Any]) -> Conversion:
-    from visionattn.backbones.davit import convert_davit, is_davit  # imports this module
-
-    if not hasattr(model, "convert_official") and not is_davit(model):
+    foreign = _foreign(model)
+    if not hasattr(model, "convert_official") and foreign is None:
         raise TypeError(
             f"`model` must be a backbone of visionattn or a DaViT of timm, got {type(model).__module__}."
             f"{type(model).__name__}"
@@ -132,7 +164,7 @@ def _convert(model: nn.Module, state_dict: Mapping[str, Any]) -> Conversion:
     try:
         if hasattr(model, "convert_official"):
             return model.convert_official(state_dict)
-        return convert_davit(state_dict, model)
+        return foreign.convert(state_dict, model)
     except (IndexError, ValueError, KeyError, RuntimeError, AttributeError) as error:  # unexpected names or shapes
         raise CheckpointError(
             f"the checkpoint does not fit {type(model).__name__}: unexpected tensor name or shape "
@@ -192,9 +224,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 def describe(state_dict: Mapping[str, Any]) -> str:
     """Return the family and variant of a checkpoint, judged by names and shapes, such as ``"dinat_mini"``."""
     tensors = backbone_tensors(state_dict).state_dict
-    for family in _families():
+    for describe_family in _DESCRIPTIONS:
         try:
-            if found := family.describe(tensors):
+            if found := describe_family(tensors):
                 return found
         except (IndexError, ValueError, KeyError):  # the names match this family, the shapes do not
             continue

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones._backbone import StagedBackbone, check_levels, drop_path_rates
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
-from visionattn.backbones._weights import checkpoint_filter_fn
+from visionattn.backbones._weights import checkpoint_filter_fn, register_description
 from visionattn.layers import BiLevelRoutingAttention
 
 __all__ = ["BiFormer", "BiFormerSTL"]
@@ -532,6 +532,7 @@ def _accept_nchw(
     model.apply_settings(_NCHW)
 
 
+@register_description
 def describe(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the variant that a checkpoint belongs to, such as ``"biformer_tiny"``; None for another family."""
     stem = tensors.get("downsample_layers.0.0.weight")

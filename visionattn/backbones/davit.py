@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones._backbone import drop_path_rates
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
-from visionattn.backbones._weights import checkpoint_filter_fn
+from visionattn.backbones._weights import ForeignModel, checkpoint_filter_fn, register_description, register_foreign
 
 __all__ = ["DaViT", "convert_davit", "describe", "is_davit", "restore_drop_path"]
 
@@ -223,6 +223,10 @@ def _convert_florence(state_dict: Mapping[str, Any], model: nn.Module) -> Conver
     return conversion
 
 
+register_foreign(ForeignModel(is_davit, convert_davit, restore_drop_path))
+
+
+@register_description
 def describe(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the variant that a checkpoint belongs to, such as ``"davit_tiny"``; None for another family."""
     names = {_timm_name(name): tensor for name, tensor in tensors.items()}

@@ -19,6 +19,7 @@ from visionattn.backbones._neighborhood import (
     default_cfg,
     describe_variants,
 )
+from visionattn.backbones._weights import register_description
 
 __all__ = ["DiNAT"]
 
@@ -205,6 +206,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+@register_description
 def describe(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the variant that a checkpoint belongs to, such as ``"dinat_mini"``; None for another family."""
     return describe_variants(tensors, "NAT or DiNAT", VARIANTS, "levels.0.blocks.0.attn.rpb")

@@ -19,7 +19,7 @@ from visionattn.backbones._neighborhood import (
     default_cfg,
     describe_variants,
 )
-from visionattn.backbones._weights import checkpoint_filter_fn
+from visionattn.backbones._weights import checkpoint_filter_fn, register_description
 from visionattn.layers import GlobalAttentionRpb, NeighborhoodAttention2d
 
 __all__ = ["DiNATIsotropic", "ViTRpb"]
@@ -297,6 +297,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+@register_description
 def describe(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the variant that a checkpoint belongs to, such as ``"nat_isotropic_small"``; None for another family."""
     return describe_variants(tensors, "isotropic NAT, DiNAT or ViT-rpb", VARIANTS, "layers.0.attn.rpb")

@@ -20,6 +20,7 @@ from visionattn.backbones._neighborhood import (
     default_cfg,
     describe_variants,
 )
+from visionattn.backbones._weights import register_description
 
 __all__ = ["DiNATS"]
 
@@ -158,6 +159,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+@register_description
 def describe(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the variant that a checkpoint belongs to, such as ``"dinat_s_tiny"``; None for another family."""
     return describe_variants(tensors, "DiNAT_s", VARIANTS, "layers.0.blocks.0.attn.rpb")

@@ -14,7 +14,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from visionattn.backbones._conversion import Conversion, backbone_tensors
-from visionattn.backbones._weights import checkpoint_filter_fn
+from visionattn.backbones._weights import checkpoint_filter_fn, register_description
 from visionattn.layers.scattered import AttentivePillarPool, ScatterFormerStage
 from visionattn.layers.sparse_conv import RowNorm, SparseConv3d, SparseTensor, SubMConv3d
 
@@ -297,6 +297,7 @@ class ScatterFormer(nn.Module):
         self._set_classifier(num_classes, pool, weight.device, weight.dtype)
 
 
+@register_description
 def describe(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the size of a ScatterFormer checkpoint; None for another family."""
     stem = tensors.get("cpe.0.0.weight")

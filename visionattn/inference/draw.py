@@ -11,12 +11,15 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from visionattn.errors import require
 from visionattn.inference.heatmap import paint_heatmap
-from visionattn.inference.results import Prediction
+
+if TYPE_CHECKING:
+    from visionattn.inference.results import Prediction
 
 cv2 = require("cv2")
 
@@ -90,7 +93,7 @@ class _Scale:
 
 
 def draw_prediction(
-    image: np.ndarray, prediction: Prediction, title: tuple[str, tuple[int, int, int]] | None = None
+    image: np.ndarray, prediction: "Prediction", title: tuple[str, tuple[int, int, int]] | None = None
 ) -> np.ndarray:
     """Return a copy of an image with a prediction drawn on it.
 
@@ -129,7 +132,7 @@ def _blend(region: np.ndarray, where: np.ndarray, color: tuple[int, int, int], o
     region[where] = (region[where] * (1 - opacity) + np.array(color) * opacity + 0.5).astype(np.uint8)
 
 
-def _spread_colors(prediction: Prediction) -> list[tuple[int, int, int]]:
+def _spread_colors(prediction: "Prediction") -> list[tuple[int, int, int]]:
     """Return a palette color for each instance: the one whose nearest instance so far is the farthest away."""
     # twice the centers: only the order of distances matters
     centers = prediction.boxes[:, :2].astype(np.float64) + prediction.boxes[:, 2:]
@@ -142,7 +145,7 @@ def _spread_colors(prediction: Prediction) -> list[tuple[int, int, int]]:
     return [class_color(int(c)) for c in chosen]
 
 
-def _paint_masks(out: np.ndarray, prediction: Prediction, scale: _Scale, colors: list, fills: list) -> None:
+def _paint_masks(out: np.ndarray, prediction: "Prediction", scale: _Scale, colors: list, fills: list) -> None:
     """Draw the outline of each mask in its color of `colors`, and fill it with its color of `fills`."""
     masks = prediction.masks
     for index in np.argsort(prediction.scores, kind="stable"):  # the highest score on top
@@ -161,7 +164,7 @@ def _shade(color: tuple[int, int, int], index: int) -> tuple[int, int, int]:
     return tuple(round(value + (towards - value) * share) for value in color)
 
 
-def _paint_boxes(out: np.ndarray, prediction: Prediction, scale: _Scale) -> None:
+def _paint_boxes(out: np.ndarray, prediction: "Prediction", scale: _Scale) -> None:
     height, width = prediction.image_size
     corners = np.rint(prediction.boxes).astype(np.int64)
     corners[:, 0::2] = corners[:, 0::2].clip(0, width - 1)
@@ -247,7 +250,7 @@ class _Labels:
             text = text[:-1]
         return text + "…" if text else ""
 
-    def add_boxes(self, prediction: Prediction) -> None:
+    def add_boxes(self, prediction: "Prediction") -> None:
         """Label boxes with class and score in descending order of score, or add a legend if labels cover too much."""
         texts = self.texts(prediction)
         if texts is None:
@@ -262,7 +265,7 @@ class _Labels:
                     self._place(*spot, text, class_color(int(prediction.labels[index])))
                     break
 
-    def texts(self, prediction: Prediction) -> list[str] | None:
+    def texts(self, prediction: "Prediction") -> list[str] | None:
         """Return a label for each box: class and score, or only the class; None if both would cover too much."""
         names = self._names(prediction)
         crowd = MAX_LABELED * self.width * self.height
@@ -272,7 +275,7 @@ class _Labels:
         # a legend is clearer than many equal labels
         return names if len(set(names)) > 1 and self._area(names) <= crowd else None
 
-    def _names(self, prediction: Prediction) -> list[str]:
+    def _names(self, prediction: "Prediction") -> list[str]:
         return [self._fit(name, 0.5) for name in prediction.names]
 
     def _area(self, texts: list[str]) -> int:
@@ -282,7 +285,7 @@ class _Labels:
         size = self._text_width(text), self.label_height
         self.placed.append(_Label(x, y, *size, text, color))
 
-    def _add_legend(self, prediction: Prediction) -> None:
+    def _add_legend(self, prediction: "Prediction") -> None:
         """Add one line per class with its number of boxes, the most frequent first, as far as they fit."""
         values, counts = np.unique(prediction.labels, return_counts=True)
         order = np.argsort(-counts, kind="stable")

@@ -231,7 +231,7 @@ class NeighborhoodAttentionBase(nn.Module):
         return self.proj_drop(self.proj(x))
 
     def _pad_rotation(self, rope: Tensor, size: list[int], short: list[int]) -> Tensor:
-        """Return rotations ``[..., positions, heads or 1, 2 * head_dim]`` of the padded map; padding is not rotated."""
+        """Return rotations ``[..., positions, heads or 1, 2 * head_dim]`` of the padded map; padding has angle 0."""
         positions = 1
         for length in size:
             positions *= length

@@ -65,7 +65,7 @@ def test_malicious_file_is_refused_on_every_road(bomb, road, monkeypatch):
         ROADS[road](bomb)
     assert not (bomb.parent / "exploded").exists()
     text = str(refusal.value)
-    assert "bomb.pth: refused" in text
+    assert "bomb.pth: contains the type" in text
     assert "mkdir" in text
     assert "save only its tensors" in text
 
@@ -86,7 +86,7 @@ def test_old_style_pickle_is_refused(tmp_path):
 def test_a_class_of_mmengine_is_refused_by_name(tmp_path):
     """What mmengine itself would save."""
     torch.save({"state_dict": {}, "message_hub": {"loss": HistoryBuffer([1.0], [1])}}, tmp_path / "mm.pth")
-    with pytest.raises(CheckpointError, match=r"needs the type mmengine\.logging\.history_buffer\.HistoryBuffer"):
+    with pytest.raises(CheckpointError, match=r"contains the type mmengine\.logging\.history_buffer\.HistoryBuffer"):
         checkpoints.read(tmp_path / "mm.pth")
 
 
@@ -95,7 +95,7 @@ def test_cut_file(tmp_path, model, size):
     path = tmp_path / "cut.pth"
     checkpoints.write({"state_dict": model.state_dict()}, path)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match=r"cut\.pth: cut short or not a PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cut\.pth: truncated or not a PyTorch checkpoint"):
         checkpoints.read(path)
 
 
@@ -108,7 +108,7 @@ def test_a_flipped_bit_is_found(tmp_path, model):
     content[place + 17] ^= 4
     path.write_bytes(content)
     assert not torch.equal(torch.load(path, weights_only=True)["state_dict"]["0.weight"], weights["0.weight"])
-    with pytest.raises(CheckpointError, match=r"rot\.pth: damaged, the checksum of .* is wrong"):
+    with pytest.raises(CheckpointError, match=r"rot\.pth: damaged, wrong checksum of .*"):
         checkpoints.read(path)
 
 
@@ -121,7 +121,7 @@ def test_parts_that_grow_are_refused(tmp_path):
         for name in source.namelist():
             target.writestr(name, source.read(name))
     assert (tmp_path / "bomb.pth").stat().st_size < 10_000
-    with pytest.raises(CheckpointError, match=r"bomb\.pth: refused, it has compressed parts"):
+    with pytest.raises(CheckpointError, match=r"bomb\.pth: contains compressed records"):
         checkpoints.read(tmp_path / "bomb.pth")
 
 
@@ -131,10 +131,10 @@ def test_files_of_old_versions_have_no_checksums(tmp_path, model):
 
 
 def test_missing_file_and_wrong_content(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoint file does not exist"):
         checkpoints.read(tmp_path / "none.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="contains a list"):
         checkpoints.read(tmp_path / "list.pth")
 
 

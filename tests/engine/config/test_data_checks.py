@@ -33,8 +33,8 @@ def test_sound_data(config_file):
 def test_classes_that_are_not_the_categories(own):
     _folder, config_file = own
     for classes, message in (
-        ("[red]", "its category 'blue' is not among the config's classes"),
-        ("[red,blue,green]", "has no category 'green', which is one of the config's classes"),
+        ("[red]", "the category 'blue' is not among the classes of the config"),
+        ("[red,blue,green]", "has no category 'green', which is a class of the config"),
         ("[blue,red]", "in another order"),
     ):
         with pytest.raises(DataError, match=message):
@@ -46,7 +46,7 @@ def test_classes_of_the_dataset_class(own):
     _folder, config_file = own
     config = load_config(config_file)
     del config.train_dataloader.dataset["metainfo"]
-    with pytest.raises(DataError, match="its category 'red' is not among"):
+    with pytest.raises(DataError, match="the category 'red' is not among"):
         check_data(config)
 
 
@@ -58,7 +58,7 @@ def test_kinds_of_coco_data_that_do_not_say_so(own, kind):
     config.train_dataloader.dataset["type"] = kind
     assert check_data(config)[0].startswith("train: 8 images")
     del config.train_dataloader.dataset["metainfo"]
-    with pytest.raises(DataError, match="its category 'red' is not among"):
+    with pytest.raises(DataError, match="the category 'red' is not among"):
         check_data(config)
 
 

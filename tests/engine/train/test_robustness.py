@@ -1,5 +1,7 @@
 """Ladders of degraded test pictures."""
 
+import types
+
 import numpy as np
 import pytest
 from mmengine.config import Config
@@ -50,9 +52,10 @@ def test_figures_of_any_model_are_drawn(tmp_path):
     assert draw_ladders(rows, tmp_path / "deep" / "curves.png").stat().st_size > 1000
 
 
-def test_wrong_arguments(config, tmp_path):
+def test_wrong_arguments(config, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="--robustness rain"):
         measure_ladders(config, "w.pth", tmp_path, ["rain"])
+    monkeypatch.setattr(robustness, "test", lambda *args: types.SimpleNamespace(metrics={}))
     config.test_dataloader.dataset.dataset.pipeline = []
     with pytest.raises(ConfigError, match="no LoadImageFromFile"):
-        robustness._degraded(config, "jpeg", 50)
+        measure_ladders(config, "w.pth", tmp_path, ["jpeg"])

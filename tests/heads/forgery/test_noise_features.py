@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from visionattn.heads.forgery.noise_features import NoiseFeatures
-from visionattn.heads.forgery.noise_statistics import NoiseStatistics
+from visionattn.heads.forgery.noise import NoiseFeatures, NoiseStatistics
 
 
 def test_shapes_at_any_size():

@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 import torch
 
-from visionattn.heads.forgery.noise_statistics import QUANTITIES, NoiseStatistics, _dct
-from visionattn.heads.forgery.residuals import MEAN, STD
+from visionattn.heads.forgery.noise import MEAN, QUANTITIES, STD, NoiseStatistics
 
 
 def normalised(image: np.ndarray) -> torch.Tensor:
@@ -23,7 +22,7 @@ def photo(size=(128, 128)) -> np.ndarray:
 
 def test_the_basis_is_that_of_the_dct():
     block = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
-    got = (_dct()[:, 0] * torch.from_numpy(block)).sum((1, 2)).reshape(8, 8)
+    got = (NoiseStatistics(0).dct[:, 0] * torch.from_numpy(block)).sum((1, 2)).reshape(8, 8)
     assert np.allclose(got.numpy(), cv2.dct(block), atol=1e-5)
 
 

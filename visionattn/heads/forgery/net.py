@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from visionattn.heads.forgery.branches import STRIDES, NFABlock, NoiseBranch, NoiseExtractor
 from visionattn.heads.forgery.heads import ForgeryHead, ForgeryOutput, FusionHead, forgery_losses
-from visionattn.heads.forgery.noise_features import NoiseFeatures
-from visionattn.heads.forgery.noise_statistics import NoiseStatistics
-from visionattn.heads.forgery.residuals import HighPassResidual
+from visionattn.heads.forgery.noise import HighPassResidual, NoiseFeatures, NoiseStatistics
 
 __all__ = ["ForgeryNet"]
 

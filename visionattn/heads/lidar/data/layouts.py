@@ -94,7 +94,7 @@ def build_object_database(
     columns = 5 if layout in ("nuscenes", "infos") else 4
     database = cut_objects(PointCloudSet(frames, names, columns, x_forward=True), least_points)
     if not len(database):
-        raise DataError(f"{source}: no object of {', '.join(names)} has {least_points} or more points")
+        raise DataError(f"{source}: has no object of {', '.join(names)} with {least_points} or more points")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         database.save(out)

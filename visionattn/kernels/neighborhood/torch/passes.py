@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visionattn.kernels.neighborhood.tiles import choose_tile
-from visionattn.kernels.neighborhood.torch.plan import Plan, Rows, make_plan
+from visionattn.kernels.neighborhood.torch.plan import PLANS, Plan, Rows, make_plan
 from visionattn.kernels.workspace import Key
 
 __all__ = ["Chunk", "Pass", "Source", "passes", "readable"]
@@ -107,7 +107,7 @@ def passes(queries: Sequence[Tensor], keys: Sequence[Tensor], problem: tuple, bi
     return _passes(problem, layouts, dtypes, len(queries), x.dim(), x.device, bias, CHUNK_SCORES, PASS_NUMBERS)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=2 * PLANS)  # forward and backward read different tensors
 def _passes(problem, layouts, dtypes, query_count, dims, device, bias, chunk_scores, pass_numbers) -> tuple[Pass, ...]:
     batch, *shape, heads, dim = layouts[0][:dims]
     exact = dtypes[0]
@@ -144,7 +144,7 @@ def _passes(problem, layouts, dtypes, query_count, dims, device, bias, chunk_sco
     return tuple(result)
 
 
-@lru_cache(maxsize=64)  # passes of equal size share their chunks
+@lru_cache(maxsize=2 * PLANS)  # passes of equal size share their chunks
 def _chunks(
     plan: Plan, specs: tuple, images: int, heads: int, biased: bool, exact: torch.dtype, limit: int
 ) -> tuple[Chunk, ...]:

@@ -5,6 +5,7 @@ memory. A tile is then a list of row numbers, so that dilation groups (uneven on
 tiles and shared key heads are all the same to the code that computes. Tables are made once for each geometry.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -15,7 +16,14 @@ from torch import Tensor
 
 from visionattn.kernels.neighborhood.geometry import axis_tiles
 
-__all__ = ["Bags", "Plan", "Rows", "make_plan"]
+__all__ = ["PLANS", "Bags", "Plan", "Rows", "make_plan"]
+
+# The longest dilation schedule in use, that of DiNAT for detection, has 11 combinations of map size and dilation per
+# image size. The cache holds those of four image sizes, such as two scales in landscape and portrait orientation.
+PLANS = 4 * 11
+
+TABLES = 8
+"""Tables kept per plan: for training and inference with up to two batch sizes, each split into passes."""
 
 
 def _outer(tables: list[Tensor], combine) -> Tensor:
@@ -156,9 +164,27 @@ class Plan:
             return None
         return self.valid.to(self.device, dtype).repeat(images, 1)[:, None, :, None]
 
-    @lru_cache(maxsize=8)  # noqa: B019 - plans are few, and a cache of their own drops them
+    @cached_property
+    def _tables(self) -> dict[tuple, "Tensor | Bags"]:
+        """Results of `result_rows` and `key_bags`. They are stored with the plan and so live as long as it does."""
+        return {}
+
+    def _table(self, key: tuple, make: "Callable[[], Tensor | Bags]") -> "Tensor | Bags":
+        if key not in self._tables:
+            if len(self._tables) >= TABLES:
+                self._tables.pop(next(iter(self._tables)), None)
+            self._tables[key] = make()
+        return self._tables[key]
+
     def result_rows(self, images: int, heads: int) -> Tensor:
         """Row of ``[images, tiles, heads, queries]`` that holds each token and head, ``[images * tokens * heads]``."""
+        return self._table(("result", images, heads), lambda: self._result_rows(images, heads))
+
+    def key_bags(self, images: int, heads: int, repeat: int) -> Bags:
+        """The rows of ``[images, tiles, heads, keys]`` that belong to each image, token and key head."""
+        return self._table(("bags", images, heads, repeat), lambda: self._key_bags(images, heads, repeat))
+
+    def _result_rows(self, images: int, heads: int) -> Tensor:
         place = torch.arange(self.queries.numel()).view_as(self.queries)
         keep = slice(None) if self.valid is None else self.valid
         where = torch.empty(self.tokens, dtype=torch.long)
@@ -168,9 +194,7 @@ class Plan:
         rows = torch.arange(images)[:, None, None] * (heads * self.queries.numel()) + rows
         return rows.flatten().to(self.device, torch.int32)
 
-    @lru_cache(maxsize=8)  # noqa: B019
-    def key_bags(self, images: int, heads: int, repeat: int) -> Bags:
-        """The rows of ``[images, tiles, heads, keys]`` that belong to each image, token and key head."""
+    def _key_bags(self, images: int, heads: int, repeat: int) -> Bags:
         shared = heads // repeat
         head = torch.arange(heads) // repeat
         owner = self.keys[:, None, :] * shared + head[:, None]
@@ -181,7 +205,7 @@ class Plan:
         return Bags(*(x.to(self.device, torch.int32) for x in (index, offsets)))
 
 
-@lru_cache(maxsize=48)
+@lru_cache(maxsize=PLANS)
 def make_plan(problem: tuple, shape: tuple[int, ...], tile: tuple[int, ...], device: torch.device) -> Plan:
     """Cut a map into tiles; ``problem`` is (kernel, stride, dilation, causal), each per axis."""
     kernel, stride, dilation, causal = problem
