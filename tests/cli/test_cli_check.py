@@ -19,7 +19,7 @@ def _here(monkeypatch, request):
 
 def test_sound_config(capsys):
     assert main(["check", CONFIG, "--model-only"]) == 0
-    assert "nothing wrong was found" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
 
 
 def test_every_problem_on_its_line(capsys):

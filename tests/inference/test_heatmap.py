@@ -29,5 +29,5 @@ def test_prediction_draws_its_heat_map_below_its_box():
         heatmap=heatmap,
     )  # fmt: skip
     assert (boxed.draw(image) != drawn).any()
-    with pytest.raises(ValueError, match="heatmap is of size"):
+    with pytest.raises(ValueError, match="`heatmap` must have the image size"):
         Prediction((40, 41), ("a",), heatmap=heatmap)

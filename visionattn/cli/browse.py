@@ -5,20 +5,24 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of ``visionattn browse``."""
     parser.add_argument("config", metavar="CONFIG", help="config file")
-    parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: outputs/browse/<config name>)")
-    parser.add_argument("--number", type=int, default=8, metavar="N", help="how many samples (default: 8)")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="train", help="default: train")
-    parser.add_argument("--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: outputs/browse/<config name>)")
+    parser.add_argument("--number", type=int, default=8, metavar="N", help="number of samples (default: 8)")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="train", help="dataset split (default: train)"
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config keys"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw; returns 0."""
+    """Draw the samples and return 0."""
     from visionattn.errors import ConfigError, require
 
     if args.number < 1:
-        raise ConfigError(f"--number {args.number}: give 1 or more")
+        raise ConfigError(f"`number` must be at least 1, got {args.number}")
     require("mmengine")
     from visionattn.engine.config.checks import check_config
     from visionattn.engine.config.load import load_config
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     count = 0
     samples = track(job.draw_samples(config, args.split, args.number), "drawing", args.number)
-    for count, (name, picture) in enumerate(samples, 1):
-        write_png(out / f"{count - 1:03d}_{Path(name).stem}.png", picture)
+    for count, (name, image) in enumerate(samples, 1):
+        write_png(out / f"{count - 1:03d}_{Path(name).stem}.png", image)
     print(f"{count} images: {out}")
     return 0

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _jobs() -> list:
     """Return every job, or none without OpenMMLab, whose absence `run` reports."""
     try:
-        import visionattn.openmmlab  # noqa: F401  it adds the jobs
+        import visionattn.openmmlab  # noqa: F401  the import adds the jobs
     except ImportError:
         return []
     from visionattn.inference.job import jobs
@@ -80,7 +80,7 @@ def _jobs() -> list:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict on the inputs and return the exit status: 0, or 1 if an input could not be read."""
+    """Predict on the inputs and return the exit status, which is 1 if an input could not be read."""
     _check_model_arguments(args)
     require("mmengine")  # before anything that takes time
     from visionattn.engine.config.checks import check_config

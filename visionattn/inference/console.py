@@ -1,4 +1,4 @@
-"""Progress bars and wording of the commands' output."""
+"""Progress bars and texts for the console."""
 
 from visionattn.errors import require
 

@@ -1,4 +1,4 @@
-"""Predict on files and write the results. All jobs write the same kinds of files.
+"""Predict on files and write the results. The files are named in the same way for all jobs.
 
 | file | content | entry of the record |
 |---|---|---|
@@ -70,7 +70,7 @@ class Summary:
 
     @property
     def tally(self) -> Tally:
-        """What a job summarizes."""
+        """Totals for `Job.summary`."""
         return Tally(self.inputs + self.frames, self.found)
 
 
@@ -174,7 +174,7 @@ class _Run:
     def _batch(self, batch: list[tuple[int, Any]]) -> Iterator[dict[str, Any]]:
         items = [item for _, item in batch if not isinstance(item, DataError)]
         found = self._attempt(lambda: self.predictor.predict(items))
-        if isinstance(found, DataError):  # of an input that the pipeline reads; find out which
+        if isinstance(found, DataError):  # raised by the pipeline, which reads some inputs itself: find the failed one
             found = [self._attempt(lambda item=item: self.predictor.predict([item])[0]) for item in items]
         predictions = iter(found)
         for index, item in batch:
@@ -252,7 +252,7 @@ class _Run:
 
 
 def _summary_line(summary: Summary, noun: str) -> str:
-    """Return the line about the whole run in the report."""
+    """Return the summary line of the report."""
     parts = [f"{noun}s: {summary.inputs}"]
     if summary.videos:
         parts.append(f"videos: {summary.videos} with {summary.frames} frames in total")

@@ -1,4 +1,4 @@
-"""What all jobs on images share: reading, batching, records with COCO categories, training samples."""
+"""Base class of the jobs on images: reading, batching, records with COCO categories, training samples."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ class ImageJob(Job):
         self.category_ids = category_ids(model.cfg, self.classes)
 
     def palette(self) -> tuple[tuple[int, int, int], ...] | None:
-        """Return the RGB color of each class that the data set defines; None uses the default colors."""
+        """Return the RGB color of each class defined by the dataset, or None for the default colors."""
         return None
 
     @classmethod
@@ -74,7 +74,7 @@ class ImageJob(Job):
         return item.shape
 
     def describe(self, item: np.ndarray) -> str:
-        """Return the size of an image in words."""
+        """Return a phrase with the size of the image, such as "an image of 640x480"."""
         return f"an image of {item.shape[1]}x{item.shape[0]}"
 
     def decode(self, output: Any, item: np.ndarray) -> Prediction:
@@ -128,7 +128,7 @@ class ImageJob(Job):
 
     @classmethod
     def exported(cls, model: nn.Module) -> nn.Module:
-        """Return the network up to the outputs of its head."""
+        """Return the model without postprocessing; its outputs are those of the head."""
         return TensorMode(model)
 
 

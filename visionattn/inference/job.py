@@ -5,10 +5,10 @@ that only one job needs is in its folder below `visionattn.heads`, and the rest 
 `Job` class of that folder's ``job.py``. `visionattn.inference`, `visionattn.engine` and `visionattn.cli` know no job
 by name.
 
-How a prediction is made: `Job.find` lists the input files, `Job.read` loads one, `Job.sample` makes the dict that
-enters the test pipeline of the config, the model runs (`TrainedModel.run`), and `Job.decode` turns its raw output
-into a typed prediction. Where an image is cut into tiles, or seen mirrored or at several scales, a `Merger` combines
-the raw outputs instead. `Job.write` writes the result files and returns the record for ``predictions.json``.
+Steps of a prediction: `Job.find` lists the input files, `Job.read` loads one, `Job.sample` returns the input of the
+test pipeline of the config, `TrainedModel.run` runs the pipeline and the model, and `Job.decode` converts the raw
+output to a typed prediction. If an image is cut into tiles, mirrored or rescaled, a `Merger` combines the raw outputs
+instead. `Job.write` writes the result files and returns their entries in ``predictions.json``.
 """
 
 import argparse
@@ -67,13 +67,13 @@ class TrainedModel(Protocol):
         """Run the test pipeline and the network on one batch and return one raw output per sample.
 
         Args:
-            samples: what enters the pipeline; see `Job.sample`.
+            samples: inputs of the pipeline, see `Job.sample`.
             scale: factor on the size that the pipeline resizes to.
         """
 
 
 class Result(Protocol):
-    """What every typed prediction has.
+    """Interface of every typed prediction.
 
     Attributes:
         classes: class names by label.
@@ -139,9 +139,10 @@ class Job(ABC):
         name: the name in result files, and of ``task`` in a config that sets the job itself.
         OwnOptions: dataclass with the options that only this job has; each is an option of `Predictor` and, if
             `add_arguments` declares it, of the command line.
-        noun: what one input is called in messages and summaries.
-        records: name of the list in ``predictions.json``, and ``<noun>_id`` is the index of a record in it.
-        accepts_video: videos are one input each; otherwise a video is predicted frame by frame.
+        noun: name of one input in messages and summaries, in the singular.
+        records: name of the list in ``predictions.json``, in the plural; with ``_id`` for the final ``s``, the key of
+            the index of a record.
+        accepts_video: a video is one input; otherwise videos are predicted frame by frame.
         tiles: large inputs can be cut into tiles.
         views: mirrored and rescaled views can be merged.
         thresholded: detections below ``score_thr`` are discarded.
@@ -172,9 +173,9 @@ class Job(ABC):
 
     @classmethod
     def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
-        """Return True if models of this class, built from this model config, are of this job.
+        """Return True if models of this class, built from this model config, belong to this job.
 
-        By default, a model class declares its job: ``job = "<name>"``.
+        By default, a model class declares its job with a class attribute, ``job = "<name>"``.
         """
         return getattr(model, "job", None) == cls.name
 
@@ -199,7 +200,7 @@ class Job(ABC):
 
     @abstractmethod
     def sample(self, item: Any, view: View = View()) -> dict[str, Any]:
-        """Return what enters the test pipeline for an item of `read`."""
+        """Return the input of the test pipeline for an item returned by `read`."""
 
     def batch_key(self, item: Any) -> Any:
         """Only items with equal keys share a batch."""
@@ -216,17 +217,17 @@ class Job(ABC):
         """Return the typed prediction for the raw output of one item."""
 
     def merger(self, item: Any, views: Sequence[View], overlap: int) -> Merger:
-        """Return a `Merger` for an image that is cut into tiles or seen in several views.
+        """Return a `Merger` for an image that is cut into tiles or predicted in several views.
 
         Args:
             item: the image.
-            views: the views that each tile is added in.
+            views: the views added for each tile.
             overlap: overlap of neighboring tiles in pixels.
         """
         raise ConfigError(f"predictions of {self.name} models cannot be merged")
 
     def attach(self, prediction: Any, item: Any) -> Any:
-        """Return the prediction with the input in memory that it was made for, if drawing needs it."""
+        """Return the prediction with the input attached, if drawing needs it."""
         return prediction
 
     # Results
@@ -245,15 +246,15 @@ class Job(ABC):
         """
 
     def maps(self, prediction: Any) -> dict[str, np.ndarray]:
-        """Return per-pixel results by kind; `visionattn.inference.writing.MAP_FOLDERS` has the kinds."""
+        """Return per-pixel results by kind; see `visionattn.inference.writing.MAP_FOLDERS` for the kinds."""
         return {}
 
     def write(self, out: Path, name: str, prediction: Any) -> dict[str, Any]:
-        """Write all result files of one input except the overlay, and return their record entries."""
+        """Write the result files of one input except the overlay, and return their entries of the record."""
         return write_maps(out, name, self.maps(prediction))
 
     def count(self, prediction: Any) -> Counter:
-        """Return what the summary of a run adds up, such as detections by class."""
+        """Return the counts that the summary adds up over all inputs, such as detections by class."""
         return Counter(prediction.names)
 
     def lines(self, record: Mapping[str, Any], counts: Counter) -> list[str]:
@@ -267,14 +268,14 @@ class Job(ABC):
         return [found or f"no detections with a score of at least {self.options.score_thr:g}"]
 
     def summary(self, tally: Tally) -> str:
-        """Return one line about a whole run."""
+        """Return one line about all inputs of a run."""
         found = ", ".join(f"{name} {count}" for name, count in tally.found.most_common())
         total = sum(tally.found.values())
         threshold = f", score at least {self.options.score_thr:g}" if self.thresholded else ""
         return f"detections: {total}{f' ({found})' if found else ''}{threshold}"
 
     def legend(self, tally: Tally) -> dict[str, str]:
-        """Return class names and what the report's legend says of each."""
+        """Return the class names in the legend of the report, each with its text."""
         return {name: str(count) for name, count in tally.found.most_common()}
 
     def describe_model(self) -> dict[str, Any]:
@@ -291,7 +292,7 @@ class Job(ABC):
 
     @classmethod
     def draw_samples(cls, config: Any, split: str, number: int) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield names and pictures of the first training samples, as ``visionattn browse`` shows them."""
+        """Yield names and drawn images of the first samples, for ``visionattn browse``."""
         raise ConfigError(f"training samples of {cls.name} models cannot be drawn")
 
     @classmethod
@@ -324,11 +325,11 @@ def job_by_name(name: str) -> type[Job]:
     """Return the job with this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the name is unknown.
     """
     known = {job.name: job for job in jobs()}
     if name not in known:
-        raise ConfigError(f"task={name!r} is unknown; known: {', '.join(sorted(known))}")
+        raise ConfigError(f"`task` must be one of {', '.join(sorted(known))}, got {name!r}")
     return known[name]
 
 
@@ -354,5 +355,5 @@ def job_of(model: type, config: Mapping[str, Any]) -> type[Job]:
 
 
 def views_of(options: Options) -> list[View]:
-    """Return the views of each image that the options ask for."""
+    """Return the views of each image for `Options.scales` and `Options.tta`."""
     return [View(scale, mirrored) for scale in options.scales for mirrored in (False, True)[: 1 + options.tta]]

@@ -7,7 +7,7 @@ __all__ = ["Tile", "crop", "tile_grid"]
 Tile = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels of the image; x1 and y1 are exclusive."""
 GRID = 32
-"""Where possible, tiles start at multiples of this many pixels: the largest stride of most backbones."""
+"""Tiles start at multiples of this many pixels where possible; it is the largest stride of most backbones."""
 
 
 def tile_grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
@@ -18,16 +18,16 @@ def tile_grid(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
 
     Args:
         height, width: size of the image in pixels.
-        tile: side of a tile in pixels; an axis of the image that is shorter is not cut.
+        tile: side of a tile in pixels; axes of the image that are shorter are not cut.
         overlap: minimum overlap of neighboring tiles in pixels, less than `tile`.
 
     Returns:
         The tiles, row by row.
     """
     if tile < 1:
-        raise ValueError(f"tile must be at least 1 pixel, got {tile}")
+        raise ValueError(f"`tile` must be at least 1 pixel, got {tile}")
     if not 0 <= overlap < tile:
-        raise ValueError(f"overlap must be at least 0 and less than the tile's {tile} pixels, got {overlap}")
+        raise ValueError(f"`overlap` must be in [0, {tile - 1}] for `tile` {tile}, got {overlap}")
     rows, columns = _starts(height, tile, overlap), _starts(width, tile, overlap)
     return [(x, y, min(x + tile, width), min(y + tile, height)) for y in rows for x in columns]
 
