@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from visionattn.errors import DataError, require
+from visionattn.io.console import track
 from visionattn.io.folders import write_json
 from visionattn.io.images import open_image
 
@@ -69,7 +70,7 @@ def convert_bccd(source: Path, target: Path) -> Converted:
         stems = [_plain_name(name, listed) for name in _words(listed)]
         images_dir, voc_dir = _make(target / "images" / split), _make(target / "annotations_voc" / split)
         images, annotations = [], []
-        for image_id, stem in enumerate(_progress(stems, f"blood cells, {split}"), 1):
+        for image_id, stem in enumerate(track(stems, f"blood cells, {split}", len(stems)), 1):
             photo = root / "JPEGImages" / f"{stem}.jpg"
             height, width = _read(photo, "RGB").shape[:2]
             tree, boxes = _read_voc(root / "Annotations" / f"{stem}.xml", width, height)
@@ -154,14 +155,14 @@ def convert_nuclei(source: Path, target: Path, seed: int = 0) -> Converted:
     ids = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
     groups: dict[tuple, list[str]] = {}
     stains: dict[str, str] = {}
-    for name in _progress(ids, "nuclei, images"):
+    for name in track(ids, "nuclei, images", len(ids)):
         pixels = _read(root / name / "images" / f"{name}.png", "RGB")
         stains[name] = _stain(pixels)
         groups.setdefault((stains[name], pixels.shape[:2]), []).append(name)
     for split, names in _split(groups, seed).items():
         images_dir, masks_dir = _make(target / "images" / split), _make(target / "masks" / split)
         images, annotations = [], []
-        for image_id, name in enumerate(_progress(names, f"nuclei, {split}"), 1):
+        for image_id, name in enumerate(track(names, f"nuclei, {split}", len(names)), 1):
             pixels = _read(root / name / "images" / f"{name}.png", "RGB")
             labels, overlap, hidden = _label_map(root / name / "masks", pixels.shape[:2])
             shared, lost = shared + overlap, lost + hidden
@@ -264,7 +265,7 @@ def convert_camvid(source: Path, target: Path) -> Converted:
             [_plain_name(PurePosixPath(p).name, listed) for p in paths[i : i + 2]] for i in range(0, len(paths), 2)
         ]
         pixels_of = np.zeros(256, dtype=np.int64)
-        for image_name, mask_name in _progress(pairs, f"CamVid, {split}"):
+        for image_name, mask_name in track(pairs, f"CamVid, {split}", len(pairs)):
             image = _read(root / split / image_name, "RGB")
             mask = _read(root / f"{split}annot" / mask_name, None)
             if mask.shape != image.shape[:2]:
@@ -355,8 +356,3 @@ def _write_coco(
         "categories": categories,
     }
     write_json(target / f"instances_{split}.json", coco)
-
-
-def _progress(items: list, label: str) -> Iterable:
-    console = require("rich.console").Console(stderr=True)
-    return require("rich.progress").track(items, description=label, console=console, disable=not console.is_terminal)

@@ -8,10 +8,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.build import building, drop_initialisation, quiet
 from visionattn.engine.config.custom_data import UNTOUCHED_HEADS
 from visionattn.engine.config.options import find_class
-from visionattn.engine.model import drop_initialisation
 from visionattn.errors import ConfigError
 
 __all__ = ["backbone_channels", "build_on_meta", "model_problems"]
