@@ -9,7 +9,7 @@
 | ``<name>.frames.json`` | one record per frame of a video | ``frames_file`` |
 | ``maps/<name>.png`` | class index of each pixel | ``map`` |
 | ``heatmaps/<name>.png`` | 16-bit gray values; 65535 is 1 | ``heatmap`` |
-| ``masks/<name>.png`` | 255 where marked, 0 elsewhere | ``mask`` |
+| ``masks/<name>.png`` | 255 inside the mask, 0 outside | ``mask`` |
 | ``panoptic/<name>.png`` | segments in the format of COCO panoptic; the record has ``segments_info`` | ``panoptic`` |
 | ``<name>.html`` | 3-D view of a point cloud | ``page`` |
 """
