@@ -22,7 +22,8 @@ def mosaic(folder: Path, height: int, width: int, zoom: float) -> np.ndarray:
     """BGR uint8 ``[height, width, 3]``: the folder's images in order, row by row, each enlarged."""
     import cv2
 
-    from visionattn.io.inputs import IMAGE_SUFFIXES, read_image
+    from visionattn.io.images import read_image
+    from visionattn.io.inputs import IMAGE_SUFFIXES
 
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     canvas = np.zeros((height, width, 3), np.uint8)

@@ -29,9 +29,12 @@ from visionattn.cli import main
 from visionattn.data.cityscapes import convert_cityscapes
 from visionattn.data.digits import build_digit_scenes
 from visionattn.data.panoptic import id2rgb
+from visionattn.engine.compat import install
 from visionattn.engine.config.build import quiet
 from visionattn.engine.config.data_checks import check_data
 from visionattn.engine.config.load import load_config
+
+install()  # panopticapi
 
 CONFIGS = REPO / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)

@@ -4,6 +4,5 @@ Importing this package registers the backbones with timm and needs only torch an
 albumentations and Triton are imported by the parts that use them, when they are used.
 """
 
-__version__ = "0.1.0"
-
 from visionattn import backbones as backbones
+from visionattn._version import __version__ as __version__

@@ -1,6 +1,7 @@
-"""The errors a user can meet. The commands print their message as one line; nothing else ends a command.
+"""Exceptions for errors that users can cause and correct. The command line prints their messages as one line.
 
-A message names the thing (file, key, argument), says what is wrong with it, and what to do.
+A message names the file, config key or argument (in backticks), and states the problem and the allowed values or the
+remedy.
 """
 
 import importlib
@@ -22,11 +23,11 @@ __all__ = [
 
 
 LONGEST = 1500
-"""Characters of a line of a message, which may quote a file that nobody vouches for."""
+"""Maximum number of characters in a line of a message, as messages may quote untrusted files."""
 
 
 class VisionattnError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base class of all errors that users can cause and correct."""
 
     def __init__(self, *args: object) -> None:
         if args and isinstance(args[0], str) and len(args[0]) > LONGEST:
@@ -39,19 +40,19 @@ def _cut(line: str) -> str:
 
 
 class BackendError(VisionattnError, RuntimeError):
-    """A kernel backend was named that cannot run here; the message gives the reason."""
+    """A kernel backend or exported program cannot run; the message gives the reason."""
 
 
 class ConfigError(VisionattnError):
-    """A config file is missing, malformed or contradicts itself."""
+    """A config file, an option or an argument is missing, malformed or inconsistent."""
 
 
 class ConfigProblemsError(ConfigError):
-    """All that is wrong with a config at once; ``problems`` has one line for each.
+    """One or more problems of a config.
 
     Args:
-        name: the config.
-        problems: at least one line.
+        name: config file.
+        problems: one line per problem, at least one.
     """
 
     def __init__(self, name: str, problems: Sequence[str]) -> None:
@@ -74,29 +75,32 @@ class DataError(VisionattnError):
 
 
 class TrainingError(VisionattnError):
-    """Training cannot go on, such as when the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class OutOfMemoryError(VisionattnError):
-    """The memory does not hold a single picture or tile."""
+    """Not even a single image or tile fits into memory."""
 
 
 class MissingDependencyError(VisionattnError, ImportError):
-    """An optional package is not installed; the message has the command that brings it."""
+    """An optional package is not installed; the message contains the pip command."""
 
 
 def require(module: str, extra: str = "openmmlab") -> ModuleType:
-    """Import an optional dependency, or raise `MissingDependencyError` with the pip command that brings it.
+    """Import an optional dependency.
 
     Args:
-        module: name to import, such as ``"cv2"``.
-        extra: the extra of this package that installs it.
+        module: module name, such as ``"cv2"``.
+        extra: extra of this package that installs it.
+
+    Raises:
+        MissingDependencyError: the package, or a system library that it needs, is not installed.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
-            raise  # the module is there; something it imports is not
+            raise  # the module is installed, but one of its imports is missing
         raise MissingDependencyError(f"{module} is not installed; run: pip install 'visionattn[{extra}]'") from error
     except ImportError as error:
         if "libGL" in str(error):

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 import visionattn
-import visionattn.openmmlab
 from benchmarks.reliability import faults, kills, soak
 from benchmarks.reliability.setting import Row
+from visionattn.engine.compat import install
 
 ROOT = Path(__file__).parents[2]
 CSV = ROOT / "benchmarks" / "results" / "reliability.csv"
@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of it, to try this script; writes nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    install()
     share = 10 if args.quick else 1
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,17 +1,4 @@
-# Logging and checkpoints of detectors in point clouds; schedules count epochs.
-custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
+# Runtime settings for detectors on point clouds; schedules count epochs.
+_base_ = "./epoch_runtime.py"
 default_scope = "mmengine"
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
-default_hooks = dict(
-    timer=dict(type="IterTimerHook"),
-    logger=dict(type="LoggerHook", interval=50),
-    param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=3),
-    sampler_seed=dict(type="DistSamplerSeedHook"),
-)
-vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
-visualizer = dict(type="Visualizer", vis_backends=vis_backends, name="visualizer")
-log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)
-log_level = "INFO"
-load_from = None
-resume = False
+visualizer = dict(type="Visualizer")

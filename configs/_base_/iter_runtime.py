@@ -1,17 +1,4 @@
-# Logging, checkpoints and screen of mmdet's long schedules that count iterations.
-custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
-default_scope = "mmdet"
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))
-default_hooks = dict(
-    timer=dict(type="IterTimerHook"),
-    logger=dict(type="LoggerHook", interval=50),
-    param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=5000, max_keep_ckpts=3),
-    sampler_seed=dict(type="DistSamplerSeedHook"),
-)
-vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
-visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")
-log_processor = dict(type="LogProcessor", window_size=50, by_epoch=False)
-log_level = "INFO"
-load_from = None
-resume = False
+# Runtime settings for mmdet's long schedules that count iterations.
+_base_ = "./epoch_runtime.py"
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5000))
+log_processor = dict(by_epoch=False)

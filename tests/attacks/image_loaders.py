@@ -19,8 +19,7 @@ from visionattn.heads.forgery.benco import ForgeryImages
 from visionattn.heads.forgery.donors import read_photo
 from visionattn.heads.forgery.sets import ForgeryItem, read_truth
 from visionattn.heads.localization import mmlab_metric as localization_metric
-from visionattn.io.images import image_size
-from visionattn.io.inputs import read_image
+from visionattn.io.images import image_size, read_image
 
 
 def small(kind: str, size: tuple[int, int] = (64, 48), mode: str = "RGB") -> bytes:

@@ -33,8 +33,7 @@ from annotation_loaders import (
     panoptic_quality,
 )
 
-from visionattn.data.coco import check_coco
-from visionattn.data.coco_masks import segmentation_fault
+from visionattn.data.coco import check_coco, segmentation_fault
 from visionattn.data.convert import BCCD_CLASSES, _read_voc
 from visionattn.data.mask_folders import pair_masks, read_names
 from visionattn.data.panoptic_check import check_panoptic

@@ -20,6 +20,7 @@ from mmengine.runner import CheckpointLoader
 
 import visionattn.openmmlab
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat import install
 from visionattn.engine.model import config_for
 from visionattn.engine.train.replay import replay
 from visionattn.errors import CheckpointError, DataError
@@ -29,6 +30,8 @@ from visionattn.heads.lidar.data.infos import read_mmdet3d_infos
 from visionattn.heads.lidar.data.object_database import ObjectDatabase
 from visionattn.inference.export import timm_network
 from visionattn.io.pickles import read_plain_pickle
+
+install()
 
 # --- pickles ---------------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ pytest.importorskip("mmdet")
 
 from mmengine.registry import MODELS, DefaultScope
 
-import visionattn.openmmlab  # noqa: F401
 from visionattn.backbones import load_official
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat import install
 from visionattn.engine.config.load import load_config
 from visionattn.engine.model import config_for
 from visionattn.engine.train.replay import FORMAT, KIND, decode, replay
@@ -28,6 +28,7 @@ from visionattn.errors import CheckpointError
 from visionattn.heads.forgery.nfa_vit import NFAViT
 from visionattn.inference.export import timm_network
 
+install()
 SIZES = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "num_classes": 3}
 
 

@@ -105,13 +105,13 @@ def test_an_explicit_padding_stays():
     source, target = small(), small(padding="masked")
     report = load_official(target, source.state_dict())
     assert paddings(target) == {"masked"}
-    assert report.settings["padding"] == "'masked' as chosen, where the published model has 'input'"
-    assert "padding is 'masked' as chosen" in str(report)
+    assert report.settings["padding"] == "'masked' as set by the user; the published model has 'input'"
+    assert "padding is 'masked' as set by the user" in str(report)
 
 
 def test_a_refused_checkpoint_changes_no_setting():
     target = small()
-    with pytest.raises(CheckpointError, match="it looks like BiFormer of unpublished size"):
+    with pytest.raises(CheckpointError, match="it seems to be a checkpoint of BiFormer of unpublished size"):
         load_official(target, small(embed_dim=32, head_dim=16).state_dict())
     assert paddings(target) == {"masked"}
 
@@ -134,8 +134,8 @@ def test_dense_weights_of_a_cut_model():
         **{k: v for k, v in SMALL.items() if k != "num_classes"},
     )
     report = load_official(model, source.state_dict())
-    assert report.dropped["downsample_layers.2.0.weight"] == "after the last stage of this model"
-    assert report.dropped["stages.3.0.attn.proj.weight"] == "after the last stage of this model"
+    assert report.dropped["downsample_layers.2.0.weight"] == "after the last stage of the model"
+    assert report.dropped["stages.3.0.attn.proj.weight"] == "after the last stage of the model"
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         expected = source.forward_intermediates(x, intermediates_only=True)[:2]
@@ -164,11 +164,11 @@ def test_post_norm_and_other_options():
     ("kwargs", "error", "message"),
     [
         ({"depths": (1, 1)}, ValueError, "same number of entries"),
-        ({"topks": (1, 4, 16, -3)}, ValueError, r"topks=\(1, 4, 16, -3\) must hold"),
-        ({"topks": (1, 4, 50, -2)}, ValueError, "topk must be from 1 to the number of regions, 49"),
-        ({"head_dim": 12}, ValueError, "head_dim=12 must divide"),
-        ({"padding": "zeros"}, ValueError, "padding must be one of 'masked', 'input', 'projected'"),
-        ({"global_lepe": "x"}, ValueError, "global_lepe must be"),
+        ({"topks": (1, 4, 16, -3)}, ValueError, r"`topks` must be -2, -1, 0 or .*, got \(1, 4, 16, -3\)"),
+        ({"topks": (1, 4, 50, -2)}, ValueError, "`topk` must be in 1..49"),
+        ({"head_dim": 12}, ValueError, "`head_dim`=12 must divide"),
+        ({"padding": "zeros"}, ValueError, "`padding` must be one of 'masked', 'input', 'projected'"),
+        ({"global_lepe": "x"}, ValueError, "`global_lepe` must be"),
         ({"window_size": 7}, TypeError, "window_size"),
     ],
 )

@@ -98,7 +98,7 @@ def test_convolution_beside_the_global_attention():
 def test_descriptions():
     full = timm.create_model("biformer_stl", device="meta")
     assert describe(full.state_dict()) == "biformer_stl"
-    assert describe(as_nchw(full)) == "biformer_stl in its NCHW layout"
+    assert describe(as_nchw(full)) == "biformer_stl (NCHW layout)"
 
 
 def test_sizes_that_patches_do_not_divide():

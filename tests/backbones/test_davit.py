@@ -7,7 +7,7 @@ from timm.layers import DropPath
 from timm.models.davit import DaVit
 
 from visionattn.backbones import load_official
-from visionattn.backbones.davit import DaViT, mend_blocks
+from visionattn.backbones.davit import DaViT, restore_drop_path
 
 PARAMETERS = {
     "davit_tiny": 28_360_168,
@@ -111,7 +111,7 @@ def test_a_whole_classifier_in_a_cut_feature_wrapper():
     for model in (timm.create_model("davit_tiny", features_only=True, out_indices=(0, 1), **kwargs), large):
         report = load_official(model, source.state_dict())
         assert set(report.dropped.values()) == {
-            "after the last stage of this model",
+            "after the last stage of the model",
             "the model has no classifier",
             "the model has no final norm",
         }
@@ -126,7 +126,7 @@ def test_timms_model_without_mlps_is_mended():
     x = torch.randn(1, 3, 64, 64)
     with pytest.raises(TypeError):
         model.eval()(x)
-    assert mend_blocks(model) is model
+    assert restore_drop_path(model) is model
     assert model(x).shape == (1, 11)
     spatial, channel = model.stages[3].blocks[0]
     assert spatial.drop_path1.drop_prob == channel.drop_path1.drop_prob == pytest.approx(0.3)
@@ -198,11 +198,19 @@ def test_out_norms_follow_the_chosen_levels():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"out_norms": (4,)}, ValueError, "levels from 0 to 3, got 4"),
-        ({"attn_types": ("spatial", "global")}, ValueError, "attn_types must be of 'spatial' and 'channel'"),
-        ({"attn_types": ()}, ValueError, "attn_types must be"),
-        ({"drop_path_schedule": "linear"}, ValueError, "drop_path_schedule must be 'block' or 'pair', got 'linear'"),
-        ({"overlapped_patch": True, "down_kernel_size": 2}, ValueError, "needs down_kernel_size=3, got 2"),
+        ({"out_norms": (4,)}, ValueError, r"`out_norms` must be levels in 0\.\.3, got \(4,\)"),
+        (
+            {"attn_types": ("spatial", "global")},
+            ValueError,
+            "`attn_types` must be a sequence of 'spatial' and 'channel'",
+        ),
+        ({"attn_types": ()}, ValueError, "`attn_types` must be"),
+        ({"drop_path_schedule": "linear"}, ValueError, "`drop_path_schedule` must be 'block' or 'pair', got 'linear'"),
+        (
+            {"overlapped_patch": True, "down_kernel_size": 2},
+            ValueError,
+            "`down_kernel_size` must be 3 with `overlapped_patch`, got 2",
+        ),
         ({"img_size": 224}, TypeError, "img_size"),
     ],
 )

@@ -109,12 +109,12 @@ def test_zero_layer_scale_is_a_value():
         (
             {"dilations": "coco"},
             ValueError,
-            "'coco' is not a known schedule; there are 'auto', 'classification'",
+            "`dilations` must be one of 'auto', 'classification', .*, got 'coco'",
         ),
-        ({"dilations": [[1, 8], [1, 4], [1, 2], [1, 1]]}, ValueError, r"dilations\[2\] must have 6 values"),
-        ({"attn_drop_rate": 0.1}, ValueError, "attn_drop=0.1 is not supported"),
-        ({"kernel_size": 6}, ValueError, "odd kernel sizes"),
-        ({"out_norms": (4,)}, ValueError, "levels from 0 to 3, got 4"),
+        ({"dilations": [[1, 8], [1, 4], [1, 2], [1, 1]]}, ValueError, r"`dilations\[2\]` must have 6 values"),
+        ({"attn_drop_rate": 0.1}, ValueError, "`attn_drop` must be 0, .*, got 0.1"),
+        ({"kernel_size": 6}, ValueError, "`kernel_size` must be odd"),
+        ({"out_norms": (4,)}, ValueError, r"`out_norms` must be levels in 0\.\.3, got \(4,\)"),
         ({"window_size": 7}, TypeError, "window_size"),
     ],
 )

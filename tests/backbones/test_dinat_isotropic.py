@@ -66,13 +66,17 @@ def test_vit_keeps_its_size():
     assert model(torch.zeros(1, 3, 64, 32)).shape == (1, 1000)
     with pytest.raises(AssertionError, match="doesn't match model"):
         model(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="multiple of patch_size=16"):
+    with pytest.raises(ValueError, match="multiple of `patch_size`=16, got 100"):
         ViTRpb(img_size=100)
 
 
 @pytest.mark.parametrize(
     ("dilations", "message"),
-    [("detection", "not a schedule here"), ([1, 2], "must have 12 values"), ([0] * 12, "integers >= 1")],
+    [
+        ("detection", "must be 'classification', 'auto' or a sequence of integers, got 'detection'"),
+        ([1, 2], "must have 12 values"),
+        ([0] * 12, "integers >= 1"),
+    ],
 )
 def test_bad_dilations(dilations, message):
     with pytest.raises(ValueError, match=message):

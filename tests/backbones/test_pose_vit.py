@@ -72,7 +72,7 @@ def test_predicted_masks_without_any_given():
     assert not torch.equal(model(x, torch.zeros(2, 4, 4)), logits)
     joints.sum().backward()
     assert model.joint_head.learned_joint_proj2.weight.grad.abs().max() > 0
-    with pytest.raises(ValueError, match="no joint head"):
+    with pytest.raises(ValueError, match="`pose_joints` must be at least 1 for joint logits"):
         make().forward_joints(x)
 
 
@@ -133,13 +133,13 @@ def test_loading_a_base_and_itself():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"paab": (5,)}, r"paab=\(5,\) must be numbers of blocks, 1 to 4"),
-        ({"paab": (2, 2)}, "names a block twice"),
-        ({"num_pose_blocks": 0}, "num_pose_blocks=0 must be at least 1"),
-        ({"paab": (2,), "pose_joints": 3, "joints_after": 3}, r"joints_after=3 must be in 1\.\.2"),
-        ({"base": "resnet18"}, "base='resnet18' is not a VisionTransformer of timm|base is a ResNet"),
-        ({"base": "no_such_model"}, "is not known to timm"),
-        ({"patch_drop_rate": 0.5}, "drops patches"),
+        ({"paab": (5,)}, r"`paab` must be block numbers in 1\.\.4, got \(5,\)"),
+        ({"paab": (2, 2)}, "must not contain a block twice"),
+        ({"num_pose_blocks": 0}, "`num_pose_blocks` must be at least 1, got 0"),
+        ({"paab": (2,), "pose_joints": 3, "joints_after": 3}, r"`joints_after` must be in 1\.\.2, got 3"),
+        ({"base": "resnet18"}, "`base` must be a VisionTransformer of timm, got 'resnet18'"),
+        ({"base": "no_such_model"}, "must be the name of a timm model"),
+        ({"patch_drop_rate": 0.5}, "`patch_drop_rate` must be 0"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -152,7 +152,7 @@ def test_bad_arguments(options, message):
 
 
 def test_mask_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"pose has the shape \(1, 3, 4\); for this picture it must be \(1, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"`pose` must have shape \(1, 4, 4\) for this image, got \(1, 3, 4\)"):
         make()(torch.randn(1, 3, 64, 64), torch.zeros(1, 3, 4))
 
 

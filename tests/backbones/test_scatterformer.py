@@ -6,7 +6,8 @@ import torch
 from timm.models import group_parameters
 
 import visionattn  # noqa: F401  (registers the models)
-from visionattn.backbones.scatterformer import ScatterFormer, checkpoint_filter_fn
+from visionattn.backbones import load_official
+from visionattn.backbones.scatterformer import ScatterFormer
 from visionattn.layers.scattered import (
     AttentivePillarPool,
     CrossWindowFFN,
@@ -87,7 +88,10 @@ def test_whole_backbone(shared_dir):
         "scatterformer_waymo", in_chans=32, embed_dim=64, window_size=6, grid_size=fx["meta"]["grid_xyz"], num_classes=0
     ).eval()
     whole = {f"backbone_3d.{k}": v for k, v in fx["state_dict"].items()}
-    model.load_state_dict(checkpoint_filter_fn({"model_state": whole}, model))
+    head = {"dense_head.shared_conv.weight": torch.ones(1)}
+    report = load_official(model, {"model_state": {**whole, **head}, "epoch": 80})
+    assert (report.missing, report.interpolated) == ({}, {})
+    assert report.dropped == {"dense_head.shared_conv.weight": "not part of the backbone"}
     features, coords = fx["inputs"]["voxel_features"], fx["inputs"]["voxel_coords"].long()
     with torch.no_grad():
         pillars = model.forward_pillars(features, coords, 2)
@@ -165,7 +169,7 @@ def test_pillar_pool_looks_only_at_its_pillar():
     assert both.coords.tolist() == [[0, 0, 0, 0], [0, 0, 2, 1]]
     alone = pool(SparseTensor(features[2:], coords[2:], (4, 3, 2), 1))
     torch.testing.assert_close(both.features[1:], alone.features)
-    with pytest.raises(ValueError, match="5 voxels high; pillar_size=4"):
+    with pytest.raises(ValueError, match="`pillar_size`=4 voxels high, got 5"):
         pool(SparseTensor(features, coords, (5, 3, 2), 1))
 
 
@@ -247,13 +251,13 @@ def test_every_parameter_has_a_group():
 
 def test_wrong_arguments():
     for options, message in (
-        (dict(window_size=5), "window_size=5 must be even"),
-        (dict(embed_dim=18, num_heads=2), "dim=18 must be a multiple of 4"),
-        (dict(num_heads=3), "num_heads=3 must divide"),
-        (dict(depths=(1,)), "must be two whole numbers"),
-        (dict(grid_size=(4, 4)), "must be three whole numbers"),
-        (dict(grid_size=(4, 4, 1)), "z=1 gives pillars"),
-        (dict(grid_size=(4, 4, 6)), "z=6 gives pillars"),
+        (dict(window_size=5), "`window_size` must be even and at least 2, got 5"),
+        (dict(embed_dim=18, num_heads=2), "`dim` must be a multiple of 4, got 18"),
+        (dict(num_heads=3), "`num_heads` must divide `dim`=16, got 3"),
+        (dict(depths=(1,)), "`depths` must be two integers"),
+        (dict(grid_size=(4, 4)), "`grid_size` must be three integers"),
+        (dict(grid_size=(4, 4, 1)), r"multiple of 4, .* got \(4, 4, 1\)"),
+        (dict(grid_size=(4, 4, 6)), r"multiple of 4, .* got \(4, 4, 6\)"),
     ):
         with pytest.raises(ValueError, match=message):
             ScatterFormer(**{**SMALL, **options})

@@ -152,9 +152,9 @@ def test_legacy_layout_puts_a_mask_on_other_tokens():
 def test_shapes_that_do_not_fit():
     model = pose_aware()
     x = torch.randn(1, 3, 4, 32, 32)
-    with pytest.raises(ValueError, match=r"pose has the shape \(1, 4, 4\); for this clip it must be \(1, 4, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"`pose` must have shape \(1, 4, 4, 4\) for this clip, got \(1, 4, 4\)"):
         model(x, torch.zeros(1, 4, 4))
-    with pytest.raises(ValueError, match="pose has the shape"):
+    with pytest.raises(ValueError, match="`pose` must have shape"):
         model(x, torch.zeros(1, 64))
     with pytest.raises(ValueError, match=r"must be \[B, channels, T, H, W\]"):
         model(x[0, 0])
@@ -163,13 +163,13 @@ def test_shapes_that_do_not_fit():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"paab": (0,)}, r"paab=\(0,\) must be numbers of blocks, 1 to 3"),
-        ({"paab": (1, 1)}, "names a block twice"),
-        ({"paab": (1,), "paat": (1,)}, "share a block"),
-        ({"paab_attention": "time"}, "paab_attention='time' must be one of"),
-        ({"mask_layout": "txy"}, "mask_layout='txy' must be one of"),
-        ({"num_joints": 0}, "num_joints=0 must be at least 1"),
-        ({"num_heads": 5}, "embed_dim=12 must be a multiple of num_heads=5"),
+        ({"paab": (0,)}, r"`paab` must be block numbers in 1\.\.3, got \(0,\)"),
+        ({"paab": (1, 1)}, "must not contain a block twice"),
+        ({"paab": (1,), "paat": (1,)}, "`paab` and `paat` must not share a block"),
+        ({"paab_attention": "time"}, "`paab_attention` must be one of .*, got 'time'"),
+        ({"mask_layout": "txy"}, "`mask_layout` must be one of .*, got 'txy'"),
+        ({"num_joints": 0}, "`num_joints` must be at least 1, got 0"),
+        ({"num_heads": 5}, "`embed_dim` must be a multiple of `num_heads`=5, got 12"),
     ],
 )
 def test_bad_arguments(options, message):
@@ -250,7 +250,7 @@ def test_starts_as_the_image_model_it_is_loaded_from():
 
 
 def test_wrong_checkpoint():
-    with pytest.raises(CheckpointError, match="it looks like TimeSformer"):
+    with pytest.raises(CheckpointError, match="it seems to be a checkpoint of TimeSformer"):
         load_official(TimeSformer(**SMALL), TimeSformer(**{**SMALL, "depth": 4}).state_dict())
 
 

@@ -42,11 +42,11 @@ def test_local_and_dilated_blocks_alternate_at_any_depth():
 @pytest.mark.parametrize(
     ("dilations", "message"),
     [
-        ("dense", "'dense' is not a known schedule"),
+        ("dense", "`dilations` must be one of 'auto', .*, got 'dense'"),
         (2, "one sequence for each of 4 levels"),
         ([[1, 2]], "one sequence for each of 4 levels"),
-        ([1, 2, 3, 4], r"dilations\[0\] must have 3 values"),
-        ([[1, 8, 1], [1, 4, 1, 4], [1] * 6, [1, 1, 0, 1, 1]], r"dilations\[3\] must be integers >= 1"),
+        ([1, 2, 3, 4], r"`dilations\[0\]` must have 3 values"),
+        ([[1, 8, 1], [1, 4, 1, 4], [1] * 6, [1, 1, 0, 1, 1]], r"`dilations\[3\]` must be integers >= 1"),
     ],
 )
 def test_bad_schedules(dilations, message):
@@ -55,5 +55,5 @@ def test_bad_schedules(dilations, message):
 
 
 def test_presets_are_for_four_levels():
-    with pytest.raises(ValueError, match="a schedule for 4 levels, but the model has 2"):
+    with pytest.raises(ValueError, match="`dilations`='detection' needs 4 levels, but `depths` has 2"):
         resolve_dilations("detection", (2, 2))

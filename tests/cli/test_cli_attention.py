@@ -14,7 +14,7 @@ def test_page(tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), rng.integers(0, 256, (60, 90, 3)).astype(np.uint8))
     arguments = ["attention", str(tmp_path / "a.png"), "--model", "dinat_pico", "--random", "--size", "64"]
     assert main([*arguments, "--query", "10", "50", "--layers", "0", "11", "--out", str(tmp_path / "out")]) == 0
-    assert "12 attentions" in capsys.readouterr().out
+    assert "12 attention layers" in capsys.readouterr().out
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert "Query at (10, 50)" in page
@@ -22,11 +22,11 @@ def test_page(tmp_path, capsys):
         "distance.png", "query0_00.png", "query0_11.png", "relevance.png",
     ]  # fmt: skip
     for extra, message in (
-        (["--query", "90", "5"], "outside of the picture"),
-        (["--layers", "12"], "has attentions 0 to 11"),
-        (["--size", "8"], "must be at least 32"),
+        (["--query", "90", "5"], "--query must be inside the image of 90x60 pixels"),
+        (["--layers", "12"], "--layers must be in [0, 11]"),
+        (["--size", "8"], "--size must be at least 32"),
     ):
         assert main([*arguments, *extra]) == 1
         assert message in capsys.readouterr().err
     assert main(["attention", str(tmp_path / "a.png"), "--model", "nothing"]) == 1
-    assert "timm knows no such model" in capsys.readouterr().err
+    assert "--model 'nothing' is not a timm model" in capsys.readouterr().err

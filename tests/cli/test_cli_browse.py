@@ -19,7 +19,7 @@ def test_pictures(config, tmp_path, capsys):
     import cv2
 
     assert main(["browse", str(config), "--out", str(tmp_path / "o"), "--number", "3"]) == 0
-    assert "3 pictures" in capsys.readouterr().out
+    assert "3 images" in capsys.readouterr().out
     files = sorted((tmp_path / "o").iterdir())
     assert [f.name[:4] for f in files] == ["000_", "001_", "002_"]
     assert cv2.imread(str(files[0])).shape == (64, 64, 3)
@@ -51,4 +51,4 @@ def test_boxes_follow_the_pipeline(config):
 
 def test_wrong_number(config, capsys):
     assert main(["browse", str(config), "--number", "0"]) == 1
-    assert "--number 0" in capsys.readouterr().err
+    assert "--number must be at least 1, got 0" in capsys.readouterr().err

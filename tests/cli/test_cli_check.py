@@ -19,7 +19,7 @@ def _here(monkeypatch, request):
 
 def test_sound_config(capsys):
     assert main(["check", CONFIG, "--model-only"]) == 0
-    assert "nothing wrong was found" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
 
 
 def test_every_problem_on_its_line(capsys):
@@ -41,7 +41,7 @@ def test_what_only_building_shows(capsys):
 
 def test_data_that_is_not_there(capsys):
     assert main(["check", CONFIG, "--cfg-options", "custom_data.root=/no/such"]) == 1
-    assert "custom_data.root: /no/such is not a folder" in capsys.readouterr().err
+    assert "custom_data.root must be an existing folder, got '/no/such'" in capsys.readouterr().err
 
 
 def test_masks_are_read(tmp_path, capsys):
@@ -57,4 +57,4 @@ def test_masks_are_read(tmp_path, capsys):
     assert main(["check", config, "--cfg-options", *options]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "masks/train/a.png: holds the value 1 (48 pixels), but the 1 classes are 0, and 255 is ignored" in err
+    assert "masks/train/a.png: contains the value 1 (48 pixels), but the 1 classes are 0, and 255 is ignored" in err

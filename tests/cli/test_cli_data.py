@@ -92,7 +92,7 @@ def test_download(tmp_path: Path, base_url: str, capsys: pytest.CaptureFixture):
     assert "MIT" in text
     assert check_coco(tmp_path / "out/instances_val.json", tmp_path / "out/images/val").annotations == 1
     assert main(arguments) == 0
-    assert "was there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 def test_lidar_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
@@ -140,11 +140,13 @@ def test_failures_are_one_line(tmp_path: Path, base_url: str, bccd_zip: Path, ca
     missing = _error(capsys, "bccd", *out, "--url", f"{base_url}/none.zip")
     assert f"{base_url}/none.zip" in missing
     assert "404" in missing
-    assert "--archive FILE" in missing
+    assert "`archive`" in missing
     (bccd_zip.parent / "page.zip").write_text("<html>")
     assert "not a complete zip" in _error(capsys, "bccd", *out, "--url", f"{base_url}/page.zip")
     assert "none.zip does not exist" in _error(capsys, "bccd", *out, "--archive", str(tmp_path / "none.zip"))
-    assert "exclude" in _error(capsys, "bccd", *out, "--archive", "a.zip", "--url", base_url)
+    assert "--archive and --url cannot be combined" in _error(
+        capsys, "bccd", *out, "--archive", "a.zip", "--url", base_url
+    )
     assert "--url" in _error(capsys, "samples", *out, "--url", base_url)
     assert "--out" in _error(capsys, "coco", *out)
     assert not (tmp_path / "out").exists()

@@ -67,7 +67,7 @@ def test_versions_and_problems(monkeypatch):
     monkeypatch.setattr(metadata, "requires", lambda name: lines)
     rows = {row["name"]: row for row in examine()["packages"]}
     assert rows["torch"] == {"name": "torch", "version": real("torch"), "needed": None, "problem": None}
-    assert rows["timm"]["problem"] == "not a version that was tried; run: pip install 'timm>=99'"
+    assert rows["timm"]["problem"] == "untested version; run: pip install 'timm>=99'"
     assert rows["mmdet"]["version"] is None
     assert rows["mmdet"]["problem"] == "not installed; run: pip install 'visionattn[openmmlab]'"
     assert rows["rich"]["needed"] is None

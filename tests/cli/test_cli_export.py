@@ -11,14 +11,14 @@ def test_timm_model(tmp_path, capsys):
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("image 2x3x64x96 to 2x")
-    assert lines[1] == "any batch"
-    assert "on 2x3x64x96, 1x3x64x96, 3x3x64x96" in lines[2]
+    assert lines[1] == "dynamic: batch"
+    assert "for 2x3x64x96, 1x3x64x96, 3x3x64x96" in lines[2]
     assert lines[3].startswith(f"{out}, ")
     assert len(torch.export.load(out).module()(torch.randn(3, 3, 64, 96))) == 5
 
 
 def test_run_of_a_segmentor_and_of_a_two_stage_detector(segmentor_run, mask_rcnn_run, tmp_path, capsys):
-    """The segmentor to its logits, its pixels normalised in the file; the detector to its neck."""
+    """The segmentor to its logits, its pixels normalized in the file; the detector to its neck."""
     from visionattn.engine.model import find_run, load_model
 
     out = str(tmp_path / "s.pt2")
@@ -38,14 +38,14 @@ def test_run_of_a_segmentor_and_of_a_two_stage_detector(segmentor_run, mask_rcnn
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "name one model"),
-        (["resnet10t", "--run", "r"], "name one model"),
+        ([], "exactly one of MODEL, --run and --config"),
+        (["resnet10t", "--run", "r"], "exactly one of MODEL, --run and --config"),
         (["resnet10x"], "resnet10x"),
-        (["resnet10t", "--out", "a.txt"], "must end in .pt2 or .onnx"),
-        (["resnet10t", "--size", "1", "2", "3"], "--size takes one or two numbers"),
+        (["resnet10t", "--out", "a.txt"], "--out must end in .pt2 or .onnx"),
+        (["resnet10t", "--size", "1", "2", "3"], "--size must be one or two numbers"),
         (["--run", "gone", "--size", "64"], "no such work dir"),
-        (["--run", "r", "--features"], "--features is for a MODEL of timm"),
-        (["--config", "c.py"], "--config needs --checkpoint"),
+        (["--run", "r", "--features"], "--features applies to timm models only"),
+        (["--config", "c.py"], "--config requires --checkpoint"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, words, tmp_path, capsys, monkeypatch):

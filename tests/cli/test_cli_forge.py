@@ -15,7 +15,7 @@ def test_forge_writes_a_dataset(tmp_path, capsys):
     status = main(["forge", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), *arguments])
     out = capsys.readouterr()
     assert status == 0, out.err
-    assert "2 forged and 2 untouched pictures of 2 photographs" in out.out
+    assert "2 forged and 2 authentic images from 2 photographs" in out.out
     assert len(list((tmp_path / "out" / "images").iterdir())) == 4
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 2
 
@@ -25,4 +25,4 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "there is no such folder" in capsys.readouterr().err
     (tmp_path / "p").mkdir()
     assert main(["forge", str(tmp_path / "p"), "--out", str(tmp_path / "o"), "--quality", "1", "2", "3"]) == 1
-    assert "--quality takes one or two numbers" in capsys.readouterr().err
+    assert "--quality must be one or two numbers" in capsys.readouterr().err

@@ -179,15 +179,15 @@ def test_default_folder_is_new_and_named_after_the_run(run_dir, shots, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no model was named"),
-        (["--run", "r", "--config", "c"], "leave out --config, or --run"),
-        (["--run", "r", "--checkpoint", "c"], "leave out --checkpoint, or --run"),
-        (["--config", "c"], "--config needs --checkpoint"),
-        (["--checkpoint", "c"], "--checkpoint needs --config"),
+        ([], "no model given; give --run, or --config and --checkpoint"),
+        (["--run", "r", "--config", "c"], "remove --config, or --run"),
+        (["--run", "r", "--checkpoint", "c"], "remove --checkpoint, or --run"),
+        (["--config", "c"], "--config requires --checkpoint"),
+        (["--checkpoint", "c"], "--checkpoint requires --config"),
         (["--run", "gone"], "gone: there is no such work dir"),
         (["--config", "gone.py", "--checkpoint", "w.pth"], "gone.py"),
-        (["--run", "r", "--score-thr", "2"], "--score-thr must be in 0..1"),
-        (["--run", "r", "--overlap", "9"], "give --tile too"),
+        (["--run", "r", "--score-thr", "2"], "--score-thr must be in [0, 1], got 2.0"),
+        (["--run", "r", "--overlap", "9"], "--overlap has no effect without --tile"),
         (["--run", "r", "--tile", "64", "--overlap", "64"], "--overlap must be"),
         (["--run", "r", "--batch-size", "0"], "--batch-size must be"),
         (["--run", "r", "--device", "tpu9"], "tpu9"),
@@ -203,9 +203,9 @@ def test_wrong_arguments_are_one_line(arguments, words, shots, capsys, monkeypat
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        (["empty"], "empty: the folder holds no images"),
-        (["gone.jpg"], "gone.jpg: there is no such file"),
-        (["*.webp"], "*.webp: the glob matches nothing"),
+        (["empty"], "empty: the folder contains no image"),
+        (["gone.jpg"], "gone.jpg: no such file"),
+        (["*.webp"], "*.webp: the glob pattern has no matches"),
     ],
 )
 def test_wrong_inputs_are_one_line(inputs, words, run_dir, shots, capsys, monkeypatch):
@@ -218,7 +218,7 @@ def test_wrong_inputs_are_one_line(inputs, words, run_dir, shots, capsys, monkey
 def test_only_broken_inputs(run_dir, shots, tmp_path, capsys):
     argv = ["infer", str(shots / "b" / "cut.jpg"), "--run", str(run_dir), "--out", str(tmp_path / "o")]
     assert main([*argv, "--device", "cpu"]) == 1
-    assert "not one of the inputs could be read" in capsys.readouterr().err
+    assert "none of the inputs could be read" in capsys.readouterr().err
 
 
 def test_out_that_holds_the_input(run_dir, shots, capsys):

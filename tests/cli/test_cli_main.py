@@ -44,7 +44,7 @@ def test_version(capsys):
 
 def test_unknown_command(capsys):
     assert cli.main(["trian"]) == 2
-    assert "no command 'trian'" in capsys.readouterr().err
+    assert "error: no command 'trian'; commands: train, " in capsys.readouterr().err
 
 
 def test_status_is_passed_on(command):

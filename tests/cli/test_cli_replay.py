@@ -58,22 +58,22 @@ def run(tmp_path):
 def test_says_where_it_came_up_first(run, capsys):
     assert main(["replay", str(run(float("inf")))]) == 0
     out = capsys.readouterr().out
-    assert "iteration 5, stopped for its loss" in out
+    assert "iteration 5, stopped because of its loss" in out
     assert "images     bad.png" in out
-    assert "NaN or infinity came up again" in out
+    assert "NaN or infinity occurred again" in out
     assert main(["replay", str(run(7.0))]) == 1
-    assert "everything is finite here" in capsys.readouterr().out
+    assert "all values are finite" in capsys.readouterr().out
 
 
 def test_what_is_no_dump(run, tmp_path, capsys):
     checkpoints.write({"state_dict": {}}, tmp_path / "iter_5.pth")
     run(0.0)
     assert main(["replay", str(tmp_path / "iter_5.pth")]) == 1
-    assert "is no dump of a stopped run" in capsys.readouterr().err
+    assert "is not a dump of a stopped run" in capsys.readouterr().err
     checkpoints.write({"format": FORMAT, "seed": 0, "iteration": 5, "rank": 0, "batch": None}, tmp_path / "iter_5.pth")
     assert main(["replay", str(tmp_path / "iter_5.pth")]) == 1
-    assert "holds no batch" in capsys.readouterr().err
+    assert "contains no batch" in capsys.readouterr().err
     (tmp_path / "alone").mkdir()
     (tmp_path / "iter_5.pth").rename(tmp_path / "alone" / "x.pth")
     assert main(["replay", str(tmp_path / "alone" / "x.pth")]) == 1
-    assert "give --config FILE" in capsys.readouterr().err
+    assert "set --config" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_annotation_problems(config, capsys):
 
 def test_image_that_does_not_decode(config, capsys):
     Path("data/images/002.png").write_bytes(b"nothing")
-    assert "002.png: does not open as an image" in fails(capsys, "tiny.py")
+    assert "002.png: cannot be opened as an image" in fails(capsys, "tiny.py")
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -121,10 +121,10 @@ def test_image_that_breaks_while_training(config, capsys, monkeypatch, workers):
 def test_checkpoint_problems(config, capsys):
     assert "no.pth: there is no such checkpoint" in fails(capsys, "tiny.py", "--resume", "no.pth")
     Path("bad.pth").write_bytes(b"PK bad")
-    assert "bad.pth: cut short or not a PyTorch checkpoint" in fails(capsys, "tiny.py", "--resume", "bad.pth")
+    assert "bad.pth: truncated or not a PyTorch checkpoint" in fails(capsys, "tiny.py", "--resume", "bad.pth")
     assert "bad.pth" in fails(capsys, "tiny.py", "--cfg-options", "load_from=bad.pth")
 
 
 def test_wrong_devices_and_seed(config, capsys):
-    assert "give 1 or more" in fails(capsys, "tiny.py", "--devices", "0")
-    assert "the seed -1 is negative" in fails(capsys, "tiny.py", "--seed", "-1")
+    assert "--devices must be at least 1, got 0" in fails(capsys, "tiny.py", "--devices", "0")
+    assert "--seed must be at least 0, got -1" in fails(capsys, "tiny.py", "--seed", "-1")

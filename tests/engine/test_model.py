@@ -17,6 +17,8 @@ from visionattn.engine.config.build import quiet
 from visionattn.engine.config.load import load_config
 from visionattn.engine.model import find_run, load_model
 from visionattn.errors import CheckpointError, ConfigError, DataError
+from visionattn.inference import Predictor
+from visionattn.inference.decoding import pixel_logits
 
 SEGMENTOR = """
 custom_imports = dict(imports=["visionattn.openmmlab"])
@@ -60,7 +62,7 @@ def test_classes_come_from_the_checkpoint_where_the_data_is_not(detector, coco_d
     loaded = load_model(away, weights)
     assert loaded.classes == tuple(known)
     assert loaded.cfg.model.bbox_head.num_classes == len(known)
-    assert len(loaded.predict([np.zeros((50, 70, 3), np.uint8)])) == 1
+    assert len(loaded.run([{"img": np.zeros((50, 70, 3), np.uint8), "img_id": 0}])) == 1
     checkpoints.write({**checkpoints.read(weights), "meta": {}}, weights)
     with pytest.raises(DataError, match="nowhere is not a folder"):
         load_model(away, weights)
@@ -68,36 +70,35 @@ def test_classes_come_from_the_checkpoint_where_the_data_is_not(detector, coco_d
 
 def test_detector(detector, coco_dir):
     loaded = load_model(*detector)
-    assert (loaded.task, loaded.classes, loaded.meta["iter"]) == ("detection", ("red", "blue"), 3)
+    assert (loaded.classes, loaded.meta["iter"]) == (("red", "blue"), 3)
     assert not loaded.model.training
     assert len(loaded.palette) == 2
+    predictor = Predictor.from_model(loaded, score_thr=0)
+    assert predictor.job.name == "detection"
     images = [np.zeros((50, 70, 3), np.uint8), cv2.imread(str(coco_dir / "images" / "000.png"))]
-    results = loaded.predict(images)
-    for result, image in zip(results, images, strict=True):
+    for found, image in zip(predictor(images), images, strict=True):
         height, width = image.shape[:2]
-        boxes = result["boxes"]
-        assert boxes.shape == (len(result["scores"]), 4)
-        assert len(boxes) > 0
-        assert boxes.dtype == result["scores"].dtype == np.float32
-        assert result["labels"].dtype == np.int64
-        assert (boxes >= 0).all()
-        assert (boxes[:, 2] <= width).all()
-        assert (boxes[:, 3] <= height).all()
-        assert set(result["labels"]) <= {0, 1}
-        assert result["masks"] is None
-        assert result["semantic"] is None
-        assert result["timing"]["total"] >= result["timing"]["model"] > 0
-    assert loaded.predict([]) == []
+        assert found.boxes.shape == (len(found.scores), 4)
+        assert len(found) > 0
+        assert found.boxes.dtype == found.scores.dtype == np.float32
+        assert found.labels.dtype == np.int64
+        assert (found.boxes >= 0).all()
+        assert (found.boxes[:, 2] <= width).all()
+        assert (found.boxes[:, 3] <= height).all()
+        assert set(found.labels) <= {0, 1}
+        assert found.masks is None
+        assert found.semantic is None
+        assert found.seconds > 0
+    assert loaded.run([]) == []
 
 
 def test_batch_gives_what_single_images_give(detector, coco_dir):
-    loaded = load_model(*detector)
+    predictor = Predictor.from_model(load_model(*detector), score_thr=0)
     images = [cv2.imread(str(p)) for p in sorted((coco_dir / "images").glob("*.png"))[:3]]
-    together = loaded.predict(images)
-    for image, result in zip(images, together, strict=True):
-        (alone,) = loaded.predict([image])
-        np.testing.assert_allclose(alone["boxes"], result["boxes"], atol=1e-3)
-        np.testing.assert_allclose(alone["scores"], result["scores"], atol=1e-5)
+    for image, result in zip(images, predictor(images), strict=True):
+        alone = predictor(image)
+        np.testing.assert_allclose(alone.boxes, result.boxes, atol=1e-3)
+        np.testing.assert_allclose(alone.scores, result.scores, atol=1e-5)
 
 
 def test_array_pipeline_is_the_file_pipeline(detector, coco_dir):
@@ -114,8 +115,8 @@ def test_array_pipeline_is_the_file_pipeline(detector, coco_dir):
         pipeline = Compose([TRANSFORMS.build(s) for s in steps])
     with torch.no_grad():
         expected = loaded.model.test_step(pseudo_collate([pipeline({"img_path": str(file), "img_id": 0})]))[0]
-    (result,) = loaded.predict([cv2.imread(str(file))])
-    np.testing.assert_array_equal(result["boxes"], expected.pred_instances.bboxes.numpy())
+    (result,) = loaded.run([{"img": cv2.imread(str(file)), "img_id": 0}])
+    np.testing.assert_array_equal(result.pred_instances.bboxes.numpy(), expected.pred_instances.bboxes.numpy())
 
 
 def test_segmentor(tmp_path):
@@ -127,24 +128,16 @@ def test_segmentor(tmp_path):
     config.write_text(SEGMENTOR.replace("CHANNELS", str(channels)))
     save_untrained(config, tmp_path / "w.pth")
     loaded = load_model(config, tmp_path / "w.pth")
-    assert (loaded.task, loaded.classes) == ("semantic", ("sky", "road", "car"))
+    assert loaded.classes == ("sky", "road", "car")
     assert loaded.palette == [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
-    (result,) = loaded.predict([np.zeros((40, 60, 3), np.uint8)])
-    assert result["semantic"].shape == (40, 60)
-    assert set(np.unique(result["semantic"])) <= {0, 1, 2}
-    assert result["boxes"].shape == (0, 4)
-    assert result["masks"] is None
-
-
-def test_panoptic_codes():
-    from visionattn.engine.model import _segments
-
-    codes = np.array([[0, 0, 1002], [2001, 2001, 7]])
-    result = _segments(codes, 3)
-    assert result["labels"].tolist() == [0, 2, 1]
-    assert result["masks"].sum((1, 2)).tolist() == [2, 1, 2]
-    assert result["boxes"].tolist() == [[0, 0, 2, 1], [2, 0, 3, 1], [0, 1, 2, 2]]
-    assert result["semantic"].tolist() == [[0, 0, 2], [1, 1, 3]], "3 means no class"
+    predictor = Predictor.from_model(loaded)
+    assert predictor.job.name == "semantic"
+    found = predictor(np.zeros((40, 60, 3), np.uint8))
+    assert found.semantic.shape == (40, 60)
+    assert set(np.unique(found.semantic)) <= {0, 1, 2}
+    assert found.boxes.shape == (0, 4)
+    assert found.masks is None
+    assert found.colors == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
 
 
 def test_what_does_not_fit_is_refused(detector):
@@ -209,11 +202,13 @@ def test_instance_masks(tmp_path):
     config.write_text(MASK_RCNN)
     save_untrained(config, tmp_path / "w.pth")
     loaded = load_model(config, tmp_path / "w.pth")
-    assert loaded.task == "instance"
-    (result,) = loaded.predict([np.full((40, 60, 3), 120, np.uint8)])
-    assert result["masks"].shape == (len(result["boxes"]), 40, 60)
-    assert result["masks"].dtype == bool
-    assert len(result["boxes"]) > 0
+    predictor = Predictor.from_model(loaded, score_thr=0)
+    assert predictor.job.name == "instance"
+    found = predictor(np.full((40, 60, 3), 120, np.uint8))
+    assert np.asarray(found.masks).shape == (len(found), 40, 60)
+    assert len(found) > 0
+    nothing = Predictor.from_model(loaded, score_thr=1)(np.full((40, 60, 3), 120, np.uint8))
+    assert np.asarray(nothing.masks).shape == (0, 40, 60)
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -234,9 +229,8 @@ def test_logits_make_the_map_and_scale_reaches_the_pipeline(tmp_path, binary):
     sizes = []
     loaded.model.backbone.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape[2:])))
     for scale in (1.0, 2.0):
-        (result,) = loaded.predict([image], scale=scale, logits=True)
-        assert result["logits"].shape == (2 if binary else 3, 64, 96)
-        np.testing.assert_array_equal(result["logits"].argmax(0), result["semantic"])
+        (output,) = loaded.run([{"img": image, "img_id": 0}], scale)
+        logits = pixel_logits(output, 0.4)
+        assert logits.shape == (2 if binary else 3, 64, 96)
+        np.testing.assert_array_equal(logits.argmax(0), output.pred_sem_seg.data[0].numpy())
     assert max(sizes[1]) >= 2 * 64 > max(sizes[0][0], 64)
-    assert "logits" not in loaded.predict([image])[0]
-    assert len(loaded._pipelines) == 2

@@ -11,7 +11,7 @@ pytest.importorskip("mmdet")
 from annotation_loaders import JSON, NUSCENES, TEXTS, furnished
 from mutations import byte_edits, edited_bytes, edited_document, edited_text, tree_edits, try_read, word_edits
 
-from visionattn.data.coco_masks import segmentation_fault
+from visionattn.data.coco import segmentation_fault
 
 
 @pytest.fixture(scope="module")

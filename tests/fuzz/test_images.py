@@ -18,7 +18,7 @@ from PIL import Image
 
 import visionattn.openmmlab  # noqa: F401
 from visionattn.errors import VisionattnError
-from visionattn.io.inputs import read_image
+from visionattn.io.images import read_image
 
 KINDS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 LOADERS = DECODERS | HEADERS

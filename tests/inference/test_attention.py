@@ -123,6 +123,6 @@ def test_what_cannot_be_read():
         record_attention(small("dinat_pico", **DINAT), torch.randn(2, 3, 64, 64))
     assert record_attention(small("resnet10t"), torch.randn(1, 3, 64, 64)) == []
     call = record_attention(small("dinat_pico", **DINAT), torch.randn(1, 3, 64, 64))[0]
-    with pytest.raises(ValueError, match=r"outside of the grid \(16, 16\)"):
+    with pytest.raises(ValueError, match=r"outside the grid \(16, 16\)"):
         call.weights(16, 0)
     assert F.scaled_dot_product_attention is FUSED  # put back

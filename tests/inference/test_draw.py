@@ -243,5 +243,5 @@ def test_maps_take_the_colours_of_their_data():
     assert (drawn == np.array([30, 20, 10])).all(axis=2).any(), "nor has its label another one than its class"
     assert map_colors(CLASSES, colors) == {0: (30, 20, 10), 1: (60, 50, 40)}
     assert map_colors(CLASSES) == {0: class_color(0), 1: class_color(1)}
-    with pytest.raises(ValueError, match="3 classes but 1 colors"):
+    with pytest.raises(ValueError, match="`colors` must have one entry per class, got 1 for 3 classes"):
         Prediction((300, 300), CLASSES, colors=colors[:1])

@@ -73,7 +73,7 @@ def test_one_that_cannot_be_followed_is_told_in_a_line(tmp_path):
         def forward(self, x):
             return x * 2 if x.sum().item() > 0 else x
 
-    with pytest.raises(BackendError, match="cannot follow Erratic") as caught:
+    with pytest.raises(BackendError, match="cannot trace Erratic") as caught:
         export_model(Network(Erratic()), tmp_path / "a.pt2", (8, 8))
     assert "\n" not in str(caught.value)
 
@@ -126,7 +126,7 @@ def test_weights_of_a_timm_model(tmp_path):
     torch.testing.assert_close(network.model.fc.weight, source.fc.weight)
     with pytest.raises(CheckpointError, match="does not fit resnet10t"):
         timm_network("resnet10t", tmp_path / "w.pth", num_classes=4)
-    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+    with pytest.raises(CheckpointError, match="checkpoint file does not exist"):
         timm_network("resnet10t", tmp_path / "gone.pth")
     with pytest.raises(ConfigError, match="resnet10x"):
         timm_network("resnet10x")
@@ -136,9 +136,9 @@ def test_weights_of_a_timm_model(tmp_path):
     ("options", "words"),
     [
         ({"path": "a.pth"}, "must end in .pt2 or .onnx"),
-        ({"size": (0, 8)}, "--size must be at least 1"),
-        ({"batch": 0}, "--batch"),
-        ({"dynamic": ("width",)}, "--dynamic takes batch and size, got width"),
+        ({"size": (0, 8)}, "`size` must be at least 1"),
+        ({"batch": 0}, "`batch` must"),
+        ({"dynamic": ("width",)}, "`dynamic` must be batch or size, got 'width'"),
     ],
 )
 def test_arguments_out_of_range(options, words, tmp_path):

@@ -53,7 +53,7 @@ def test_images(make_model, painted, save_picture, tmp_path):
     drawn = np.asarray(Image.open(tmp_path / "out" / records[1]["overlay"]))
     assert drawn.shape == (40, 60, 3)
 
-    assert (summary.images, summary.frames, dict(summary.found)) == (3, 0, {"red": 2, "blue": 1})
+    assert (summary.inputs, summary.frames, dict(summary.found)) == (3, 0, {"red": 2, "blue": 1})
     assert [str(shots / "broken.jpg")] == [file for file, _ in summary.failed]
     assert done == 4
     assert len(errors) == 1
@@ -82,7 +82,7 @@ def test_reading_ahead_is_bounded_by_pixels(make_model, painted, save_picture, t
 
 def test_semantic_maps(make_model, painted, save_picture, tmp_path):
     save_picture(tmp_path / "in" / "x.png", painted(40, 50, ("red", 0, 0, 10, 20), ("blue", 10, 0, 20, 40)))
-    predictor = Predictor.from_model(make_model(task="semantic"))
+    predictor = Predictor.from_model(make_model(job="semantic"))
     summary, content, _, _ = go(predictor, [tmp_path / "in"], tmp_path / "out")
     (record,) = content["images"]
     assert record["pixel_shares"] == {"red": 0.1, "blue": 0.2}
@@ -99,12 +99,12 @@ def test_panoptic_files(make_model, painted, save_picture, tmp_path):
         def predict(self, images):
             results = super().predict(images)
             for result, image in zip(results, images, strict=True):
-                result["semantic"] = np.where((image == (0, 0, 255)).all(axis=2), 0, 1)
+                result["semantic"] = np.where((image == (0, 0, 255)).all(axis=2), 0, 2)
             return results
 
     image = painted(40, 50, ("red", 0, 0, 10, 20), ("red", 20, 0, 30, 10), ("blue", 10, 0, 20, 40))
     save_picture(tmp_path / "in" / "x.png", image)
-    predictor = Predictor.from_model(Panoptic(task="panoptic", with_masks=True))
+    predictor = Predictor.from_model(Panoptic(job="panoptic"))
     _, content, _, _ = go(predictor, [tmp_path / "in"], tmp_path / "out")
     (record,) = content["images"]
     assert len(record["detections"]) == 3
@@ -132,7 +132,7 @@ def test_video_between_images(make_model, painted, save_picture, tmp_path):
     assert frames["complete"] is True
     with VideoReader(tmp_path / "out" / record["overlay"]) as reader:
         assert len(list(reader)) == 11
-    assert (summary.images, summary.videos, summary.frames, done, errors) == (2, 1, 11, 13, [])
+    assert (summary.inputs, summary.videos, summary.frames, done, errors) == (2, 1, 11, 13, [])
 
 
 def test_damaged_video_keeps_what_could_be_decoded(make_model, painted, tmp_path):
@@ -162,7 +162,7 @@ def test_inputs_are_never_overwritten(painted, save_picture, tmp_path):
     with pytest.raises(DataError, match="would overwrite the input"):
         plan_files(find_inputs([path]), tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be made"):
+    with pytest.raises(DataError, match="cannot be created"):
         plan_files(find_inputs([path]), tmp_path / "file" / "out")
 
 

@@ -26,7 +26,7 @@ def test_halves_until_it_fits(error):
 
     assert in_smaller_batches(run, list(range(7)), "a number", told.append) == [item * 10 for item in range(7)]
     assert tried == [7, 3, 1, 2, 4, 2, 2]
-    assert told[0] == "the memory does not hold 7 times a number; going on with 3 at a time"
+    assert told[0] == "a batch of 7 (a number each) does not fit into memory; continuing with batches of 3"
 
 
 def test_other_errors_pass():
@@ -62,7 +62,7 @@ def boxes(prediction) -> set[tuple]:
 def test_pictures_too_many_for_one_batch(limited, painted):
     limited.pixels = 2 * 30 * 50
     images = [painted(30, 50, ("red", i, i, i + 10, i + 12)) for i in range(7)]
-    with pytest.warns(UserWarning, match="does not hold 7 times a picture of 50x30"):
+    with pytest.warns(UserWarning, match=r"batch of 7 \(an image of 50x30 each\) does not fit"):
         found = Predictor.from_model(limited)(images)
     assert [boxes(p) for p in found] == [{("red", i, i, i + 10, i + 12)} for i in range(7)]
     assert max(len(batch) for batch in limited.batches) <= 2
@@ -72,7 +72,7 @@ def test_a_picture_too_large_is_cut_into_tiles(limited, painted):
     limited.pixels = 300 * 300
     image = painted(600, 900, ("red", 20, 30, 60, 70), ("blue", 700, 500, 740, 560), ("red", 430, 280, 470, 320))
     small = painted(60, 90, ("blue", 5, 6, 25, 30))
-    with pytest.warns(UserWarning, match="going on with --tile 225"):
+    with pytest.warns(UserWarning, match="continuing with `tile` 225"):
         large, other = Predictor.from_model(limited)([image, small])
     assert boxes(large) == {
         ("red", 20, 30, 60, 70), ("blue", 700, 500, 740, 560), ("red", 430, 280, 470, 320),
@@ -83,7 +83,9 @@ def test_a_picture_too_large_is_cut_into_tiles(limited, painted):
 def test_nothing_fits(limited, painted):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(OutOfMemoryError, match=r"does not hold a picture of 128x128 \(CUDA out of memory\)"):
+        with pytest.raises(
+            OutOfMemoryError, match=r"an image of 128x128 does not fit into memory \(CUDA out of memory\)"
+        ):
             Predictor.from_model(limited)(painted(300, 300))
-        with pytest.raises(OutOfMemoryError, match="--tile"):
+        with pytest.raises(OutOfMemoryError, match="`tile`"):
             Predictor.from_model(limited, tile=64)(np.zeros((200, 200, 3), np.uint8))

@@ -116,7 +116,7 @@ def test_contradictions_are_refused(wrong):
 
 def test_draw_takes_its_own_picture_or_another(tmp_path, save_picture, painted):
     image = painted(20, 30)
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="pass `image`"):
         prediction().draw()
     with pytest.raises(ValueError, match="shape"):
         prediction().draw(painted(30, 20))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from visionattn.heads.detection.merging import flip_prediction
 from visionattn.inference import Predictor
-from visionattn.inference.tiling import flip_prediction
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def picture(scene):
 
 
 def again(predictor, **options):
-    return Predictor.from_model(predictor.loaded, **{"score_thr": predictor.options.score_thr, **options})
+    return Predictor.from_model(predictor.model, **{"score_thr": predictor.options.score_thr, **options})
 
 
 def overlaps(one, other):

@@ -39,7 +39,11 @@ def test_what_is_no_video(tmp_path, capfd):
     write(tmp_path / "whole.mp4")
     data = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
-    for name, words in [("text.mp4", "not a video"), ("cut.mp4", "cut short"), ("gone.mp4", "no such video")]:
+    for name, words in [
+        ("text.mp4", "not a video"),
+        ("cut.mp4", "damaged or truncated"),
+        ("gone.mp4", "no such video"),
+    ]:
         with pytest.raises(DataError, match=words):
             VideoReader(tmp_path / name)
     assert capfd.readouterr() == ("", "")  # OpenCV and FFmpeg keep quiet

@@ -2,12 +2,13 @@ import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from visionattn.errors import DataError
-from visionattn.inference.writing import JsonRecords, output_names, write_png
+from visionattn.inference.writing import JsonRecords, output_names, write_maps, write_png
 from visionattn.io.inputs import Source
 
 
@@ -96,3 +97,24 @@ def test_json_refuses_what_json_cannot_hold(tmp_path):
 def test_json_in_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="cannot be written"), JsonRecords(tmp_path / "no" / "p.json", {}, "x"):
         pass
+
+
+def test_maps_have_one_meaning_for_all_jobs(tmp_path):
+    maps = {
+        "map": np.array([[0, 255]]),
+        "heatmap": np.array([[0, 0.25, 1.0]], np.float32),
+        "mask": np.array([[True, False]]),
+        "panoptic": np.array([[[1, 2, 3]]], np.uint8),
+    }
+    written = write_maps(tmp_path, "x", maps)
+    assert written == {
+        "map": "maps/x.png", "heatmap": "heatmaps/x.png", "mask": "masks/x.png", "panoptic": "panoptic/x.png",
+    }  # fmt: skip
+    stored = {kind: cv2.imread(str(tmp_path / path), cv2.IMREAD_UNCHANGED) for kind, path in written.items()}
+    assert stored["heatmap"].tolist() == [[0, 16384, 65535]]
+    assert stored["mask"].tolist() == [[255, 0]]
+    assert stored["map"].dtype == np.uint8
+    assert stored["map"].tolist() == [[0, 255]]
+    assert stored["panoptic"].tolist() == [[[1, 2, 3]]]
+    write_maps(tmp_path, "many", {"map": np.array([[0, 256]])})
+    assert cv2.imread(str(tmp_path / "maps/many.png"), cv2.IMREAD_UNCHANGED).tolist() == [[0, 256]]

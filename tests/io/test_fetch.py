@@ -102,9 +102,9 @@ def test_a_passing_failure_is_tried_again(server: _Server, tmp_path: Path):
 
 def test_truncated(server: _Server, tmp_path: Path):
     text = _fail(server.url("/a.zip", _answer(BODY[:500], length=len(BODY))), tmp_path)
-    assert "transfer" in text
+    assert "closed after 500" in text
     assert "3 attempts" in text
-    assert "--archive FILE" in text
+    assert "`archive`" in text
     assert len(server.requests) == 3
 
 
@@ -117,13 +117,13 @@ def test_truncated_in_a_chunk(server: _Server, tmp_path: Path):
         handler.wfile.write(b"fff\r\nonly a little")
         handler.close_connection = True
 
-    assert "transfer" in _fail(server.url("/a.zip", send), tmp_path)
+    assert "incomplete" in _fail(server.url("/a.zip", send), tmp_path)
 
 
 def test_not_found_is_final(server: _Server, tmp_path: Path):
     text = _fail(server.url("/a.zip", _answer(status=404)), tmp_path)
     assert "404" in text
-    assert "--archive FILE" in text
+    assert "`archive`" in text
     assert len(server.requests) == 1
 
 
@@ -181,7 +181,7 @@ def test_a_server_that_stops_sending(server: _Server, tmp_path: Path):
         text = _fail(server.url("/a.zip", send), tmp_path, timeout=0.2, attempts=1)
     finally:
         release.set()
-    assert "stopped sending" in text
+    assert "timeout" in text
 
 
 def test_no_network(server: _Server, tmp_path: Path):
@@ -190,7 +190,7 @@ def test_no_network(server: _Server, tmp_path: Path):
     server.http.server_close()
     text = _fail(url, tmp_path)
     assert "no connection" in text
-    assert "--archive FILE" in text
+    assert "`archive`" in text
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://example.org/a.zip", "a.zip"])
@@ -220,7 +220,7 @@ def test_unpack(tmp_path: Path, make_zip: Callable[..., Path]):
 )
 def test_entries_that_lead_out(tmp_path: Path, make_zip: Callable[..., Path], name: str):
     archive = make_zip({"good.txt": "x", name: "evil"})
-    with pytest.raises(DataError, match="outside its folder"):
+    with pytest.raises(DataError, match="outside the target folder"):
         _unpack(archive, tmp_path / "out", wanted=lambda entry: entry == "good.txt")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["archive.zip", "out"]
 
@@ -239,7 +239,7 @@ def test_links_are_not_made(tmp_path: Path):
 def test_bomb(tmp_path: Path, make_zip: Callable[..., Path]):
     archive = make_zip({"zeros.txt": bytes(50_000_000)})
     assert archive.stat().st_size < 100_000
-    with pytest.raises(DataError, match="more than the 10,000 bytes"):
+    with pytest.raises(DataError, match="more than 10,000 bytes"):
         _unpack(archive, tmp_path / "out")
     assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*")) <= 10_000
 
@@ -271,7 +271,7 @@ def test_damaged(tmp_path: Path):
         file.writestr("a.txt", "some text that will be changed")
     content = stream.getvalue().replace(b"will be", b"WAS now")
     (tmp_path / "bad.zip").write_bytes(content)
-    with pytest.raises(DataError, match=r"bad\.zip is damaged"):
+    with pytest.raises(DataError, match=r"bad\.zip: damaged"):
         _unpack(tmp_path / "bad.zip", tmp_path / "out")
 
 

@@ -78,7 +78,7 @@ def test_a_file_in_the_way(tmp_path: Path):
     (tmp_path / "data").write_text("a file")
     with pytest.raises(DataError, match="not a folder"):
         _build(tmp_path / "data", {})
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(DataError, match="cannot be written"):
         _build(tmp_path / "data" / "below", {})
 
 

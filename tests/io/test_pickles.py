@@ -71,10 +71,10 @@ class Runs:
         (Runs(getattr, "a", "upper"), r"builtin\w*\.getattr"),
         (Runs(np.load, "x.npy"), r"numpy\.load"),
         (Runs(bytearray, 10**12), "bytearray"),
-        (Runs(bytes, 10**12), "bytes of an unknown making"),
-        (Runs(set, "ab"), "a set of an unknown making"),
+        (Runs(bytes, 10**12), "bytes constructed in an unsupported way"),
+        (Runs(set, "ab"), "a set constructed in an unsupported way"),
         (Runs(np.dtype, "O"), "arrays of 'O'"),
-        (Runs(np.ndarray, (10**12,)), "an array of an unknown making"),
+        (Runs(np.ndarray, (10**12,)), "an array constructed in an unsupported way"),
         (collections.OrderedDict(a=1), r"collections\.OrderedDict"),
         (np.array([{}], dtype=object), "arrays of 'O8'"),
         (np.zeros(2, [("a", "f4")]), "arrays of 'V4'"),
@@ -88,7 +88,7 @@ class Runs:
 def test_anything_else_is_refused_by_name(tmp_path, monkeypatch, protocol, content, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol))
-    with pytest.raises(DataError, match=rf"a\.pkl: holds .*{named}.*refused"):
+    with pytest.raises(DataError, match=rf"a\.pkl: contains .*{named}.*supported"):
         read_plain_pickle("a.pkl")
     assert not (tmp_path / "pwned").exists()
 
@@ -98,7 +98,7 @@ def test_functions_cannot_be_changed_from_a_pickle(tmp_path):
     code = b"\x80\x02cnumpy\ndtype\n}X\x01\x00\x00\x00xK\x01sb."
     assert "BUILD" in [op.name for op, _, _ in pickletools.genops(code)]
     (tmp_path / "a.pkl").write_bytes(code)
-    with pytest.raises(DataError, match="a changed function"):
+    with pytest.raises(DataError, match="a modified function"):
         read_plain_pickle(tmp_path / "a.pkl")
 
 
@@ -106,7 +106,7 @@ def test_memory_is_asked_for_only_as_far_as_the_file_goes(tmp_path):
     content = pickle.dumps(np.arange(4.0), 2)
     assert b"K\x04" in content
     (tmp_path / "a.pkl").write_bytes(content.replace(b"K\x04\x85", b"J\xff\xff\xff\x7f\x85", 1))
-    with pytest.raises(DataError, match="no readable pickle"):
+    with pytest.raises(DataError, match="not a pickle"):
         read_plain_pickle(tmp_path / "a.pkl")
 
 

@@ -120,9 +120,9 @@ def test_agents():
     assert AgentAttention(8, 2, agent_num=9).pool_size == (3, 3)
     assert AgentAttention(8, 2, agent_num=(2, 5)).an_bias.shape == (2, 10, 7, 7)
     for bad in (8, 0, -4):
-        with pytest.raises(ValueError, match=f"agent_num={bad} must be a square number"):
+        with pytest.raises(ValueError, match=f"`agent_num` must be a square number or .*, got {bad}"):
             AgentAttention(8, 2, agent_num=bad)
-    with pytest.raises(ValueError, match=r"agent_num=\(0, 3\) must be"):
+    with pytest.raises(ValueError, match=r"`agent_num` must be .*, got \(0, 3\)"):
         AgentAttention(8, 2, agent_num=(0, 3))
 
 

@@ -111,16 +111,16 @@ def test_what_the_queries_see():
 
 def test_errors():
     for options, message in (
-        ({"d_out": 5}, "d_out=5 must be at least 1 and divide dim=12"),
-        ({"d_out": 0}, "d_out=0"),
-        ({"num_queries": 4, "d_out": 2}, "num_queries=4 must be at least 1 and divide dim / d_out = 6"),
-        ({"num_queries": 0}, "num_queries=0"),
+        ({"d_out": 5}, "`d_out` must be at least 1 and divide `dim`=12, got 5"),
+        ({"d_out": 0}, "`d_out` must be at least 1"),
+        ({"num_queries": 4, "d_out": 2}, "`num_queries` must be at least 1 and divide `dim / d_out`=6, got 4"),
+        ({"num_queries": 0}, "`num_queries` must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             EfficientProbing(12, **options)
-    with pytest.raises(ValueError, match=r"x must be \[B, N, 12\]"):
+    with pytest.raises(ValueError, match=r"`x` must have shape \[B, N, 12\]"):
         EfficientProbing(12, 4)(torch.zeros(2, 12))
-    with pytest.raises(ValueError, match="num_classes=0 must be at least 1"):
+    with pytest.raises(ValueError, match="`num_classes` must be at least 1, got 0"):
         EfficientProbe(timm.create_model("resnet18"), 0)
-    with pytest.raises(ValueError, match="backbone=Linear must be a timm model"):
+    with pytest.raises(ValueError, match=r"`backbone` must be a timm model .*, got a Linear"):
         EfficientProbe(torch.nn.Linear(2, 2), 3)

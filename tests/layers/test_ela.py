@@ -112,17 +112,17 @@ def test_compile_and_export():
 
 def test_errors():
     for options, message in (
-        ({"dim": 24}, "gn_groups=16 must divide dim=24; gn_groups=8 does"),
-        ({"dim": 36, "variant": "L"}, "dim=36 must be a multiple of 8 for variant='L'; or give conv_groups"),
-        ({"dim": 32, "variant": "X"}, "variant='X' must be one of"),
-        ({"dim": 32, "kernel_size": 4}, "kernel_size=4 must be odd"),
-        ({"dim": 32, "conv_groups": 5}, "conv_groups=5 must divide dim=32"),
-        ({"dim": 32, "gn_groups": 0}, "gn_groups=0 must divide dim=32"),
+        ({"dim": 24}, "`gn_groups` must divide `dim`=24, such as 8, got 16"),
+        ({"dim": 36, "variant": "L"}, "`dim` must be a multiple of 8 for `variant`='L' without `conv_groups`, got 36"),
+        ({"dim": 32, "variant": "X"}, "`variant` must be one of .*, got 'X'"),
+        ({"dim": 32, "kernel_size": 4}, "`kernel_size` must be odd and at least 1, got 4"),
+        ({"dim": 32, "conv_groups": 5}, "`conv_groups` must divide `dim`=32"),
+        ({"dim": 32, "gn_groups": 0}, "`gn_groups` must divide `dim`=32"),
     ):
         with pytest.raises(ValueError, match=message):
             EfficientLocalAttention(**options)
     layer = EfficientLocalAttention(36, "L", conv_groups=6, gn_groups=9)
     assert layer(torch.randn(1, 36, 3, 4)).shape == (1, 36, 3, 4)
     for bad in (torch.zeros(1, 32, 3, 4), torch.zeros(1, 36, 12)):
-        with pytest.raises(ValueError, match=r"x must be \[B, 36, H, W\]"):
+        with pytest.raises(ValueError, match=r"`x` must have shape \[B, 36, H, W\]"):
             layer(bad)

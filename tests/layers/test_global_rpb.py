@@ -41,7 +41,7 @@ def test_dropout_only_in_training():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="multiple of num_heads"):
+    with pytest.raises(ValueError, match="multiple of `num_heads`=2, got 9"):
         GlobalAttentionRpb(9, 2, (4, 4))
-    with pytest.raises(ValueError, match=r"must be of size \(4, 4\), got \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"must have the height and width \(4, 4\), got \(4, 5\)"):
         GlobalAttentionRpb(8, 2, (4, 4))(torch.zeros(1, 4, 5, 8))

@@ -134,7 +134,9 @@ def test_sequences():
     assert list(dict(model[0].named_children())) == ["0", "ela"]
     x = torch.randn(1, 3, 4, 5)
     torch.testing.assert_close(model[0](x), model[0].ela(model[0][0](x)))
-    with pytest.raises(ValueError, match="where='1' matches 1, a Twice, which runs its modules in a way of its own"):
+    with pytest.raises(
+        ValueError, match="`where` must not match a Sequential with its own `forward`, got '1' with the Twice 1"
+    ):
         insert_after(model, "ela", "1")
 
 
@@ -160,7 +162,7 @@ def test_options_and_what_is_adapted():
     assert widths[40] == 8
     assert "gn_groups=8 for 40 channels" in report.notes
     assert {m.conv.kernel_size for m in model.modules() if isinstance(m, EfficientLocalAttention)} == {(5,)}
-    with pytest.raises(ValueError, match="gn_groups=16 must divide dim=40"):
+    with pytest.raises(ValueError, match="`gn_groups` must divide `dim`=40, such as 8, got 16"):
         insert_after(make("mobilenetv3_small_050"), "ela", gn_groups=16)
 
 
@@ -187,17 +189,17 @@ def test_errors_leave_the_model():
     model = make("resnet18")
     names = list(model.state_dict())
     for arguments, options, message in (
-        (("se",), {}, "attention='se' must be one of"),
-        (("ela", "stage*"), {}, r"where='stage\*' matches no module; it has conv1, bn1, act1"),
-        (("ela", "layer1.0.bn1"), {}, r"matches the norm layer1.0.bn1; name the block"),
-        (("ulsam",), {"num_splits": 3}, "num_splits=3 must be at least 1 and divide dim=16"),
-        (("ela", "maxpool"), {}, "dim must be given: maxpool, a MaxPool2d"),
+        (("se",), {}, "`attention` must be one of .*, got 'se'"),
+        (("ela", "stage*"), {}, r"`where` must match a module name such as conv1, bn1, act1, got 'stage\*'"),
+        (("ela", "layer1.0.bn1"), {}, r"`where` must match blocks, .* with the norm layer1.0.bn1"),
+        (("ulsam",), {"num_splits": 3}, "`num_splits` must be at least 1 and divide `dim`=16, got 3"),
+        (("ela", "maxpool"), {}, "`dim` must be given, because the channels of the MaxPool2d maxpool"),
     ):
         with pytest.raises(ValueError, match=message):
             insert_after(model, *arguments, **options)
     assert list(model.state_dict()) == names
     insert_after(model, "ela", "layer1")
-    with pytest.raises(ValueError, match="matches layer1, which has ela already"):
+    with pytest.raises(ValueError, match="matches layer1, which already has ela"):
         insert_after(model, "ela", "layer1")
-    with pytest.raises(ValueError, match="model=VisionTransformer has no block of"):
+    with pytest.raises(ValueError, match="`where` must be given, because VisionTransformer has no"):
         insert_after(timm.create_model("vit_tiny_patch16_224", depth=1), "ela")

@@ -109,7 +109,7 @@ def test_rotation_per_head():
     x = torch.randn(2, 6, 7, 16, dtype=torch.double)
     expected = dense(layer, x, lambda t: apply_rot_embed_cat(t, embed))
     torch.testing.assert_close(layer(x, embed), expected, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match=r"rope must be of shape \[..., 42, 16\]"):
+    with pytest.raises(ValueError, match=r"`rope` must have shape \[..., 42, 16\]"):
         layer(x, embed[:, :-1])
 
 
@@ -233,7 +233,7 @@ def test_auto_dilation_fills_the_map():
 def test_padding_can_be_refused():
     layer = NeighborhoodAttention2d(8, 2, 7, 2, pad_small=False)
     assert layer(torch.zeros(1, 14, 14, 8)).shape == (1, 14, 14, 8)
-    with pytest.raises(ValueError, match=r"smaller than kernel_size \[7, 7\] times dilation \[2, 2\]"):
+    with pytest.raises(ValueError, match=r"at least as large as `kernel_size`=\[7, 7\] times `dilation`=\[2, 2\]"):
         layer(torch.zeros(1, 13, 20, 8))
 
 
@@ -250,17 +250,17 @@ def test_state_dict_names():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dim": 9, "num_heads": 2}, "multiple of num_heads"),
-        ({"dim": 8, "num_heads": 2, "attn_drop": 0.1}, "attn_drop=0.1 is not supported"),
-        ({"dim": 8, "num_heads": 2, "kernel_size": 4}, "odd kernel sizes"),
-        ({"dim": 8, "num_heads": 2, "kernel_size": 1}, "kernel_size must be"),
-        ({"dim": 8, "num_heads": 2, "dilation": (1, 2, 3)}, "dilation must be"),
-        ({"dim": 8, "num_heads": 2, "dilation": 0}, "dilation must be"),
-        ({"dim": 8, "num_heads": 2, "stride": 8}, "stride must be at most kernel_size=7, got 8"),
-        ({"dim": 8, "num_heads": 2, "stride": 0}, "stride must be"),
-        ({"dim": 8, "num_heads": 2, "is_causal": True}, "give rel_pos_bias=False"),
-        ({"dim": 8, "num_heads": 2, "is_causal": (True,), "rel_pos_bias": False}, "is_causal must be a bool, or 2"),
-        ({"dim": 6, "num_heads": 2, "rope": True}, "an even head_dim >= 4, got 3"),
+        ({"dim": 9, "num_heads": 2}, "multiple of `num_heads`=2, got 9"),
+        ({"dim": 8, "num_heads": 2, "attn_drop": 0.1}, "`attn_drop` must be 0, .*, got 0.1"),
+        ({"dim": 8, "num_heads": 2, "kernel_size": 4}, "`kernel_size` must be odd with `rel_pos_bias`, got 4"),
+        ({"dim": 8, "num_heads": 2, "kernel_size": 1}, "`kernel_size` must be"),
+        ({"dim": 8, "num_heads": 2, "dilation": (1, 2, 3)}, "`dilation` must be"),
+        ({"dim": 8, "num_heads": 2, "dilation": 0}, "`dilation` must be"),
+        ({"dim": 8, "num_heads": 2, "stride": 8}, "`stride` must be at most `kernel_size`=7, got 8"),
+        ({"dim": 8, "num_heads": 2, "stride": 0}, "`stride` must be"),
+        ({"dim": 8, "num_heads": 2, "is_causal": True}, "`rel_pos_bias` must be False with `is_causal`=True"),
+        ({"dim": 8, "num_heads": 2, "is_causal": (True,), "rel_pos_bias": False}, "`is_causal` must be a bool, or 2"),
+        ({"dim": 6, "num_heads": 2, "rope": True}, "`dim` must be even and at least 4 .*, got 3"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -275,20 +275,24 @@ def test_swin_still_changes_its_input_size():
 def test_errors_leave_the_model():
     model = make("deit_tiny_patch16_224")
     for arguments, options, message in (
-        (("none",), {}, "attention='none' must be one of"),
-        (("agent", "layers.*"), {}, r"where='layers.\*' matches none of blocks.0.attn, blocks.1.attn"),
-        (("agent",), {"agents": 9}, "agents=9 is not an option of AgentAttention"),
-        (("agent",), {"dim": 9}, "dim=9 is not an option of AgentAttention"),
-        (("agent",), {"agent_num": [9, 7, 9]}, r"agent_num=\[9, 7, 9\] must have 4 values, or one for each of 2"),
-        (("agent",), {"agent_num": [9, 7]}, "agent_num=7 must be a square number"),
+        (("none",), {}, "`attention` must be one of .*, got 'none'"),
+        (("agent", "layers.*"), {}, r"`where` must match one of blocks.0.attn, blocks.1.attn, got 'layers.\*'"),
+        (("agent",), {"agents": 9}, "`agents` is not an argument of AgentAttention"),
+        (("agent",), {"dim": 9}, "`dim` is not an argument of AgentAttention"),
+        (
+            ("agent",),
+            {"agent_num": [9, 7, 9]},
+            r"`agent_num` must have 4 values, or one for each of 2 blocks, got \[9, 7, 9\]",
+        ),
+        (("agent",), {"agent_num": [9, 7]}, "`agent_num` must be a square number or .*, got 7"),
     ):
         with pytest.raises(ValueError, match=message):
             replace_attention(model, *arguments, **options)
     assert all(type(block.attn) is timm.layers.Attention for block in model.blocks)
     assert not model.patch_embed._forward_hooks
-    with pytest.raises(ValueError, match="model=ResNet has no attention to replace"):
+    with pytest.raises(ValueError, match=r"`model` must be or contain a VisionTransformer, .*, got a ResNet"):
         replace_attention(timm.create_model("resnet18"), "agent")
-    with pytest.raises(ValueError, match=r"keep_rate=\[0.1, 0.2\] must have one value for each of 4 stages"):
+    with pytest.raises(ValueError, match=r"`keep_rate` must have one value for each of 4 stages, got \[0.1, 0.2\]"):
         replace_attention(make("swin_tiny_patch4_window7_224"), "sparsifiner", keep_rate=[0.1, 0.2])
-    with pytest.raises(ValueError, match=r"attn_drop=0\.1 must be 0"):
+    with pytest.raises(ValueError, match=r"`attn_drop` must be 0, .*, got 0\.1"):
         replace_attention(make("deit_tiny_patch16_224", attn_drop_rate=0.1), "inline")

@@ -51,5 +51,5 @@ def test_state_dict_stays_empty_and_half_precision_keeps_the_angles():
 
 @pytest.mark.parametrize(("dim", "axes"), [(7, 1), (4, 3)])
 def test_too_few_channels(dim, axes):
-    with pytest.raises(ValueError, match=f"an even head_dim >= {2 * axes}, got {dim}"):
+    with pytest.raises(ValueError, match=f"`dim` must be even and at least {2 * axes} .*, got {dim}"):
         AxialRope(dim, axes)

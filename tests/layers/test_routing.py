@@ -156,17 +156,17 @@ def test_state_dict_names():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dim": 9}, "multiples of num_heads"),
-        ({"qk_dim": 9}, "multiples of num_heads"),
-        ({"num_regions": 0}, "num_regions must be"),
-        ({"num_regions": (2, 2, 2)}, "num_regions must be"),
-        ({"topk": 0}, "topk must be from 1"),
-        ({"topk": 50}, "the number of regions, 49, got topk=50"),
-        ({"side_dwconv": 4}, "side_dwconv must be odd"),
-        ({"kv_pool": "fracpool"}, "kv_pool must be one of 'identity'"),
-        ({"kv_pool": "maxpool"}, "needs kv_pool_size"),
-        ({"learned_routing": True}, "needs soft_routing=True"),
-        ({"padding": "zeros"}, "padding must be one of 'masked', 'input', 'projected'"),
+        ({"dim": 9}, "multiples of `num_heads`=2, got 9"),
+        ({"qk_dim": 9}, "multiples of `num_heads`=2, got 8 and 9"),
+        ({"num_regions": 0}, "`num_regions` must be"),
+        ({"num_regions": (2, 2, 2)}, "`num_regions` must be"),
+        ({"topk": 0}, "`topk` must be in 1..49, .*, got 0"),
+        ({"topk": 50}, "the number of regions, got 50"),
+        ({"side_dwconv": 4}, "`side_dwconv` must be odd"),
+        ({"kv_pool": "fracpool"}, "`kv_pool` must be one of 'identity'"),
+        ({"kv_pool": "maxpool"}, "`kv_pool_size` must be at least 1 with `kv_pool`='maxpool'"),
+        ({"learned_routing": True}, "`soft_routing` must be True with `learned_routing`"),
+        ({"padding": "zeros"}, "`padding` must be one of 'masked', 'input', 'projected'"),
     ],
 )
 def test_bad_arguments(arguments, message):

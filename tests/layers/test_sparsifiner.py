@@ -202,16 +202,16 @@ def test_losses_of_a_model():
 
 def test_errors():
     for options, message in (
-        ({"keep_rate": 0.0}, "keep_rate=0.0 must be above 0"),
-        ({"keep_rate": 1.5}, "keep_rate=1.5 must be above 0 and at most 1"),
-        ({"reduce_c": 5}, "reduce_c=5 must be from 1 to dim / num_heads = 4"),
-        ({"reduce_n": 0}, "reduce_n=0 must be at least 1"),
-        ({"coefficients": 0}, "coefficients=0 must be at least 1"),
+        ({"keep_rate": 0.0}, r"`keep_rate` must be in \(0, 1\], got 0.0"),
+        ({"keep_rate": 1.5}, r"`keep_rate` must be in \(0, 1\], got 1.5"),
+        ({"reduce_c": 5}, "`reduce_c` must be in 1..4 .*, got 5"),
+        ({"reduce_n": 0}, "`reduce_n` must be at least 1, got 0"),
+        ({"coefficients": 0}, "`coefficients` must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             SparsifinerAttention(16, 4, **options)
     layer = make()
     x = torch.randn(2, 25, 24, dtype=torch.double)
     for bad in (torch.ones(2, 25, dtype=torch.bool), torch.ones(2, 24)):
-        with pytest.raises(ValueError, match=r"token_mask must be bool \(2, 24\)"):
+        with pytest.raises(ValueError, match=r"`token_mask` must be bool \(2, 24\)"):
             layer.forward_forecast(x, token_mask=bad)

@@ -86,8 +86,8 @@ def test_least_attended_keeps_the_smallest(monkeypatch):
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="multiple of num_heads=5"):
+    with pytest.raises(ValueError, match="multiple of `num_heads`=5, got 8"):
         SpatialReductionAttention(8, 5)
     layer = SpatialReductionAttention(8, 2, 2)
-    with pytest.raises(ValueError, match=r"needs \[1, 2, 16, 4\]"):
+    with pytest.raises(ValueError, match=r"`keep` must have shape \[1, 2 or 1, 16, 4\]"):
         layer(torch.randn(1, 16, 8), (4, 4), keep=torch.ones(1, 2, 16, 16))

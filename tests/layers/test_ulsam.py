@@ -118,8 +118,8 @@ def test_compile_and_export():
 
 def test_errors():
     for splits in (0, 3):
-        with pytest.raises(ValueError, match=f"num_splits={splits} must be at least 1 and divide dim=8"):
+        with pytest.raises(ValueError, match=f"`num_splits` must be at least 1 and divide `dim`=8, got {splits}"):
             ULSAM(8, splits)
     for bad in (torch.zeros(1, 4, 3, 3), torch.zeros(1, 8, 9)):
-        with pytest.raises(ValueError, match=r"x must be \[B, 8, H, W\]"):
+        with pytest.raises(ValueError, match=r"`x` must have shape \[B, 8, H, W\]"):
             ULSAM(8)(bad)

@@ -1,4 +1,4 @@
-"""timm's model interface over stages of channels-last maps: what the backbones here share."""
+"""Base class of the hierarchical channels-last backbones, which implements timm's model interface."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ NormLayer = Callable[..., nn.Module]
 
 
 def drop_path_rates(highest: float, depth: int) -> list[float]:
-    """Stochastic-depth rates of `depth` blocks: linear from exactly 0 to `highest`."""
+    """Return the stochastic-depth rates of `depth` blocks, increasing linearly from 0 to `highest`."""
     return [highest * block / max(1, depth - 1) for block in range(depth)]
 
 
@@ -23,14 +23,15 @@ def check_levels(**per_level: Sequence[Any]) -> None:
     lengths = {len(values) for values in per_level.values()}
     if len(lengths) != 1 or 0 in lengths:
         given = ", ".join(f"{name}={tuple(values)}" for name, values in per_level.items())
-        raise ValueError(f"these need the same number of entries, one per level: {given}")
+        names = ", ".join(f"`{name}`" for name in per_level)
+        raise ValueError(f"{names} must have the same number of entries, one per level, got {given}")
 
 
 class StagedBackbone(nn.Module):
-    """timm's model interface over a stem, a list of stages on ``[B, H, W, C]`` maps, a norm and a classifier.
+    """Backbone with a stem, stages on ``[B, H, W, C]`` maps, a final norm and a classifier.
 
-    A subclass builds ``patch_embed`` and its stages, calls `_build_head`, and defines `forward_features` and
-    `convert_official`. Its `STAGES` is the name of the list of stages, which differs between the published models.
+    Subclasses build ``patch_embed`` and the stages, call `_build_head`, and define `forward_features` and
+    `convert_official`. `STAGES` is the attribute name of the stage list, which differs between the published models.
     """
 
     STAGES: str
@@ -48,9 +49,9 @@ class StagedBackbone(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """The attributes and modules after the stages, and the initial values of all linear layers.
+        """Create the modules and attributes that follow the stages, and initialize all linear layers.
 
-        `final_norm` makes the one before the classifier where it is another than those of the outputs.
+        `final_norm` is the layer of the norm before the classifier if it differs from that of the output norms.
         """
         self.in_chans = in_chans
         self.num_classes = num_classes
@@ -62,7 +63,7 @@ class StagedBackbone(nn.Module):
         self.norm = (final_norm or norm_layer)(self.num_features, device=device, dtype=dtype)
         for level in out_norms:
             if not 0 <= level < len(feature_info):
-                raise ValueError(f"out_norms must be levels from 0 to {len(feature_info) - 1}, got {level}")
+                raise ValueError(f"`out_norms` must be levels in 0..{len(feature_info) - 1}, got {tuple(out_norms)}")
             self.add_module(f"norm{level}", norm_layer(feature_info[level]["num_chs"], device=device, dtype=dtype))
         self.head_drop = nn.Dropout(drop_rate)
         self._set_classifier(num_classes, global_pool, device, dtype)
@@ -81,36 +82,38 @@ class StagedBackbone(nn.Module):
         self.global_pool, self.head = pool.train(self.training), head.train(self.training)
 
     def stage_list(self) -> nn.ModuleList:
-        """The stages in order, one for each entry of `feature_info`."""
+        """Return the stages in order, one for each entry of `feature_info`."""
         return getattr(self, self.STAGES)
 
     def _stem(self, x: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` to the first channels-last map."""
+        """Apply the stem to images ``[B, C, H, W]``; returns a channels-last map."""
         return self.patch_embed(x)
 
     def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        """Run a stage where the forward pass is not scripted."""
+        """Run a stage outside of TorchScript."""
         return stage(x)
 
     def _next_resolution(self, index: int, x: Tensor) -> Tensor:
-        """The step from the stage of this index to the next."""
+        """Downsample the output of stage `index` for the next stage."""
         return self.stage_list()[index].downsample(x)
 
     def _final_norm(self, x: Tensor) -> Tensor:
         return self.norm(x)
 
     def _drop_stages_after(self, index: int) -> None:
-        """Remove the stages after this one, and the step to the next."""
+        """Remove all stages after `index`, and the downsampling to the next one."""
         setattr(self, self.STAGES, self.stage_list()[: index + 1])
         if hasattr(self.stage_list()[-1], "downsample"):
             self.stage_list()[-1].downsample = nn.Identity()
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters without weight decay; fnmatch patterns are allowed."""
         return set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return regular expressions that group parameters by depth, for layer-wise learning rate decay."""
         stages = self.STAGES
         if coarse:
             return {"stem": r"^patch_embed", "blocks": [(rf"^{stages}\.(\d+)", None), (r"^norm", (99999,))]}
@@ -125,16 +128,18 @@ class StagedBackbone(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable gradient checkpointing."""
         self.grad_checkpointing = enable
         for stage in self.stage_list():
             stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
+        """Return the classifier."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for `num_classes` (0: none), and another pooling if given (``""``: none)."""
+        """Replace the classifier (0 classes: remove it) and, if given, the pooling (``""``: none)."""
         parameter = next(self.parameters())
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         self._set_classifier(num_classes, pool, parameter.device, parameter.dtype)
@@ -148,21 +153,24 @@ class StagedBackbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of chosen stages, before downsampling, and the final features.
+        """Return the final features and the feature maps of selected stages, before downsampling.
 
         Args:
-            x: ``[B, in_chans, H, W]``.
-            indices: stages to return; an integer for the last so many, None for all.
-            norm: apply the final norm to the map of the last stage. Stages in `out_norms` get their own.
-            stop_early: stop after the last stage asked for.
+            x: images ``[B, in_chans, H, W]``.
+            indices: stages to return; an integer n selects the last n, None selects all.
+            norm: apply the final norm to the map of the last stage. Stages in `out_norms` use their own norm.
+            stop_early: do not run stages after the last selected one.
             output_fmt: layout of the maps, ``"NCHW"`` (contiguous) or ``"NHWC"``.
             intermediates_only: return only the list of maps.
 
         Returns:
-            The final features ``[B, H', W', C]``, as from `forward_features`, and the list of maps.
+            The final features ``[B, H', W', C]``, as returned by `forward_features`, and the list of maps.
+
+        Raises:
+            ValueError: if `output_fmt` is unknown.
         """
         if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {str(output_fmt)!r}")
+            raise ValueError(f"`output_fmt` must be 'NCHW' or 'NHWC', got {str(output_fmt)!r}")
         stages = list(self.stage_list())
         last = len(stages) - 1
         take, highest = feature_take_indices(len(stages), indices)
@@ -183,7 +191,7 @@ class StagedBackbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the stages in `indices` do not need; returns the indices counted from the first stage."""
+        """Remove the modules that the stages in `indices` do not need; returns the indices as non-negative integers."""
         stages = self.stage_list()
         take, highest = feature_take_indices(len(stages), indices)
         shortened = highest < len(stages) - 1
@@ -194,16 +202,16 @@ class StagedBackbone(nn.Module):
         if shortened:
             self.num_features = self.feature_info[highest]["num_chs"]
         if prune_norm or shortened:
-            self.norm = nn.Identity()  # it has the channels of the last stage
+            self.norm = nn.Identity()  # its width is that of the removed last stage
         if prune_head or shortened:
             self.reset_classifier(0, "")
         return take
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """``[B, H', W', C]`` features to logits ``[B, num_classes]``, or to what enters the classifier."""
+        """Pool and classify features ``[B, H', W', C]``; returns logits ``[B, num_classes]`` or pooled features."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, in_chans, H, W]`` to logits ``[B, num_classes]``."""
+        """Return logits ``[B, num_classes]`` of images ``[B, in_chans, H, W]``."""
         return self.forward_head(self.forward_features(x))

@@ -1,4 +1,4 @@
-"""What a checkpoint's conversion is, and the part of it that no family differs in: containers and prefixes."""
+"""The result of converting a checkpoint, and the step common to all families: unwrapping and removing prefixes."""
 
 import re
 from collections.abc import Mapping
@@ -12,26 +12,27 @@ from visionattn.io.weights import check_tensor
 
 __all__ = ["OUT_NORM", "Conversion", "backbone_tensors"]
 
-OUT_NORM = re.compile(r"norm\d+\.(weight|bias)")  # norms of single outputs, which dense prediction adds
-_WRAPPERS = ("state_dict", "model")  # mmengine and timm; detectron2 and the Swin family
-# Compiled models; data parallelism; detectors and segmentors; `visionattn.Backbone`; timm's feature wrapper.
-_PREFIXES = ("_orig_mod.", "module.", "backbone.", "net.", "model.")
+OUT_NORM = re.compile(r"norm\d+\.(weight|bias)")  # per-output norms of detection and segmentation backbones
+# mmengine and timm; detectron2 and the Swin family; OpenPCDet.
+_WRAPPERS = ("state_dict", "model", "model_state")
+# torch.compile; DataParallel; detectors and segmentors; OpenPCDet; `visionattn.Backbone`; timm's feature wrapper.
+_PREFIXES = ("_orig_mod.", "module.", "backbone.", "backbone_3d.", "net.", "model.")
 
 
 @dataclass
 class Conversion:
-    """A state dict under a model's own names, and what was done to get there.
+    """A state dict under the model's parameter names, with a record of the changes.
 
     Attributes:
-        state_dict: name in the model to value.
-        renamed: name in the checkpoint to name in the model, where they differ.
-        interpolated: name in the model to what was done.
-        dropped: name in the checkpoint to the reason.
-        classifier: module of the model, or of such a model with one, that maps features to classes.
-        final_norm: module that norms the features before or after pooling.
-        stages: what comes before the number of a stage in the model's names.
-        settings: arguments of the model that the checkpoint needs, for its ``apply_settings``.
-        missing: name in the model to the reason why the checkpoint need not have it.
+        state_dict: model parameter name to value.
+        renamed: checkpoint name to model name, where they differ.
+        interpolated: model name to a description of the interpolation.
+        dropped: checkpoint name to the reason.
+        classifier: name of the classifier module.
+        final_norm: name of the norm before or after pooling.
+        stages: prefix of the stage index in parameter names.
+        settings: arguments that the checkpoint was trained with, for the model's ``apply_settings``.
+        missing: model name to the reason why the checkpoint does not need to have it.
     """
 
     state_dict: dict[str, Tensor]
@@ -45,59 +46,62 @@ class Conversion:
     missing: dict[str, str] = field(default_factory=dict)
 
     def rename(self, source: str, target: str) -> None:
-        """Give an entry another name; `source` is its present one."""
+        """Rename the entry `source` (its current name) to `target`."""
         if source == target:
             return
         if target in self.state_dict:
-            raise CheckpointError(f"the checkpoint has {target} twice, once as {source}")
+            raise CheckpointError(f"the checkpoint has two entries for {target}, one of them named {source}")
         self.state_dict[target] = self.state_dict.pop(source)
         self.renamed[self._original(source)] = target
 
     def drop(self, name: str, reason: str) -> None:
-        """Leave an entry out; `name` is its present one."""
+        """Remove the entry `name` (its current name)."""
         del self.state_dict[name]
         original = self._original(name)
         self.renamed.pop(original, None)
         self.dropped[original] = reason
 
     def _original(self, name: str) -> str:
-        """The name in the checkpoint of what is called `name` now."""
+        """Return the checkpoint name of the entry currently called `name`."""
         return next((old for old, new in self.renamed.items() if new == name), name)
 
 
 def backbone_tensors(checkpoint: Mapping[str, Any]) -> Conversion:
-    """The backbone's tensors under names without prefixes."""
+    """Select the backbone's tensors of a checkpoint and remove prefixes from their names.
+
+    Raises:
+        CheckpointError: if the checkpoint is not a dictionary, has no backbone tensors, or has two entries for one
+            name.
+    """
     if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(
-            f"a checkpoint must be a dictionary of tensors, but this is a {type(checkpoint).__name__}"
-        )
+        raise CheckpointError(f"the checkpoint must be a dictionary of tensors, got a {type(checkpoint).__name__}")
     for _ in _WRAPPERS:
         for wrapper in _WRAPPERS:
             if isinstance(checkpoint.get(wrapper), Mapping):
                 checkpoint = checkpoint[wrapper]
     conversion = Conversion({})
-    has_backbone = any(re.match(r"(module\.|model\.)*backbone\.", str(name)) for name in checkpoint)
+    has_backbone = any(re.match(r"(module\.|model\.)*backbone(_3d)?\.", str(name)) for name in checkpoint)
     for name, tensor in checkpoint.items():
         if not isinstance(tensor, Tensor):
             conversion.dropped[str(name)] = "not a tensor"
             continue
         if not isinstance(name, str):
-            conversion.dropped[str(name)] = "not a name"
+            conversion.dropped[str(name)] = "the name is not a string"
             continue
-        if not tensor.is_meta:  # of which shapes are known, enough to tell what model they are of
+        if not tensor.is_meta:  # meta tensors have shapes only, which `describe` accepts
             check_tensor(tensor, name)
         inner, in_backbone = name, False
         while inner.startswith(_PREFIXES):
             prefix, inner = inner.split(".", 1)
-            in_backbone = in_backbone or prefix == "backbone"
+            in_backbone = in_backbone or prefix in ("backbone", "backbone_3d")
         if has_backbone and not in_backbone:
             conversion.dropped[name] = "not part of the backbone"
             continue
         if inner in conversion.state_dict:
-            raise CheckpointError(f"the checkpoint has {inner} twice, once as {name}")
+            raise CheckpointError(f"the checkpoint has two entries for {inner}, one of them named {name}")
         conversion.state_dict[inner] = tensor
         if inner != name:
             conversion.renamed[name] = inner
     if not conversion.state_dict:
-        raise CheckpointError("the checkpoint holds no tensors of a backbone")
+        raise CheckpointError("the checkpoint has no backbone tensors")
     return conversion

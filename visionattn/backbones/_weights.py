@@ -1,39 +1,73 @@
-"""Loading checkpoints as their authors published them, from timm, mmdet, mmseg or detectron2."""
+"""Loading of official checkpoints: classifiers, and the backbones of mmdet, mmseg and detectron2 models."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
-from visionattn.backbones._weights_biformer import describe_biformer
-from visionattn.backbones._weights_davit import convert_davit, describe_davit, is_davit, mend_blocks
-from visionattn.backbones._weights_neighborhood import describe_neighborhood
 from visionattn.errors import CheckpointError
 from visionattn.io.weights import check_tensor
 
-__all__ = ["LoadReport", "checkpoint_filter_fn", "describe", "load_official"]
+__all__ = [
+    "ForeignModel",
+    "LoadReport",
+    "checkpoint_filter_fn",
+    "describe",
+    "load_official",
+    "register_description",
+    "register_foreign",
+]
 
-# Families that timm has already, whose classes cannot have a `convert_official` of ours: how to know one, to convert
-# its checkpoints, and to mend what timm breaks in it.
-_FOREIGN = ((is_davit, convert_davit, mend_blocks),)
-_DESCRIBERS = (describe_neighborhood, describe_davit, describe_biformer)
+
+Tensors = Mapping[str, Tensor]
+_DESCRIPTIONS: list[Callable[[Tensors], str | None]] = []
+_FOREIGN: list["ForeignModel"] = []
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """Models of timm whose official checkpoints `load_official` converts.
+
+    Attributes:
+        matches: returns True for these models.
+        convert: converts a state dict for such a model.
+        finish: called with the model after loading.
+    """
+
+    matches: Callable[[nn.Module], bool]
+    convert: Callable[[Mapping[str, Any], nn.Module], Conversion]
+    finish: Callable[[nn.Module], Any]
+
+
+def register_description(function: Callable[[Tensors], str | None]) -> Callable[[Tensors], str | None]:
+    """Register a function that names the variant of a checkpoint of its family, and returns None for others."""
+    _DESCRIPTIONS.append(function)
+    return function
+
+
+def register_foreign(model: ForeignModel) -> None:
+    """Register models of timm for `load_official`."""
+    _FOREIGN.append(model)
+
+
+def _foreign(model: nn.Module) -> ForeignModel | None:
+    return next((known for known in _FOREIGN if known.matches(model)), None)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_official` did.
+    """Result of `load_official`.
 
     Attributes:
-        loaded: names in the model that now hold the checkpoint's values.
-        renamed: name in the checkpoint to name in the model, where they differ.
-        interpolated: name in the model to what was done, such as ``"13x13 to 21x21"``.
-        dropped: name in the checkpoint to the reason why it was not used.
-        missing: name in the model to the reason why it keeps its own value.
-        settings: argument of the model to what it is now, where published models differ in more than their weights.
+        loaded: model names that were set from the checkpoint.
+        renamed: checkpoint name to model name, where they differ.
+        interpolated: model name to a description such as ``"13x13 to 21x21"``.
+        dropped: checkpoint name to the reason why it was not used.
+        missing: model name to the reason why it keeps its value.
+        settings: model argument to its value after loading, where published models differ in more than weights.
     """
 
     loaded: tuple[str, ...]
@@ -64,26 +98,25 @@ class LoadReport:
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport:
-    """Load a published checkpoint into one of this package's backbones, or into a DaViT of timm.
+    """Load an official checkpoint into one of this package's backbones or into timm's DaViT.
 
-    Accepts the state dict of a classifier, of an mmdet or mmseg model, or of a detectron2 model, alone or
-    inside its checkpoint's ``{"state_dict": ...}`` or ``{"model": ...}``. Every tensor of the model must get
-    a value. The exceptions, which the report names: the classifier where the checkpoint has none, or one for
-    another number of classes; the norms that dense prediction adds, or the final norm that it lacks; computed
-    tables. Every tensor of the checkpoint's backbone must be used, except for those, and for the stages after
-    the last one of a model cut by ``out_indices``.
+    Accepts the state dict of a classifier or of an mmdet, mmseg or detectron2 model, plain or wrapped in
+    ``{"state_dict": ...}`` or ``{"model": ...}``. Loading is strict, with these exceptions, which are reported: a
+    classifier that is missing or has another number of classes; the per-output norms of dense prediction models; the
+    final norm where the checkpoint has none; computed index tables; and stages after the last one of a model that was
+    pruned by ``out_indices``.
 
     Args:
         model: from `timm.create_model`, with or without ``features_only=True``, or a `visionattn.Backbone`.
-        state_dict: as ``torch.load(path, weights_only=True)`` or safetensors gives it.
+        state_dict: as returned by ``torch.load(path, weights_only=True)`` or safetensors.
 
     Returns:
-        What was loaded, renamed, interpolated, dropped and left as it was. The model is changed in place.
+        A report of the loaded, renamed, interpolated, dropped and missing entries. The model is modified in place.
 
     Raises:
-        CheckpointError: the checkpoint does not fit; the message says which model it looks like. The model is
-            then unchanged.
-        TypeError: the model is not one of these.
+        CheckpointError: if the checkpoint does not fit; the message names the model that it seems to belong to. The
+            model is left unchanged.
+        TypeError: if the model is not supported.
     """
     if hasattr(model, "load_official"):
         return model.load_official(state_dict)
@@ -103,15 +136,14 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(
             f"the checkpoint does not fit {type(inner).__name__}: {'; '.join(problems[:3])}{more}; "
-            f"it looks like {describe(state_dict)}; create that model, or load another file"
+            f"it seems to be a checkpoint of {describe(state_dict)}"
         )
     for name, tensor in given.items():
         check_tensor(tensor, name)
     inner.load_state_dict(given, strict=False)  # completeness was checked above
     settings = inner.apply_settings(conversion.settings) if conversion.settings else {}
-    for knows, _, mend in _FOREIGN:
-        if knows(inner):
-            mend(inner)
+    if foreign := _foreign(inner):
+        foreign.finish(inner)
     return LoadReport(
         loaded=tuple(given),
         renamed={k: v for k, v in conversion.renamed.items() if v in given},
@@ -123,25 +155,27 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
 
 
 def _convert(model: nn.Module, state_dict: Mapping[str, Any]) -> Conversion:
-    converter = getattr(model, "convert_official", None)
-    for knows, convert, _ in _FOREIGN:
-        if converter is None and knows(model):
-            converter = partial(convert, model=model)
-    if converter is not None:
-        try:
-            return converter(state_dict)
-        except (IndexError, ValueError, KeyError, RuntimeError, AttributeError) as error:  # of names or shapes
-            raise CheckpointError(
-                f"the checkpoint does not fit {type(model).__name__}: a tensor of it has a name or shape that no such "
-                f"model has ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-            ) from error
-    raise TypeError(f"load_official does not know {type(model).__name__}; it takes visionattn's backbones and DaViT")
+    foreign = _foreign(model)
+    if not hasattr(model, "convert_official") and foreign is None:
+        raise TypeError(
+            f"`model` must be a backbone of visionattn or a DaViT of timm, got {type(model).__module__}."
+            f"{type(model).__name__}"
+        )
+    try:
+        if hasattr(model, "convert_official"):
+            return model.convert_official(state_dict)
+        return foreign.convert(state_dict, model)
+    except (IndexError, ValueError, KeyError, RuntimeError, AttributeError) as error:  # unexpected names or shapes
+        raise CheckpointError(
+            f"the checkpoint does not fit {type(model).__name__}: unexpected tensor name or shape "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        ) from error
 
 
 def _resolve_differences(conversion: Conversion, own: Mapping[str, Tensor], stages: int) -> dict[str, str]:
-    """Drop what the model may lack, and return what the checkpoint may lack, each with its reason.
+    """Drop entries that the model does not need; return those that the checkpoint need not have, with reasons.
 
-    `stages` is how many the model's architecture has; fewer of them in `own` mean that it was cut.
+    `stages` is the number of stages of the full architecture; fewer in `own` mean that the model was pruned.
     """
     given = conversion.state_dict
     head, norm = f"{conversion.classifier}.", f"{conversion.final_norm}."
@@ -150,8 +184,8 @@ def _resolve_differences(conversion: Conversion, own: Mapping[str, Tensor], stag
     if weight in given and weight in own and given[weight].ndim and given[weight].shape[0] != own[weight].shape[0]:
         classes, expected = given[weight].shape[0], own[weight].shape[0]
         for name in [n for n in given if n.startswith(head)]:
-            conversion.drop(name, f"a classifier for {classes} classes, and the model has {expected}")
-        missing |= {n: f"the checkpoint's classifier is for {classes} classes" for n in own if n.startswith(head)}
+            conversion.drop(name, f"the classifier has {classes} classes, the model has {expected}")
+        missing |= {n: f"the checkpoint's classifier has {classes} classes" for n in own if n.startswith(head)}
     dense = not any(name.startswith(head) for name in (*given, *conversion.dropped))
 
     number = re.compile(rf"{conversion.stages}[._](\d+)\.(downsample\.)?")
@@ -163,23 +197,23 @@ def _resolve_differences(conversion: Conversion, own: Mapping[str, Tensor], stag
         elif name.startswith(norm):
             conversion.drop(name, "the model has no final norm")
         elif stage and last + 1 < stages and (int(stage[1]) > last or (int(stage[1]) == last and stage[2])):
-            conversion.drop(name, "after the last stage of this model")
+            conversion.drop(name, "after the last stage of the model")
     for name in own:
         if name in given or name in missing:
             continue
         if name.endswith("relative_position_index"):
             missing[name] = "computed by the model"
         elif name.endswith("num_batches_tracked"):
-            missing[name] = "a count of training steps, which evaluation does not use"
+            missing[name] = "a step counter that is not used in evaluation"
         elif OUT_NORM.fullmatch(name):
-            missing[name] = "the checkpoint has no norms for dense prediction; they start at 1 and 0"
+            missing[name] = "the checkpoint has no per-output norms; they keep their initial values"
         elif name.startswith((head, norm)) and dense:
             missing[name] = "the checkpoint is of a model without a classifier"
     return missing
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """timm's hook for ``pretrained=True``: the conversion of `load_official`; timm then does the loading."""
+    """Convert a checkpoint as `load_official` does: the ``pretrained_filter_fn`` of timm, which then loads it."""
     conversion = _convert(model, state_dict)
     if conversion.settings:
         model.apply_settings(conversion.settings)
@@ -188,21 +222,21 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 
 
 def describe(state_dict: Mapping[str, Any]) -> str:
-    """Which family and variant a checkpoint looks like by its names and shapes, such as ``"dinat_mini"``."""
+    """Return the family and variant of a checkpoint, judged by names and shapes, such as ``"dinat_mini"``."""
     tensors = backbone_tensors(state_dict).state_dict
-    for describer in _DESCRIBERS:
+    for describe_family in _DESCRIPTIONS:
         try:
-            if found := describer(tensors):
+            if found := describe_family(tensors):
                 return found
-        except (IndexError, ValueError, KeyError):  # names of a family, and shapes of none
+        except (IndexError, ValueError, KeyError):  # the names match this family, the shapes do not
             continue
-    for family, pattern in (
+    for name, pattern in (
         ("Swin", r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
         ("ConvNeXt", r"downsample_layers\.0\.0\..*"),
         ("TimeSformer", r"blocks\.0\.temporal_fc\.weight"),
         ("ViT", r"blocks\.0\.attn\.qkv\.weight"),
         ("ResNet", r"layer1\.0\.conv1\.weight"),
     ):
-        if any(re.fullmatch(pattern, name) for name in tensors):
-            return family
-    return f"no model known here (its first entry is {next(iter(tensors))})"
+        if any(re.fullmatch(pattern, key) for key in tensors):
+            return name
+    return f"an unknown model (its first entry is {next(iter(tensors))})"

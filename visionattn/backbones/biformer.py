@@ -1,81 +1,274 @@
-"""BiFormer: stages of bi-level routing attention with overlapping convolutions between them.
+"""BiFormer and BiFormer-STL: hierarchical backbones with bi-level routing attention.
 
-Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention" (arXiv 2303.08810).
+Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention" (arXiv 2303.08810); section 5.4 for
+BiFormer-STL, which has the architecture of Swin-Tiny. Parameter names are those of the published channels-last models.
 """
 
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.layers import DropPath, register_notrace_module
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionattn.backbones._backbone import StagedBackbone, check_levels, drop_path_rates
-from visionattn.backbones._biformer_blocks import (
-    BiFormerBlock,
-    GlobalAttention,
-    PatchConv,
-    Stage,
-    conv_mixer,
-    mlp,
-)
-from visionattn.backbones._conversion import Conversion
-from visionattn.backbones._variants import BIFORMER
-from visionattn.backbones._weights import checkpoint_filter_fn
-from visionattn.backbones._weights_biformer import accept_nchw, convert_biformer
+from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
+from visionattn.backbones._weights import checkpoint_filter_fn, register_description
 from visionattn.layers import BiLevelRoutingAttention
 
-__all__ = ["BiFormer"]
+__all__ = ["BiFormer", "BiFormerSTL"]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "biformer_tiny": {"embed_dim": 64, "depths": (2, 2, 8, 2), "mlp_ratio": 3.0},
+    "biformer_small": {"embed_dim": 64, "depths": (4, 4, 18, 4), "mlp_ratio": 3.0},
+    "biformer_base": {"embed_dim": 96, "depths": (4, 4, 18, 4), "mlp_ratio": 3.0},
+    "biformer_stl": {"embed_dim": 96, "depths": (2, 2, 6, 2), "mlp_ratio": 4.0, "pos_conv": False},
+}
+
+
+class ChannelsLast(nn.Module):
+    """Permute ``[B, C, H, W]`` to channels last, or back if `back`; returns a view."""
+
+    def __init__(self, back: bool = False) -> None:
+        super().__init__()
+        self.back = back
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2) if self.back else x.permute(0, 2, 3, 1)
+
+
+class GlobalAttention(nn.Module):
+    """Multi-head self-attention over all tokens of a ``[B, H, W, dim]`` map, with local position encoding (LePE).
+
+    Args:
+        dim: channels; a multiple of `num_heads`.
+        num_heads: attention heads.
+        side_dwconv: kernel size of the depthwise convolution that is added to the attention output; 0 for none.
+        lepe_of: input of that convolution: ``"input"`` (published channels-last models) or ``"value"`` (NCHW model).
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8, side_dwconv: int = 0, lepe_of: str = "input", **dd: Any) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"the channels of global attention must be a multiple of {num_heads} heads, got {dim}")
+        self.num_heads = num_heads
+        self.lepe_of = lepe_of
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
+        self.lepe = None
+        if side_dwconv:
+            self.lepe = nn.Conv2d(dim, dim, side_dwconv, padding=side_dwconv // 2, groups=dim, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)
+        q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        if self.lepe is not None:
+            source = x if self.lepe_of == "input" else qkv[..., 2 * x.shape[-1] :]
+            out = out + self.lepe(source.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj(out)
+
+
+@register_notrace_module  # the control flow depends on the input size
+class PatchConv(nn.Conv2d):
+    """Convolution with stride equal to its kernel size, ``[B, C, H, W]`` to ``[B, C', H / size, W / size]``.
+
+    If the size does not divide the map, it is zero-padded at the bottom and right with `pad_partial`, which rounds the
+    output size up. Otherwise the remainder is ignored, which rounds it down, but to at least 1.
+    """
+
+    def __init__(self, in_chans: int, out_chans: int, size: int, **dd: Any) -> None:
+        super().__init__(in_chans, out_chans, size, stride=size, **dd)
+        self.pad_partial = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.kernel_size[0]
+        bottom, right = -x.shape[2] % size, -x.shape[3] % size
+        if not self.pad_partial:
+            bottom = bottom if x.shape[2] < size else 0
+            right = right if x.shape[3] < size else 0
+        if bottom > 0 or right > 0:
+            x = F.pad(x, [0, right, 0, bottom])
+        return self._conv_forward(x, self.weight, self.bias)
+
+
+def conv_mixer(dim: int, **dd: Any) -> nn.Module:
+    """Return the convolutions that replace attention (pointwise, depthwise 5x5, pointwise) on ``[B, H, W, dim]``."""
+    return nn.Sequential(
+        ChannelsLast(back=True),
+        nn.Conv2d(dim, dim, 1, **dd),
+        nn.Conv2d(dim, dim, 5, padding=2, groups=dim, **dd),
+        nn.Conv2d(dim, dim, 1, **dd),
+        ChannelsLast(),
+    )
+
+
+class _DepthwiseConv(nn.Module):
+    """Depthwise 3x3 convolution of a channels-last map. A separate module to match the published parameter name."""
+
+    def __init__(self, dim: int, **dd: Any) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def mlp(dim: int, ratio: float, middle: str, **dd: Any) -> nn.Sequential:
+    """Return an MLP with GELU.
+
+    `middle` is the module after the first linear layer, which determines the indices in parameter names:
+    ``"dwconv"``, ``"identity"``, or ``"none"`` for no module.
+    """
+    hidden = int(ratio * dim)
+    layers: list[nn.Module] = [nn.Linear(dim, hidden, **dd)]
+    if middle != "none":
+        layers.append(_DepthwiseConv(hidden, **dd) if middle == "dwconv" else nn.Identity())
+    return nn.Sequential(*layers, nn.GELU(), nn.Linear(hidden, dim, **dd))
+
+
+class BiFormerBlock(nn.Module):
+    """Transformer block on ``[B, H, W, dim]``: position convolution, attention and MLP.
+
+    Args:
+        attn: attention module, including its projections.
+        mlp: MLP module.
+        dim: channels.
+        pos_conv: add a depthwise 3x3 convolution of the input.
+        layer_scale: initial value of the layer scale parameters ``gamma1`` and ``gamma2``; None for no layer scale.
+        pre_norm: pre-norm instead of post-norm.
+        drop_path: stochastic depth rate of each branch.
+    """
+
+    def __init__(
+        self,
+        attn: nn.Module,
+        mlp: nn.Module,
+        dim: int,
+        pos_conv: bool,
+        layer_scale: float | None = None,
+        pre_norm: bool = True,
+        drop_path: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.pre_norm = pre_norm
+        self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if pos_conv else None
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mlp = mlp
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        if layer_scale is None:
+            self.register_parameter("gamma1", None)
+            self.register_parameter("gamma2", None)
+        else:
+            self.gamma1 = nn.Parameter(torch.full((dim,), float(layer_scale), **dd))
+            self.gamma2 = nn.Parameter(torch.full((dim,), float(layer_scale), **dd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pos_embed is not None:
+            x = x + self.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        attended = self.attn(self.norm1(x) if self.pre_norm else x)
+        gamma = self.gamma1  # TorchScript narrows the type of local variables only
+        if gamma is not None:
+            attended = gamma * attended
+        x = x + self.drop_path1(attended)
+        if not self.pre_norm:
+            x = self.norm1(x)
+        hidden = self.mlp(self.norm2(x) if self.pre_norm else x)
+        gamma = self.gamma2
+        if gamma is not None:
+            hidden = gamma * hidden
+        x = x + self.drop_path2(hidden)
+        return x if self.pre_norm else self.norm2(x)
+
+
+class Stage(nn.Sequential):
+    """The blocks of one resolution, as direct children."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(tuple(self), x)
+        for block in self:
+            x = block(x)
+        return x
+
+
+class BlockStage(nn.Module):
+    """The blocks of one resolution in a child named ``blocks``, as in the published STL models."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(tuple(self.blocks), x)
+        for block in self.blocks:
+            x = block(x)
+        return x
 
 
 class BiFormer(StagedBackbone):
-    """Vision transformer with bi-level routing attention, with the state-dict names of the published models.
+    """BiFormer, with the parameter names of the published channels-last models.
 
-    Any input size works. What happens where the regions do not divide a map is up to `padding`.
+    Accepts images of any size; `padding` defines the result where the regions do not divide a feature map.
 
     Args:
-        in_chans: channels of the images.
-        num_classes: classes; 0 leaves the classifier out.
-        global_pool: before the classifier: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""``.
-        embed_dim: channels of the first stage, each further one has twice as many; or of every stage.
-        depths: blocks per stage.
-        topks: attention of each stage. A positive number: routing attention to so many regions. -1: attention
-            between all tokens; -2: the same with a convolution at its side; 0: convolutions only.
-        num_regions: regions per side of the map, in all stages.
-        head_dim: channels per head of the routing attention; the global attention has 8 heads.
-        mlp_ratio: hidden width of the MLPs over their channels, one value or one per stage.
-        qk_dims: channels of queries and keys of the routing attention, per stage; None: those of the stage.
-        qk_scale: factor on the products of queries and keys of the routing attention; None means ``qk_dim ** -0.5``.
-        side_dwconv: size of the depthwise convolution of values beside the attention; 0 leaves it out.
-        pos_conv: a depthwise 3x3 convolution before the attention of each block.
-        mlp_dwconv: a depthwise 3x3 convolution in each MLP.
-        layer_scale: initial value of the per-channel factors on the branches; None leaves them out.
-        pre_norm: norm before the branches, or after their sum with the input.
+        in_chans: image channels.
+        num_classes: number of classes; 0 for no classifier.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for no pooling.
+        embed_dim: channels of the first stage, doubling with each further one; or the channels of every stage.
+        depths: number of blocks of each stage.
+        topks: attention of each stage. A positive number: routing attention to this many regions; -1: global
+            attention; -2: global attention with a depthwise convolution; 0: convolutions instead of attention.
+        num_regions: regions per axis, in all stages.
+        head_dim: channels per head of the routing attention. Global attention has 8 heads.
+        mlp_ratio: ratio of the MLPs' hidden width to their channels, one value or one per stage.
+        qk_dims: query and key channels of the routing attention of each stage; None for those of the stage.
+        qk_scale: scale of the routing attention's logits; None for ``qk_dim ** -0.5``.
+        side_dwconv: kernel size of the depthwise convolution of the values, added to the attention; 0 for none.
+        pos_conv: add a depthwise 3x3 convolution before the attention of each block.
+        mlp_dwconv: add a depthwise 3x3 convolution to each MLP.
+        layer_scale: initial value of layer scale; None for no layer scale.
+        pre_norm: pre-norm instead of post-norm.
         kv_pool: pooling of keys and values inside regions, see `BiLevelRoutingAttention`.
-        kv_pool_sizes: its size per stage; None with ``"identity"``.
+        kv_pool_sizes: pooling size of each stage; None with ``"identity"``.
         soft_routing: see `BiLevelRoutingAttention`.
-        padding: ``"masked"``, ``"input"`` or ``"projected"``, see `BiLevelRoutingAttention`. None is ``"masked"``
-            until a published checkpoint is loaded with `load_official` or ``pretrained=True``, and then what that was
-            trained with.
-        global_lepe: what the convolution of code -2 reads, ``"input"`` or ``"value"``. None is ``"input"``, until a
-            published checkpoint is loaded that has it otherwise.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        out_norms: stages whose map gets a norm of its own (``norm0``, ``norm1``, ...), as in the published
-            detection and segmentation backbones (there ``extra_norms``): in `forward_intermediates` and with
-            ``features_only=True``. The classifier does not use them.
-        backend: backend of the attention kernels; None picks the best that runs.
-        device, dtype: of the parameters.
+        padding: ``"masked"``, ``"input"`` or ``"projected"``, see `BiLevelRoutingAttention`. None selects ``"masked"``,
+            and the padding used in training when a published checkpoint is loaded with `load_official` or
+            ``pretrained=True``.
+        global_lepe: input of the convolution of code -2, ``"input"`` or ``"value"``. None selects ``"input"``, and the
+            published model's when a published checkpoint is loaded.
+        drop_rate: dropout rate before the classifier.
+        drop_path_rate: stochastic depth rate of the last block, increasing linearly from 0 at the first.
+        out_norms: levels with an output norm (``norm0``, ``norm1``, ...), as in the published detection and
+            segmentation backbones. The norms are applied in `forward_intermediates` and with ``features_only=True``;
+            the classifier does not use them.
+        backend: backend of the attention kernels; None selects the best available one.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: arguments that contradict each other; the message names them.
+        ValueError: if an argument is out of range or contradicts another one.
     """
 
     STAGES = "stages"
     MLP_MIDDLE = "identity"
-    out_norm_eps = 1e-6  # of dense backbones, read by the adapter for OpenMMLab
+    out_norm_eps = 1e-6  # epsilon of output norms, read by `visionattn.Backbone`
 
     def __init__(
         self,
@@ -116,9 +309,9 @@ class BiFormer(StagedBackbone):
             depths=depths, topks=topks, embed_dim=dims, mlp_ratio=ratios, qk_dims=qk_dims, kv_pool_sizes=pool_sizes
         )
         if global_lepe not in (None, "input", "value"):
-            raise ValueError(f"global_lepe must be 'input' or 'value', or None, got {global_lepe!r}")
+            raise ValueError(f"`global_lepe` must be 'input', 'value' or None, got {global_lepe!r}")
         dd = {"device": device, "dtype": dtype}
-        self.chosen = {"padding": padding, "global_lepe": global_lepe}  # by the user; None follows the checkpoint
+        self.chosen = {"padding": padding, "global_lepe": global_lepe}  # None: use that of a loaded checkpoint
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.downsample_layers = nn.ModuleList([self._make_stem(in_chans, dims[0], **dd)])
         self.downsample_layers.extend(
@@ -132,7 +325,8 @@ class BiFormer(StagedBackbone):
                 if topks[i] > 0:
                     if qk_dims[i] % head_dim:
                         raise ValueError(
-                            f"head_dim={head_dim} must divide the channels of queries, but stage {i} has {qk_dims[i]}"
+                            f"`head_dim`={head_dim} must divide the query channels of each stage, "
+                            f"got {qk_dims[i]} in stage {i}"
                         )
                     attn: nn.Module = BiLevelRoutingAttention(
                         dims[i],
@@ -154,7 +348,7 @@ class BiFormer(StagedBackbone):
                 elif topks[i] == 0:
                     attn = conv_mixer(dims[i], **dd)
                 else:
-                    raise ValueError(f"topks={tuple(topks)} must hold -2, -1, 0 or numbers of regions")
+                    raise ValueError(f"`topks` must be -2, -1, 0 or a positive number of regions, got {tuple(topks)}")
                 blocks.append(
                     BiFormerBlock(
                         attn,
@@ -176,10 +370,10 @@ class BiFormer(StagedBackbone):
         )  # fmt: skip
         self._set("padding", padding or "masked")
         self._set("global_lepe", global_lepe or "input")
-        self.register_load_state_dict_pre_hook(accept_nchw)
+        self.register_load_state_dict_pre_hook(_accept_nchw)
 
     def _make_stem(self, in_chans: int, dim: int, **dd: Any) -> nn.Module:
-        """``[B, C, H, W]`` to ``[B, dim, H/4, W/4]`` (rounded up)."""
+        """Return the stem, ``[B, C, H, W]`` to ``[B, dim, ceil(H / 4), ceil(W / 4)]``."""
         return nn.Sequential(
             nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, **dd),
             nn.BatchNorm2d(dim // 2, **dd),
@@ -189,7 +383,7 @@ class BiFormer(StagedBackbone):
         )
 
     def _make_downsample(self, dim: int, wider: int, **dd: Any) -> nn.Module:
-        """``[B, dim, H, W]`` to ``[B, wider, H/2, W/2]`` (rounded up)."""
+        """Return a downsampling module, ``[B, dim, H, W]`` to ``[B, wider, ceil(H / 2), ceil(W / 2)]``."""
         return nn.Sequential(nn.Conv2d(dim, wider, 3, stride=2, padding=1, **dd), nn.BatchNorm2d(wider, **dd))
 
     def _make_stage(self, blocks: list[nn.Module]) -> nn.Module:
@@ -199,7 +393,7 @@ class BiFormer(StagedBackbone):
         return self._modules["stages"]
 
     def _stem(self, x: Tensor) -> Tensor:
-        # Everything after works channels-last: norms and linear layers need that, and convolutions run as fast.
+        # Norms and linear layers need channels last; convolutions run as fast in it.
         x = x.contiguous(memory_format=torch.channels_last)
         return self.downsample_layers[0](x).permute(0, 2, 3, 1)
 
@@ -219,32 +413,46 @@ class BiFormer(StagedBackbone):
             blocks = [(r"^(?:stages|downsample_layers)\.(\d+)", None), (r"^norm", (99999,))]
         else:
             blocks = [
-                (r"^downsample_layers\.(\d+)", (-1,)),  # before the blocks of its stage
+                (r"^downsample_layers\.(\d+)", (-1,)),  # before the blocks of the same stage
                 (r"^stages\.(\d+)\.(?:blocks\.)?(\d+)", None),
                 (r"^norm", (99999,)),
             ]
         return {"stem": r"^downsample_layers\.0", "blocks": blocks}
 
-    def convert_official(self, state_dict: dict[str, Any]) -> Conversion:
-        """A published state dict of this family under this model's names; see `load_official`."""
-        return convert_biformer(state_dict, self)
+    def convert_official(self, state_dict: Mapping[str, Any]) -> Conversion:
+        """Convert a published checkpoint: prefixes, the NCHW layout, per-output norms; see `load_official`."""
+        own = self.state_dict()
+        conversion = backbone_tensors(state_dict)
+        conversion.settings = dict(_NCHW if _is_nchw(conversion.state_dict) else _CHANNELS_LAST)
+        last = max((int(m[1]) for n in own if (m := re.match(r"downsample_layers\.(\d+)\.", n))), default=-1)
+        for name in list(conversion.state_dict):
+            target = _own_name(name)
+            step = re.match(r"downsample_layers\.(\d+)\.", name)
+            if OUT_NORM.fullmatch(target) and target not in own:
+                conversion.drop(name, "a per-output norm, which the model does not have")
+            elif step and last + 1 < len(self.feature_info) and int(step[1]) > last:
+                conversion.drop(name, "after the last stage of the model")
+            else:
+                conversion.rename(name, target)
+                conversion.state_dict[target] = _own_value(target, conversion.state_dict[target])
+        return conversion
 
     @torch.jit.ignore
     def apply_settings(self, settings: dict[str, str]) -> dict[str, str]:
-        """Behave as the published model whose weights are loaded, where the user has not chosen otherwise.
+        """Adopt the settings of a published model whose weights are loaded, unless they were set explicitly.
 
         Args:
-            settings: the arguments `padding` and `global_lepe` that it was trained with.
+            settings: values of `padding` and `global_lepe` that the checkpoint was trained with.
 
         Returns:
-            What it is now for each, in words.
+            For each setting, a description of its value.
         """
         result = {}
         for name, value in settings.items():
             chosen = self.chosen[name]
             result[name] = f"{value!r}, as the published model"
             if chosen is not None:
-                result[name] = f"{chosen!r} as chosen, where the published model has {value!r}"
+                result[name] = f"{chosen!r} as set by the user; the published model has {value!r}"
             self._set(name, chosen or value)
         return result
 
@@ -258,7 +466,7 @@ class BiFormer(StagedBackbone):
                 module.lepe_of = value
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """``[B, in_chans, H, W]`` to normed features ``[B, H/32, W/32, num_features]`` (rounded up)."""
+        """Return normed features ``[B, ceil(H / 32), ceil(W / 32), C]`` of images ``[B, in_chans, H, W]``."""
         x = x.contiguous(memory_format=torch.channels_last)
         for downsample, stage in zip(self.downsample_layers, self.stages):  # noqa: B905 - as TorchScript has it
             x = stage(downsample(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -269,8 +477,81 @@ def _layer_norm(dim: int, **dd: Any) -> nn.Module:
     return nn.LayerNorm(dim, eps=1e-6, **dd)
 
 
+class BiFormerSTL(BiFormer):
+    """`BiFormer` with patch embedding and patch merging; same arguments.
+
+    If 32 does not divide the image size, ``padding="masked"`` zero-pads the map (sizes are rounded up). The paddings of
+    the published models ignore the remainder (sizes are rounded down).
+    """
+
+    MLP_MIDDLE = "none"
+
+    def _make_stem(self, in_chans: int, dim: int, **dd: Any) -> nn.Module:
+        return nn.Sequential(PatchConv(in_chans, dim, 4, **dd), nn.BatchNorm2d(dim, **dd))
+
+    def _make_downsample(self, dim: int, wider: int, **dd: Any) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(dim, **dd), PatchConv(dim, wider, 2, **dd))
+
+    def _make_stage(self, blocks: list[nn.Module]) -> nn.Module:
+        return BlockStage(blocks)
+
+
+# The channels-last and NCHW models also differ in the handling of padding and in the global attention's LePE.
+_CHANNELS_LAST = {"padding": "input", "global_lepe": "input"}
+_NCHW = {"padding": "projected", "global_lepe": "value"}
+
+
+def _own_name(name: str) -> str:
+    name = name.replace(".attn.qkv_linear.", ".attn.qkv.qkv.").replace(".attn.output_linear.", ".attn.wo.")
+    return re.sub(r"^extra_norms\.(\d+)\.", r"norm\1.", name)
+
+
+def _own_value(name: str, tensor: Tensor) -> Tensor:
+    """Return weights of pointwise convolutions of the NCHW model as those of linear layers."""
+    linear = re.search(r"\.(attn\.qkv\.qkv|attn\.wo|attn\.qkv|attn\.proj|mlp\.[02])\.weight$", name)
+    return tensor.flatten(1) if linear and tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
+
+
+def _is_nchw(names: Any) -> bool:
+    return any(".attn.qkv_linear." in name for name in names)
+
+
+def _accept_nchw(
+    model: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *messages: list[str]
+) -> None:
+    """Convert state dicts of the NCHW model in `load_state_dict` and adopt its settings.
+
+    Channels-last checkpoints use this model's parameter names, so they cannot be told apart from a model trained here.
+    """
+    names = [name for name in state_dict if name.startswith(prefix)]
+    if not _is_nchw(names):
+        return
+    for name in names:
+        target = _own_name(name)
+        state_dict[target] = _own_value(target, state_dict.pop(name))
+    model.apply_settings(_NCHW)
+
+
+@register_description
+def describe(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the variant that a checkpoint belongs to, such as ``"biformer_tiny"``; None for another family."""
+    stem = tensors.get("downsample_layers.0.0.weight")
+    routed = [n for n in tensors if re.fullmatch(r"stages\..*\.attn\.(qkv\.qkv|qkv_linear|lepe)\.weight", n)]
+    if stem is None or not routed:
+        return None
+    found = [re.match(r"stages\.(\d+)\.(?:blocks\.)?(\d+)\.norm1\.", name) for name in tensors]
+    blocks = {(int(m[1]), int(m[2])) for m in found if m}
+    depths = tuple(sum(stage == s for stage, _ in blocks) for s in sorted({stage for stage, _ in blocks}))
+    patches = stem.shape[-1] == 4
+    dim = stem.shape[0] * (1 if patches else 2)
+    for name, variant in VARIANTS.items():
+        if (variant["embed_dim"], variant["depths"]) == (dim, depths) and patches == (name == "biformer_stl"):
+            return f"{name} (NCHW layout)" if _is_nchw(tensors) else name
+    return f"BiFormer of unpublished size (embed_dim={dim}, depths={depths})"
+
+
 def default_cfg(share: str, **kwargs: Any) -> dict[str, Any]:
-    """A pretrained cfg for timm, with the weights at a link that the authors shared."""
+    """Return a pretrained cfg of timm; `share` is the ID of the authors' shared link to the weights."""
     return {
         "url": f"https://api.onedrive.com/v1.0/shares/{share}/root/content",
         "num_classes": 1000,
@@ -293,18 +574,21 @@ default_cfgs = generate_default_cfgs(
         "biformer_tiny.in1k": default_cfg("s!AkBbczdRlZvChHEOoGkgwgQzEDlM"),
         "biformer_small.in1k": default_cfg("s!AkBbczdRlZvChHDyM-x9KWRBZ832"),
         "biformer_base.in1k": default_cfg("s!AkBbczdRlZvChHI_XPhoadjaNxtO"),
+        "biformer_stl.in1k": default_cfg("s!AkBbczdRlZvChSf-m7ujkvx9lIQ1"),
+        # Trained with the authors' later NCHW code.
+        "biformer_stl.nchw_in1k": default_cfg("s!AkBbczdRlZvChWYrKbWbMgqd2Ai0"),
     }
 )
 
 
 def _create_biformer(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     return build_model_with_cfg(
-        BiFormer,
+        BiFormerSTL if variant == "biformer_stl" else BiFormer,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**BIFORMER[variant], **kwargs},
+        **{**VARIANTS[variant], **kwargs},
     )
 
 
@@ -324,3 +608,9 @@ def biformer_small(pretrained: bool = False, **kwargs: Any) -> BiFormer:
 def biformer_base(pretrained: bool = False, **kwargs: Any) -> BiFormer:
     """BiFormer-Base: 57 M parameters, 9.8 GFLOPs."""
     return _create_biformer("biformer_base", pretrained, **kwargs)
+
+
+@register_model
+def biformer_stl(pretrained: bool = False, **kwargs: Any) -> BiFormerSTL:
+    """BiFormer-STL: 28 M parameters, 4.6 GFLOPs. Checkpoints in both published layouts can be loaded."""
+    return _create_biformer("biformer_stl", pretrained, **kwargs)

@@ -1,38 +1,60 @@
-"""NAT and DiNAT: levels of neighborhood attention with overlapping convolutions between them.
+"""NAT and DiNAT: hierarchical backbones with (dilated) neighborhood attention.
 
 Hassani et al., "Neighborhood Attention Transformer" (arXiv 2204.07143); Hassani and Shi, "Dilated
-Neighborhood Attention Transformer" (arXiv 2209.15001). NAT is DiNAT with every dilation 1.
+Neighborhood Attention Transformer" (arXiv 2209.15001). NAT is DiNAT with all dilations equal to 1. Sizes are those of
+the released models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-    register_model_deprecations,
-    resolve_pretrained_cfg,
-)
+from timm.models import generate_default_cfgs, register_model, register_model_deprecations
 from torch import Tensor, nn
 
+from visionattn.backbones._backbone import NormLayer
 from visionattn.backbones._neighborhood import (
     NeighborhoodBackbone,
-    NeighborhoodLevel,
-    NormLayer,
-    check_levels,
+    create_hierarchical,
     default_cfg,
-    drop_path_rates,
+    describe_variants,
 )
-from visionattn.backbones._variants import DINAT, resolve_dilations
-from visionattn.backbones._weights import checkpoint_filter_fn
+from visionattn.backbones._weights import register_description
 
 __all__ = ["DiNAT"]
 
+_LARGE = {"embed_dim": 192, "depths": (3, 4, 18, 5), "num_heads": (6, 12, 24, 48), "mlp_ratio": 2.0}
+_BASE = {"embed_dim": 128, "depths": (3, 4, 18, 5), "num_heads": (4, 8, 16, 32), "mlp_ratio": 2.0}
+_SMALL = {"embed_dim": 96, "depths": (3, 4, 18, 5), "num_heads": (3, 6, 12, 24), "mlp_ratio": 2.0}
+_TINY = {"embed_dim": 64, "depths": (3, 4, 18, 5), "num_heads": (2, 4, 8, 16), "mlp_ratio": 3.0}
+_MINI = {"embed_dim": 64, "depths": (3, 4, 6, 5), "num_heads": (2, 4, 8, 16), "mlp_ratio": 3.0}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "nat_mini": dict(**_MINI, drop_path_rate=0.2),
+    "nat_tiny": dict(**_TINY, drop_path_rate=0.2),
+    "nat_small": dict(**_SMALL, drop_path_rate=0.3, layer_scale=1e-5),
+    "nat_base": dict(**_BASE, drop_path_rate=0.5, layer_scale=1e-5),
+    # Not published: at most 3 M parameters, for small datasets and CPUs.
+    "dinat_pico": {
+        "embed_dim": 32,
+        "depths": (2, 2, 6, 2),
+        "num_heads": (1, 2, 4, 8),
+        "mlp_ratio": 2.5,
+        "drop_path_rate": 0.0,
+        "dilations": "classification",
+    },
+    "dinat_mini": dict(**_MINI, drop_path_rate=0.2, dilations="classification"),
+    "dinat_tiny": dict(**_TINY, drop_path_rate=0.2, dilations="classification"),
+    # The released small and large models have no layer scale, unlike nat_small and dinat_base.
+    "dinat_small": dict(**_SMALL, drop_path_rate=0.3, dilations="classification"),
+    "dinat_base": dict(**_BASE, drop_path_rate=0.5, layer_scale=1e-5, dilations="classification"),
+    "dinat_large": dict(**_LARGE, drop_path_rate=0.35, dilations="classification"),
+    "dinat_large_11x11": dict(**_LARGE, kernel_size=11, drop_path_rate=0.35, dilations="classification"),
+}
+
 
 class ConvStem(nn.Module):
-    """Two 3x3 convolutions of stride 2, a norm: ``[B, C, H, W]`` to ``[B, H/4, W/4, dim]`` (rounded up)."""
+    """Two 3x3 convolutions with stride 2 and a norm: ``[B, C, H, W]`` to ``[B, ceil(H / 4), ceil(W / 4), dim]``."""
 
     def __init__(self, in_chans: int, dim: int, norm_layer: NormLayer, **dd: Any) -> None:
         super().__init__()
@@ -47,7 +69,7 @@ class ConvStem(nn.Module):
 
 
 class ConvDownsample(nn.Module):
-    """A 3x3 convolution of stride 2 and a norm: ``[B, H, W, C]`` to ``[B, H/2, W/2, 2C]`` (rounded up)."""
+    """A 3x3 convolution with stride 2 and a norm: ``[B, H, W, C]`` to ``[B, ceil(H / 2), ceil(W / 2), 2C]``."""
 
     def __init__(self, dim: int, norm_layer: NormLayer, **dd: Any) -> None:
         super().__init__()
@@ -59,38 +81,38 @@ class ConvDownsample(nn.Module):
 
 
 class DiNAT(NeighborhoodBackbone):
-    """(Dilated) Neighborhood Attention Transformer, with the state-dict names of the published models.
+    """(Dilated) Neighborhood Attention Transformer, with the parameter names of the published models.
 
-    Any input size works. Where a map is smaller than ``kernel_size * dilation``, the attention pads it at the
-    bottom and right, as the published models do.
+    Accepts images of any size. Feature maps smaller than ``kernel_size * dilation`` are zero-padded at the bottom and
+    right inside the attention, as in the published models.
 
     Args:
-        in_chans: channels of the images.
-        num_classes: classes; 0 leaves the classifier out.
-        global_pool: before the classifier: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""``.
-        embed_dim: channels of the first level; each further one has twice as many.
+        in_chans: image channels.
+        num_classes: number of classes; 0 for no classifier.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for no pooling.
+        embed_dim: channels of the first level; they double with each further level.
         depths: blocks per level.
         num_heads: attention heads per level.
-        kernel_size: width of the neighborhood, odd.
-        dilations: per block; None is 1 everywhere. A schedule by name, ``"auto"``, or one list per level: see
-            `visionattn.backbones.resolve_dilations`. For a registered model, None is its published schedule.
-        mlp_ratio: hidden width of the MLPs over their channels.
-        qkv_bias: whether the query, key and value projections have a bias.
-        qk_scale: factor on the attention logits; None means ``head_dim ** -0.5``.
-        layer_scale: initial value of the per-channel factors on the branches; None leaves them out.
-        drop_rate: dropout before the classifier.
-        proj_drop_rate: dropout after the attention projections and in the MLPs.
+        kernel_size: size of the neighborhood, odd.
+        dilations: dilation of each block: None for 1 everywhere, a schedule name, ``"auto"``, or one list per level;
+            see `visionattn.backbones.resolve_dilations`. For registered models, None is the published schedule.
+        mlp_ratio: ratio of the MLPs' hidden width to their channels.
+        qkv_bias: add a bias to the query, key and value projections.
+        qk_scale: scale of the attention logits; None for ``head_dim ** -0.5``.
+        layer_scale: initial value of layer scale; None for no layer scale.
+        drop_rate: dropout rate before the classifier.
+        proj_drop_rate: dropout rate after the attention projections and in the MLPs.
         attn_drop_rate: must be 0, see `NeighborhoodAttention2d`.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        norm_layer: makes a norm from a number of channels.
-        out_norms: levels whose map gets a norm of its own (``norm0``, ``norm1``, ...), as in the published
-            detection and segmentation backbones: in `forward_intermediates` and with ``features_only=True``.
-            The classifier does not use them.
-        backend: backend of the attention kernels; None picks the best that runs.
-        device, dtype: of the parameters.
+        drop_path_rate: stochastic depth rate of the last block, increasing linearly from 0 at the first.
+        norm_layer: norm class or factory, called with the number of channels.
+        out_norms: levels with an output norm (``norm0``, ``norm1``, ...), as in the published detection and
+            segmentation backbones. The norms are applied in `forward_intermediates` and with ``features_only=True``;
+            the classifier does not use them.
+        backend: backend of the attention kernels; None selects the best available one.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: arguments that contradict each other; the message names them.
+        ValueError: if an argument is out of range or contradicts another one.
     """
 
     STAGES = "levels"
@@ -120,45 +142,37 @@ class DiNAT(NeighborhoodBackbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_levels(depths=depths, num_heads=num_heads)
-        per_block = resolve_dilations(dilations, depths)
         dd = {"device": device, "dtype": dtype}
-        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.patch_embed = ConvStem(in_chans, embed_dim, norm_layer, **dd)
-        self.levels = nn.ModuleList()
-        feature_info = []
-        for level, depth in enumerate(depths):
-            dim = embed_dim * 2**level
-            self.levels.append(
-                NeighborhoodLevel(
-                    dim,
-                    num_heads[level],
-                    per_block[level],
-                    drop_path=[next(rates) for _ in range(depth)],
-                    downsample=ConvDownsample(dim, norm_layer, **dd) if level < len(depths) - 1 else nn.Identity(),
-                    attn_kwargs=dict(
-                        kernel_size=kernel_size,
-                        qkv_bias=qkv_bias,
-                        qk_scale=qk_scale,
-                        attn_drop=attn_drop_rate,
-                        proj_drop=proj_drop_rate,
-                        backend=backend,
-                        **dd,
-                    ),
-                    block_kwargs=dict(
-                        mlp_ratio=mlp_ratio,
-                        layer_scale=layer_scale,
-                        proj_drop=proj_drop_rate,
-                        norm_layer=norm_layer,
-                        **dd,
-                    ),
-                )
-            )
-            feature_info.append({"num_chs": dim, "reduction": 4 * 2**level, "module": f"levels.{level}"})
+        feature_info = self._build_levels(
+            embed_dim,
+            depths,
+            num_heads,
+            dilations,
+            drop_path_rate,
+            downsample=lambda dim: ConvDownsample(dim, norm_layer, **dd),
+            reduction=4,
+            attn_kwargs=dict(
+                kernel_size=kernel_size,
+                qkv_bias=qkv_bias,
+                qk_scale=qk_scale,
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
+                backend=backend,
+                **dd,
+            ),
+            block_kwargs=dict(
+                mlp_ratio=mlp_ratio,
+                layer_scale=layer_scale,
+                proj_drop=proj_drop_rate,
+                norm_layer=norm_layer,
+                **dd,
+            ),
+        )
         self._build_head(in_chans, num_classes, global_pool, drop_rate, norm_layer, feature_info, out_norms, **dd)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """``[B, in_chans, H, W]`` to normed features ``[B, H/32, W/32, num_features]`` (rounded up)."""
+        """Return normed features ``[B, ceil(H / 32), ceil(W / 32), C]`` of images ``[B, in_chans, H, W]``."""
         x = self.patch_embed(x)
         for level in self.levels:
             x = level.downsample(level(x))
@@ -184,7 +198,7 @@ default_cfgs = generate_default_cfgs(
         "dinat_large.in22k_ft_in1k_384": default_cfg(f"{_IN1K}/dinat_large_in22k_in1k_384.pth", **_AT_384),
         "dinat_large.in22k": default_cfg(f"{_IN22K}/dinat_large_in22k_224.pth", num_classes=21841),
         "dinat_large_11x11.in22k_ft_in1k_384": default_cfg(f"{_IN1K}/dinat_large_in22k_in1k_384_11x11.pth", **_AT_384),
-        # Trained at 224 with kernel 7; only its position biases are interpolated, for fine-tuning at 384.
+        # Trained at 224 pixels with kernel 7, then its position biases were interpolated for fine-tuning at 384.
         "dinat_large_11x11.in22k": default_cfg(
             f"{_IN22K}/dinat_large_in22k_224_11x11interp.pth", num_classes=21841, **_AT_384
         ),
@@ -192,22 +206,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+@register_description
+def describe(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the variant that a checkpoint belongs to, such as ``"dinat_mini"``; None for another family."""
+    return describe_variants(tensors, "NAT or DiNAT", VARIANTS, "levels.0.blocks.0.attn.rpb")
+
+
 def _create_dinat(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    architecture = dict(DINAT[variant])
-    if kwargs.get("dilations") is None:
-        kwargs.pop("dilations", None)
-        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        # Kernel 11 needs no schedule of its own: at 384 the one of kernel 7 at 224 fills the maps.
-        if "dilations" in architecture and (cfg.input_size or (0,))[-1] == 384 and "kernel_size" not in architecture:
-            architecture["dilations"] = "classification_384"
-    return build_model_with_cfg(
-        DiNAT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**architecture, **kwargs},
-    )
+    return create_hierarchical(DiNAT, variant, VARIANTS[variant], pretrained, **kwargs)
 
 
 @register_model
@@ -236,7 +242,7 @@ def nat_base(pretrained: bool = False, **kwargs: Any) -> DiNAT:
 
 @register_model
 def dinat_pico(pretrained: bool = False, **kwargs: Any) -> DiNAT:
-    """DiNAT-Pico, ours and not published: under 3 M parameters, for small data sets and CPUs."""
+    """DiNAT-Pico, not a published size: under 3 M parameters, for small datasets and CPUs."""
     return _create_dinat("dinat_pico", pretrained, **kwargs)
 
 
@@ -266,17 +272,17 @@ def dinat_base(pretrained: bool = False, **kwargs: Any) -> DiNAT:
 
 @register_model
 def dinat_large(pretrained: bool = False, **kwargs: Any) -> DiNAT:
-    """DiNAT-Large: 201 M parameters, 30.6 GFLOPs; the tag for 384 has other dilations and 89.7 GFLOPs."""
+    """DiNAT-Large: 201 M parameters, 30.6 GFLOPs; the tag for 384 pixels has other dilations and 89.7 GFLOPs."""
     return _create_dinat("dinat_large", pretrained, **kwargs)
 
 
 @register_model
 def dinat_large_11x11(pretrained: bool = False, **kwargs: Any) -> DiNAT:
-    """DiNAT-Large with kernel 11, made for 384 x 384: 201 M parameters, 92.4 GFLOPs."""
+    """DiNAT-Large with kernel 11 for 384 x 384 pixels: 201 M parameters, 92.4 GFLOPs."""
     return _create_dinat("dinat_large_11x11", pretrained, **kwargs)
 
 
-# The authors' names for what is a tag here.
+# Names used by the authors for models that are pretrained tags here.
 register_model_deprecations(
     __name__,
     {

@@ -1,10 +1,10 @@
-"""Isotropic NAT and DiNAT, and ViT-rpb: one resolution throughout, to compare attention mechanisms alone.
+"""Isotropic NAT and DiNAT, and ViT-rpb: models with one resolution throughout, for comparing attention mechanisms.
 
-Hassani and Shi, "Dilated Neighborhood Attention Transformer" (arXiv 2209.15001), section 4. ViT-rpb is
-the same model with global attention and a relative position bias.
+Hassani and Shi, "Dilated Neighborhood Attention Transformer" (arXiv 2209.15001), section 4. ViT-rpb is the same
+model with global attention and a relative position bias.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,23 +12,33 @@ from timm.layers import PatchEmbed, to_2tuple
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from visionattn.backbones._backbone import NormLayer, drop_path_rates
 from visionattn.backbones._neighborhood import (
     NeighborhoodBackbone,
     NeighborhoodBlock,
-    NormLayer,
     default_cfg,
-    drop_path_rates,
+    describe_variants,
 )
-from visionattn.backbones._variants import ISOTROPIC
-from visionattn.backbones._weights import checkpoint_filter_fn
-from visionattn.layers import NeighborhoodAttention2d
-from visionattn.layers.global_rpb import GlobalAttentionRpb
+from visionattn.backbones._weights import checkpoint_filter_fn, register_description
+from visionattn.layers import GlobalAttentionRpb, NeighborhoodAttention2d
 
 __all__ = ["DiNATIsotropic", "ViTRpb"]
 
+_ISO_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 12, "drop_path_rate": 0.1}
+_ISO_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 24, "drop_path_rate": 0.4}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "nat_isotropic_small": dict(**_ISO_SMALL),
+    "nat_isotropic_base": dict(**_ISO_BASE),
+    "dinat_isotropic_small": dict(**_ISO_SMALL, dilations="classification"),
+    "dinat_isotropic_base": dict(**_ISO_BASE, dilations="classification"),
+    "vitrpb_small": dict(**_ISO_SMALL),
+    "vitrpb_base": dict(**_ISO_BASE),
+}
+
 
 class _Isotropic(NeighborhoodBackbone):
-    """A patch stem and a flat list of blocks at one resolution."""
+    """Base class: patch embedding and a flat list of blocks."""
 
     STAGES = "layers"
 
@@ -69,7 +79,7 @@ class _Isotropic(NeighborhoodBackbone):
         return {"stem": r"^patch_embed", "blocks": [(r"^layers\.(\d+)", None), (r"^norm", (99999,))]}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """``[B, in_chans, H, W]`` to normed features ``[B, H/16, W/16, num_features]`` (rounded up)."""
+        """Return normed features ``[B, ceil(H / 16), ceil(W / 16), C]`` of images ``[B, in_chans, H, W]``."""
         x = self.patch_embed(x)
         for block in self.layers:
             x = block(x) if torch.jit.is_scripting() else self._run_stage(block, x)
@@ -77,35 +87,36 @@ class _Isotropic(NeighborhoodBackbone):
 
 
 class DiNATIsotropic(_Isotropic):
-    """Isotropic (Di)NAT, with the state-dict names of the published models.
+    """Isotropic (Di)NAT, with the parameter names of the published models.
 
-    Any input size works: the stem pads to a multiple of `patch_size` at the bottom and right, the attention
-    as in `DiNAT`.
+    Accepts images of any size. The stem zero-pads to a multiple of `patch_size` at the bottom and right; the attention
+    pads as in `DiNAT`.
 
     Args:
-        in_chans: channels of the images.
-        num_classes: classes; 0 leaves the classifier out.
-        global_pool: before the classifier: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""``.
-        patch_size: stride of the stem.
+        in_chans: image channels.
+        num_classes: number of classes; 0 for no classifier.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for no pooling.
+        patch_size: patch size of the stem.
         embed_dim: channels.
-        depth: blocks.
+        depth: number of blocks.
         num_heads: attention heads.
-        kernel_size: width of the neighborhood, odd.
-        dilations: per block; None is 1 everywhere, ``"classification"`` 1 and 2 in turn (as published),
-            ``"auto"`` 1 and the largest that fits the map at hand in turn, or one integer per block.
-        mlp_ratio: hidden width of the MLPs over `embed_dim`.
-        qkv_bias: whether the query, key and value projections have a bias.
-        qk_scale: factor on the attention logits; None means ``head_dim ** -0.5``.
-        drop_rate: dropout before the classifier.
-        proj_drop_rate: dropout after the attention projections and in the MLPs.
+        kernel_size: size of the neighborhood, odd.
+        dilations: dilation of each block: None for 1 everywhere, ``"classification"`` for alternating 1 and 2 (as
+            published), ``"auto"`` for alternating 1 and the largest that fits the feature map, or one integer per
+            block.
+        mlp_ratio: ratio of the MLPs' hidden width to `embed_dim`.
+        qkv_bias: add a bias to the query, key and value projections.
+        qk_scale: scale of the attention logits; None for ``head_dim ** -0.5``.
+        drop_rate: dropout rate before the classifier.
+        proj_drop_rate: dropout rate after the attention projections and in the MLPs.
         attn_drop_rate: must be 0, see `NeighborhoodAttention2d`.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        norm_layer: makes a norm from a number of channels.
-        backend: backend of the attention kernels; None picks the best that runs.
-        device, dtype: of the parameters.
+        drop_path_rate: stochastic depth rate of the last block, increasing linearly from 0 at the first.
+        norm_layer: norm class or factory, called with the number of channels.
+        backend: backend of the attention kernels; None selects the best available one.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: arguments that contradict each other; the message names them.
+        ValueError: if an argument is out of range or contradicts another one.
     """
 
     def __init__(
@@ -175,19 +186,19 @@ class DiNATIsotropic(_Isotropic):
 
 
 class ViTRpb(_Isotropic):
-    """ViT with a relative position bias and no class token, the isotropic baseline of the DiNAT paper.
+    """ViT with relative position bias and without class token, the isotropic baseline of the DiNAT paper.
 
-    The size of the bias tables fixes the size of the input.
+    The input size is fixed by the size of the bias tables.
 
     Args:
-        img_size: height and width of the images, multiples of `patch_size`; one value for both.
+        img_size: height and width of the images, multiples of `patch_size`; one value is used for both.
         in_chans, num_classes, global_pool, patch_size, embed_dim, depth, num_heads, mlp_ratio, qkv_bias,
             qk_scale, drop_rate, proj_drop_rate, drop_path_rate, norm_layer, device, dtype: as in
             `DiNATIsotropic`.
-        attn_drop_rate: dropout of the attention probabilities.
+        attn_drop_rate: dropout rate of the attention probabilities.
 
     Raises:
-        ValueError: arguments that contradict each other; the message names them.
+        ValueError: if an argument is out of range or contradicts another one.
     """
 
     def __init__(
@@ -214,7 +225,7 @@ class ViTRpb(_Isotropic):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         if any(side % patch_size for side in to_2tuple(img_size)):
-            raise ValueError(f"img_size must be a multiple of patch_size={patch_size}, got {img_size}")
+            raise ValueError(f"`img_size` must be a multiple of `patch_size`={patch_size}, got {img_size}")
         patch_embed = PatchEmbed(
             img_size=img_size,
             patch_size=patch_size,
@@ -254,18 +265,18 @@ class ViTRpb(_Isotropic):
 
 
 def _flat_dilations(dilations: str | Sequence[int] | None, depth: int) -> list[Any]:
-    """The dilation of each of `depth` blocks; see `DiNATIsotropic`."""
+    """Return the dilation of each of `depth` blocks; see `DiNATIsotropic`."""
     if dilations is None:
         return [1] * depth
     if dilations in ("classification", "auto"):
         dilated = 2 if dilations == "classification" else "auto"
         return [dilated if block % 2 else 1 for block in range(depth)]
     if isinstance(dilations, str):
-        raise ValueError(f"dilations={dilations!r} is not a schedule here; there are 'classification', 'auto'")
+        raise ValueError(f"`dilations` must be 'classification', 'auto' or a sequence of integers, got {dilations!r}")
     if isinstance(dilations, int) or len(dilations) != depth:
-        raise ValueError(f"dilations must have {depth} values, one per block, got {dilations!r}")
+        raise ValueError(f"`dilations` must have {depth} values, one per block, got {dilations!r}")
     if not all(isinstance(d, int) and d >= 1 for d in dilations):
-        raise ValueError(f"dilations must be integers >= 1, got {dilations!r}")
+        raise ValueError(f"`dilations` must be integers >= 1, got {dilations!r}")
     return list(dilations)
 
 
@@ -286,6 +297,12 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+@register_description
+def describe(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the variant that a checkpoint belongs to, such as ``"nat_isotropic_small"``; None for another family."""
+    return describe_variants(tensors, "isotropic NAT, DiNAT or ViT-rpb", VARIANTS, "layers.0.attn.rpb")
+
+
 def _create_isotropic(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     if kwargs.get("dilations", ...) is None:
         del kwargs["dilations"]
@@ -295,7 +312,7 @@ def _create_isotropic(variant: str, pretrained: bool, **kwargs: Any) -> nn.Modul
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (2, 5, 8, 11), "feature_cls": "getter"},
-        **{**ISOTROPIC[variant], **kwargs},
+        **{**VARIANTS[variant], **kwargs},
     )
 
 

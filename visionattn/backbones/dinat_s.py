@@ -1,68 +1,76 @@
-"""DiNAT_s: the layout of Swin (patch stem, patch merging) with neighborhood attention in place of windows.
+"""DiNAT_s: the architecture of Swin (patch embedding, patch merging) with neighborhood instead of window attention.
 
-Hassani and Shi, "Dilated Neighborhood Attention Transformer" (arXiv 2209.15001), section 4.
+Hassani and Shi, "Dilated Neighborhood Attention Transformer" (arXiv 2209.15001), section 4. Sizes are those of the
+released models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-    register_model_deprecations,
-    resolve_pretrained_cfg,
-)
+from timm.models import generate_default_cfgs, register_model, register_model_deprecations
 from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
+from visionattn.backbones._backbone import NormLayer
 from visionattn.backbones._neighborhood import (
     NeighborhoodBackbone,
-    NeighborhoodLevel,
-    NormLayer,
-    check_levels,
+    create_hierarchical,
     default_cfg,
-    drop_path_rates,
+    describe_variants,
 )
-from visionattn.backbones._variants import DINAT_S, resolve_dilations
-from visionattn.backbones._weights import checkpoint_filter_fn
+from visionattn.backbones._weights import register_description
 
 __all__ = ["DiNATS"]
 
+_DEPTHS = {"depths": (2, 2, 18, 2), "dilations": "classification"}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dinat_s_tiny": {
+        "embed_dim": 96,
+        "depths": (2, 2, 6, 2),
+        "num_heads": (3, 6, 12, 24),
+        "drop_path_rate": 0.2,
+        "dilations": "classification",
+    },
+    "dinat_s_small": dict(embed_dim=96, num_heads=(3, 6, 12, 24), drop_path_rate=0.3, **_DEPTHS),
+    "dinat_s_base": dict(embed_dim=128, num_heads=(4, 8, 16, 32), drop_path_rate=0.5, **_DEPTHS),
+    "dinat_s_large": dict(embed_dim=192, num_heads=(6, 12, 24, 48), drop_path_rate=0.35, **_DEPTHS),
+}
+
 
 class DiNATS(NeighborhoodBackbone):
-    """DiNAT_s, with the state-dict names of the published models.
+    """DiNAT_s, with the parameter names of the published models.
 
-    Any input size works: the stem pads to a multiple of `patch_size`, merging to an even size, both at the
-    bottom and right and with zeros; the attention pads as in `DiNAT`.
+    Accepts images of any size. The stem zero-pads to a multiple of `patch_size` and patch merging to an even size, at
+    the bottom and right; the attention pads as in `DiNAT`.
 
     Args:
-        in_chans: channels of the images.
-        num_classes: classes; 0 leaves the classifier out.
-        global_pool: before the classifier: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""``.
-        patch_size: stride of the stem.
-        embed_dim: channels of the first level; each further one has twice as many.
+        in_chans: image channels.
+        num_classes: number of classes; 0 for no classifier.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for no pooling.
+        patch_size: patch size of the stem.
+        embed_dim: channels of the first level; they double with each further level.
         depths: blocks per level.
         num_heads: attention heads per level.
-        kernel_size: width of the neighborhood, odd.
+        kernel_size: size of the neighborhood, odd.
         dilations: as in `DiNAT`.
-        mlp_ratio: hidden width of the MLPs over their channels.
-        qkv_bias: whether the query, key and value projections have a bias.
-        qk_scale: factor on the attention logits; None means ``head_dim ** -0.5``.
-        patch_norm: norm after the stem.
-        drop_rate: dropout before the classifier.
-        proj_drop_rate: dropout after the attention projections and in the MLPs.
+        mlp_ratio: ratio of the MLPs' hidden width to their channels.
+        qkv_bias: add a bias to the query, key and value projections.
+        qk_scale: scale of the attention logits; None for ``head_dim ** -0.5``.
+        patch_norm: add a norm after the stem.
+        drop_rate: dropout rate before the classifier.
+        proj_drop_rate: dropout rate after the attention projections and in the MLPs.
         attn_drop_rate: must be 0, see `NeighborhoodAttention2d`.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        norm_layer: makes a norm from a number of channels.
+        drop_path_rate: stochastic depth rate of the last block, increasing linearly from 0 at the first.
+        norm_layer: norm class or factory, called with the number of channels.
         out_norms: as in `DiNAT`.
-        backend: backend of the attention kernels; None picks the best that runs.
-        device, dtype: of the parameters.
+        backend: backend of the attention kernels; None selects the best available one.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: arguments that contradict each other; the message names them.
+        ValueError: if an argument is out of range or contradicts another one.
     """
 
     STAGES = "layers"
@@ -93,10 +101,7 @@ class DiNATS(NeighborhoodBackbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_levels(depths=depths, num_heads=num_heads)
-        per_block = resolve_dilations(dilations, depths)
         dd = {"device": device, "dtype": dtype}
-        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.patch_embed = PatchEmbed(
             img_size=None,
             patch_size=patch_size,
@@ -107,41 +112,29 @@ class DiNATS(NeighborhoodBackbone):
             dynamic_img_pad=True,
             **dd,
         )
-        self.layers = nn.ModuleList()
-        feature_info = []
-        for level, depth in enumerate(depths):
-            dim = embed_dim * 2**level
-            last = level == len(depths) - 1
-            self.layers.append(
-                NeighborhoodLevel(
-                    dim,
-                    num_heads[level],
-                    per_block[level],
-                    drop_path=[next(rates) for _ in range(depth)],
-                    downsample=nn.Identity() if last else PatchMerging(dim, norm_layer=norm_layer, **dd),
-                    attn_kwargs={
-                        "kernel_size": kernel_size,
-                        "qkv_bias": qkv_bias,
-                        "qk_scale": qk_scale,
-                        "attn_drop": attn_drop_rate,
-                        "proj_drop": proj_drop_rate,
-                        "backend": backend,
-                        **dd,
-                    },
-                    block_kwargs={
-                        "mlp_ratio": mlp_ratio,
-                        "proj_drop": proj_drop_rate,
-                        "norm_layer": norm_layer,
-                        **dd,
-                    },
-                )
-            )
-            reduction = patch_size * 2**level
-            feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"layers.{level}"})
+        feature_info = self._build_levels(
+            embed_dim,
+            depths,
+            num_heads,
+            dilations,
+            drop_path_rate,
+            downsample=lambda dim: PatchMerging(dim, norm_layer=norm_layer, **dd),
+            reduction=patch_size,
+            attn_kwargs=dict(
+                kernel_size=kernel_size,
+                qkv_bias=qkv_bias,
+                qk_scale=qk_scale,
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
+                backend=backend,
+                **dd,
+            ),
+            block_kwargs=dict(mlp_ratio=mlp_ratio, proj_drop=proj_drop_rate, norm_layer=norm_layer, **dd),
+        )
         self._build_head(in_chans, num_classes, global_pool, drop_rate, norm_layer, feature_info, out_norms, **dd)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """``[B, in_chans, H, W]`` to normed features ``[B, H/32, W/32, num_features]`` (rounded up)."""
+        """Return normed features ``[B, ceil(H / 32), ceil(W / 32), C]`` of images ``[B, in_chans, H, W]``."""
         x = self.patch_embed(x)
         for level in self.layers:
             x = level.downsample(level(x))
@@ -166,21 +159,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+@register_description
+def describe(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the variant that a checkpoint belongs to, such as ``"dinat_s_tiny"``; None for another family."""
+    return describe_variants(tensors, "DiNAT_s", VARIANTS, "layers.0.blocks.0.attn.rpb")
+
+
 def _create_dinat_s(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    architecture = dict(DINAT_S[variant])
-    if kwargs.get("dilations") is None:
-        kwargs.pop("dilations", None)
-        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
-        if (cfg.input_size or (0,))[-1] == 384:
-            architecture["dilations"] = "classification_384"
-    return build_model_with_cfg(
-        DiNATS,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**architecture, **kwargs},
-    )
+    return create_hierarchical(DiNATS, variant, VARIANTS[variant], pretrained, **kwargs)
 
 
 @register_model
@@ -203,11 +189,11 @@ def dinat_s_base(pretrained: bool = False, **kwargs: Any) -> DiNATS:
 
 @register_model
 def dinat_s_large(pretrained: bool = False, **kwargs: Any) -> DiNATS:
-    """DiNAT_s-Large: 197 M parameters, 34.5 GFLOPs; the tag for 384 has other dilations and 101.5 GFLOPs."""
+    """DiNAT_s-Large: 197 M parameters, 34.5 GFLOPs; the tag for 384 pixels has other dilations and 101.5 GFLOPs."""
     return _create_dinat_s("dinat_s_large", pretrained, **kwargs)
 
 
-# The authors' names for what is a tag here.
+# Names used by the authors for models that are pretrained tags here.
 register_model_deprecations(
     __name__,
     {

@@ -1,36 +1,45 @@
-"""Any vision transformer of timm with pose-aware attention blocks (PAAB), for pictures and dense prediction.
+"""timm's vision transformers with pose-aware attention blocks (PAAB), for images and dense prediction.
 
-Reilly et al., "Seeing the Pose in the Pixels" (arXiv 2306.09331), with one frame: then attention over time falls away,
-and the order of tokens with it. Masks are given with the picture, or predicted from an early block by a joint head.
+Reilly et al., "Seeing the Pose in the Pixels" (arXiv 2306.09331), restricted to one frame, without temporal attention.
+Masks are given with the image or predicted from the patches of an early block by a joint head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models import checkpoint, generate_default_cfgs, register_model
+from timm.layers import register_notrace_function, resample_abs_pos_embed
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models._features import FeatureGetterNet, feature_take_indices
+from timm.models._pretrained import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from visionattn.backbones._conversion import Conversion, backbone_tensors
-from visionattn.backbones._weights import load_official
+from visionattn.backbones._weights import checkpoint_filter_fn
 from visionattn.layers.pose_attention import JointHead, PoseBlock, PoseBlocks
 
 __all__ = ["PoseFeatures", "PoseVisionTransformer"]
 
 
 class PoseVisionTransformer(VisionTransformer):
-    """timm's `VisionTransformer` with blocks in which only the patches under a pose attend to each other.
+    """timm's `VisionTransformer` with pose-aware attention blocks, in which only the patches of a mask attend.
 
-    Made by ``timm.create_model("pose_vit_small_patch16_224", paab=(12,))``, or from any other by ``pose_vit`` and the
-    name of its base: ``timm.create_model("pose_vit", base="vit_small_patch14_reg4_dinov2", paab=(6, 12))``. Names of
-    parameters are timm's; the added ones are ``blocks.<n>.pose_blocks.<j>.*``.
+    Created with ``timm.create_model("pose_vit_small_patch16_224", paab=(12,))``, or from any `VisionTransformer` of
+    timm with ``timm.create_model("pose_vit", base="vit_small_patch14_reg4_dinov2", paab=(6, 12))``. Parameters have
+    timm's names; those of the added blocks start with ``blocks.<n>.pose_blocks.<j>.``.
 
-    Pictures of any size are taken. ``pose`` is bool or in [0, 1], ``[B, ceil(H / patch), ceil(W / patch)]``; without
-    it, and without ``pose_joints``, the added blocks are passed over and the model is its base.
+    Accepts images of any size. `pose` is a mask, bool or in [0, 1], of shape
+    ``[B, ceil(H / patch_size), ceil(W / patch_size)]``. Without it and without a joint head, the added blocks are
+    skipped and the model is equal to its base.
     """
 
     paab: tuple[int, ...]
@@ -47,34 +56,38 @@ class PoseVisionTransformer(VisionTransformer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "PoseVisionTransformer":
-        """A pose-aware model that takes over the parts of a transformer; use that no more.
+        """Convert a vision transformer, whose modules are reused; do not use `vit` afterwards.
 
         Args:
-            vit: of timm, with its ordinary kinds of blocks and without dropped patches.
-            paab: numbers of the blocks, from 1, after which pose-aware attention blocks stand; None for the last.
-            num_pose_blocks: how many at each place.
-            pose_joints: joints of a head that reads the patches after a block; where no mask is given, the most of
-                their probabilities is the mask. Train it with `forward_joints`. 0 for none.
-            joints_after: number of that block, from 1, not after the first of ``paab``.
-            device, dtype: of the parameters.
+            vit: a `VisionTransformer` of timm without patch dropout.
+            paab: numbers of the blocks, starting at 1, that are followed by pose-aware attention blocks; None for the
+                last block.
+            num_pose_blocks: pose-aware blocks after each block in `paab`.
+            pose_joints: number of joints predicted by a joint head, whose maximum probability replaces a missing mask;
+                0 for no joint head. Train it with `forward_joints`.
+            joints_after: number of the block whose patches are the input of the joint head, starting at 1; not after
+                the first block in `paab`.
+            device, dtype: device and dtype of the parameters.
 
         Raises:
-            ValueError: a transformer or argument that does not do.
+            ValueError: if the transformer is not supported or an argument is out of range.
         """
         if type(vit) is not VisionTransformer:
-            raise ValueError(f"base is a {type(vit).__name__}; it must be a VisionTransformer of timm")
+            raise ValueError(f"`base` must be a VisionTransformer of timm, got a {type(vit).__name__}")
         if not isinstance(vit.patch_drop, nn.Identity):
-            raise ValueError("base drops patches (patch_drop_rate), so that a mask would not fit them")
+            raise ValueError("`patch_drop_rate` must be 0, because masks cover all patches")
         depth, dim = len(vit.blocks), vit.embed_dim
         places = (depth,) if paab is None else tuple(sorted(paab))
         if any(isinstance(p, bool) or not isinstance(p, int) or not 1 <= p <= depth for p in places):
-            raise ValueError(f"paab={places} must be numbers of blocks, 1 to {depth}")
+            raise ValueError(f"`paab` must be block numbers in 1..{depth}, got {places}")
         if len(set(places)) != len(places):
-            raise ValueError(f"paab={places} names a block twice")
-        if num_pose_blocks < 1 or pose_joints < 0:
-            raise ValueError(f"num_pose_blocks={num_pose_blocks} must be at least 1, pose_joints={pose_joints} 0")
+            raise ValueError(f"`paab` must not contain a block twice, got {places}")
+        if num_pose_blocks < 1:
+            raise ValueError(f"`num_pose_blocks` must be at least 1, got {num_pose_blocks}")
+        if pose_joints < 0:
+            raise ValueError(f"`pose_joints` must be at least 0, got {pose_joints}")
         if pose_joints and not 1 <= joints_after <= min(places, default=depth):
-            raise ValueError(f"joints_after={joints_after} must be in 1..{min(places, default=depth)}, before the mask")
+            raise ValueError(f"`joints_after` must be in 1..{min(places, default=depth)}, got {joints_after}")
         self = cls.__new__(cls)
         self.__dict__ = vit.__dict__
         dd = {"device": device, "dtype": dtype}
@@ -93,50 +106,51 @@ class PoseVisionTransformer(VisionTransformer):
             self.joint_head = None
         return self
 
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        """Return the number of patches along height and width."""
+        return tuple(self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:])))
+
     def _run(
         self, x: Tensor, pose: Tensor | None, take: Sequence[int] = (), last: int | None = None
-    ) -> tuple[Tensor, list[Tensor], Tensor | None, tuple[int, int]]:
-        """Tokens before the final norm, those after the blocks ``take``, joint logits ``[B, h, w, J]``, the grid."""
-        grid = self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
-        if pose is not None and tuple(pose.shape) != (x.shape[0], *grid):
-            expected = (x.shape[0], *grid)
-            raise ValueError(f"pose has the shape {tuple(pose.shape)}; for this picture it must be {expected}")
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """Return tokens before the final norm, those after the blocks `take`, and joint logits ``[B, N, joints]``."""
+        mask = joints = None
+        if pose is not None:
+            mask = _patch_mask(pose, x, tuple(self.patch_embed.patch_size), self.patch_embed.dynamic_img_pad)
         x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
         count = self.num_prefix_tokens
         run = checkpoint if self.grad_checkpointing and not torch.jit.is_scripting() else _call
-        mask = None if pose is None else pose.flatten(1)[..., None]
-        kept, joints = [], None
+        kept = []
         for index, block in enumerate(self.blocks if last is None else self.blocks[: last + 1]):
             x = run(block, x)
             if self.joint_head is not None and index + 1 == self.joints_after:
                 joints = self.joint_head(x[:, count:])
-                if mask is None:
-                    mask = joints.detach().sigmoid().amax(2, keepdim=True)
+                mask = _default_mask(mask, joints)
             if mask is not None and index + 1 in self.paab:
                 prefix, patches = run(block.pose_blocks, x[:, :count], x[:, count:, None], mask)
                 x = torch.cat([prefix, patches[:, :, 0]], 1)
             if index in take:
                 kept.append(x)
-        return x, kept, None if joints is None else joints.unflatten(1, grid), grid
+        return x, kept, joints
 
     def forward_features(self, x: Tensor, pose: Tensor | None = None) -> Tensor:
-        """Normed tokens ``[B, prefix + N, C]`` of pictures ``[B, in_chans, H, W]``."""
+        """Return normed tokens ``[B, prefix + N, C]`` of images ``[B, in_chans, H, W]``."""
         return self.norm(self._run(x, pose)[0])
 
     def forward(self, x: Tensor, pose: Tensor | None = None) -> Tensor:
-        """Logits ``[B, num_classes]``; see the class for ``pose``."""
+        """Return logits ``[B, num_classes]``; see the class for `pose`."""
         return self.forward_head(self.forward_features(x, pose))
 
     def forward_joints(self, x: Tensor, pose: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits, and those of each joint in each patch, ``[B, h, w, joints]``, to train with `joint_loss`.
+        """Return the class logits and the logits of each joint in each patch, ``[B, h, w, joints]``.
 
         Raises:
-            ValueError: the model has no joint head.
+            ValueError: if the model has no joint head.
         """
         if self.joint_head is None:
-            raise ValueError("pose_joints=0: the model has no joint head")
-        tokens, _, joints, _ = self._run(x, pose)
-        return self.forward_head(self.norm(tokens)), joints
+            raise ValueError("`pose_joints` must be at least 1 for joint logits, got 0")
+        tokens, _, joints = self._run(x, pose)
+        return self.forward_head(self.norm(tokens)), joints.unflatten(1, self._grid(x))
 
     def forward_intermediates(
         self,
@@ -149,16 +163,19 @@ class PoseVisionTransformer(VisionTransformer):
         intermediates_only: bool = False,
         pose: Tensor | None = None,
     ) -> Any:
-        """Maps ``[B, C, h, w]`` after chosen blocks; arguments as timm has them, and ``pose``."""
+        """Return the final tokens and the maps ``[B, C, h, w]`` after selected blocks.
+
+        Arguments are those of timm's `VisionTransformer.forward_intermediates`; see the class for `pose`.
+        """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt={str(output_fmt)!r} must be 'NCHW' or 'NLC'")
+            raise ValueError(f"`output_fmt` must be 'NCHW' or 'NLC', got {str(output_fmt)!r}")
         take, highest = feature_take_indices(len(self.blocks), indices)
-        tokens, kept, _, grid = self._run(x, pose, take, highest if stop_early else None)
+        tokens, kept, _ = self._run(x, pose, take, highest if stop_early else None)
         kept = [self.norm(value) for value in kept] if norm else kept
         count = self.num_prefix_tokens
         maps = [value[:, count:] for value in kept]
         if output_fmt == "NCHW":
-            maps = [value.transpose(1, 2).unflatten(2, grid).contiguous() for value in maps]
+            maps = [value.transpose(1, 2).unflatten(2, self._grid(x)).contiguous() for value in maps]
         if return_prefix_tokens and count:
             maps = list(zip(maps, (value[:, :count] for value in kept), strict=True))
         return maps if intermediates_only else (self.norm(tokens), maps)
@@ -166,15 +183,15 @@ class PoseVisionTransformer(VisionTransformer):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the blocks in ``indices`` do not need; returns the indices counted from the first block."""
+        """Remove the modules that the blocks in `indices` do not need; returns the indices as non-negative integers."""
         take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         self.paab = tuple(place for place in self.paab if place <= len(self.blocks))
         if not self.paab:
             self.joint_head = None
         return take
 
-    def convert_official(self, state_dict: dict[str, Any]) -> Conversion:
-        """A checkpoint of this model, or of its base, whose pose blocks then keep their own values."""
+    def convert_official(self, state_dict: Mapping[str, Any]) -> Conversion:
+        """Convert a checkpoint of this model or of its base; pose blocks that it does not have keep their values."""
         conversion = backbone_tensors(state_dict)
         given, own = conversion.state_dict.get("pos_embed"), self.pos_embed
         if given is not None and own is not None and given.shape[1] != own.shape[1]:
@@ -185,18 +202,36 @@ class PoseVisionTransformer(VisionTransformer):
             conversion.interpolated["pos_embed"] = f"{given.shape[1]} to {own.shape[1]}"
         for name in self.state_dict():
             if (".pose_blocks." in name or name.startswith("joint_head.")) and name not in conversion.state_dict:
-                conversion.missing[name] = "the checkpoint has no such pose block; it keeps its own values"
+                conversion.missing[name] = "the checkpoint has no such pose block"
         return conversion
 
 
 class PoseFeatures(FeatureGetterNet):
-    """timm's wrapper of ``features_only=True``, whose call takes a mask too: ``net(x, pose=mask)``."""
+    """timm's wrapper for ``features_only=True``, with masks as an additional argument: ``net(x, pose=mask)``."""
 
     def forward(self, x: Tensor, pose: Tensor | None = None) -> list[Tensor]:
-        """The maps of the chosen blocks."""
+        """Return the maps of the selected blocks."""
         return self.model.forward_intermediates(
             x, self.out_indices, norm=self.norm, output_fmt=self.output_fmt, intermediates_only=True, pose=pose
         )
+
+
+@register_notrace_function
+def _patch_mask(pose: Tensor | None, x: Tensor, patch_size: tuple[int, int], padded: bool) -> Tensor | None:
+    """Return the mask as ``[B, N, 1]`` after checking its shape."""
+    if pose is None:  # in traced graphs, which always have the argument
+        return None
+    sides = zip(x.shape[-2:], patch_size, strict=True)
+    expected = (x.shape[0], *(-(-side // patch) if padded else side // patch for side, patch in sides))
+    if tuple(pose.shape) != expected:
+        raise ValueError(f"`pose` must have shape {expected} for this image, got {tuple(pose.shape)}")
+    return pose.flatten(1)[..., None]
+
+
+@register_notrace_function
+def _default_mask(mask: Tensor | None, joints: Tensor) -> Tensor:
+    """Return the mask or, if it is None, the maximum probability of the joints."""
+    return joints.detach().sigmoid().amax(2, keepdim=True) if mask is None else mask
 
 
 def _call(module: nn.Module, *inputs: Any) -> Any:
@@ -225,51 +260,76 @@ def _cfg(base: str) -> dict[str, Any]:
 NAMED = {
     f"pose_vit_{size}_patch16_224": f"vit_{size}_patch16_224.augreg_in21k_ft_in1k" for size in ("tiny", "small", "base")
 }
-default_cfgs = generate_default_cfgs({"pose_vit": _cfg("any"), **{name: _cfg(base) for name, base in NAMED.items()}})
+default_cfgs = generate_default_cfgs(
+    {"pose_vit": _cfg("VisionTransformer"), **{name: _cfg(base) for name, base in NAMED.items()}}
+)
+# Fields that are taken from the cfg of the base.
+_FROM_BASE = (
+    "input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "num_classes", "first_conv", "classifier",
+)  # fmt: skip
 
 
-def _create(pretrained: bool, base: str, **kwargs: Any) -> nn.Module:
-    kwargs.pop("pretrained_cfg", None)  # of this model, which has no weights of its own: those of the base serve
-    own = ("paab", "num_pose_blocks", "pose_joints", "joints_after")
-    options = {name: kwargs.pop(name) for name in own if name in kwargs}
-    features, indices = kwargs.pop("features_only", False), kwargs.pop("out_indices", 3)
-    norm = kwargs.pop("feature_norm", False)
-    weights = dict(kwargs.pop("pretrained_cfg_overlay", None) or {}).get("state_dict")
-    if not timm.is_model(base.split(".")[0]):
-        raise ValueError(f"base={base!r} is not known to timm")
-    common = {"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
+def _build(base: str, pretrained: bool, cache_dir: Any, **kwargs: Any) -> PoseVisionTransformer:
+    own = ("paab", "num_pose_blocks", "pose_joints", "joints_after", "device", "dtype")
+    options = {name: kwargs[name] for name in own if name in kwargs}
+    kwargs = {name: value for name, value in kwargs.items() if name not in own[:4]}
     try:
-        vit = timm.create_model(base, pretrained=pretrained and weights is None, **common)
+        vit = timm.create_model(
+            base, pretrained, cache_dir=cache_dir, **{"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
+        )
     except TypeError as error:
         if "dynamic_img" not in str(error):
             raise
-        raise ValueError(f"base={base!r} is not a VisionTransformer of timm") from error
-    dd = {name: kwargs[name] for name in ("device", "dtype") if name in kwargs}
-    model = PoseVisionTransformer.from_vit(vit, **options, **dd)
-    if pretrained and weights is not None:
-        load_official(model, weights)
-    return PoseFeatures(model, indices, norm=norm) if features else model
+        raise ValueError(f"`base` must be a VisionTransformer of timm, got {base!r}") from error
+    return PoseVisionTransformer.from_vit(vit, **options)
+
+
+def _create(name: str, pretrained: bool, base: str, **kwargs: Any) -> nn.Module:
+    architecture, _, tag = base.partition(".")
+    if not timm.is_model(architecture):
+        raise ValueError(f"`base` must be the name of a timm model, got {base!r}")
+    cfg, overlay = kwargs.pop("pretrained_cfg", None), dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    if not isinstance(cfg, (dict, PretrainedCfg)):
+        base_cfg = resolve_pretrained_cfg(architecture, tag or None)
+        overlay = {**{field: getattr(base_cfg, field) for field in _FROM_BASE}, **overlay}
+    resolved = resolve_pretrained_cfg(name, cfg, overlay)
+    has_weights = bool(resolved.has_weights or resolved.state_dict or resolved.source)  # else the weights of the base
+    feature_cfg = {"out_indices": 3, "feature_cls": PoseFeatures}
+    if kwargs.get("feature_cls") == "getter":
+        kwargs["feature_cls"] = PoseFeatures
+    if "feature_norm" in kwargs:
+        feature_cfg["norm"] = kwargs.pop("feature_norm")
+    return build_model_with_cfg(
+        partial(_build, base, pretrained and not has_weights, kwargs.get("cache_dir")),
+        name,
+        pretrained and has_weights,
+        pretrained_cfg=cfg,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=feature_cfg,
+        **kwargs,
+    )
 
 
 @register_model
 def pose_vit(pretrained: bool = False, base: str = "vit_small_patch16_224", **kwargs: Any) -> nn.Module:
-    """Any `VisionTransformer` of timm by its name, ``base``, with pose-aware attention; see `PoseVisionTransformer`."""
-    return _create(pretrained, base, **kwargs)
+    """Any `VisionTransformer` of timm, named `base`, with pose-aware attention; see `PoseVisionTransformer`."""
+    return _create("pose_vit", pretrained, base, **kwargs)
 
 
 @register_model
 def pose_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ViT-Ti/16 with a pose-aware attention block after its last block."""
-    return _create(pretrained, NAMED["pose_vit_tiny_patch16_224"], **kwargs)
+    """ViT-Ti/16 with a pose-aware attention block after the last block."""
+    return _create("pose_vit_tiny_patch16_224", pretrained, NAMED["pose_vit_tiny_patch16_224"], **kwargs)
 
 
 @register_model
 def pose_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ViT-S/16 with a pose-aware attention block after its last block."""
-    return _create(pretrained, NAMED["pose_vit_small_patch16_224"], **kwargs)
+    """ViT-S/16 with a pose-aware attention block after the last block."""
+    return _create("pose_vit_small_patch16_224", pretrained, NAMED["pose_vit_small_patch16_224"], **kwargs)
 
 
 @register_model
 def pose_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ViT-B/16 with a pose-aware attention block after its last block."""
-    return _create(pretrained, NAMED["pose_vit_base_patch16_224"], **kwargs)
+    """ViT-B/16 with a pose-aware attention block after the last block."""
+    return _create("pose_vit_base_patch16_224", pretrained, NAMED["pose_vit_base_patch16_224"], **kwargs)

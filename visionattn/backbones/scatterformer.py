@@ -1,22 +1,29 @@
-"""ScatterFormer (He et al., ECCV 2024, arXiv 2401.00912): voxels of a point cloud to a map seen from above."""
+"""ScatterFormer: a LiDAR backbone that maps the voxels of a point cloud to a bird's-eye-view feature map.
+
+He et al., "ScatterFormer: Efficient Voxel Transformer with Scattered Linear Attention" (ECCV 2024, arXiv 2401.00912).
+Parameter names are the official ones.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import create_classifier
+from timm.layers import create_classifier, register_notrace_function, register_notrace_module
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from visionattn.backbones._conversion import Conversion, backbone_tensors
+from visionattn.backbones._weights import checkpoint_filter_fn, register_description
 from visionattn.layers.scattered import AttentivePillarPool, ScatterFormerStage
 from visionattn.layers.sparse_conv import RowNorm, SparseConv3d, SparseTensor, SubMConv3d
 
 __all__ = ["ScatterFormer"]
 
 
+@register_notrace_module  # sparse convolutions have data-dependent shapes
 class _SubMBlock(nn.Module):
-    """Two submanifold convolutions with a shortcut; parameter names are the official ones."""
+    """Residual block of two submanifold convolutions."""
 
     def __init__(self, dim: int, device: torch.device | None, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -29,35 +36,50 @@ class _SubMBlock(nn.Module):
         return x.with_features((self.bn2(y.features) + x.features).relu())
 
 
+@register_notrace_module
 class _ConvNormReLU(nn.Sequential):
-    """A sparse convolution, then norm and ReLU on its rows."""
+    """Sparse convolution, norm and ReLU."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         x = self[0](x)
         return x.with_features(self[1](x.features).relu())
 
 
-class ScatterFormer(nn.Module):
-    """Sparse convolutions as position encoding, two stages of scattered linear attention, attentive pillar pooling.
+@register_notrace_function
+def _dense_voxels(x: Tensor, depth: int) -> SparseTensor:
+    """Return a sparse tensor with one voxel per pixel of ``[B, C, H, W]``, in the lowest of `depth` layers."""
+    batch, _, height, width = x.shape
+    sample, row, column = torch.meshgrid(
+        *(torch.arange(n, device=x.device) for n in (batch, height, width)), indexing="ij"
+    )
+    coords = torch.stack([sample, torch.zeros_like(sample), row, column], -1).view(-1, 4)
+    return SparseTensor(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), coords, (depth, height, width), batch)
 
-    Two entries: `forward_sparse` takes voxels, and everything of timm takes a dense map ``[B, in_chans, H, W]`` whose
-    every pixel is a voxel at the bottom of the grid, so that the model is a backbone of stride 2 for pictures too.
+
+class ScatterFormer(nn.Module):
+    """ScatterFormer: sparse convolutions, two stages of scattered linear attention, and attentive pillar pooling.
+
+    `forward_sparse` takes voxels. The timm interface takes dense maps ``[B, in_chans, H, W]``, whose pixels become
+    voxels in the lowest layer of the grid; the model then is an image backbone with stride 2.
 
     Args:
         in_chans: channels of the voxels.
-        num_classes, global_pool, drop_rate: of timm's classifier.
+        num_classes: number of classes; 0 for no classifier.
+        global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for no pooling.
+        drop_rate: dropout rate before the classifier.
         embed_dim: channels.
-        num_heads: of the attention within windows.
-        depths: layers of the two stages.
-        window_size: cells of a window, of either stage's own grid; even.
-        grid_size: voxels along x, y, z. Only z matters: with z cells, the grid has one more, and the pillars of the
-            second stage must be ``(z + 1) // 4`` high.
-        stem_depth: residual blocks of sparse convolutions.
+        num_heads: heads of the window attention.
+        depths: number of layers of the two stages.
+        window_size: window size in cells of each stage's grid; even.
+        grid_size: number of voxels along x, y, z. The model's grid has one more layer in z, and the pillars of the
+            second stage must be ``(z + 1) // 4`` voxels high. `forward_sparse` uses x and y, too.
+        stem_depth: number of residual blocks of sparse convolutions in the stem.
         pool_heads: heads of the pillar pooling.
-        backend: of `visionattn.kernels.scattered_linear_attention`.
+        backend: backend of `visionattn.kernels.scattered_linear_attention`; None selects the best available one.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: an argument out of its range; the message names it.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -79,20 +101,20 @@ class ScatterFormer(nn.Module):
     ) -> None:
         super().__init__()
         if len(depths) != 2 or min(depths) < 1:
-            raise ValueError(f"depths={tuple(depths)} must be two whole numbers of at least 1")
+            raise ValueError(f"`depths` must be two integers >= 1, got {tuple(depths)}")
         if len(grid_size) != 3 or min(grid_size) < 1:
-            raise ValueError(f"grid_size={tuple(grid_size)} must be three whole numbers of at least 1: x, y, z")
+            raise ValueError(f"`grid_size` must be three integers >= 1 (x, y, z), got {tuple(grid_size)}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans, self.num_classes, self.drop_rate = in_chans, num_classes, drop_rate
         self.grid_size, self.grad_checkpointing = tuple(int(n) for n in grid_size), False
-        # the published model adds a cell on top; the strides are those of cpe's last layer and of stage1.2
+        # The published model adds a layer of voxels; cpe's last layer and stage1.2 then halve the height.
         self.depth = self.grid_size[2] + 1
         halved = (self.depth - 3) // 2 + 1
         pillar = (halved - 1) // 2 + 1 if halved > 0 else 0
         if pillar != self.depth // 4 or pillar < 1:
             raise ValueError(
-                f"grid_size={self.grid_size}: z={self.grid_size[2]} gives pillars of {pillar} voxels where the pooling "
-                f"has {self.depth // 4} positions; take a multiple of 4, or one or two more"
+                f"z of `grid_size` must be a multiple of 4, or 1 or 2 more, got {self.grid_size} (pillars of {pillar} "
+                f"voxels for {self.depth // 4} position embeddings)"
             )
         self.cpe = nn.ModuleList(
             [
@@ -128,38 +150,42 @@ class ScatterFormer(nn.Module):
         self.head_hidden_size = self.num_features * pool.feat_mult()
         self.global_pool, self.head = pool.train(self.training), head.train(self.training)
 
-    # voxels
-
     def forward_sparse(self, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-        """Voxels to a map seen from above.
+        """Return the bird's-eye-view map of voxels.
 
         Args:
             features: ``[V, in_chans]``; V may be 0.
-            coords: int64 ``[V, 4]``, (batch, z, y, x) within ``grid_size``, each once, in any order.
-            batch_size: number of samples, also those without voxels.
+            coords: int64 ``[V, 4]``, unique (batch, z, y, x) within `grid_size`, in any order.
+            batch_size: number of samples, including those without voxels.
 
         Returns:
-            ``[batch_size, embed_dim, ceil(grid y / 2), ceil(grid x / 2)]``, zero where there is no voxel.
+            ``[batch_size, embed_dim, ceil(grid y / 2), ceil(grid x / 2)]``, zero where a pillar has no voxels.
         """
         return self.forward_pillars(features, coords, batch_size).dense()[:, :, 0]
 
     def forward_pillars(self, features: Tensor, coords: Tensor, batch_size: int) -> SparseTensor:
-        """As `forward_sparse`, but the rows of the occupied pillars, sorted by (batch, y, x)."""
+        """Return the occupied pillars as rows sorted by (batch, y, x); arguments as for `forward_sparse`.
+
+        Raises:
+            ValueError: if the pillar pooling was pruned.
+        """
+        if self.app is None:
+            raise ValueError("the pillar pooling was removed by `prune_intermediate_layers`; create the model again")
         x, y, _ = self.grid_size
         return self._levels(SparseTensor(features, coords, (self.depth, y, x), batch_size))[-1]
 
-    def _levels(self, x: SparseTensor, last: int = 2) -> list[SparseTensor]:
-        """After the stem, the first stage, and the pooling, up to the last one asked for."""
+    def _levels(self, x: SparseTensor, last: int = 2, norm: bool = True) -> list[SparseTensor]:
+        """Return the outputs of the stem, the first stage and the pooling, up to level `last` or the last one kept."""
         for layer in self.cpe:
             x = self._run(layer, x)
         levels = [x]
-        if last >= 1:
+        if last >= 1 and self.stage1 is not None:
             x = self._run(self.stage1[0], x)
             x = x.with_features(self.stage1[1](x.features))
             levels.append(x)
-        if last >= 2:
+        if last >= 2 and self.app is not None:
             x = self._run(self.stage2[0], self.stage1[2](x))
-            levels.append(self.app(x.with_features(self.stage2[1](x.features))))
+            levels.append(self.app(x.with_features(self.stage2[1](x.features)), norm))
         return levels
 
     def _run(self, layer: nn.Module, x: SparseTensor) -> SparseTensor:
@@ -174,28 +200,17 @@ class ScatterFormer(nn.Module):
         features = checkpoint(run, x.features)
         return kept[0].with_features(features)
 
-    # timm
-
-    def _picture(self, image: Tensor) -> SparseTensor:
-        batch, _, height, width = image.shape
-        axes = [torch.arange(n, device=image.device) for n in (batch, height, width)]
-        sample, y, x = torch.meshgrid(*axes, indexing="ij")
-        coords = torch.stack([sample, torch.zeros_like(sample), y, x], -1).view(-1, 4)
-        return SparseTensor(
-            image.permute(0, 2, 3, 1).reshape(-1, image.shape[1]), coords, (self.depth, height, width), batch
-        )
-
     def forward_features(self, x: Tensor) -> Tensor:
-        """``[B, in_chans, H, W]`` to ``[B, embed_dim, ceil(H / 2), ceil(W / 2)]``."""
-        return self._levels(self._picture(x))[-1].dense()[:, :, 0]
+        """Return features ``[B, embed_dim, ceil(H / 2), ceil(W / 2)]`` of dense maps ``[B, in_chans, H, W]``."""
+        return self._levels(_dense_voxels(x, self.depth))[-1].dense()[:, :, 0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features to logits ``[B, num_classes]``, or to what enters the classifier."""
+        """Pool and classify features; returns logits ``[B, num_classes]`` or the classifier's input."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, in_chans, H, W]`` to logits ``[B, num_classes]``."""
+        """Return logits ``[B, num_classes]`` of dense maps ``[B, in_chans, H, W]``."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -207,30 +222,58 @@ class ScatterFormer(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Features and the maps ``[B, embed_dim, H / r, W / r]`` of the levels asked for; see timm.
+        """Return the final features and the feature maps of selected levels: stem, first stage, pillar pooling.
 
-        The first two levels are those of the lowest layer of voxels, where a picture's pixels are.
+        Args:
+            x: dense maps ``[B, in_chans, H, W]``.
+            indices: levels to return; an integer n selects the last n, None selects all.
+            norm: apply the final norm, that of the pillar pooling, to the map of the last level.
+            stop_early: do not run levels after the last selected one.
+            output_fmt: layout of the maps; must be ``"NCHW"``.
+            intermediates_only: return only the list of maps.
+
+        Returns:
+            The final features, as returned by `forward_features`, and the list of maps ``[B, embed_dim, H / r, W /
+            r]``. Maps of the first two levels are those of the lowest layer of voxels, which holds the pixels.
+
+        Raises:
+            ValueError: if `output_fmt` is unknown.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'")
+            raise ValueError(f"`output_fmt` must be 'NCHW', got {str(output_fmt)!r}")
         take, highest = feature_take_indices(len(self.feature_info), indices)
-        last = highest if stop_early and intermediates_only else len(self.feature_info) - 1
-        maps = [level.dense()[:, :, 0] for level in self._levels(self._picture(x), last)]
-        taken = [maps[index] for index in take]
-        return taken if intermediates_only else (maps[-1], taken)
+        levels = self._levels(_dense_voxels(x, self.depth), highest if stop_early else 2, norm=False)
+        maps = [levels[index].dense()[:, :, 0] for index in take]
+        if intermediates_only and not (norm and 2 in take):
+            return maps
+        final = levels[-1]
+        if len(levels) == 3:
+            final = final.with_features(self.app.norm(final.features))
+            if norm and 2 in take:
+                maps[-1] = final.dense()[:, :, 0]
+        return maps if intermediates_only else (final.dense()[:, :, 0], maps)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the classifier; every level is needed for the last, which is always kept."""
-        take, _ = feature_take_indices(len(self.feature_info), indices)
-        if prune_head:
+        """Remove the modules that the levels in `indices` do not need; returns the indices as non-negative integers."""
+        take, highest = feature_take_indices(len(self.feature_info), indices)
+        if highest < 2:
+            self.stage2 = self.app = None
+            self.stage1 = self.stage1[:2] if highest == 1 else None
+        elif prune_norm:
+            self.app.norm = nn.Identity()
+        if prune_head or highest < 2:
             self.reset_classifier(0, "")
         return take
 
+    def convert_official(self, state_dict: Mapping[str, Any]) -> Conversion:
+        """Convert an official checkpoint, of the backbone or of a whole detector; see `load_official`."""
+        return backbone_tensors(state_dict)
+
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that group parameters by depth."""
+        """Return regular expressions that group parameters by depth, for layer-wise learning rate decay."""
         last = (r"^app", (99999,))
         if coarse:
             return dict(stem=r"^cpe", blocks=[(r"^stage(\d+)", None), last])
@@ -239,37 +282,35 @@ class ScatterFormer(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of layers for the backward pass."""
+        """Enable or disable gradient checkpointing."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
+        """Return the classifier."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Another number of classes, or 0 for none."""
-        kind = self.global_pool.pool_type if global_pool is None else global_pool
+        """Replace the classifier (0 classes: remove it) and, if given, the pooling (``""``: none)."""
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
         weight = next(self.parameters())
-        self._set_classifier(num_classes, kind, weight.device, weight.dtype)
+        self._set_classifier(num_classes, pool, weight.device, weight.dtype)
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Weights of this model or of a whole official detector, whose backbone they are."""
-    for key in ("model_state", "state_dict", "model"):
-        if isinstance(state_dict.get(key), Mapping):
-            state_dict = state_dict[key]
-            break
-    prefix = "backbone_3d."
-    if any(name.startswith(prefix) for name in state_dict):
-        state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    return dict(state_dict)
+@register_description
+def describe(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the size of a ScatterFormer checkpoint; None for another family."""
+    stem = tensors.get("cpe.0.0.weight")
+    if stem is None or "app.pos_embedding.weight" not in tensors:
+        return None
+    return f"ScatterFormer (embed_dim={stem.shape[0]}, in_chans={stem.shape[-1]})"
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
+    # `first_conv` is empty because timm cannot adapt the weights of a sparse convolution to other `in_chans`.
     return {
         "num_classes": 0, "input_size": (64, 128, 128), "pool_size": (64, 64), "classifier": "head",
-        "first_conv": None, "paper_ids": "arXiv:2401.00912", "origin_url": "https://github.com/skyhehe123/ScatterFormer",
+        "first_conv": (), "paper_ids": "arXiv:2401.00912", "origin_url": "https://github.com/skyhehe123/ScatterFormer",
         **kwargs,
     }  # fmt: skip
 
@@ -292,20 +333,20 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> ScatterFormer:
 
 @register_model
 def scatterformer_waymo(pretrained: bool = False, **kwargs: Any) -> ScatterFormer:
-    """As published for Waymo: 480 x 480 x 32 voxels, windows of 12."""
+    """ScatterFormer for Waymo: 480 x 480 x 32 voxels, window size 12."""
     return _create("scatterformer_waymo", pretrained, **dict(dict(window_size=12, grid_size=(480, 480, 32)), **kwargs))
 
 
 @register_model
 def scatterformer_nuscenes(pretrained: bool = False, **kwargs: Any) -> ScatterFormer:
-    """As published for nuScenes: 360 x 360 x 40 voxels, windows of 20."""
+    """ScatterFormer for nuScenes: 360 x 360 x 40 voxels, window size 20."""
     defaults = dict(window_size=20, grid_size=(360, 360, 40))
     return _create("scatterformer_nuscenes", pretrained, **dict(defaults, **kwargs))
 
 
 @register_model
 def scatterformer_pico(pretrained: bool = False, **kwargs: Any) -> ScatterFormer:
-    """A small one that trains on a CPU: 32 channels, two layers a stage, one block in the stem."""
+    """ScatterFormer-Pico, not a published size, for CPUs: 32 channels, two layers per stage, one block in the stem."""
     defaults = dict(
         embed_dim=32, depths=(2, 2), stem_depth=1, window_size=12, grid_size=(192, 192, 8), pool_heads=4,
     )  # fmt: skip

@@ -1,43 +1,52 @@
-"""TimeSformer with divided space-time attention, and with pose: PAAB and PAAT.
+"""TimeSformer with divided space-time attention, and its pose-aware variants PAAB and PAAT.
 
 Bertasius et al., "Is Space-Time Attention All You Need for Video Understanding?" (arXiv 2102.05095); Reilly et al.,
 "Seeing the Pose in the Pixels" (arXiv 2306.09331). Parameter names are those of the published checkpoints.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import (
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    register_notrace_function,
+    register_notrace_module,
+    trunc_normal_,
+)
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from visionattn.backbones._backbone import NormLayer, drop_path_rates
-from visionattn.backbones._conversion import Conversion
+from visionattn.backbones._conversion import Conversion, backbone_tensors
 from visionattn.backbones._weights import checkpoint_filter_fn
-from visionattn.backbones._weights_timesformer import convert_timesformer
 from visionattn.layers.pose_attention import ATTENTIONS, JointHead, PoseBlock, PoseBlocks
 
 __all__ = ["TimeSformer", "TimeSformerBlock"]
 
 LAYOUTS = ("tyx", "legacy")
+POOLS = ("token", "avg", "")
 
 
+@register_notrace_module  # reshapes depend on the input size
 class TimeSformerBlock(nn.Module):
-    """Attention of each patch over time, then of the patches of each frame, then an MLP (divided space-time).
+    """Divided space-time attention: temporal attention of each patch, spatial attention in each frame, and an MLP.
 
     Args:
         dim: channels.
         num_heads: attention heads.
-        mlp_ratio: hidden width of the MLP over ``dim``.
-        qkv_bias: whether the projections to queries, keys and values have a bias.
-        drop_path: probability of stochastic depth.
-        norm_layer: makes a norm from a number of channels.
-        device, dtype: of the parameters.
+        mlp_ratio: ratio of the MLP's hidden width to `dim`.
+        qkv_bias: add a bias to the query, key and value projections.
+        drop_path: stochastic depth rate.
+        norm_layer: norm class or factory, called with the number of channels.
+        device, dtype: device and dtype of the parameters.
     """
 
     def __init__(
@@ -63,7 +72,7 @@ class TimeSformerBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, 1, C]`` and ``[B, N, T, C]`` to the same."""
+        """Map the class token ``[B, 1, C]`` and patches ``[B, N, T, C]`` to the same shapes."""
         B, N, T, C = patches.shape
         series = self.temporal_attn(self.temporal_norm1(patches.reshape(B * N, T, C)))
         patches = patches + self.temporal_fc(self.drop_path(series)).view(B, N, T, C)
@@ -80,42 +89,42 @@ class TimeSformerBlock(nn.Module):
 class TimeSformer(nn.Module):
     """TimeSformer for clips of any size and length, with pose-aware attention blocks (PAAB) or joint heads (PAAT).
 
-    The tokens are the class token, then the patches by row, column and frame, the frame fastest. Sizes that are no
-    multiple of the patch are padded at the bottom and right; positions and times are interpolated (nearest).
+    Tokens are the class token, then the patches in row-major order, with the frames of each patch in sequence. Image
+    sizes that are not multiples of the patch size are padded at the bottom and right; position and time embeddings are
+    interpolated (nearest).
 
     Args:
-        img_size: height and width that the table of positions is made for.
-        patch_size: side of a patch.
-        in_chans: channels of the frames.
-        num_classes: classes; 0 leaves the classifier out.
-        global_pool: ``"token"`` classifies by the class token, ``"avg"`` by the mean of the patches, ``""`` gives
-            the tokens.
+        img_size: height and width of the position embedding table, in pixels.
+        patch_size: patch size.
+        in_chans: image channels.
+        num_classes: number of classes; 0 for no classifier.
+        global_pool: ``"token"`` for the class token, ``"avg"`` for the mean of the patches, ``""`` for no pooling.
         embed_dim: channels.
-        depth: blocks.
+        depth: number of blocks.
         num_heads: attention heads.
-        mlp_ratio: hidden width of the MLPs over ``embed_dim``.
-        qkv_bias: whether the projections to queries, keys and values have a bias.
-        num_frames: frames that the table of times is made for.
-        paab: numbers of the blocks, from 1, after which pose-aware attention blocks stand; the published models have
-            one after the last.
+        mlp_ratio: ratio of the MLPs' hidden width to `embed_dim`.
+        qkv_bias: add a bias to the query, key and value projections.
+        num_frames: length of the time embedding table.
+        paab: numbers of the blocks, starting at 1, that are followed by pose-aware attention blocks. The published
+            models have one after the last block.
         paab_attention: ``"spatial"``, ``"joint"`` or ``"spatiotemporal"``, see
             `visionattn.layers.pose_attention.PoseBlock`.
-        num_pose_blocks: how many blocks, or joint heads, stand at each place. Of several joint heads the last counts,
-            as published.
-        paat: numbers of the blocks, from 1, whose patches a joint head reads; the published models have one after the
-            first. The video's own path is not changed, and no pose is needed to predict.
-        num_joints: of the joint heads.
-        mask_layout: ``"tyx"``: masks are ``[B, T, H, W]`` in patches, and each patch gets its own. ``"legacy"``
-            repeats the published code, which puts masks flattened by frame, column and row onto tokens in another
-            order; released checkpoints were trained so.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
-        init_std: of the normal that weights start from. Narrow models trained from nothing want a wider one.
-        norm_layer: makes a norm from a number of channels; LayerNorm with an epsilon of 1e-6 unless given.
-        device, dtype: of the parameters.
+        num_pose_blocks: pose-aware blocks, or joint heads, after each block in `paab` or `paat`. Of several joint heads
+            only the last is used, as published.
+        paat: numbers of the blocks, starting at 1, whose patches are the input of a joint head. The published models
+            have one after the first block. Joint heads do not affect the logits, so inference needs no pose.
+        num_joints: output channels of the joint heads.
+        mask_layout: ``"tyx"``: masks ``[B, T, H, W]`` in patches are applied to the patches at the same positions.
+            ``"legacy"`` reproduces the published code, which flattens masks by frame, column and row and applies them
+            to tokens in another order; released checkpoints were trained with it.
+        drop_rate: dropout rate before the classifier.
+        drop_path_rate: stochastic depth rate of the last block, increasing linearly from 0 at the first.
+        init_std: standard deviation of the initial weights. Narrow models trained from scratch need a larger one.
+        norm_layer: norm class or factory, called with the number of channels; None for LayerNorm with epsilon 1e-6.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: an argument out of its range; the message names it.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -146,6 +155,8 @@ class TimeSformer(nn.Module):
     ) -> None:
         super().__init__()
         _check(depth, embed_dim, num_heads, paab, paab_attention, num_pose_blocks, paat, num_joints, mask_layout)
+        if global_pool not in POOLS:
+            raise ValueError(f"`global_pool` must be one of {POOLS}, got {global_pool!r}")
         dd = {"device": device, "dtype": dtype}
         norm_layer = norm_layer or partial(nn.LayerNorm, eps=1e-6)
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
@@ -181,7 +192,7 @@ class TimeSformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal; the temporal paths start at zero, so that the model starts as one of single frames."""
+        """Initialize with a truncated normal; temporal branches start at zero, which leaves frames independent."""
         self.apply(partial(_init_linear, std=self.init_std))
         for block in self.blocks:
             nn.init.zeros_(block.temporal_fc.weight)
@@ -192,12 +203,12 @@ class TimeSformer(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are positions, times and tokens."""
+        """Return the names of parameters without weight decay: embeddings and the class token."""
         return {"pos_embed", "cls_token", "time_embed"}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of parameters for a layer-wise decay of the learning rate."""
+        """Return regular expressions that group parameters by depth, for layer-wise learning rate decay."""
         return {
             "stem": r"^cls_token|^pos_embed|^time_embed|^patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
@@ -205,81 +216,66 @@ class TimeSformer(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute blocks anew in the backward pass, which saves memory."""
+        """Enable or disable gradient checkpointing."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The classifier."""
+        """Return the classifier."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier; 0 classes for none."""
+        """Replace the classifier (0 classes: remove it) and, if given, the pooling (``""``: none)."""
         if global_pool is not None:
+            if global_pool not in POOLS:
+                raise ValueError(f"`global_pool` must be one of {POOLS}, got {global_pool!r}")
             self.global_pool = global_pool
         self.num_classes = num_classes
         like = {"device": self.cls_token.device, "dtype": self.cls_token.dtype}
         self.head = nn.Linear(self.num_features, num_classes, **like) if num_classes else nn.Identity()
         _init_linear(self.head)
+        self.head.train(self.training)
 
-    def embed(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """Class token ``[B, 1, C]``, patches ``[B, N, T, C]`` and their rows and columns, from ``[B, c, T, H, W]``."""
-        if x.ndim == 4:
-            x = x[:, :, None]
-        if x.ndim != 5:
-            raise ValueError(f"x has the shape {tuple(x.shape)}; it must be [B, channels, T, H, W]")
-        B, _, T, H, W = x.shape
-        rows, columns = self.patch_embed.dynamic_feat_size((H, W))
-        patches = self.patch_embed(x.transpose(1, 2).flatten(0, 1))
-        table = self.pos_embed[:, 1:]
-        if (rows, columns) != tuple(self.patch_embed.grid_size):
-            grid = table.transpose(1, 2).unflatten(2, tuple(self.patch_embed.grid_size))
-            table = F.interpolate(grid, (rows, columns), mode="nearest").flatten(2).transpose(1, 2)
-        time = self.time_embed
-        if time.shape[1] != T:
-            time = F.interpolate(time.transpose(1, 2), T, mode="nearest").transpose(1, 2)
-        patches = (patches + table).unflatten(0, (B, T)).transpose(1, 2) + time[:, None]
-        return (self.cls_token + self.pos_embed[:, :1]).expand(B, -1, -1), patches, (rows, columns)
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class token ``[B, 1, C]`` and patches ``[B, N, T, C]`` of clips or images; see `forward`."""
+        patches = self.patch_embed(_frames(x))
+        sizes = tuple(self.patch_embed.grid_size), tuple(self.patch_embed.patch_size)
+        patches = _add_embeddings(patches, x, self.pos_embed, self.time_embed, *sizes)
+        return (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1), patches
 
-    def _masks(self, pose: Tensor | None, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """What patches to replace, ``[B, N, T]``, and for the published code what patches attend instead."""
-        B, N, T, _ = patches.shape
-        flat = self.mask_layout == "legacy" and pose.ndim == 2
-        expected = (B, T * N) if flat else (B, T, *grid)
-        if tuple(pose.shape) != expected:
-            raise ValueError(f"pose has the shape {tuple(pose.shape)}; for this clip it must be {expected}")
-        if self.mask_layout == "tyx":
-            return pose.flatten(2).transpose(1, 2), None
-        vector = pose if flat else pose.transpose(2, 3).reshape(B, T * N)
-        replaced = vector.view(B, N, T)
-        joint = self.blocks[self.paab[0] - 1].pose_blocks[0].attention == "joint"
-        return replaced, replaced if joint else vector.view(B, T, N).transpose(1, 2)
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        """Return the number of patches along height and width."""
+        return tuple(self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:])))
 
     def _run(
         self, x: Tensor, pose: Tensor | None, take: Sequence[int] = (), last: int | None = None, joints: bool = False
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], tuple[int, int]]:
-        """Tokens before the final norm, those after the blocks ``take``, and the joint heads' logits."""
-        cls, patches, grid = self.embed(x)
-        masks = None if pose is None or not self.paab else self._masks(pose, patches, grid)
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return the tokens before the final norm, those after the blocks `take`, and the logits of the joint heads."""
+        cls, patches = self.embed(x)
+        mask = attended = None
+        if pose is not None and self.paab:
+            attention = self.blocks[self.paab[0] - 1].pose_blocks[0].attention
+            size = tuple(self.patch_embed.patch_size)
+            mask, attended = _pose_masks(pose, patches, x, size, self.mask_layout, attention)
         run = checkpoint if self.grad_checkpointing and not torch.jit.is_scripting() else _call
         kept, found = [], []
         for index, block in enumerate(self.blocks if last is None else self.blocks[: last + 1]):
             cls, patches = run(block, cls, patches)
-            if index + 1 in self.paab and masks is not None:
-                cls, patches = run(block.pose_blocks, cls, patches, *masks)
+            if index + 1 in self.paab and mask is not None:
+                cls, patches = run(block.pose_blocks, cls, patches, mask, attended)
             elif index + 1 in self.paat and joints:
                 logits = block.pose_blocks[-1](patches)
-                found.append(logits.transpose(1, 2).unflatten(2, grid))
+                found.append(logits.transpose(1, 2).unflatten(2, self._grid(x)))
             if index in take:
                 kept.append(torch.cat([cls, patches.flatten(1, 2)], 1))
-        return torch.cat([cls, patches.flatten(1, 2)], 1), kept, found, grid
+        return torch.cat([cls, patches.flatten(1, 2)], 1), kept, found
 
     def forward_features(self, x: Tensor, pose: Tensor | None = None) -> Tensor:
-        """Normed tokens ``[B, 1 + N * T, C]``; arguments as of `forward`."""
+        """Return normed tokens ``[B, 1 + N * T, C]``; arguments as for `forward`."""
         return self.norm(self._run(x, pose)[0])
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens to logits ``[B, num_classes]``, or to what enters the classifier."""
+        """Pool and classify tokens; returns logits ``[B, num_classes]`` or the classifier's input."""
         if self.global_pool == "token":
             x = x[:, 0]
         elif self.global_pool == "avg":
@@ -288,22 +284,22 @@ class TimeSformer(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor, pose: Tensor | None = None) -> Tensor:
-        """Logits ``[B, num_classes]`` of clips.
+        """Return logits ``[B, num_classes]``.
 
         Args:
-            x: ``[B, in_chans, T, H, W]``, or pictures ``[B, in_chans, H, W]``.
-            pose: mask of the patches under a person, bool or in [0, 1], ``[B, T, ceil(H / patch), ceil(W / patch)]``;
-                ``mask_layout="legacy"`` also takes the published flat form ``[B, T * N]``. Without it the pose-aware
-                attention blocks are passed over.
+            x: clips ``[B, in_chans, T, H, W]`` or images ``[B, in_chans, H, W]``.
+            pose: mask of the patches that contain a person, bool or in [0, 1], of shape
+                ``[B, T, ceil(H / patch_size), ceil(W / patch_size)]``. With ``mask_layout="legacy"`` the published flat
+                form ``[B, T * N]`` is accepted, too. Without it, the pose-aware attention blocks are skipped.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: if a shape is wrong.
         """
         return self.forward_head(self.forward_features(x, pose))
 
     def forward_joints(self, x: Tensor, pose: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and of each joint head the logits of each joint in each patch, ``[B, T, h, w, joints]``."""
-        tokens, _, joints, _ = self._run(x, pose, joints=True)
+        """Return the class logits and, for each joint head, the logits of each joint ``[B, T, h, w, num_joints]``."""
+        tokens, _, joints = self._run(x, pose, joints=True)
         return self.forward_head(self.norm(tokens)), joints
 
     def forward_intermediates(
@@ -316,32 +312,118 @@ class TimeSformer(nn.Module):
         intermediates_only: bool = False,
         pose: Tensor | None = None,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Maps after chosen blocks, ``[B, C, T, h, w]`` (``[B, C, h, w]`` of pictures); arguments as timm has them."""
+        """Return the final tokens and the feature maps after selected blocks.
+
+        Args:
+            x: clips ``[B, in_chans, T, H, W]`` or images ``[B, in_chans, H, W]``.
+            indices: blocks to return; an integer n selects the last n, None selects all.
+            norm: apply the final norm to all maps.
+            stop_early: do not run blocks after the last selected one.
+            output_fmt: ``"NCHW"`` for ``[B, C, T, h, w]`` (images: ``[B, C, h, w]``), ``"NLC"`` for tokens.
+            intermediates_only: return only the list of maps.
+            pose: see `forward`.
+        """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt={str(output_fmt)!r} must be 'NCHW' or 'NLC'")
+            raise ValueError(f"`output_fmt` must be 'NCHW' or 'NLC', got {str(output_fmt)!r}")
         take, highest = feature_take_indices(len(self.blocks), indices)
-        tokens, kept, _, grid = self._run(x, pose, take, highest if stop_early else None)
+        tokens, kept, _ = self._run(x, pose, take, highest if stop_early else None)
         kept = [(self.norm(value) if norm else value)[:, 1:] for value in kept]
         if output_fmt == "NCHW":
-            kept = [value.unflatten(1, (*grid, -1)).permute(0, 4, 3, 1, 2).contiguous() for value in kept]
+            kept = [value.unflatten(1, (*self._grid(x), -1)).permute(0, 4, 3, 1, 2).contiguous() for value in kept]
             kept = [value[:, :, 0] for value in kept] if x.ndim == 4 else kept
         return kept if intermediates_only else (self.norm(tokens), kept)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what the blocks in ``indices`` do not need; returns the indices counted from the first block."""
+        """Remove the modules that the blocks in `indices` do not need; returns the indices as non-negative integers."""
         take, highest = feature_take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: highest + 1]
+        self.paab, self.paat = (tuple(n for n in numbers if n <= highest + 1) for numbers in (self.paab, self.paat))
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
         return take
 
-    def convert_official(self, state_dict: dict[str, Any]) -> Conversion:
-        """A checkpoint of TimeSformer, of PoseAwareVT, or of an image ViT under this model's names."""
-        return convert_timesformer(state_dict, self)
+    def convert_official(self, state_dict: Mapping[str, Any]) -> Conversion:
+        """Convert a checkpoint of TimeSformer, PoseAwareVT or an image ViT; see `load_official`.
+
+        Position and time embeddings are interpolated (nearest). The spatial attention of an image ViT also initializes
+        the temporal attention, as published. Pose blocks that the checkpoint does not have keep their values.
+        """
+        conversion = backbone_tensors(state_dict)
+        given, own = conversion.state_dict, self.state_dict()
+        if not any(".temporal_attn." in name for name in given):
+            _initialize_temporal(conversion, own)
+        for name in [n for n in given if n.startswith(("head_dist.", "dist_token"))]:
+            conversion.drop(name, "used for distillation only")
+        for name in [n for n in given if ".pose_blocks." in n and n not in own]:
+            stem = name.split(".pose_blocks.")[0]
+            if not any(n.startswith(f"{stem}.pose_blocks.") for n in own):
+                conversion.drop(name, "the model has no pose blocks after this block")
+        for name in own:
+            if ".pose_blocks." in name and name not in given:
+                conversion.missing[name] = "the checkpoint has no such pose block"
+        for name in ("pos_embed", "time_embed"):
+            if name in given and name in own and given[name].shape != own[name].shape and given[name].ndim == 3:
+                if name == "pos_embed":
+                    resized = _resize_positions(given[name], self.patch_embed.grid_size)
+                else:
+                    resized = _resize_times(given[name], own[name].shape[1])
+                if resized is not None and resized.shape == own[name].shape:
+                    conversion.interpolated[name] = f"{given[name].shape[1]} to {own[name].shape[1]}"
+                    given[name] = resized
+        return conversion
+
+
+@register_notrace_function
+def _frames(x: Tensor) -> Tensor:
+    """Return the frames ``[B * T, C, H, W]`` of clips or images."""
+    if x.ndim not in (4, 5):
+        raise ValueError(f"`x` must be [B, channels, T, H, W] or [B, channels, H, W], got shape {tuple(x.shape)}")
+    return x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
+
+
+@register_notrace_function
+def _add_embeddings(
+    patches: Tensor,
+    x: Tensor,
+    pos_embed: Tensor,
+    time_embed: Tensor,
+    grid_size: tuple[int, int],
+    patch_size: tuple[int, int],
+) -> Tensor:
+    """Add position and time embeddings to the patches ``[B * T, N, C]`` of clips `x`; returns ``[B, N, T, C]``."""
+    table = pos_embed[:, 1:]
+    rows, columns = (-(-side // patch) for side, patch in zip(x.shape[-2:], patch_size, strict=True))
+    if (rows, columns) != grid_size:
+        grid = table.transpose(1, 2).unflatten(2, grid_size)
+        table = F.interpolate(grid, (rows, columns), mode="nearest").flatten(2).transpose(1, 2)
+    T = x.shape[2] if x.ndim == 5 else 1
+    if time_embed.shape[1] != T:
+        time_embed = F.interpolate(time_embed.transpose(1, 2), T, mode="nearest").transpose(1, 2)
+    return (patches + table).unflatten(0, (x.shape[0], T)).transpose(1, 2) + time_embed[:, None]
+
+
+@register_notrace_function
+def _pose_masks(
+    pose: Tensor | None, patches: Tensor, x: Tensor, patch_size: tuple[int, int], layout: str, attention: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the mask ``[B, N, T]`` of the patches to replace and, for the published code, the attention mask."""
+    if pose is None:  # in traced graphs, which always have the argument
+        return None, None
+    B, N, T, _ = patches.shape
+    flat = layout == "legacy" and pose.ndim == 2
+    grid = (-(-side // patch) for side, patch in zip(x.shape[-2:], patch_size, strict=True))
+    expected = (B, T * N) if flat else (B, T, *grid)
+    if tuple(pose.shape) != expected:
+        raise ValueError(f"`pose` must have shape {expected} for this clip, got {tuple(pose.shape)}")
+    if layout == "tyx":
+        return pose.flatten(2).transpose(1, 2), None
+    vector = pose if flat else pose.transpose(2, 3).reshape(B, T * N)
+    replaced = vector.view(B, N, T)
+    return replaced, replaced if attention == "joint" else vector.view(B, T, N).transpose(1, 2)
 
 
 def _call(module: nn.Module, *inputs: Any) -> Any:
@@ -360,20 +442,45 @@ def _check(
     joints: int, layout: str,
 ) -> None:  # fmt: skip
     if dim % heads:
-        raise ValueError(f"embed_dim={dim} must be a multiple of num_heads={heads}")
+        raise ValueError(f"`embed_dim` must be a multiple of `num_heads`={heads}, got {dim}")
     for name, places in (("paab", paab), ("paat", paat)):
         if any(isinstance(p, bool) or not isinstance(p, int) or not 1 <= p <= depth for p in places):
-            raise ValueError(f"{name}={tuple(places)} must be numbers of blocks, 1 to {depth}")
+            raise ValueError(f"`{name}` must be block numbers in 1..{depth}, got {tuple(places)}")
         if len(set(places)) != len(places):
-            raise ValueError(f"{name}={tuple(places)} names a block twice")
+            raise ValueError(f"`{name}` must not contain a block twice, got {tuple(places)}")
     if set(paab) & set(paat):
-        raise ValueError(f"paab={tuple(paab)} and paat={tuple(paat)} share a block, and the published names with it")
+        raise ValueError(f"`paab` and `paat` must not share a block, got {tuple(paab)} and {tuple(paat)}")
     for name, value, allowed in (("paab_attention", attention, ATTENTIONS), ("mask_layout", layout, LAYOUTS)):
         if value not in allowed:
-            raise ValueError(f"{name}={value!r} must be one of {allowed}")
+            raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}")
     for name, value in (("num_pose_blocks", number), ("num_joints", joints)):
         if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+
+
+def _initialize_temporal(conversion: Conversion, own: Mapping[str, Tensor]) -> None:
+    """Initialize temporal attention and norms from the spatial ones of an image ViT."""
+    given = conversion.state_dict
+    for name in list(given):
+        found = re.fullmatch(r"(blocks\.\d+)\.(attn|norm1)\.(.+)", name)
+        if found:
+            given[f"{found[1]}.temporal_{found[2]}.{found[3]}"] = given[name].clone()
+    for name in own:
+        if (".temporal_fc." in name and ".pose_blocks." not in name) or name == "time_embed":
+            conversion.missing[name] = "the checkpoint is of an image model"
+
+
+def _resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor | None:
+    side = round((table.shape[1] - 1) ** 0.5)
+    if side * side + 1 != table.shape[1]:
+        return None
+    patches = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    resized = F.interpolate(patches.float(), grid, mode="nearest").to(table.dtype)
+    return torch.cat([table[:, :1], resized.flatten(2).transpose(1, 2)], 1)
+
+
+def _resize_times(table: Tensor, frames: int) -> Tensor:
+    return F.interpolate(table.float().transpose(1, 2), frames, mode="nearest").transpose(1, 2).to(table.dtype)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -408,19 +515,19 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> TimeSformer:
 
 @register_model
 def timesformer_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> TimeSformer:
-    """TimeSformer of the width of ViT-Ti."""
+    """TimeSformer with the width of ViT-Ti; not a published size."""
     return _create("timesformer_tiny_patch16_224", pretrained, **{"embed_dim": 192, "num_heads": 3, **kwargs})
 
 
 @register_model
 def timesformer_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> TimeSformer:
-    """TimeSformer of the width of ViT-S."""
+    """TimeSformer with the width of ViT-S; not a published size."""
     return _create("timesformer_small_patch16_224", pretrained, **{"embed_dim": 384, "num_heads": 6, **kwargs})
 
 
 @register_model
 def timesformer_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> TimeSformer:
-    """TimeSformer of the width of ViT-B: the published one, 121 M parameters."""
+    """TimeSformer with the width of ViT-B, as published: 121 M parameters."""
     return _create("timesformer_base_patch16_224", pretrained, **kwargs)
 
 

@@ -1,7 +1,7 @@
-"""Time each backend of an operator that can run here on one problem, after checking that they agree.
+"""Time the available backends of an operator on one problem, after checking that their outputs agree.
 
-Lists take one value for all axes, or one per axis. With --dry-run nothing runs: the tile shapes that the Triton
-kernels may use for the problem are listed, the default first, with what is known of them without a GPU.
+Lists take one value for all axes, or one per axis. --dry-run lists the tile shapes of the Triton kernels for the
+problem, default first, without running them; it needs no GPU.
 """
 
 import argparse
@@ -22,37 +22,39 @@ from visionattn.kernels.neighborhood.triton.tiles import KERNELS, Geometry, lega
 OPERATORS = {"na1d": na1d, "na2d": na2d, "na3d": na3d}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2, "fp64": 1e-10}
-DENSE_BYTES = 1 << 30  # of the scores of the dense definition; larger maps are checked against each other
-VISIT = 0.02  # seconds of one visit to a backend
+DENSE_BYTES = 1 << 30  # scores of the reference; larger problems are checked against the torch backend
+VISIT = 0.02  # minimum seconds per round and backend
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of ``visionattn benchmark``."""
 
     def numbers(name: str, text: str, **options: Any) -> None:
         parser.add_argument(name, type=int, nargs="+", metavar="N", help=text, **options)
 
     parser.add_argument("op", choices=OPERATORS, help="operator")
-    numbers("--shape", "length of each axis of the map", required=True)
-    numbers("--kernel-size", "window length", required=True)
-    numbers("--stride", "queries that share one window (default: 1)", default=[1])
-    numbers("--dilation", "distance of neighboring keys (default: 1)", default=[1])
-    parser.add_argument("--causal", action="store_true", help="causal on every axis")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--heads", type=int, default=2)
-    parser.add_argument("--heads-kv", type=int, help="heads of keys and values (default: --heads)")
+    numbers("--shape", "size of the feature map", required=True)
+    numbers("--kernel-size", "window size", required=True)
+    numbers("--stride", "number of queries that share a window (default: 1)", default=[1])
+    numbers("--dilation", "dilation of the window (default: 1)", default=[1])
+    parser.add_argument("--causal", action="store_true", help="causal attention on all axes")
+    parser.add_argument("--batch", type=int, default=1, help="batch size (default: 1)")
+    parser.add_argument("--heads", type=int, default=2, help="number of heads (default: 2)")
+    parser.add_argument("--heads-kv", type=int, help="number of heads of keys and values (default: --heads)")
     parser.add_argument("--dim", type=int, default=32, help="head dimension (default: 32)")
-    parser.add_argument("--rpb", action="store_true", help="with a relative position bias")
-    parser.add_argument("--dtype", choices=TYPES, default="fp32")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that can run but the definition")
-    parser.add_argument("--backward", action="store_true", help="time forward and backward together")
-    parser.add_argument("--rounds", type=int, default=15, help="visits to each backend, in turn (default: 15)")
-    parser.add_argument("--dry-run", action="store_true", help="list the tile shapes; run nothing")
+    parser.add_argument("--rpb", action="store_true", help="add a relative position bias")
+    parser.add_argument("--dtype", choices=TYPES, default="fp32", help="default: fp32")
+    parser.add_argument("--device", help="device (default: cuda if available, else cpu)")
+    parser.add_argument(
+        "--backends", nargs="+", metavar="NAME", help="backends to time (default: all available except reference)"
+    )
+    parser.add_argument("--backward", action="store_true", help="time forward and backward pass together")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds; each times all backends in turn (default: 15)")
+    parser.add_argument("--dry-run", action="store_true", help="list tile shapes without running kernels")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check and time, or list; returns 0."""
+    """Check and time the backends, or list tile shapes, and return 0."""
     require("rich")
     from rich.console import Console
 
@@ -60,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
     for name in ("shape", "kernel_size", "stride", "dilation"):
         values = getattr(args, name)
         if len(values) not in ((1, rank) if name != "shape" else (rank,)):
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option} has {len(values)} values; {args.op} takes one for each of {rank} axes")
+            raise ConfigError(f"`{name}` must have one value per axis ({rank} for {args.op}), got {len(values)}")
         setattr(args, name, tuple(values) if len(values) == rank else tuple(values) * rank)
     for name in ("batch", "heads", "dim", "rounds"):
-        if getattr(args, name) < (2 if name == "rounds" else 1):
-            raise ConfigError(f"--{name} {getattr(args, name)} is too small")
-    try:  # on no images at all: the operator itself says what does not fit
+        least = 2 if name == "rounds" else 1
+        if getattr(args, name) < least:
+            raise ConfigError(f"`{name}` must be at least {least}, got {getattr(args, name)}")
+    try:  # an empty batch runs the argument checks of the operator
         nothing = _inputs(args, 0, torch.device("cpu"))
         OPERATORS[args.op](**nothing, **_geometry(args), backend="torch")
     except ValueError as error:
@@ -91,8 +93,8 @@ def _list_tiles(args: argparse.Namespace, console: Any) -> None:
     dtype = TYPES[args.dtype]
     if dtype == torch.float64 or args.dim > backends.TRITON_HEAD_DIM:
         raise ConfigError(
-            f"the Triton kernels take no fp64 and head dimensions up to {backends.TRITON_HEAD_DIM}; "
-            f"--dtype {args.dtype} --dim {args.dim}"
+            f"the Triton kernels support fp32, bf16 and fp16 with `dim` up to {backends.TRITON_HEAD_DIM}, "
+            f"got {args.dtype} with `dim` {args.dim}"
         )
     rank = len(args.shape)
     geometry = Geometry.of(args.shape, args.kernel_size, args.stride, args.dilation, (args.causal,) * rank)
@@ -112,18 +114,18 @@ def _list_tiles(args: argparse.Namespace, console: Any) -> None:
                 str(tile.warps), str(tile.stages), "default" if index == 0 else "",
             )  # fmt: skip
         console.print(table)
-    console.print("step: how many of the halo are read at once; wasted: computed scores that a mask discards;")
-    console.print("KiB: shared memory, estimated.")
+    console.print("step: positions of the halo per inner step; wasted: fraction of computed scores that are masked;")
+    console.print("KiB: estimated shared memory.")
 
 
 def _attended(geometry: Geometry) -> float:
-    """Keys that a query attends to, on average."""
+    """Return the mean number of keys per query."""
     g = geometry
     return attended_pairs(g.lengths, g.kernel, g.stride, g.dilation, g.causal) / prod(g.lengths)
 
 
 def _chosen(args: argparse.Namespace, device: torch.device, console: Any) -> list[str]:
-    """The backends to time; says why the others cannot."""
+    """Return the backends to time, and print why others cannot run."""
     choices = backends.explain(args.op, device, TYPES[args.dtype], head_dim=args.dim)
     if args.backends:
         return [backends.select(args.op, device, TYPES[args.dtype], name, head_dim=args.dim) for name in args.backends]
@@ -163,7 +165,7 @@ def _step(args: argparse.Namespace, inputs: dict[str, Tensor], backend: str) -> 
 
 
 def _errors(args: argparse.Namespace, chosen: list[str], device: torch.device) -> tuple[str, dict[str, float]]:
-    """The oracle, and each backend's largest error on one image, relative to the largest entry of each result."""
+    """Return the backend compared to, and the maximum error of each backend relative to the largest output value."""
     inputs = _inputs(args, 1, device)
     oracle = "reference" if prod(args.shape) ** 2 * args.heads * 4 <= DENSE_BYTES else "torch"
     exact = {name: x.detach().to(torch.promote_types(x.dtype, torch.float32)) for name, x in inputs.items()}
@@ -177,7 +179,7 @@ def _errors(args: argparse.Namespace, chosen: list[str], device: torch.device) -
         )
         if not errors[backend] <= TOLERANCE[args.dtype]:
             raise BackendError(
-                f"backend {backend!r} differs from {oracle!r} by {errors[backend]:.1e}; nothing was timed"
+                f"backend {backend!r} differs from {oracle!r} by {errors[backend]:.1e}; no backend was timed"
             )
     return oracle, errors
 
@@ -209,7 +211,7 @@ def _time(args: argparse.Namespace, console: Any) -> None:
             times[name].append((_clock(device) - start) / repeats[name] * 1e3)
     best = min(statistics.median(values) for values in times.values())
     direction = "forward and backward" if args.backward else "forward"
-    table = Table("backend", "median ms", "quartiles ms", "times the best", f"error to {oracle}", title=direction)
+    table = Table("backend", "median ms", "quartiles ms", "relative to best", f"error vs. {oracle}", title=direction)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, values in times.items():

@@ -1,15 +1,14 @@
-"""List everything that is wrong with a config: names, arguments, paths, channels, classes. Trains nothing.
+"""Check a config without training: types, arguments, paths, channels and classes, then the data.
 
-The exit status is 0 for a sound config and 1 for one with problems, each on its own line with its dotted path.
-``train``, ``test`` and ``infer`` make the same check before they touch data. Of a sound config the data is read too:
-annotations, image files, and every index mask.
+Each problem is printed on one line with its config key; the exit status is then 1. train, test and infer run the same
+check of the config. If the config is valid, annotations, image files and all index masks are read.
 """
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of ``visionattn check``."""
     parser.add_argument("config", metavar="CONFIG", help="config file")
     parser.add_argument(
         "--cfg-options",
@@ -17,13 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="change keys of the config before the check, such as train_dataloader.batch_size=4",
+        help="override config keys, such as train_dataloader.batch_size=4",
     )
-    parser.add_argument("--model-only", action="store_true", help="leave the data out, such as before it is there")
+    parser.add_argument("--model-only", action="store_true", help="do not check the data")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check; returns 0, or raises an error with every problem."""
+    """Check a config and return 0.
+
+    Raises:
+        ConfigProblemsError: the config has problems.
+        DataError: the data has a problem.
+    """
     from visionattn.errors import require
 
     require("mmengine")
@@ -37,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
     build_on_meta(config, args.config)
     for line in [] if args.model_only else check_data(config, ("train", "val", "test")):
         print(line)
-    print(f"{args.config}: nothing wrong was found")
+    print(f"{args.config}: no problems found")
     return 0

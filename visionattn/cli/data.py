@@ -1,8 +1,7 @@
-"""Make the sample data, or fetch a public dataset, check it and convert it to COCO JSON or index masks.
+"""Create sample data, or download a public dataset, check it and convert it to COCO JSON or index masks.
 
-Without a NAME, the datasets are listed. Data goes to a cache folder ($VISIONATTN_CACHE, or
-~/.cache/visionattn) unless --out names another. The name "objects" cuts the objects out of scans that are there
-(--source), to be pasted into others while training.
+Without NAME, the datasets are listed. The default output folder is in $VISIONATTN_CACHE or ~/.cache/visionattn. The
+name "objects" creates a database of the objects in a LiDAR dataset (--source), for copy-paste augmentation.
 """
 
 import argparse
@@ -29,7 +28,7 @@ _MADE = {
     _FIGURES: build_moving_figures,
     _LIDAR: build_lidar_samples,
 }
-_OF_OBJECTS = ("source", "layout", "split", "classes")
+_OBJECT_OPTIONS = ("source", "layout", "split", "classes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,26 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", choices=names, help=", ".join(names))
     parser.add_argument(
         "--out", metavar="DIR", type=Path,
-        help="folder to make; of cityscapes, the unpacked set to convert; of objects, the .npz to write",
+        help="output folder; for cityscapes, the folder of the dataset; for objects, the .npz file",
     )  # fmt: skip
-    parser.add_argument("--archive", metavar="FILE", type=Path, help="use this downloaded .zip, not the network")
-    parser.add_argument("--url", metavar="URL", help="download the archive from here, such as a mirror")
-    parser.add_argument("--sha256", metavar="HEX", help="digest that the archive must have")
-    parser.add_argument("--source", metavar="DIR", type=Path, help="of objects: the training set")
-    parser.add_argument("--layout", choices=LAYOUTS, help="of objects: how the set is laid out (default: folder)")
-    parser.add_argument("--split", metavar="NAME", help="of objects: list of frames or scenes, or folder in --source")
+    parser.add_argument("--archive", metavar="FILE", type=Path, help="use a downloaded .zip file")
+    parser.add_argument("--url", metavar="URL", help="download the archive from this URL")
+    parser.add_argument("--sha256", metavar="HEX", help="expected SHA-256 of the archive")
+    parser.add_argument("--source", metavar="DIR", type=Path, help="objects: dataset folder")
+    parser.add_argument("--layout", choices=LAYOUTS, help="objects: layout of the dataset (default: folder)")
+    parser.add_argument("--split", metavar="NAME", help="objects: list of frames or scenes, or subfolder of --source")
     parser.add_argument(
-        "--classes", metavar="NAME", nargs="+", help="of objects: in the order of the labels (default: the set's)"
+        "--classes", metavar="NAME", nargs="+", help="objects: class names by label (default: those of the dataset)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """List, make, fetch or explain; returns 0."""
+    """Create, download or list datasets, and return 0."""
     if args.name is None:
         _list()
         return 0
     if args.name != _OBJECTS:
-        _refuse(args, _OF_OBJECTS)
+        _refuse(args, _OBJECT_OPTIONS)
     if args.name not in PUBLIC_SETS:
         options = ("archive", "url", "sha256") + (
             ("out",) if args.name in INSTRUCTIONS and args.name != _CITYSCAPES else ()
@@ -71,31 +70,31 @@ def run(args: argparse.Namespace) -> int:
         print(INSTRUCTIONS[args.name].text)
     elif args.name in _MADE:
         folder = _MADE[args.name](args.out)
-        print(f"{args.name}: {folder}\nsources and licences: {folder / 'README.txt'}")
+        print(f"{args.name}: {folder}\nsources and licenses: {folder / 'README.txt'}")
     else:
         if args.archive is not None and args.url is not None:
-            raise DataError("--archive and --url exclude each other; give one of them")
+            raise DataError("`archive` and `url` cannot be combined")
         folder, report = fetch_public(args.name, args.out, archive=args.archive, url=args.url, sha256=args.sha256)
         known = PUBLIC_SETS[args.name]
-        print(f"{args.name}: {folder}" + (" (was there already)" if report is None else ""))
+        print(f"{args.name}: {folder}" + (" (exists already)" if report is None else ""))
         if report is not None:
             print("images: " + ", ".join(f"{count} {split}" for split, count in report.images.items()))
             for note in report.notes:
                 print(f"note: {note}")
-        print(f"split: {known.split}\nlicence: {known.licence}\nsource: {known.source}")
+        print(f"split: {known.split}\nlicense: {known.licence}\nsource: {known.source}")
     return 0
 
 
 def _refuse(args: argparse.Namespace, options: tuple[str, ...]) -> None:
     for option in options:
         if getattr(args, option) is not None:
-            raise DataError(f"--{option} does not apply to {args.name!r}; leave it out")
+            raise DataError(f"`{option}` does not apply to {args.name!r}")
 
 
 def _cut_objects(args: argparse.Namespace) -> None:
     for option in ("source", "out"):
         if getattr(args, option) is None:
-            raise DataError(f"objects needs --{option}")
+            raise DataError(f"objects requires `{option}`")
     database = build_object_database(args.out, args.layout or "folder", args.source, args.split, args.classes)
     counts = [f"{int((database.labels == label).sum())} {name}" for label, name in enumerate(database.classes)]
     print(f"objects: {args.out}\n{', '.join(counts)}; {len(database.points)} points")
@@ -112,16 +111,16 @@ def _convert_cityscapes(folder: Path) -> None:
 
 
 def _list() -> None:
-    print("Made here, without a network:")
+    print("Created on this machine, without a download:")
     _row(_SAMPLES, "20 MB", "CC BY 2.0 (photographs)", "handwritten digits drawn on photographs: boxes, masks")
-    _row(_SINGLE, "15 MB", "CC BY 2.0 (photographs)", "one digit a picture, for localization from image labels")
-    _row(_FIGURES, "60 MB", "drawn, no sources", "clips of moving figures with key points, for pose-aware models")
-    _row(_LIDAR, "117 MB", "none: nothing was recorded", "scans of random streets by a simulated LiDAR: 3-D boxes")
-    _row(_OBJECTS, "", "that of the scans", "objects cut out of scans that you have, to paste into others")
-    print("Fetched, checked and converted:")
+    _row(_SINGLE, "15 MB", "CC BY 2.0 (photographs)", "one digit per image, for localization from image labels")
+    _row(_FIGURES, "60 MB", "no sources, drawn", "clips of moving figures with keypoints, for pose-aware models")
+    _row(_LIDAR, "117 MB", "no sources, simulated", "simulated LiDAR scans of random streets with 3-D boxes")
+    _row(_OBJECTS, "", "that of the dataset", "database of the objects in a LiDAR dataset, for copy-paste augmentation")
+    print("Downloaded, checked and converted:")
     for known in PUBLIC_SETS.values():
         _row(known.name, known.size, known.licence, known.what)
-    print("Explained, to be fetched by hand:")
+    print("Instructions for a manual download:")
     for known in INSTRUCTIONS.values():
         _row(known.name, known.size, known.licence, known.what)
 

@@ -1,6 +1,6 @@
-"""Show what this machine has: versions, devices, and which implementation of each operator would run, and why.
+"""Show package versions, devices, and the backend that each operator uses on this machine, with reasons.
 
-Reads only; the exit status is 0 even where something is missing, for the table says what and how to get it.
+The exit status is 0 even if packages are missing; the table then shows how to install them.
 """
 
 import argparse
@@ -26,14 +26,14 @@ ONE_OF = {"mmcv": "mmcv-lite", "mmcv-lite": "mmcv"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("--json", action="store_true", help="print JSON, not tables")
+    """Add the arguments of ``visionattn doctor``."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look and print; returns 0."""
+    """Print the report and return 0."""
     if not args.json:
-        require("rich")  # before the seconds that OpenMMLab takes to import
+        require("rich")  # before importing OpenMMLab, which takes seconds
     record = examine()
     if args.json:
         print(json.dumps(record, indent=2))
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that is shown, as plain values."""
+    """Return the report as JSON values."""
     return {
         "visionattn": __version__,
         "python": platform.python_version(),
@@ -57,7 +57,7 @@ def examine() -> dict[str, Any]:
 
 
 def _packages() -> list[dict[str, str | None]]:
-    """Each package with its version, what this one requires of it, and what is wrong."""
+    """Return name, version, required version and problem of each package."""
     wanted = _requirements()
     found = {name: _version(name) for name in PACKAGES}
     rows = []
@@ -66,11 +66,11 @@ def _packages() -> list[dict[str, str | None]]:
         problem = None
         if version is None:
             if found.get(ONE_OF.get(name, "")):
-                continue  # the other one of two that exclude each other
+                continue  # only one of the two is needed
             if needed is not None:
                 problem = f"not installed; run: pip install '{_extra_of(name)}'"
         elif needed is not None and version not in needed:
-            problem = f"not a version that was tried; run: pip install '{name}{needed}'"
+            problem = f"untested version; run: pip install '{name}{needed}'"
         rows.append({"name": name, "version": version, "needed": str(needed or "") or None, "problem": problem})
     return rows
 
@@ -83,7 +83,7 @@ def _version(name: str) -> str | None:
 
 
 def _requirements() -> dict[str, Any]:
-    """Version ranges by package, as this package declares them; empty where it runs without being installed."""
+    """Return the version ranges that visionattn requires, by package; empty if it is not installed."""
     requirement = require("packaging.requirements").Requirement
     try:
         lines = importlib.metadata.requires("visionattn") or []
@@ -124,7 +124,7 @@ def _cpu_name() -> str:
 
 
 def _operators() -> list[dict[str, Any]]:
-    """For each operator, kind of device and type of number: the backend that runs, and why others do not."""
+    """Return the selected backend and the reasons against others for each operator, device type and dtype."""
     kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return [_choice(op, device, dtype) for op in backends.OPERATORS for device in kinds for dtype in backends.DTYPES]
 
@@ -133,7 +133,7 @@ def _choice(op: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
     choices = backends.explain(op, device, dtype)
     try:
         uses, problem = backends.select(op, torch.device(device), dtype), None
-    except BackendError as error:  # VISIONATTN_BACKEND names one that cannot run
+    except BackendError as error:  # the backend in VISIONATTN_BACKEND cannot run
         uses, problem = None, str(error)
     others = {}
     for choice in choices:
@@ -145,15 +145,15 @@ def _choice(op: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
 
 def _why_unused(backend: str, device: str) -> str:
     if backend == "reference":
-        return "the plain definition, for tests; runs only when named"
+        return "reference implementation for tests; runs only if selected"
     if backend == "triton" and device != "cuda":
-        return "only in Triton's interpreter, for tests; runs only when named"
+        return "Triton interpreter, for tests; runs only if selected"
     named = os.environ.get("VISIONATTN_BACKEND")
-    return f"could run, but VISIONATTN_BACKEND={named} is set" if named else "could run; another one is faster"
+    return f"available, but VISIONATTN_BACKEND={named} is set" if named else "available, but slower"
 
 
 def _mmcv_operators() -> dict[str, Any]:
-    """Whose operators mmdet and mmseg would call."""
+    """Return the provider of the mmcv operators that mmdet and mmseg call."""
     try:
         from visionattn.engine.compat import ops
     except VisionattnError as error:
@@ -162,7 +162,7 @@ def _mmcv_operators() -> dict[str, Any]:
         return {"provider": "mmcv", "detail": "compiled operators of the installed mmcv"}
     from visionattn.engine.compat.ops.module import OPERATORS
 
-    detail = f"no compiled mmcv here; {len(OPERATORS)} functions on torchvision and PyTorch stand in for it"
+    detail = f"no compiled mmcv; {len(OPERATORS)} operators are provided with torchvision and PyTorch"
     return {"provider": "visionattn", "detail": detail}
 
 
@@ -178,19 +178,19 @@ def _print(record: dict[str, Any]) -> None:
         line = f"{device['device']}: {device['name']}, {device['detail']}"
         console.print(line, markup=False, soft_wrap=True)
     if len(record["devices"]) == 1:
-        console.print("no CUDA device that this PyTorch can use", soft_wrap=True)
+        console.print("no CUDA device available to PyTorch", soft_wrap=True)
     problems = any(row["problem"] for row in record["packages"])
     table = Table("package", "version", "needed", *(["problem"] if problems else []))
     for row in record["packages"]:
         cells = (row["name"], row["version"] or "-", row["needed"] or "", row["problem"] or "")
         table.add_row(*(Text(cell, overflow="fold") for cell in cells[: len(table.columns)]))
     console.print(table)
-    table = Table("operator", "device", "types", "runs on", "why not the others")
+    table = Table("operator", "device", "dtypes", "backend", "other backends")
     for column in table.columns[:4]:
         column.no_wrap = True
     for row in _merged(record["operators"]):
         others = "\n".join(f"{name}: {reason}" for name, reason in row["others"].items())
-        runs_on = row["uses"] or "nothing"
+        runs_on = row["uses"] or "none"
         if row["problem"]:
             others = f"{row['problem']}\n{others}"
         cells = ("\n".join(row["operators"]), row["device"], "\n".join(row["dtypes"]), runs_on, others)
@@ -201,12 +201,12 @@ def _print(record: dict[str, Any]) -> None:
 
 
 def _merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for all types and operators of which the same is true."""
+    """Merge rows of dtypes and operators with equal results."""
     merged: list[dict[str, Any]] = []
     by_operator: dict[tuple, dict[str, Any]] = {}
     for row in rows:
-        said = (row["device"], row["uses"], row["problem"], tuple(row["others"].items()))
-        by_operator.setdefault((row["operator"], *said), {**row, "dtypes": []})["dtypes"].append(row["dtype"])
+        shared = (row["device"], row["uses"], row["problem"], tuple(row["others"].items()))
+        by_operator.setdefault((row["operator"], *shared), {**row, "dtypes": []})["dtypes"].append(row["dtype"])
     for row in by_operator.values():
         same = ("device", "dtypes", "uses", "others") if row["uses"] else ("operator",)
         twin = next((m for m in merged if all(m[key] == row[key] for key in same)), None)

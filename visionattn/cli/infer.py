@@ -1,62 +1,58 @@
 """Run a trained model on images, folders, globs, videos or point clouds, and write overlays and predictions.json.
 
-An input that cannot be read is reported and passed over, and the exit status is then 1.
+Inputs that cannot be read are reported and skipped; the exit status is then 1.
 """
 
 import argparse
+import dataclasses
 import sys
 import time
 import warnings
 from pathlib import Path
 
 from visionattn.errors import ConfigError, DataError, require
-from visionattn.io.inputs import MAX_PIXELS, Source, find_inputs
+from visionattn.io.images import MAX_PIXELS
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``visionattn infer``."""
+    """Add the arguments of ``visionattn infer``, those of every job included."""
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="an image, a folder (searched to any depth), a glob in quotes, a video, or a point cloud "
+        help="an image, a folder (searched recursively), a glob in quotes, a video, or a point cloud "
         "(.bin .pcd .npy .npz) for models of those",
     )
-    model = parser.add_argument_group("the model: a run's folder, or a config and a checkpoint")
-    model.add_argument("--run", metavar="WORK_DIR", help="the folder that training wrote; its best checkpoint")
+    model = parser.add_argument_group("model", "a training run, or a config and a checkpoint")
+    model.add_argument("--run", metavar="WORK_DIR", help="folder of a training run; uses its best checkpoint")
     model.add_argument("--config", metavar="FILE", help="config file, with --checkpoint")
     model.add_argument("--checkpoint", metavar="FILE", help="weights, with --config")
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the results (default: outputs/infer/<model>-<date>-<time>)"
     )
     parser.add_argument(
-        "--score-thr", type=float, default=0.3, metavar="S", help="leave out boxes below it (default: 0.3)"
+        "--score-thr", type=float, default=0.3, metavar="S", help="discard detections with a lower score (default: 0.3)"
     )
     parser.add_argument("--tile", type=int, metavar="N", help="cut images larger than N pixels into tiles of that side")
     parser.add_argument(
         "--overlap",
         type=int,
         metavar="N",
-        help="pixels that tiles share; objects larger than that are put together from pieces (default: a quarter tile)",
+        help="overlap of tiles in pixels; larger objects are merged from their parts (default: a quarter tile)",
     )
-    parser.add_argument("--tta", action="store_true", help="look at mirrored images too, and merge")
+    parser.add_argument("--tta", action="store_true", help="also predict on mirrored images, and merge")
     parser.add_argument(
         "--scales",
         type=float,
         nargs="+",
         default=[1.0],
         metavar="S",
-        help="look at images at these multiples of the usual size, and merge, such as 0.75 1 1.25 (default: 1)",
+        help="predict at these multiples of the test size and merge, such as 0.75 1 1.25 (default: 1)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="images at a time, if of one size (default: 8)"
-    )
-    parser.add_argument(
-        "--points",
-        metavar="PATH",
-        help="key points of videos, for models of actions: a file, or a folder with files named as the videos",
+        "--batch-size", type=int, default=8, metavar="N", help="images of one size per forward pass (default: 8)"
     )
     parser.add_argument(
         "--device", metavar="D", help="cpu, cuda or cuda:N (default: the first GPU if there is one, else cpu)"
@@ -66,84 +62,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=MAX_PIXELS,
         metavar="N",
-        help=f"refuse images with more pixels, before decoding them (default: {MAX_PIXELS:,})",
+        help=f"reject images with more pixels before decoding them (default: {MAX_PIXELS:,})",
     )
-    clouds = parser.add_argument_group("point clouds")
-    clouds.add_argument("--html", action="store_true", help="also write a page for each, to look at it from all sides")
-    clouds.add_argument("--columns", type=int, metavar="N", help="of .bin files, where neither size nor JSON tells")
-    clouds.add_argument(
-        "--intensity-max",
-        type=float,
-        default=1.0,
-        metavar="I",
-        help="intensity that becomes 1, of files without a JSON file beside them (default: 1; nuScenes: 255)",
-    )
+    for job in _jobs():
+        job.add_arguments(parser)
+
+
+def _jobs() -> list:
+    """Return every job, or none without OpenMMLab, whose absence `run` reports."""
+    try:
+        import visionattn.openmmlab  # noqa: F401  the import adds the jobs
+    except ImportError:
+        return []
+    from visionattn.inference.job import jobs
+
+    return jobs()
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict on the inputs and return the exit status: 0, or 1 if an input could not be read."""
+    """Predict on the inputs and return the exit status, which is 1 if an input could not be read."""
     _check_model_arguments(args)
-    require("mmengine")  # before anything takes time
+    require("mmengine")  # before anything that takes time
     from visionattn.engine.config.checks import check_config
-    from visionattn.engine.model import config_for
-    from visionattn.heads.lidar.mmlab.predict import is_point_config
+    from visionattn.engine.model import config_for, model_class
     from visionattn.inference.files import plan_files, predict_files
-    from visionattn.inference.predictor import Options, Predictor, pick_device
+    from visionattn.inference.job import job_of
+    from visionattn.inference.options import Options, pick_device, split_options
+    from visionattn.inference.predictor import Predictor
+    from visionattn.io.console import progress_bar
 
-    options = Options(
-        score_thr=args.score_thr,
-        batch_size=args.batch_size,
-        tile=args.tile,
-        overlap=args.overlap,
-        tta=args.tta,
-        scales=tuple(args.scales),
-        max_pixels=args.max_pixels,
-        points=args.points,
-    )
     device = pick_device(args.device)
     out = _out_folder(args)
+    common = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
+    Options(**common)  # reports a value out of range before the config is read
     config, checkpoint = _model_files(args)
     loaded_config = config_for(config, checkpoint)
     check_config(loaded_config, ())
-    if is_point_config(loaded_config):
-        from visionattn.heads.lidar.command import run_points
-
-        return run_points(args, loaded_config, (config, checkpoint), device, out)
-    sources = find_inputs(args.inputs, exclude=out)
+    job = job_of(model_class(loaded_config), loaded_config)
+    options = common | _own_options(args, job)
+    split_options(options, job.OwnOptions)
+    sources = job.find(args.inputs, exclude=out)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # OpenMMLab's, of its own deprecated names
-        predictor = Predictor(loaded_config, checkpoint, device, **vars(options))
+        warnings.simplefilter("ignore")  # deprecation warnings of OpenMMLab
+        predictor = Predictor(loaded_config, checkpoint, device, **options)
     plan = plan_files(sources, out)
-    about = {
-        "config": str(config),
-        "checkpoint": str(checkpoint),
-        "task": predictor.task,
-        "device": str(device),
-    }
+    about = {"config": str(config), "checkpoint": str(checkpoint), "task": job.name, "device": str(device)}
     start = time.perf_counter()
-    with progress_bar() as progress:
-        task = progress.add_task("predicting", total=_count_work(sources))
+    with progress_bar(job.noun) as progress:
+        bar = progress.add_task("predicting", total=_count_work(sources, job))
         summary = predict_files(
             predictor,
             plan,
             about,
-            on_progress=lambda count: progress.advance(task, count),
+            on_progress=lambda count: progress.advance(bar, count),
             on_error=lambda line: progress.console.print(f"skipped: {line}", markup=False, soft_wrap=True),
         )
-        progress.update(task, total=progress.tasks[0].completed)  # a video's number of frames is an estimate
-    _print_summary(summary, predictor, out, time.perf_counter() - start)
+        progress.update(bar, total=progress.tasks[0].completed)  # the frame count of a video is an estimate
+    _print_summary(summary, predictor.job, out, time.perf_counter() - start)
     return 1 if summary.failed else 0
+
+
+def _own_options(args: argparse.Namespace, job) -> dict:
+    """Return the options of the model's job.
+
+    Raises:
+        ConfigError: an option of another job was given.
+    """
+    own = {field.name for field in dataclasses.fields(job.OwnOptions)}
+    for other in _jobs():
+        for field in dataclasses.fields(other.OwnOptions):
+            if field.name not in own and getattr(args, field.name) != field.default:
+                raise ConfigError(f"`{field.name}` is an option of {other.name} models; this is a {job.name} model")
+    return {name: getattr(args, name) for name in own}
 
 
 def _check_model_arguments(args: argparse.Namespace) -> None:
     given = [name for name in ("config", "checkpoint") if getattr(args, name) is not None]
     if args.run is not None and given:
-        raise ConfigError(f"--run names a config and a checkpoint itself; leave out --{given[0]}, or --run")
+        raise ConfigError(f"`run` includes a config and a checkpoint; remove `{given[0]}`, or `run`")
     if args.run is None and not given:
-        raise ConfigError("no model was named; give --run WORK_DIR, or --config FILE and --checkpoint FILE")
+        raise ConfigError("no model given; give `run`, or `config` and `checkpoint`")
     if len(given) == 1:
         other = "checkpoint" if given[0] == "config" else "config"
-        raise ConfigError(f"--{given[0]} needs --{other} beside it")
+        raise ConfigError(f"`{given[0]}` requires `{other}`")
 
 
 def _model_files(args: argparse.Namespace) -> tuple[Path, Path]:
@@ -160,80 +161,37 @@ def _out_folder(args: argparse.Namespace) -> Path:
         return Path("outputs", "infer", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     out = Path(args.out)
     if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out}: is a file; name a folder")
+        raise DataError(f"`out` {out}: is a file; give a folder")
     return out
 
 
-def _count_work(sources: list[Source]) -> int:
-    """Images, and frames as far as videos tell their number."""
-    total = sum(not source.is_video for source in sources)
-    for source in sources:
-        if source.is_video:
-            from visionattn.inference.video import VideoReader
+def _count_work(sources: list, job) -> int:
+    """Return the number of inputs, and of the frames of videos as far as the files state it."""
+    videos = [] if job.accepts_video else [source for source in sources if source.is_video]
+    total = len(sources) - len(videos)
+    for source in videos:
+        from visionattn.inference.video import VideoReader
 
-            try:
-                with VideoReader(source.path) as video:
-                    total += video.frames
-            except DataError:  # reported when its turn comes
-                pass
+        try:
+            with VideoReader(source.path) as video:
+                total += video.frames
+        except DataError:  # reported when the file is read
+            pass
     return total
 
 
-def progress_bar(what: str = "images"):
-    """A progress bar with rate and time left on standard error; without a terminal only its last state."""
-    require("rich")
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
+def _print_summary(summary, job, out: Path, elapsed: float) -> None:
+    from visionattn.io.console import count_of
 
-    class Rate(ProgressColumn):
-        def render(self, task):
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.1f} {what}/s")
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(stderr=True),
-    )
-
-
-def _print_summary(summary, predictor, out: Path, elapsed: float) -> None:
-    pictures = summary.images + summary.frames
-    parts = [count_of(summary.images, "image")]
+    parts = [count_of(summary.inputs, job.noun)]
     if summary.videos:
         parts.append(f"{count_of(summary.videos, 'video')} with {count_of(summary.frames, 'frame')}")
     if summary.failed:
         parts.append(f"{count_of(len(summary.failed), 'input')} failed")
     print(", ".join(parts))
-    if predictor.task == "forgery":
-        print(f"forged: {summary.found['forged']} of {pictures} by the score of the whole picture")
-    elif predictor.task == "action":
-        print("actions: " + (", ".join(f"{name} {count}" for name, count in summary.found.most_common()) or "none"))
-    elif predictor.task == "semantic":
-        shares = {name: value / max(1, pictures) for name, value in summary.found.most_common()}
-        print("pixels: " + (", ".join(f"{name} {share:.1%}" for name, share in shares.items()) or "none"))
+    print(job.summary(summary.tally))
+    if total := summary.tally.inputs:
+        print(f"time: {summary.seconds / total * 1000:.0f} ms per {job.noun}, {elapsed:.1f} s in total")
     else:
-        found = ", ".join(f"{name} {count}" for name, count in summary.found.most_common())
-        total = sum(summary.found.values())
-        thr = predictor.options.score_thr
-        print(f"detections: {total}{f' ({found})' if found else ''}, score at least {thr:g}")
-    if pictures:
-        print(f"time: {summary.seconds / pictures * 1000:.0f} ms per image in the model, {elapsed:.1f} s in all")
-    else:
-        print("error: not one of the inputs could be read", file=sys.stderr)
+        print("error: none of the inputs could be read", file=sys.stderr)
     print(f"results: {out}")
-
-
-def count_of(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

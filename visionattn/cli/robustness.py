@@ -1,4 +1,4 @@
-"""The part of ``visionattn test --robustness`` that a person sees."""
+"""Console output of ``visionattn test --robustness``."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,14 @@ from typing import Any
 
 
 def run_ladders(config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Sequence[str]) -> int:
-    """Test every level of the ladders (all without ``kinds``), print a table, write the curves; returns 0."""
+    """Evaluate all levels of degradation, print a table, write the curves and return 0.
+
+    Args:
+        config: loaded config.
+        checkpoint: weights file.
+        out: output folder.
+        kinds: keys of `visionattn.data.degrade.LADDERS`; empty means all.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -23,7 +30,7 @@ def run_ladders(config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Se
 
     files = measure_ladders(config, checkpoint, out, kinds or tuple(LADDERS), show)
     names = [n for n in CURVES if n in rows[0][2]] or list(rows[0][2])[:4]
-    table = Table("pictures", "level", *names)
+    table = Table("degradation", "level", *names)
     for kind, level, metrics in rows:
         values = [f"{metrics[n]:.3f}" if n in metrics else "-" for n in names]
         table.add_row(kind, "" if kind == "clean" else f"{level:g}", *values)

@@ -1,8 +1,7 @@
-"""Count the tiles that neighborhood attention visits, and bound its speed-up over dense attention. Runs no kernel.
+"""Count the tiles that neighborhood attention visits, and compute bounds of its speed-up over dense attention.
 
-Lists take one value for all axes, or one per axis. Tiles are boxes of positions; their products are the tile sizes
-of a kernel, such as 128 queries (16 8) by 128 keys (16 8). Model: generalized neighborhood attention,
-arXiv 2504.16922.
+No kernel is run. Lists take one value for all axes, or one per axis. The size of a tile is the product of its sides:
+128 queries for --q-tile 16 8. Performance model: generalized neighborhood attention, arXiv 2504.16922.
 """
 
 import argparse
@@ -25,35 +24,41 @@ def _flag(text: str) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of ``visionattn simulate``."""
 
     def numbers(name: str, text: str, **options: Any) -> None:
         parser.add_argument(name, type=int, nargs="+", metavar="N", help=text, **options)
 
-    numbers("--shape", "length of each axis of the map, 1 to 3 axes", required=True)
-    numbers("--window", "window length", required=True)
-    numbers("--stride", "queries that share one window (default: 1)", default=[1])
-    numbers("--dilation", "distance of neighboring keys (default: 1)", default=[1])
+    numbers("--shape", "size of the feature map, 1 to 3 axes", required=True)
+    numbers("--window", "window size", required=True)
+    numbers("--stride", "number of queries that share a window (default: 1)", default=[1])
+    numbers("--dilation", "dilation of the window (default: 1)", default=[1])
     parser.add_argument(
-        "--causal", type=_flag, nargs="*", default=[False], metavar="BOOL", help="causal axes (alone: all of them)"
+        "--causal",
+        type=_flag,
+        nargs="*",
+        default=[False],
+        metavar="BOOL",
+        help="causal attention per axis; without a value, on all axes",
     )
-    numbers("--q-tile", "queries of a tile")
-    numbers("--kv-tile", "keys of a tile")
+    numbers("--q-tile", "query tile")
+    numbers("--kv-tile", "key tile")
     parser.add_argument(
-        "--dynamic", action="store_true", help="key tiles start at the first key needed, not at multiples of the tile"
+        "--dynamic",
+        action="store_true",
+        help="start key tiles at the first key needed instead of at multiples of the tile",
     )
     parser.add_argument(
         "--mask-overhead",
         type=float,
         default=MASK_OVERHEAD,
         metavar="X",
-        help="extra time of a masked tile over an unmasked one, as a share, for the achievable speed-up "
-        f"(default: {MASK_OVERHEAD})",
+        help=f"relative extra time of a masked tile, for the achievable speed-up (default: {MASK_OVERHEAD})",
     )
     parser.add_argument(
         "--search",
         choices=("stride", "tile"),
-        help="find the strides that make the case fully block-sparse, or the tile shapes with the best bound",
+        help="search the strides that are fully block-sparse, or the tile shapes with the best bound",
     )
     numbers("--q-sizes", "query tile sizes for --search tile (default: 64 128 256)")
     numbers("--kv-sizes", "key tile sizes for --search tile (default: 64 128)")
@@ -61,13 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plot",
         type=Path,
         metavar="FILE",
-        help="draw the visited tiles (.png, .pdf or .svg); after a search, its best",
+        help="draw the visited tiles of the (best) case to a .png, .pdf or .svg file",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, not tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count, search, print, draw; returns 0."""
+    """Count tiles, search, print and draw, and return 0."""
     require("rich")
     _check(args)
     try:
@@ -89,22 +94,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.search != "tile":
-        for name, value in (("--q-sizes", args.q_sizes), ("--kv-sizes", args.kv_sizes)):
-            if value is not None:
-                raise ConfigError(f"{name} needs --search tile; without it give --q-tile and --kv-tile")
-        for name, value in (("--q-tile", args.q_tile), ("--kv-tile", args.kv_tile)):
-            if value is None:
-                raise ConfigError(f"{name} is missing; give it, or let --search tile find one")
+        for name in ("q_sizes", "kv_sizes"):
+            if getattr(args, name) is not None:
+                raise ConfigError(f"`{name}` requires `search` tile; otherwise set `q_tile` and `kv_tile`")
+        for name in ("q_tile", "kv_tile"):
+            if getattr(args, name) is None:
+                raise ConfigError(f"`{name}` is required unless `search` is tile")
     elif (args.q_tile is None) != (args.kv_tile is None):
-        raise ConfigError("--q-tile and --kv-tile belong together; give both or neither")
+        raise ConfigError("`q_tile` and `kv_tile` must be set together")
     if not (math.isfinite(args.mask_overhead) and args.mask_overhead >= 0):
-        raise ConfigError(f"--mask-overhead {args.mask_overhead} must be a finite number of at least 0")
+        raise ConfigError(f"`mask_overhead` must be a finite number of at least 0, got {args.mask_overhead}")
     if args.plot is not None and args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"--plot {args.plot} must end in .png, .pdf or .svg")
+        raise ConfigError(f"`plot` must end in .png, .pdf or .svg, got {args.plot}")
 
 
 def _compute(args: argparse.Namespace) -> tuple[Simulation | None, StrideSearch | None, list[Simulation]]:
-    """The case as given, if it names tiles; what a search of strides found; the cases that a search found."""
+    """Return the given case (None without tiles), the result of a stride search (or None), and the cases found."""
     shape, window, stride, dilation = (tuple(x) for x in (args.shape, args.window, args.stride, args.dilation))
     causal = tuple(args.causal) or (True,)
     case = None
@@ -169,7 +174,7 @@ def _print(
     if strides is not None:
         console.print(_stride_table(case, strides))
         if strides.smallest is None:
-            console.print("No stride makes the case fully block-sparse; below, the one that visits fewest tiles.")
+            console.print("No stride is fully block-sparse; the stride with the fewest visited tiles is shown below.")
         columns = {f"stride {by(case.pattern.stride)}\n(given)": case}
         columns[f"stride {by(found[0].pattern.stride)}\n(found)"] = found[0]
         console.print(_case_table(columns, args.mask_overhead))
@@ -195,12 +200,15 @@ def _case_table(columns: dict[str, Simulation], mask_overhead: float) -> Any:
     row("tiles visited", lambda case: f"{case.visited_tiles:,}")
     row("  full, no mask", lambda case: f"{case.full_tiles:,}")
     row("  partial, masked", lambda case: f"{case.partial_tiles:,}")
-    row("computed scores that count", lambda case: f"{case.density:.1%}")
-    row("speed-up, bound by FLOPs", lambda case: f"{case.flop_bound:.2f}x")
-    row("speed-up, bound by tiles", lambda case: f"{case.speedup_bound:.2f}x")
+    row("computed scores not masked", lambda case: f"{case.density:.1%}")
+    row("speed-up bound (FLOPs)", lambda case: f"{case.flop_bound:.2f}x")
+    row("speed-up bound (tiles)", lambda case: f"{case.speedup_bound:.2f}x")
     if any(case.flat_dense_tiles != case.dense_tiles for case in columns.values()):
-        row("  if dense runs on the flat map", lambda case: f"{case.flat_speedup_bound:.2f}x")
-    row(f"speed-up if masks cost {mask_overhead:.0%}", lambda case: f"{case.achievable_speedup(mask_overhead):.2f}x")
+        row("  over dense attention on the flat map", lambda case: f"{case.flat_speedup_bound:.2f}x")
+    row(
+        f"speed-up with mask overhead {mask_overhead:.0%}",
+        lambda case: f"{case.achievable_speedup(mask_overhead):.2f}x",
+    )
     row("fully block-sparse", lambda case: "yes" if case.fully_block_sparse else "no")
     return table
 
@@ -212,19 +220,19 @@ def _stride_table(case: Simulation, strides: StrideSearch) -> Any:
     for axis, (found, best) in enumerate(zip(strides.block_sparse, strides.best, strict=True)):
         listed = [str(stride) for stride in found]
         if len(listed) > 10:
-            listed = [*listed[:6], "...", listed[-1], f"({len(listed)} of them)"]
+            listed = [*listed[:6], "...", listed[-1], f"({len(listed)} in total)"]
         table.add_row(str(axis), " ".join(listed) or _why_none(case, axis), str(best))
     return table
 
 
 def _why_none(case: Simulation, axis: int) -> str:
-    """Why no stride makes an axis fully block-sparse."""
+    """Return the reason why no stride makes an axis fully block-sparse."""
     window, tile = case.pattern.window[axis], case.tiling.key[axis]
     if case.pattern.causal[axis] and case.tiling.query[axis] > 1:
-        return "none: the queries of a tile on a causal axis differ in their last key"
+        return "none: on a causal axis, the queries of a tile have different last keys"
     if window % tile:
         return f"none: the window {window} is not a multiple of the key tile {tile}"
-    return "none: no stride puts all windows on borders of key tiles"
+    return "none: no stride aligns all windows with key tiles"
 
 
 def _tile_table(found: list[Simulation], mask_overhead: float) -> Any:
@@ -233,7 +241,7 @@ def _tile_table(found: list[Simulation], mask_overhead: float) -> Any:
     from visionattn.cli.simulate_plot import by
 
     names = ("query tile", "key tile", "visited", "full", "bound", "achievable", "block-sparse")
-    table = Table(*names, title="best shapes, against dense attention on the flat map", title_justify="left")
+    table = Table(*names, title="best tile shapes, compared to dense attention on the flat map", title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"
     for case in found:

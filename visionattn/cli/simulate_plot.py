@@ -1,4 +1,4 @@
-"""The picture of ``visionattn simulate``: which key tiles are skipped, visited with a mask, visited without one."""
+"""Plot of ``visionattn simulate``: key tiles that are skipped, visited with a mask, or visited without a mask."""
 
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ __all__ = ["axis_states", "by", "draw", "pattern_text", "tiling_text"]
 COLORS = {SKIPPED: "#e8ebee", PARTIAL: "#f0a030", FULL: "#2a62a8"}
 QUERIES = "#d6203a"
 LABELS = {SKIPPED: "skipped", PARTIAL: "partial: needs a mask", FULL: "full: no mask"}
-MOST = 1024  # rows or columns that one panel can show
+MOST = 1024  # maximum number of rows or columns in a panel
 
 
 def by(values: tuple[int, ...]) -> str:
-    """``(16, 8)`` as ``16x8``."""
+    """Format ``(16, 8)`` as ``16x8``."""
     return "x".join(map(str, values))
 
 
 def pattern_text(case: Simulation, stride: bool = True) -> str:
-    """The pattern of a case in words, on one line."""
+    """Describe the attention pattern of a case on one line."""
     p = case.pattern
     text = f"map {by(p.shape)}, window {by(p.window)}" + (f", stride {by(p.stride)}" if stride else "")
     if any(d > 1 for d in p.dilation):
@@ -44,17 +44,17 @@ def pattern_text(case: Simulation, stride: bool = True) -> str:
 
 
 def tiling_text(tiling: Tiling) -> str:
-    """The tiles of a case in words."""
+    """Describe the tiles of a case on one line."""
     return f"query tile {by(tiling.query)}, {'dynamic ' if tiling.dynamic else ''}key tile {by(tiling.key)}"
 
 
 def axis_states(case: Simulation, axis: int, rows: np.ndarray, group: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """State of the key tile that holds a key, for query tiles of one axis.
+    """Return the state of the key tile of each key, for query tiles of one axis.
 
     Args:
-        rows: query tiles, as indices into `kernels.simulate.axis_tiles`.
+        rows: query tiles, as indices into the result of `visionattn.kernels.simulator.simulate.axis_tiles`.
         group: dilation group of each key.
-        key: in-group position of each key.
+        key: position of each key in its group.
 
     Returns:
         ``[rows, keys]``, uint8: `SKIPPED`, `PARTIAL` or `FULL`.
@@ -70,15 +70,20 @@ def axis_states(case: Simulation, axis: int, rows: np.ndarray, group: np.ndarray
 
 
 def draw(case: Simulation, path: Path, mask_overhead: float) -> None:
-    """Draw the tiles of a case into an image file.
+    """Draw the tiles of a case to an image file.
 
-    One panel maps every query tile against every key tile; where key tiles have no common grid (dynamic ones) or are
-    too many, there is one panel per axis instead. Another shows what the middle query tile visits on the map.
+    One panel shows all query tiles against all key tiles; if key tiles have no common grid (dynamic tiles) or are too
+    many, there is one panel per axis instead. The last panel shows the tiles that the middle query tile visits.
+
+    Args:
+        case: the simulated case.
+        path: .png, .pdf or .svg file.
+        mask_overhead: relative extra time of a masked tile, for the title.
 
     Raises:
-        ConfigError: if the file cannot be written.
+        ConfigError: the file cannot be written.
     """
-    figure_module = require("matplotlib.figure")  # no pyplot: needs no screen and no global state
+    figure_module = require("matplotlib.figure")  # without pyplot, which has global state
     patch = require("matplotlib.patches").Patch
     rank = len(case.pattern.shape)
     by_axis = case.tiling.dynamic or max(case.query_tiles, case.key_tiles) > MOST
@@ -102,23 +107,23 @@ def draw(case: Simulation, path: Path, mask_overhead: float) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise ConfigError(f"--plot {path} cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"`plot` {path}: cannot be written ({error.strerror or error})") from error
 
 
 def _title(case: Simulation, mask_overhead: float) -> str:
     share = f"{case.visited_tiles:,} of {case.dense_tiles:,} tiles visited, {case.full_tiles:,} of them full"
-    speed = f"bound {case.speedup_bound:.2f}x, FLOP-wise {case.flop_bound:.2f}x"
+    speed = f"bound {case.speedup_bound:.2f}x (FLOPs: {case.flop_bound:.2f}x)"
     if case.fully_block_sparse:
         speed += "; fully block-sparse"
     else:
-        speed += f"; {case.achievable_speedup(mask_overhead):.2f}x if a mask costs {mask_overhead:.0%} of a tile"
+        speed += f"; {case.achievable_speedup(mask_overhead):.2f}x with mask overhead {mask_overhead:.0%}"
     return f"{pattern_text(case)}; {tiling_text(case.tiling)}\n{share}\nspeed-up over dense attention: {speed}"
 
 
 def _image(panel: Any, states: np.ndarray, extent: tuple[float, float, float, float], aspect: str) -> None:
     colors = require("matplotlib.colors")
     palette = np.array([[round(255 * x) for x in colors.to_rgb(COLORS[state])] for state in (SKIPPED, PARTIAL, FULL)])
-    for axis in (0, 1):  # at least as fine as the panel, so that it is averaged down: no blur, nothing dropped
+    for axis in (0, 1):  # at least the resolution of the panel: downsampling averages and drops nothing
         states = np.repeat(states, -(-MOST // states.shape[axis]), axis=axis)
     panel.imshow(palette.astype(np.uint8)[states], extent=extent, aspect=aspect, interpolation="antialiased")
     for locator in (panel.xaxis.get_major_locator(), panel.yaxis.get_major_locator()):
@@ -143,7 +148,7 @@ def _sample(count: int) -> np.ndarray:
 
 
 def _in_groups(case: Simulation, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Dilation group and in-group position of the positions of an axis, in the order of groups."""
+    """Return the dilation group and the position in the group of each position of an axis, sorted by group."""
     length, dilation = case.pattern.shape[axis], case.pattern.dilation[axis]
     order = np.argsort(np.arange(length) % dilation, kind="stable")
     return order % dilation, order // dilation
@@ -158,25 +163,25 @@ def _draw_axis(panel: Any, case: Simulation, axis: int) -> None:
     panel.set_xlabel(f"key position on axis {axis}{grouped}")
     panel.set_ylabel(f"query tile on axis {axis}")
     rank = len(case.pattern.shape)
-    panel.set_title(f"axis {axis}" + ("; full where full on every axis" if rank > 1 else ""), fontsize=10)
+    panel.set_title(f"axis {axis}" + ("; a tile is full if it is full on every axis" if rank > 1 else ""), fontsize=10)
 
 
 def _middle(case: Simulation, axis: int) -> tuple[AxisTiles, int]:
-    """The tiles of an axis, and the index of one in the middle of its dilation group."""
+    """Return the tiles of an axis, and the index of the middle tile of the middle dilation group."""
     tiles = axis_tiles(case, axis)
     own = np.flatnonzero(tiles.group == case.pattern.dilation[axis] // 2)
     return tiles, int(own[len(own) // 2])
 
 
 def _edges(tiles: AxisTiles, row: int, size: int) -> np.ndarray:
-    """Borders of the key tiles that a query tile visits, as in-group positions."""
+    """Return the borders of the key tiles that a query tile visits, as positions in the group."""
     start, end, origin = (int(x[row]) for x in (tiles.start, tiles.end, tiles.origin))
     first, last = (start - origin) // size, -((origin - end) // size)
     return origin + size * np.arange(first, last + 1)
 
 
 def _draw_zoom(panel: Any, case: Simulation) -> None:
-    """A few query tiles of a 1-D map with the keys they need, by position."""
+    """Draw the middle query tiles of a 1-D map with their keys."""
     tiles, middle = _middle(case, 0)
     size, dilation = case.tiling.key[0], case.pattern.dilation[0]
     own = np.flatnonzero(tiles.group == tiles.group[middle])
@@ -198,11 +203,11 @@ def _draw_zoom(panel: Any, case: Simulation) -> None:
     group = f" of dilation group {tiles.group[middle]}" if dilation > 1 else ""
     panel.set_xlabel("key position" + (" in the group" if group else ""))
     panel.set_ylabel("query tile")
-    panel.set_title(f"the query tiles in the middle{group}", fontsize=10)
+    panel.set_title(f"middle query tiles{group}", fontsize=10)
 
 
 def _draw_place(panel: Any, case: Simulation) -> None:
-    """What the middle query tile visits, laid out on the map (3-D: on the slice through its middle)."""
+    """Draw the key tiles that the middle query tile visits on the map (for 3-D, on its middle slice)."""
     rectangle = require("matplotlib.patches").Rectangle
     shape, dilation, rank = case.pattern.shape, case.pattern.dilation, len(case.pattern.shape)
     states, queries, edges, ranges, place = [], [], [], [], ""
@@ -212,7 +217,10 @@ def _draw_place(panel: Any, case: Simulation) -> None:
         own = group + np.arange(first, min(first + case.tiling.query[axis], len(range(group, length, d)))) * d
         borders = np.minimum(group + _edges(tiles, row, case.tiling.key[axis]) * d, length)
         start, stop = min(borders[0], own[0]), max(borders[-1], own[-1] + 1)
-        start, stop = max(2 * start - stop, 0), min(2 * stop - start, length)  # as much again on either side
+        start, stop = (
+            max(2 * start - stop, 0),
+            min(2 * stop - start, length),
+        )  # with a margin of the same size on both sides
         positions = start + _sample(int(stop - start))
         if axis < rank - 2:
             positions = own[len(own) // 2 :][:1]
@@ -239,4 +247,4 @@ def _draw_place(panel: Any, case: Simulation) -> None:
                 panel.add_patch(rectangle((x, y), 1, 1, fill=False, edgecolor=QUERIES, linewidth=1))
     panel.set_xlabel(f"position on axis {rank - 1}")
     panel.set_ylabel(f"position on axis {rank - 2}")
-    panel.set_title(f"the query tile in the middle and its keys, on the map{place}", fontsize=10)
+    panel.set_title(f"middle query tile and its keys on the map{place}", fontsize=10)

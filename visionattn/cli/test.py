@@ -1,28 +1,28 @@
-"""Measure a checkpoint on a config's test data; write the figures and the predictions."""
+"""Evaluate a checkpoint on the test data of a config, and write the metrics and the predictions."""
 
 import argparse
 import os
 from pathlib import Path
 from typing import Any
 
-__test__ = False  # a command, not a test of pytest
+__test__ = False  # keeps pytest from collecting this module
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
-    parser.add_argument("config", metavar="CONFIG", help="config file, or the work dir of a training run")
+    """Add the arguments of ``visionattn test``."""
+    parser.add_argument("config", metavar="CONFIG", help="config file, or folder of a training run")
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
         nargs="?",
-        help="weights to measure (default: the best in the work dir, work_dirs/<config name>)",
+        help="weights file (default: the best of the run, or of work_dirs/<config name>)",
     )
-    parser.add_argument("--out", metavar="DIR", help="where to write (default: test/ beside the checkpoint)")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: test/ in the folder of the checkpoint)")
     parser.add_argument(
         "--robustness",
         nargs="*",
         metavar="KIND",
-        help="also test degraded pictures and draw the curves: jpeg, blur, noise, resize (default: all)",
+        help="evaluate on degraded images and draw curves; jpeg, blur, noise, resize (default: all)",
     )
     parser.add_argument(
         "--cfg-options",
@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="change keys of the config, such as test_dataloader.batch_size=4",
+        help="override config keys, such as test_dataloader.batch_size=4",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Test; returns 0."""
+    """Evaluate a checkpoint and return 0."""
     from visionattn.errors import require
 
     require("mmengine")

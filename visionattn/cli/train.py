@@ -1,4 +1,4 @@
-"""Train a model from a config; put checkpoints, log and learning curve into a work dir."""
+"""Train a model from a config. Checkpoints, log and learning curve are written to a work dir."""
 
 import argparse
 import os
@@ -11,21 +11,21 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command."""
+    """Add the arguments of ``visionattn train``."""
     parser.add_argument("config", metavar="CONFIG", help="config file, such as configs/demo/digits.py")
-    parser.add_argument(
-        "--work-dir", metavar="DIR", help="where to put what comes out (default: work_dirs/<config name>)"
-    )
+    parser.add_argument("--work-dir", metavar="DIR", help="output folder (default: work_dirs/<config name>)")
     parser.add_argument(
         "--resume",
         nargs="?",
         const=True,
         default=False,
         metavar="CHECKPOINT",
-        help="go on from this checkpoint, or from the newest in the work dir",
+        help="resume from CHECKPOINT, or from the newest checkpoint in the work dir",
     )
     parser.add_argument(
-        "--amp", action="store_true", help="mixed precision: float16 on CUDA, bfloat16 on a CPU (slow on most)"
+        "--amp",
+        action="store_true",
+        help="automatic mixed precision: float16 on CUDA, bfloat16 on CPU (slow on most CPUs)",
     )
     parser.add_argument(
         "--ema",
@@ -34,15 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="MOMENTUM",
-        help="validate and save a moving average of the weights; the share of new weights in it (default 0.0002, "
-        "more in the first few thousand iterations)",
+        help="validate and save an exponential moving average of the weights; MOMENTUM is the weight of new values "
+        "(default: 0.0002, larger in the first few thousand iterations)",
     )
     parser.add_argument(
         "--accumulate",
         type=int,
         metavar="N",
-        help="one optimizer step for N iterations, as with batches N times as large; max_iters, intervals and "
-        "the learning rate's schedule go on counting iterations",
+        help="accumulate gradients over N iterations per optimizer step; max_iters, intervals and the learning rate "
+        "schedule still count iterations",
     )
     parser.add_argument(
         "--wandb",
@@ -50,43 +50,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         metavar="PROJECT",
-        help="send losses, metrics and the config to Weights & Biases too (TensorBoard files are always written)",
+        help="log losses, metrics and the config to Weights & Biases, in addition to TensorBoard files",
     )
     parser.add_argument(
         "--skip-nonfinite",
         type=int,
         default=0,
         metavar="N",
-        help="pass over the first N iterations whose loss or gradients are NaN or infinite, without a step, instead "
-        "of stopping at once; each is reported and leaves a dump for visionattn replay",
+        help="skip up to N iterations with NaN or infinite loss or gradients instead of stopping; each writes a dump "
+        "for visionattn replay (default: 0)",
     )
     parser.add_argument(
         "--max-bad-samples",
         type=int,
         default=0,
         metavar="N",
-        help="go on without training samples that cannot be read, up to N different ones, instead of stopping at the "
-        "first; their batches are smaller by them, and bad_samples.json in the work dir lists them",
+        help="skip up to N training samples that cannot be read instead of stopping; they are listed in "
+        "bad_samples.json in the work dir (default: 0)",
     )
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="only algorithms that give the same bits every time, on a GPU too; some are slower (a CPU always does)",
+        help="use deterministic algorithms on GPUs too, some of which are slower (CPUs always are deterministic)",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of all randomness (default: the config's, or 0)")
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on a CPU (default 1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: that of the config, or 0)")
+    parser.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="number of GPUs, or of processes on a CPU (default: 1)"
+    )
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="change keys of the config, such as train_cfg.max_iters=100",
+        help="override config keys, such as train_cfg.max_iters=100",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns 0, after SIGTERM too if the state was saved; 130 when stopped by Ctrl-C."""
+    """Train and return the exit status: 0, also after SIGTERM if the state was saved, or 130 after Ctrl-C."""
     from visionattn.errors import require
 
     require("mmengine")
@@ -112,18 +114,18 @@ def run(args: argparse.Namespace) -> int:
         result = launch(options, args.devices)
     except Interrupted as stop:
         print(f"stopped after iteration {stop.iteration}", end="")
-        print(f", saved {_short(stop.checkpoint)}" if stop.checkpoint else "; no checkpoint was saved yet")
+        print(f", saved {_short(stop.checkpoint)}" if stop.checkpoint else "; no checkpoint saved")
         if stop.checkpoint:
-            print(f"go on with: {_command('train', args.config, *_where(args), '--resume')}")
-        # who sends SIGTERM, such as a scheduler, has what it asked for
+            print(f"resume with: {_command('train', args.config, *_where(args), '--resume')}")
+        # a scheduler that sends SIGTERM expects 0
         return 0 if stop.signal == signal.SIGTERM and stop.checkpoint else 128 + stop.signal
     except KeyboardInterrupt:  # a second Ctrl-C, or one before training began
         from visionattn.engine.compat.checkpoint import candidates
 
         saved = next(iter(candidates(args.work_dir or Path("work_dirs") / Path(args.config).stem)), None)
-        print(f"stopped at once; the last checkpoint is {_short(saved)}" if saved else "stopped; nothing was saved")
+        print(f"stopped at once; last checkpoint: {_short(saved)}" if saved else "stopped at once; no checkpoint saved")
         return 130
-    if result is None:  # another process than the first under torchrun
+    if result is None:  # not the first process under torchrun
         return 0
     print(f"done: {result.iterations} iterations in {timedelta(seconds=round(time.monotonic() - started))}")
     if result.best_metrics:
@@ -142,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _where(args: argparse.Namespace) -> list[str]:
-    """The arguments with which a stopped run goes on."""
+    """Return the arguments for resuming a stopped run."""
     words = ["--work-dir", args.work_dir] if args.work_dir else []
     words += ["--amp"] if args.amp else []
     for name in ("ema", "wandb"):
@@ -158,10 +160,10 @@ def _where(args: argparse.Namespace) -> list[str]:
 
 
 def _command(command: str, *words: object) -> str:
-    """The command as this person calls it: through tools/ or as visionattn."""
+    """Return a command line in the way this one was called: ``python tools/...`` or ``visionattn ...``."""
     script = Path(sys.argv[0])
-    door = f"python {script.parent / f'{command}.py'}" if script.parent.name == "tools" else f"visionattn {command}"
-    return f"{door} {shlex.join(str(w) for w in words)}"
+    program = f"python {script.parent / f'{command}.py'}" if script.parent.name == "tools" else f"visionattn {command}"
+    return f"{program} {shlex.join(str(w) for w in words)}"
 
 
 def _short(path: object) -> str:

@@ -1,1 +1,1 @@
-"""Data: sample scenes, public datasets, checks of annotation files, image transforms."""
+"""Images and annotations: datasets, their checks, image transforms."""

@@ -1,14 +1,12 @@
-"""Trained models for other code: load one, give it images, get plain NumPy results."""
+"""Load trained models."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -17,198 +15,57 @@ from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from torch import nn
 
 from visionattn.engine.compat import checkpoint as checkpoints
-from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.build import building, drop_initialisation, quiet
 from visionattn.engine.config.custom_data import palette as make_palette
 from visionattn.engine.config.custom_data import resolve_classes, resolve_custom_data
 from visionattn.engine.config.load import load_config
 from visionattn.errors import CheckpointError, ConfigError
-from visionattn.heads.localization.metrics_sat import normalize_map
 
-__all__ = ["LoadedModel", "config_for", "drop_initialisation", "find_run", "load_model"]
+__all__ = ["LoadedModel", "config_for", "find_run", "load_model", "model_class"]
 
 
 @dataclass
 class LoadedModel:
-    """A trained model with what it takes to use it.
+    """A trained model with its config and test pipeline.
 
     Attributes:
-        model: in eval mode, on its device.
+        model: the network, in eval mode, on its device.
         cfg: the whole config.
-        classes: names by label.
-        task: ``"detection"``, ``"instance"``, ``"semantic"``, ``"panoptic"``, ``"localization"``,
-            ``"forgery"``, ``"action"`` or ``"points"``.
-        palette: RGB by label.
-        device: where the model is.
-        things: of a panoptic model, how many classes are things; their labels come first. None of other models.
-        meta: of the checkpoint: iteration, epoch, seed, config name.
+        classes: class names by label.
+        palette: RGB colors by label.
+        device: where the network is.
+        meta: iteration, epoch, seed and config name from the checkpoint.
     """
 
     model: nn.Module
     cfg: Config
     classes: tuple[str, ...]
-    task: str
     palette: list[tuple[int, int, int]]
     device: torch.device
-    things: int | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     _pipelines: dict[float, Any] = field(default_factory=dict)
 
-    @property
-    def threshold(self) -> float:
-        """Probability above which a forgery model marks a pixel."""
-        return float(getattr(self.model, "threshold", 0.5))
-
     @torch.inference_mode()
-    def predict(
-        self, images: Sequence[np.ndarray], *, scale: float = 1.0, logits: bool = False
-    ) -> list[dict[str, Any]]:
-        """Run the config's test pipeline and the model on images, in one batch.
+    def run(self, samples: Sequence[dict[str, Any]], scale: float = 1.0) -> list[Any]:
+        """Run the test pipeline and the network on one batch.
 
         Args:
-            images: ``[H, W, 3]`` uint8 arrays in BGR order, of any sizes.
-            scale: makes the size that the pipeline resizes to larger or smaller; results stay in the images' pixels.
-            logits: also give ``logits``, float32 ``[C, H, W]``, of a model that classifies pixels; two channels
-                where it has one for two classes.
+            samples: what enters the pipeline: for images ``img`` (BGR uint8 ``[H, W, 3]``) and ``img_id``.
+            scale: factor on the size that the pipeline resizes to; predictions stay in pixels of the input.
 
         Returns:
-            One dict for each image, in its own pixels: ``boxes`` ``[N, 4]`` float32 (left, top, right, bottom),
-            ``scores`` ``[N]`` float32, ``labels`` ``[N]`` int64, ``masks`` ``[N, H, W]`` bool or None,
-            ``semantic`` ``[H, W]`` int64 of labels or None, of a localization model ``heatmap``, float32 ``[H, W]``
-            in 0..1, and ``image_scores``, float32 ``[classes]``, and ``timing``, seconds for this image:
-            ``preprocess``, ``model`` and ``total``. In a panoptic result the instances are the segments, with a
-            score of 1, and the label ``len(classes)`` in ``semantic`` means no class.
-            A forgery model also gives ``heatmap``, the probability of each pixel, and ``image_scores``.
+            The data samples with their predictions.
         """
-        if not images:
+        if not samples:
             return []
-        start = time.perf_counter()
         pipeline = self._pipeline(scale)
-        samples = [pipeline({"img": image, "img_id": i}) for i, image in enumerate(images)]
-        prepared = time.perf_counter()
-        outputs = self.model.test_step(pseudo_collate(samples))
-        results = [self._result(output, image.shape[:2]) for output, image in zip(outputs, images, strict=True)]
-        end = time.perf_counter()
-        count = len(images)
-        if logits:
-            for result, output in zip(results, outputs, strict=True):
-                result["logits"] = self._logits(output)
-        for result in results:
-            result["timing"] = {
-                "preprocess": (prepared - start) / count,
-                "model": (end - prepared) / count,
-                "total": (end - start) / count,
-            }
-        return results
-
-    @torch.inference_mode()
-    def predict_video(self, video: str | os.PathLike, points: str | os.PathLike | None = None) -> dict[str, Any]:
-        """Run the config's test pipeline and the model of an action config on a video.
-
-        Args:
-            video: the file.
-            points: its key points, for models with pose-aware attention; without them those blocks are passed over.
-
-        Returns:
-            ``class_scores``, float32 ``[classes]``; of the first view ``frames``, uint8 RGB ``[T, H, W, 3]`` as the
-            model sees them, and ``mask``, bool ``[T, h, w]`` over patches of ``patch_size``, or None; of all views
-            ``frame_indices``; and ``timing``, seconds for ``preprocess``, ``model`` and ``total``.
-
-        Raises:
-            ConfigError: the model is not of action recognition.
-            DataError: a file cannot be read.
-        """
-        if self.task != "action":
-            raise ConfigError(f"a {self.task} model does not classify videos")
-        start = time.perf_counter()
-        given = None if points is None else str(points)
-        sample = self._pipeline(1.0)({"video_path": str(video), "points_path": given})
-        prepared = time.perf_counter()
-        output = self.model.test_step(pseudo_collate([sample]))[0]
-        end = time.perf_counter()
-        patch = self.model.backbone.net.patch_embed.patch_size
-        return {
-            "class_scores": _array(output.pred_scores, np.float32),
-            "frames": sample["inputs"][0].permute(1, 2, 3, 0).numpy(),
-            "mask": _array(output.pose_mask[0], bool) if "pose_mask" in output else None,
-            "patch_size": int(patch[0]),
-            "frame_indices": output.metainfo["frame_indices"],
-            "timing": {"preprocess": prepared - start, "model": end - prepared, "total": end - start},
-        }
+        return list(self.model.test_step(pseudo_collate([pipeline(sample) for sample in samples])))
 
     def _pipeline(self, scale: float) -> Any:
         if scale not in self._pipelines:
             with DefaultScope.overwrite_default_scope(self.cfg.get("default_scope", "mmengine")):
                 self._pipelines[scale] = _array_pipeline(self.cfg, self.cfg.filename or "the config", scale)
         return self._pipelines[scale]
-
-    def _logits(self, output: Any) -> np.ndarray:
-        if "seg_logits" not in output:
-            raise ConfigError(f"a {self.task} model gives no logits of pixels; use it without tiles and --tta")
-        values = output.seg_logits.data.float()
-        if values.shape[0] == 1:  # mmseg gives the sigmoid, and compares it with the head's threshold
-            threshold = torch.logit(torch.tensor(float(self.model.decode_head.threshold)))
-            values = torch.logit(values, eps=1e-6)
-            values = torch.cat([torch.full_like(values, float(threshold)), values])
-        return _array(values, np.float32)
-
-    def _result(self, output: Any, size: tuple[int, int]) -> dict[str, Any]:
-        result: dict[str, Any] = {
-            "boxes": np.zeros((0, 4), np.float32),
-            "scores": np.zeros(0, np.float32),
-            "labels": np.zeros(0, np.int64),
-            "masks": None,
-            "semantic": None,
-        }
-        if "pred_panoptic_seg" in output:
-            result.update(_segments(output.pred_panoptic_seg.sem_seg[0].cpu().numpy(), len(self.classes)))
-        elif "pred_instances" in output:
-            found = output.pred_instances
-            result["boxes"] = _array(found.bboxes, np.float32).reshape(-1, 4)
-            result["scores"] = _array(found.scores, np.float32)
-            result["labels"] = _array(found.labels, np.int64)
-            if "masks" in found:
-                result["masks"] = _array(found.masks, bool).reshape(-1, *size)
-        elif self.task == "instance":
-            result["masks"] = np.zeros((0, *size), bool)
-        if "pred_map" in output:
-            result["heatmap"] = normalize_map(_array(output.pred_map, np.float32), size)
-            result["image_scores"] = _array(output.pred_scores, np.float32)
-        if "pred_sem_seg" in output and result["semantic"] is None:
-            data = output.pred_sem_seg
-            result["semantic"] = _array(data.data if "data" in data else data.sem_seg, np.int64)[0]
-        if "forgery_prob" in output:
-            score = float(output.forgery_score)
-            result["heatmap"] = _array(output.forgery_prob.data, np.float32)[0]
-            result["image_scores"] = np.array([1 - score, score], np.float32)
-        return result
-
-
-def _array(value: Any, dtype: Any) -> np.ndarray:
-    value = getattr(value, "tensor", value)  # box types of mmdet
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    return np.asarray(value).astype(dtype, copy=False)
-
-
-def _segments(segments: np.ndarray, count: int) -> dict[str, Any]:
-    """mmdet codes a panoptic segment as label + 1000 * number."""
-    masks, labels, boxes = [], [], []
-    for code in np.unique(segments):
-        label = int(code) % 1000
-        if label >= count:
-            continue
-        mask = segments == code
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        masks.append(mask)
-        labels.append(label)
-        boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-    return {
-        "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
-        "scores": np.ones(len(labels), np.float32),
-        "labels": np.asarray(labels, np.int64),
-        "masks": np.asarray(masks, bool).reshape(-1, *segments.shape),
-        "semantic": np.minimum(segments % 1000, count).astype(np.int64),
-    }
 
 
 def config_for(path: str | os.PathLike, checkpoint: str | os.PathLike) -> Config:
@@ -258,26 +115,11 @@ def load_model(
         model=model.to(device).eval(),
         cfg=cfg,
         classes=classes,
-        task=cfg.get("task") or _task(model),
         palette=colours,
         device=device,
-        things=getattr(getattr(model, "panoptic_fusion_head", None), "num_things_classes", None),
         meta={k: meta[k] for k in ("iter", "epoch", "seed", "config_name") if k in meta},
         _pipelines={1.0: pipeline},
     )
-
-
-def drop_initialisation(part: Any) -> None:
-    """All weights come from the checkpoint, so no part needs to fetch others first."""
-    if isinstance(part, dict):
-        part.pop("init_cfg", None)
-        if "pretrained" in part:
-            part["pretrained"] = None
-        for value in part.values():
-            drop_initialisation(value)
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            drop_initialisation(value)
 
 
 def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:
@@ -306,9 +148,17 @@ def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:
             key = "scale" if step.get("scale") else "scale_factor"
             step[key] = _scaled(step[key], scale)
             result.append(step)
-        elif kind not in ("LoadAnnotations", "LoadPanopticAnnotations", "LoadForgeryMask", "ForgeImage"):
+        elif not _reads_annotations(step["type"]):
             result.append(step)
     return Compose([TRANSFORMS.build(step) for step in result])
+
+
+def _reads_annotations(kind: Any) -> bool:
+    """Return True for transforms that prediction skips: those that read or make annotations."""
+    from mmcv.transforms import LoadAnnotations
+
+    found = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
+    return found is not None and (issubclass(found, LoadAnnotations) or getattr(found, "reads_annotations", False))
 
 
 def _scaled(size: Any, scale: float) -> Any:
@@ -338,27 +188,20 @@ def _classes(cfg: Config, meta: Mapping[str, Any]) -> tuple[tuple[str, ...], lis
     return classes, [tuple(int(v) for v in colour) for colour in colours]
 
 
-def _task(model: nn.Module) -> str:
-    names = {base.__name__ for base in type(model).__mro__}
-    if "ForgeryModel" in names:
-        return "forgery"
-    if "PoseRecognizer" in names:
-        return "action"
-    if "BEVDetector" in names:
-        return "points"
-    if "BaseSegmentor" in names:
-        return "semantic"
-    if "Localizer" in names:
-        return "localization"
-    options = getattr(model, "test_cfg", None) or {}
-    if "TwoStagePanopticSegmentor" in names or ("MaskFormer" in names and options.get("panoptic_on")):
-        return "panoptic"
-    if "MaskFormer" in names:
-        return "instance" if options.get("instance_on", True) else "semantic"
-    head = type(getattr(model, "bbox_head", None)).__name__
-    if "SingleStageInstanceSegmentor" in names or getattr(model, "with_mask", False) or "Ins" in head:
-        return "instance"
-    return "detection"
+def model_class(cfg: Config) -> type:
+    """Return the class of a config's model.
+
+    Raises:
+        ConfigError: the config has no model, or its type is unknown.
+    """
+    kind = (cfg.get("model") or {}).get("type")
+    if kind is None:
+        raise ConfigError(f"{cfg.filename or 'the config'}: has no model.type")
+    with quiet(), MODELS.switch_scope_and_registry(cfg.get("default_scope", "mmengine")) as registry:
+        found = registry.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise ConfigError(f"{cfg.filename or 'the config'}: model.type={kind!r} is unknown")
+    return found
 
 
 def find_run(work_dir: str | os.PathLike) -> tuple[Path, Path]:

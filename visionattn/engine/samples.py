@@ -1,4 +1,4 @@
-"""What a config's data pipeline hands to the model, as plain NumPy arrays."""
+"""The output of the data pipeline of a config as NumPy arrays."""
 
 import contextlib
 import io
@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
+from visionattn.engine.compat import install
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.custom_data import SPLITS
 from visionattn.errors import ConfigError
@@ -19,17 +20,17 @@ __all__ = ["TrainSample", "read_samples"]
 
 @dataclass(frozen=True)
 class TrainSample:
-    """One sample as the pipeline packs it.
+    """One sample after the data pipeline.
 
     Attributes:
-        name: the image file's name.
-        image: ``[H, W, 3]`` uint8 in BGR order.
-        classes: names by label.
-        boxes: float32 ``[N, 4]``, x0 y0 x1 y1 in pixels of `image`; empty without boxes.
+        name: name of the image file.
+        image: uint8 ``[H, W, 3]`` in BGR order.
+        classes: class names by label.
+        boxes: float32 ``[N, 4]``, x0 y0 x1 y1 in pixels of `image`; empty if there are none.
         labels: int64 ``[N]``.
         masks: bool ``[N, H, W]`` or None.
-        semantic: integer ``[H, W]`` or None.
-        colors: RGB by label for the map of classes, where the dataset has one for each, or None.
+        semantic: label map, integer ``[H, W]``, or None.
+        colors: RGB colors by label if the dataset has one for each class, or None.
     """
 
     name: str
@@ -43,20 +44,26 @@ class TrainSample:
 
 
 def read_samples(config: Config, split: str = "train", number: int = 8) -> Iterator[TrainSample]:
-    """The first samples of a split, each through the whole pipeline with its random changes.
+    """Yield the first samples of a split after the whole data pipeline, including random augmentations.
+
+    Args:
+        config: the config.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        number: maximum number of samples.
 
     Raises:
-        ConfigError: the config has no such dataset.
+        ConfigError: the config has no such split.
     """
+    install()
     loader = config.get(SPLITS[split])
     if not loader:
-        raise ConfigError(f"the config has no `{SPLITS[split]}`")
+        raise ConfigError(f"the config has no key {SPLITS[split]!r}")
     scope = config.get("default_scope", "mmengine")
     with quiet(), building(str(config.filename)), DefaultScope.overwrite_default_scope(scope):
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it loads
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints progress
             dataset = DATASETS.build(loader["dataset"])
         classes = tuple(str(c) for c in dataset.metainfo.get("classes", ()))
-        palette = tuple(tuple(int(v) for v in colour) for colour in dataset.metainfo.get("palette") or ())
+        palette = tuple(tuple(int(v) for v in color) for color in dataset.metainfo.get("palette") or ())
         colors = palette if len(palette) == len(classes) else None
         for index in range(min(number, len(dataset))):
             yield replace(_plain(dataset[index], classes), colors=colors)
@@ -64,8 +71,8 @@ def read_samples(config: Config, split: str = "train", number: int = 8) -> Itera
 
 def _plain(packed: dict, classes: tuple[str, ...]) -> TrainSample:
     sample = packed["data_samples"]
-    values = packed["inputs"].permute(1, 2, 0).numpy()  # colour changes may leave 0..255, and uint8 would wrap around
-    image = np.ascontiguousarray(values.clip(0, 255).astype(np.uint8))
+    values = packed["inputs"].permute(1, 2, 0).numpy()
+    image = np.ascontiguousarray(values.clip(0, 255).astype(np.uint8))  # color augmentations may exceed [0, 255]
     boxes, labels, masks = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), None
     if "gt_instances" in sample and "bboxes" in sample.gt_instances:
         found = sample.gt_instances
@@ -77,7 +84,7 @@ def _plain(packed: dict, classes: tuple[str, ...]) -> TrainSample:
     if "gt_sem_seg" in sample:
         data = sample.gt_sem_seg
         semantic = np.asarray(data.data if "data" in data else data.sem_seg)[0].astype(np.int64)
-        if semantic.shape != image.shape[:2]:  # mmseg loads a test image's map after resizing: it measures at full size
+        if semantic.shape != image.shape[:2]:  # mmseg loads the label map of a test image after resizing
             rows, columns = (
                 (np.arange(size) + 0.5) * full / size for size, full in zip(image.shape, semantic.shape, strict=False)
             )

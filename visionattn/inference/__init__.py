@@ -1,6 +1,7 @@
-"""Trained models on new pictures: `Predictor`, and the typed `Prediction` it returns."""
+"""Inference with trained models: `Predictor`, and the typed predictions it returns."""
 
-from visionattn.inference.predictor import Options, Predictor
+from visionattn.inference.options import Options
+from visionattn.inference.predictor import Predictor
 from visionattn.inference.results import InstanceMasks, Panoptic, Prediction
 
 __all__ = ["InstanceMasks", "Options", "Panoptic", "Prediction", "Predictor"]

@@ -1,7 +1,8 @@
-"""What a model's attention looks at: weights of a query, how far heads look, which heads matter.
+"""Attention maps, mean attention distance, head importance and class activation maps of backbones.
 
-The output of attention is linear in its values, so its weights are the derivative of an output by the values: whatever
-kernel computes it, neighborhood, routing or global, they are read off without forming the matrix of all pairs.
+The output of attention is linear in its values, so the attention weights of a query are the derivative of its output
+with respect to the values. This works for every kernel (neighborhood, routing, global) and does not form the matrix of
+all pairs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,17 +22,16 @@ __all__ = ["AttentionCall", "class_relevance", "head_importance", "mean_distance
 
 @dataclass
 class AttentionCall:
-    """One attention of a forward pass over one picture.
+    """One call of an attention operator in a forward pass over one image.
 
     Attributes:
-        name: of the module, such as ``"levels.0.blocks.1.attn"``.
+        name: name of the module, such as ``"levels.0.blocks.1.attn"``.
         heads: number of heads.
-        grid: (rows, columns) of the map of queries and keys.
-        run: values ``[heads, tokens, dim]`` to outputs of the same shape.
-        value: the values of the pass.
-        prefix: tokens before the map, such as a class token.
-        padded: (rows, columns) of the map that the attention worked on, where that was filled up at the bottom and
-            right; None if it was not.
+        grid: (rows, columns) of the feature map of queries and keys.
+        run: computes the outputs for values ``[heads, tokens, dim]``, of the same shape.
+        value: values of the forward pass ``[heads, tokens, dim]``.
+        prefix: number of tokens before those of the map, such as a class token.
+        padded: (rows, columns) of the feature map including padding at the bottom and right; None if there is none.
     """
 
     name: str
@@ -43,13 +43,16 @@ class AttentionCall:
     padded: tuple[int, int] | None = None
 
     def weights(self, row: int, column: int) -> Tensor:
-        """Of each head, what the query at a place of the grid attends to: ``[heads, rows, columns]``.
+        """Return the attention weights of the query at a position of the grid, ``[heads, rows, columns]``.
 
-        They add up to 1 over the map, its padding, and the tokens before it.
+        The weights of a head sum to 1 over the map, its padding and the prefix tokens.
+
+        Raises:
+            ValueError: the position is outside the grid.
         """
         rows, columns = self.grid
         if not (0 <= row < rows and 0 <= column < columns):
-            raise ValueError(f"the query ({row}, {column}) is outside of the grid {self.grid} of {self.name}")
+            raise ValueError(f"query ({row}, {column}) is outside the grid {self.grid} of {self.name}")
         whole = self.padded or self.grid
         with torch.enable_grad():
             value = self.value[..., :1].detach().clone().requires_grad_()
@@ -60,21 +63,21 @@ class AttentionCall:
 
 
 def record_attention(model: nn.Module, image: Tensor) -> list[AttentionCall]:
-    """The attentions of a forward pass over one picture, in order.
+    """Run a forward pass on one image and return its attention calls in order.
 
-    Neighborhood and bi-level routing attention, and PyTorch's fused attention over the tokens of a map or over windows
-    of one, as timm's ViTs and DaViT call it. Attention between channels and over pooled keys is passed over: it has no
-    map of weights.
+    Supported are neighborhood attention, bi-level routing attention, and ``scaled_dot_product_attention`` over the
+    tokens of a feature map or over its windows, as in the ViTs and DaViT of timm. Channel attention and attention over
+    pooled keys are skipped, as their weights form no map.
 
     Args:
-        model: in eval mode.
+        model: backbone in eval mode.
         image: ``[1, C, H, W]``.
 
     Raises:
-        ValueError: ``image`` is not one picture.
+        ValueError: `image` has another shape.
     """
     if image.dim() != 4 or image.shape[0] != 1:
-        raise ValueError(f"image has shape {tuple(image.shape)}; it must be [1, C, H, W]")
+        raise ValueError(f"`image` must be [1, C, H, W], got shape {list(image.shape)}")
     calls: list[AttentionCall] = []
     with torch.no_grad(), _intercepted(model, image, calls, None):
         model(image)
@@ -85,7 +88,7 @@ def record_attention(model: nn.Module, image: Tensor) -> list[AttentionCall]:
 def _intercepted(
     model: nn.Module, image: Tensor, calls: list[AttentionCall] | None, pruned: tuple[int, int] | None
 ) -> Iterator[None]:
-    """Within, attentions are recorded in ``calls``, or the output of (call, head) ``pruned`` is set to zero."""
+    """Intercept attention calls: append them to ``calls``, or set the output of (call, head) ``pruned`` to zero."""
     stack: list[tuple[str, nn.Module, Any]] = []
     count = [0]
     prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
@@ -186,7 +189,7 @@ def _token_call(
 
 
 def _windows(stack: Sequence[tuple[str, nn.Module, Any]]) -> tuple[tuple[int, int], ...] | None:
-    """Size of the map, of the padded map, and of its windows, from the block that cuts it, ``[B, C, H, W]``."""
+    """Return the sizes of the map, the padded map and its windows, from the block that partitions ``[B, C, H, W]``."""
     for _, module, inputs in reversed(stack[:-1]):
         size = getattr(module, "window_size", None)
         if size is None or not inputs or inputs[0].dim() != 4:
@@ -198,19 +201,22 @@ def _windows(stack: Sequence[tuple[str, nn.Module, Any]]) -> tuple[tuple[int, in
 
 
 def _factors(count: int, aspect: float) -> tuple[int, int] | None:
-    """Rows and columns of so many tokens whose ratio is nearest to that of the picture."""
+    """Return the (rows, columns) of a number of tokens whose ratio is nearest to `aspect`; None if none is near."""
     pairs = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
     best = min(pairs, key=lambda p: abs(p[0] / p[1] - aspect), default=None)
     return best if best and abs(best[0] / best[1] / aspect - 1) < 0.5 else None
 
 
 def mean_distance(call: AttentionCall, image_size: tuple[int, int], queries: int = 16) -> Tensor:
-    """Mean attention distance of each head, ``[heads]`` in pixels of the picture (Dosovitskiy et al., ViT, app. D.7).
+    """Return the mean attention distance of each head (ViT, arXiv 2010.11929, appendix D.7).
 
     Args:
-        call: an attention.
-        image_size: (height, width) of the picture that went in.
-        queries: how many, spread over the map.
+        call: an attention call.
+        image_size: (height, width) of the input image in pixels.
+        queries: approximate number of queries to average over, spaced evenly on the map.
+
+    Returns:
+        Distances in pixels of the input image, ``[heads]``.
     """
     rows, columns = call.grid
     y = (torch.arange(rows) + 0.5) * image_size[0] / rows
@@ -226,10 +232,14 @@ def mean_distance(call: AttentionCall, image_size: tuple[int, int], queries: int
 
 
 def head_importance(model: nn.Module, image: Tensor) -> list[Tensor]:
-    """For each attention ``[heads]``: what the picture loses when one head's output is set to zero.
+    """Return the effect of setting the output of a single head to zero, ``[heads]`` for each attention call.
 
-    With a classifier it is the fall of the probability of the top class; without one, the relative change of the
-    features. It takes a forward pass for each head.
+    For classifiers the effect is the decrease of the probability of the top class, otherwise the relative change of
+    the features. Each head takes one forward pass.
+
+    Args:
+        model: backbone in eval mode.
+        image: ``[1, C, H, W]``.
     """
     calls = record_attention(model, image)
     with torch.no_grad():
@@ -250,13 +260,16 @@ def head_importance(model: nn.Module, image: Tensor) -> list[Tensor]:
 
 
 def class_relevance(model: nn.Module, image: Tensor, label: int | None = None) -> Tensor:
-    """Where the picture speaks for a class: LayerCAM (Jiang et al., IEEE TIP 2021) over all levels, ``[H, W]`` in 0..1.
+    """Return the class activation map of LayerCAM (Jiang et al., IEEE TIP 2021), summed over all levels.
 
     Args:
-        model: of timm, whose ``feature_info`` names the levels; without a classifier the size of its features is
-            explained.
+        model: timm model with ``feature_info``. Without a classifier, the gradient of the squared norm of the features
+            is used.
         image: ``[1, C, H, W]``.
-        label: the class; None takes the top one.
+        label: class index; None is the top class.
+
+    Returns:
+        ``[H, W]`` in [0, 1].
     """
     found: list[tuple[Tensor, int]] = []
 
@@ -292,7 +305,7 @@ def class_relevance(model: nn.Module, image: Tensor, label: int | None = None) -
 
 
 def _as_map(x: Tensor, channels: int, model: nn.Module, image: Tensor) -> Tensor | None:
-    """Features as ``[1, C, h, w]``, from that, from channels last, or from tokens; None if they are no map."""
+    """Convert NCHW, NHWC or token features to ``[1, C, h, w]``; return None if they do not form a map."""
     if x.dim() == 4:
         return x if x.shape[1] == channels else x.permute(0, 3, 1, 2) if x.shape[3] == channels else None
     if x.dim() != 3 or x.shape[2] != channels:

@@ -1,4 +1,4 @@
-"""Pictures of attention, and one page with all of them."""
+"""Draw attention maps, and write an HTML page with them."""
 
 import base64
 import html
@@ -22,23 +22,29 @@ from visionattn.inference.attention import (
 )
 from visionattn.inference.heatmap import paint_heatmap
 from visionattn.inference.writing import write_png
-from visionattn.io.inputs import read_image
+from visionattn.io.images import read_image
 
 __all__ = ["draw_query", "load_backbone", "read_input", "write_page"]
 
 CELL = 160
-"""Side of one head's picture."""
+"""Longer side of the attention map of one head in pixels."""
 
 
 def load_backbone(name: str, checkpoint: str | None, pretrained: bool, device: str = "cpu") -> nn.Module:
-    """A model of timm's registry with its weights, in eval mode.
+    """Create a timm model in eval mode.
+
+    Args:
+        name: model name.
+        checkpoint: weights file as published or as saved by this package; None loads none.
+        pretrained: load the pretrained weights of timm.
+        device: device of the model.
 
     Raises:
-        ConfigError: timm does not know the name.
-        CheckpointError: the file does not fit.
+        ConfigError: `name` is unknown.
+        CheckpointError: the checkpoint does not fit the model.
     """
     if not timm.is_model(name.split(".", 1)[0]):
-        raise ConfigError(f"--model {name}: timm knows no such model; timm.list_models() has the names")
+        raise ConfigError(f"`model` {name!r} is not a timm model; timm.list_models() lists the names")
     model = timm.create_model(name, pretrained=pretrained)
     if checkpoint is not None:
         from visionattn.engine.compat import checkpoint as checkpoints
@@ -55,31 +61,49 @@ def load_backbone(name: str, checkpoint: str | None, pretrained: bool, device: s
 
 
 def read_input(path: Path, model: nn.Module, size: int | None) -> tuple[np.ndarray, Tensor]:
-    """The picture, BGR ``[H, W, 3]`` uint8, and what the model sees of it, ``[1, 3, h, w]``.
+    """Read an image and convert it to the input of a model.
 
-    Models of a fixed size see it squeezed; others in its own proportions, with sides that 32 divides.
+    Models with a fixed input size get the image resized to that size; for others the aspect ratio is kept and the sides
+    are rounded to multiples of 32.
+
+    Args:
+        path: image file.
+        model: timm model.
+        size: shorter side of the input in pixels; None is the default of the model.
+
+    Returns:
+        The image, BGR uint8 ``[H, W, 3]``, and the normalized input, float32 ``[1, 3, h, w]``.
     """
     cv2 = require("cv2")
-    picture = read_image(path)
+    image = read_image(path)
     cfg = model.pretrained_cfg or {}
     height, width = cfg.get("input_size", (3, 224, 224))[1:]
     if not (cfg.get("fixed_input_size") or hasattr(model, "pos_embed")):
-        scale = (size or min(height, width)) / min(picture.shape[:2])
-        height, width = (max(32, round(side * scale / 32) * 32) for side in picture.shape[:2])
-    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        scale = (size or min(height, width)) / min(image.shape[:2])
+        height, width = (max(32, round(side * scale / 32) * 32) for side in image.shape[:2])
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     values = torch.from_numpy(resized[:, :, ::-1].copy()).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(cfg.get(key) or default).view(3, 1, 1) for key, default in
                  (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))))  # fmt: skip
-    return picture, ((values - mean) / std)[None]
+    return image, ((values - mean) / std)[None]
 
 
-def draw_query(picture: np.ndarray, call: AttentionCall, x: float, y: float) -> np.ndarray:
-    """The weights of one query, a picture for each head side by side, with a cross at the query."""
+def draw_query(image: np.ndarray, call: AttentionCall, x: float, y: float) -> np.ndarray:
+    """Draw the attention weights of one query, heads side by side, with a cross at the query.
+
+    Args:
+        image: BGR uint8 ``[H, W, 3]``.
+        call: an attention call of the image.
+        x, y: position of the query in pixels of the image.
+
+    Returns:
+        BGR uint8.
+    """
     cv2 = require("cv2")
     rows, columns = call.grid
-    weights = call.weights(int(y * rows / picture.shape[0]), int(x * columns / picture.shape[1]))
-    scale = CELL / max(picture.shape[:2])
-    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    weights = call.weights(int(y * rows / image.shape[0]), int(x * columns / image.shape[1]))
+    scale = CELL / max(image.shape[:2])
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     cells = []
     for head in weights.float().cpu().numpy():
         size = (small.shape[1], small.shape[0])
@@ -93,14 +117,14 @@ def draw_query(picture: np.ndarray, call: AttentionCall, x: float, y: float) -> 
 
 
 def _plot(path: Path, values: Sequence[Tensor], title: str, label: str) -> None:
-    """A point for each head over the layers."""
+    """Plot one value per head against the index of the attention layer, with the mean over heads."""
     require("matplotlib").use("Agg")
     plt = require("matplotlib.pyplot")
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for layer, heads in enumerate(values):
         axes.plot([layer] * len(heads), heads.tolist(), "o", color="#2b6cb0", alpha=0.6, markersize=4)
     axes.plot(range(len(values)), [float(h.mean()) for h in values], color="#c05621", linewidth=1.2)
-    axes.set(xlabel="attention, from the input on", ylabel=label, title=title)
+    axes.set(xlabel="attention layer", ylabel=label, title=title)
     axes.grid(alpha=0.25)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -110,26 +134,36 @@ def write_page(
     out: Path,
     name: str,
     model: nn.Module,
-    picture: np.ndarray,
-    image: Tensor,
+    image: np.ndarray,
+    tensor: Tensor,
     queries: Sequence[tuple[float, float]],
     layers: Sequence[int] | None = None,
     prune: bool = False,
 ) -> int:
-    """Write ``index.html`` and its pictures, and return the number of attentions.
+    """Write ``index.html`` and its images, and return the number of attention layers.
+
+    Args:
+        out: output folder.
+        name: model name.
+        model: backbone in eval mode.
+        image: BGR uint8 ``[H, W, 3]``.
+        tensor: the image as input of the model, see `read_input`.
+        queries: (x, y) positions in pixels of the image.
+        layers: indices of the attention layers to draw; None draws all.
+        prune: also compute `head_importance`.
 
     Raises:
-        ConfigError: the model has no attention that can be drawn, or fewer than ``layers`` asks for.
+        ConfigError: the model has no attention layer that can be drawn, or an index in `layers` is out of range.
     """
-    calls = record_attention(model, image)
+    calls = record_attention(model, tensor)
     if not calls:
-        raise ConfigError(f"{name}: has no attention over a map that could be drawn")
+        raise ConfigError(f"{name} has no attention over a feature map, so nothing can be drawn")
     chosen = list(range(len(calls))) if layers is None else list(layers)
     wrong = [n for n in chosen if not 0 <= n < len(calls)]
     if wrong:
-        raise ConfigError(f"--layers {wrong[0]}: {name} has attentions 0 to {len(calls) - 1}")
+        raise ConfigError(f"`layers` must be in [0, {len(calls) - 1}] for {name}, got {wrong[0]}")
     out.mkdir(parents=True, exist_ok=True)
-    size = (image.shape[2], image.shape[3])
+    size = (tensor.shape[2], tensor.shape[3])
     parts: list[str] = []
 
     def section(title: str, text: str, files: Sequence[tuple[str, str]]) -> None:
@@ -141,31 +175,29 @@ def write_page(
         parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>{figures}")
 
     if getattr(model, "feature_info", None):
-        heat = class_relevance(model, image).numpy()
+        heat = class_relevance(model, tensor).numpy()
         cv2 = require("cv2")
-        large = cv2.resize(heat, (picture.shape[1], picture.shape[0]), interpolation=cv2.INTER_LINEAR)
-        write_png(out / "relevance.png", paint_heatmap(picture, large))
+        large = cv2.resize(heat, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
+        write_png(out / "relevance.png", paint_heatmap(image, large))
         section(
-            "Relevance",
-            "Where the picture speaks for the top class: LayerCAM over all levels.",
+            "Class activation map",
+            "Evidence for the top class: LayerCAM, summed over all levels.",
             [("relevance.png", "")],
         )
     for number, (x, y) in enumerate(queries):
         files = []
         for index in chosen:
             file = f"query{number}_{index:02d}.png"
-            write_png(out / file, draw_query(picture, calls[index], x, y))
+            write_png(out / file, draw_query(image, calls[index], x, y))
             rows, columns = calls[index].grid
             files.append((file, f"{index}: {calls[index].name}, {calls[index].heads} heads, map {rows} x {columns}"))
-        section(
-            f"Query at ({x:g}, {y:g})", "What it attends to, a picture for each head, each in its own scale.", files
-        )
+        section(f"Query at ({x:g}, {y:g})", "Attention weights of each head, each scaled to its maximum.", files)
     _plot(out / "distance.png", [mean_distance(call, size) for call in calls], "Mean attention distance", "pixels")
-    section("Distance", "How far each head looks on average, and the mean of the heads.", [("distance.png", "")])
+    section("Distance", "Mean attention distance of each head, and the mean over heads.", [("distance.png", "")])
     if prune:
-        label = "fall of the top class" if getattr(model, "num_classes", 0) else "relative change"
-        _plot(out / "importance.png", head_importance(model, image), "Each head set to zero", label)
-        section("Importance", "What is lost when one head's output is set to zero.", [("importance.png", "")])
+        label = "decrease of the top class probability" if getattr(model, "num_classes", 0) else "relative change"
+        _plot(out / "importance.png", head_importance(model, tensor), "Each head set to zero", label)
+        section("Importance", "Effect of setting the output of one head to zero.", [("importance.png", "")])
     page = _PAGE.replace("TITLE", html.escape(f"Attention of {name}")).replace("BODY", "\n".join(parts))
     (out / "index.html").write_text(page, encoding="utf-8")
     return len(calls)

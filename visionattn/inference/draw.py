@@ -1,27 +1,31 @@
-"""Draw predictions on a picture: masks, boxes, labels, maps of classes.
+"""Draw predictions on an image: boxes, masks, labels and class maps.
 
-Everything scales with the picture, a class has the same colour in every picture, and a label never covers
-another: it moves around its box to where it hides least, then shrinks to the class name, and where even that
-finds no room it is left out. In a crowd, where labels would hide the picture, a legend counts each class; masks
-then go without their boxes, and those of a single class get a colour each, so that touching ones can be told apart.
+Line widths and font sizes scale with the image, and a class has the same color in every image. Labels never overlap
+each other: each is placed at the position around its box where it covers the least, shortened to the class name if
+needed, and omitted if there is no free position. If labels would cover too much of the image, a legend with the count
+of each class replaces them; masks are then drawn without boxes, and masks of a single class in different colors, so
+that touching instances remain distinguishable.
 """
 
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from visionattn.errors import require
 from visionattn.inference.heatmap import paint_heatmap
-from visionattn.inference.results import Prediction
+
+if TYPE_CHECKING:
+    from visionattn.inference.results import Prediction
 
 cv2 = require("cv2")
 
 __all__ = ["class_color", "draw_prediction", "map_colors"]
 
-# The first classes get colours chosen to differ from one another, and from skin, sky and grass.
+# Colors of the first classes: distinct from each other, and from skin, sky and grass.
 PALETTE_RGB = (
     (255, 82, 70),
     (38, 139, 255),
@@ -42,14 +46,14 @@ HALO_OPACITY = 0.25
 BORDER_OPACITY = 0.4
 FONT_WEIGHT = 500  # medium, on a scale of 100 to 1000
 MAX_LABELED = 0.25
-"""Share of the picture that labels may cover before a legend takes their place."""
+"""Labels that would cover more than this fraction of the image are replaced by a legend."""
 
 
 def class_color(index: int) -> tuple[int, int, int]:
-    """The colour (blue, green, red) of a class, the same in every picture."""
+    """Return the color (blue, green, red) of a class, the same in every image."""
     if index < len(PALETTE_RGB):
         red, green, blue = PALETTE_RGB[index]
-    else:  # steps of the golden ratio never come back to a hue
+    else:  # multiples of the golden ratio give hues that never repeat
         step = index - len(PALETTE_RGB)
         hue = step * 0.6180339887 % 1
         rgb = colorsys.hsv_to_rgb(hue, (0.85, 0.5, 0.95)[step % 3], (0.72, 1.0, 0.55)[step % 3])
@@ -60,11 +64,11 @@ def class_color(index: int) -> tuple[int, int, int]:
 def map_colors(
     classes: tuple[str, ...], colors: tuple[tuple[int, int, int], ...] | None = None
 ) -> dict[int, tuple[int, int, int]]:
-    """The colour (blue, green, red) of each class that a map shows, by its number; a background has none.
+    """Return the color (blue, green, red) of each class index that is drawn; background classes are not.
 
     Args:
-        classes: the name of each class.
-        colors: the colour (red, green, blue) of each; None is `class_color`.
+        classes: class names by label.
+        colors: RGB color of each class; None uses `class_color`.
     """
     shown = [value for value in range(len(classes)) if _is_class(value, classes)]
     return {value: class_color(value) if colors is None else tuple(colors[value])[::-1] for value in shown}
@@ -72,7 +76,7 @@ def map_colors(
 
 @dataclass(frozen=True)
 class _Scale:
-    """Sizes in pixels that suit a picture."""
+    """Sizes in pixels for an image of a given size."""
 
     line: int
     font: int
@@ -88,20 +92,28 @@ class _Scale:
         )
 
 
-def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
-    """A copy of the BGR uint8 picture ``[H, W, 3]`` with the prediction drawn on it."""
-    out = image.copy()
-    if prediction.heatmap is not None and prediction.forgery_score is None:  # a forgery is outlined instead
-        out = paint_heatmap(image, prediction.heatmap)
+def draw_prediction(
+    image: np.ndarray, prediction: "Prediction", title: tuple[str, tuple[int, int, int]] | None = None
+) -> np.ndarray:
+    """Return a copy of an image with a prediction drawn on it.
+
+    Args:
+        image: BGR uint8 ``[H, W, 3]``.
+        prediction: what to draw.
+        title: text and color (blue, green, red) of a label in the upper left corner.
+    """
+    out = image.copy() if prediction.heatmap is None else paint_heatmap(image, prediction.heatmap)
     scale = _Scale.of(*prediction.image_size)
     labels = _Labels(out.shape[0], out.shape[1], scale)
+    if title is not None:
+        labels.add_title(*title)
     if prediction.semantic is not None:
         shown, regions, owners = map_colors(prediction.classes, prediction.colors), prediction.semantic, None
         if prediction.panoptic is not None:
             regions, owners = prediction.panoptic.segments - 1, prediction.labels
         _paint_map(out, prediction.semantic, shown, scale, regions)
         labels.add_regions(regions, prediction.classes, shown, owners)
-    if len(prediction) and prediction.panoptic is None:  # there the boxes would be of segments that fill the picture
+    if len(prediction) and prediction.panoptic is None:  # segments fill the image; their boxes would add nothing
         crowd = labels.texts(prediction) is None
         if prediction.masks is not None:
             colors = [class_color(int(label)) for label in prediction.labels]
@@ -109,11 +121,9 @@ def draw_prediction(image: np.ndarray, prediction: Prediction) -> np.ndarray:
                 colors = _spread_colors(prediction)
             fills = colors if crowd else [_shade(color, index) for index, color in enumerate(colors)]
             _paint_masks(out, prediction, scale, colors, fills)
-        if not crowd or prediction.masks is None:  # a crowd's masks say enough
+        if not crowd or prediction.masks is None:  # the masks of a crowd suffice
             _paint_boxes(out, prediction, scale)
         labels.add_boxes(prediction)
-    if prediction.forgery_score is not None:
-        labels.add_verdict(prediction)
     labels.paint(out)
     return out
 
@@ -122,9 +132,10 @@ def _blend(region: np.ndarray, where: np.ndarray, color: tuple[int, int, int], o
     region[where] = (region[where] * (1 - opacity) + np.array(color) * opacity + 0.5).astype(np.uint8)
 
 
-def _spread_colors(prediction: Prediction) -> list[tuple[int, int, int]]:
-    """A palette colour for each instance, the one whose nearest use so far is the farthest away."""
-    centers = prediction.boxes[:, :2].astype(np.float64) + prediction.boxes[:, 2:]  # twice them: distances only rank
+def _spread_colors(prediction: "Prediction") -> list[tuple[int, int, int]]:
+    """Return a palette color for each instance: the one whose nearest instance so far is the farthest away."""
+    # twice the centers: only the order of distances matters
+    centers = prediction.boxes[:, :2].astype(np.float64) + prediction.boxes[:, 2:]
     nearest = np.full((len(centers), len(PALETTE_RGB)), np.inf)
     chosen = np.zeros(len(centers), dtype=int)
     for index, center in enumerate(centers):
@@ -134,10 +145,10 @@ def _spread_colors(prediction: Prediction) -> list[tuple[int, int, int]]:
     return [class_color(int(c)) for c in chosen]
 
 
-def _paint_masks(out: np.ndarray, prediction: Prediction, scale: _Scale, colors: list, fills: list) -> None:
-    """Outline each mask in its colour, and fill it with the other one."""
+def _paint_masks(out: np.ndarray, prediction: "Prediction", scale: _Scale, colors: list, fills: list) -> None:
+    """Draw the outline of each mask in its color of `colors`, and fill it with its color of `fills`."""
     masks = prediction.masks
-    for index in np.argsort(prediction.scores, kind="stable"):  # the surest on top
+    for index in np.argsort(prediction.scores, kind="stable"):  # the highest score on top
         crop, (x, y) = masks.crops[index], masks.corners[index]
         if crop.size == 0:
             continue
@@ -148,18 +159,18 @@ def _paint_masks(out: np.ndarray, prediction: Prediction, scale: _Scale, colors:
 
 
 def _shade(color: tuple[int, int, int], index: int) -> tuple[int, int, int]:
-    """The colour itself, darker, or lighter, in turn: so that touching objects of one class can be told apart."""
+    """Return the color unchanged, darker or lighter by turns, to distinguish touching objects of one class."""
     towards, share = ((0, 0.0), (0, 0.45), (255, 0.45))[index % 3]
     return tuple(round(value + (towards - value) * share) for value in color)
 
 
-def _paint_boxes(out: np.ndarray, prediction: Prediction, scale: _Scale) -> None:
+def _paint_boxes(out: np.ndarray, prediction: "Prediction", scale: _Scale) -> None:
     height, width = prediction.image_size
     corners = np.rint(prediction.boxes).astype(np.int64)
     corners[:, 0::2] = corners[:, 0::2].clip(0, width - 1)
     corners[:, 1::2] = corners[:, 1::2].clip(0, height - 1)
-    line = scale.line if prediction.masks is None else max(1, scale.line // 2)  # masks show the object already
-    if line > 2:  # a faint dark rim shows the line on any background, but would outweigh a thin one
+    line = scale.line if prediction.masks is None else max(1, scale.line // 2)  # the masks already show the objects
+    if line > 2:  # a faint dark halo keeps the line visible on any background, but would dominate a thin line
         halo = np.zeros((height, width), np.uint8)
         for x0, y0, x1, y1 in corners.tolist():
             cv2.rectangle(halo, (x0, y0), (x1, y1), 1, line + 2)
@@ -180,7 +191,15 @@ def _paint_map(
     scale: _Scale,
     regions: np.ndarray,
 ) -> None:
-    """Fill each class of a map, and draw a line between regions, ``[H, W]`` too: classes, or segments."""
+    """Fill each class of a map, and draw lines between regions.
+
+    Args:
+        out: BGR uint8 ``[H, W, 3]``, changed in place.
+        semantic: class index of each pixel ``[H, W]``.
+        shown: color of each class that is drawn.
+        scale: line width.
+        regions: region number of each pixel ``[H, W]``: its class, or its segment.
+    """
     for value in np.unique(semantic).tolist():
         if value in shown:
             _blend(out, semantic == value, shown[value], MAP_OPACITY)
@@ -198,7 +217,7 @@ def _caption(name: str, score: float) -> str:
 
 @lru_cache(maxsize=1)
 def _font() -> "cv2.FontFace":
-    return cv2.FontFace("sans")  # comes with OpenCV, and finds letters it lacks in "uni", which has all
+    return cv2.FontFace("sans")  # part of OpenCV, with "uni" as the fallback for missing letters
 
 
 @dataclass(frozen=True)
@@ -212,7 +231,7 @@ class _Label:
 
 
 class _Labels:
-    """The labels of one picture, each placed when it is added, and painted together at the end."""
+    """The labels of one image. Each is placed when it is added; all are painted at the end."""
 
     def __init__(self, height: int, width: int, scale: _Scale):
         self.height, self.width, self.scale = height, width, scale
@@ -224,15 +243,15 @@ class _Labels:
         return box[2] + 2 * self.scale.padding
 
     def _fit(self, text: str, share: float = 1.0) -> str:
-        """The text, cut with an ellipsis where it is wider than this share of the picture."""
+        """Return the text, truncated with an ellipsis if it is wider than a fraction `share` of the image."""
         if self._text_width(text) <= self.width * share:
             return text
         while text and self._text_width(text + "…") > self.width * share:
             text = text[:-1]
         return text + "…" if text else ""
 
-    def add_boxes(self, prediction: Prediction) -> None:
-        """Label boxes with class and score, the surest first; or where that hides too much, add a legend."""
+    def add_boxes(self, prediction: "Prediction") -> None:
+        """Label boxes with class and score in descending order of score, or add a legend if labels cover too much."""
         texts = self.texts(prediction)
         if texts is None:
             self._add_legend(prediction)
@@ -246,17 +265,17 @@ class _Labels:
                     self._place(*spot, text, class_color(int(prediction.labels[index])))
                     break
 
-    def texts(self, prediction: Prediction) -> list[str] | None:
-        """A label for each box: class and score, or the class alone, or None where both would hide too much."""
+    def texts(self, prediction: "Prediction") -> list[str] | None:
+        """Return a label for each box: class and score, or only the class; None if both would cover too much."""
         names = self._names(prediction)
         crowd = MAX_LABELED * self.width * self.height
         full = [_caption(name, score) for name, score in zip(names, prediction.scores, strict=True)]
         if self._area(full) <= crowd:
             return full
-        # the same word a hundred times says less than a legend
+        # a legend is clearer than many equal labels
         return names if len(set(names)) > 1 and self._area(names) <= crowd else None
 
-    def _names(self, prediction: Prediction) -> list[str]:
+    def _names(self, prediction: "Prediction") -> list[str]:
         return [self._fit(name, 0.5) for name in prediction.names]
 
     def _area(self, texts: list[str]) -> int:
@@ -266,8 +285,8 @@ class _Labels:
         size = self._text_width(text), self.label_height
         self.placed.append(_Label(x, y, *size, text, color))
 
-    def _add_legend(self, prediction: Prediction) -> None:
-        """Each class with its number of boxes, the most frequent first, top down while room lasts."""
+    def _add_legend(self, prediction: "Prediction") -> None:
+        """Add one line per class with its number of boxes, the most frequent first, as far as they fit."""
         values, counts = np.unique(prediction.labels, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         room = max(1, self.height // self.label_height)
@@ -276,7 +295,7 @@ class _Labels:
             self._place(0, row * self.label_height, f"{name}: {counts[index]}", class_color(int(values[index])))
 
     def _spot(self, boxes: np.ndarray, index: int, width: int) -> tuple[int, int] | None:
-        """Where a label of this width hides least, or None where it could only cover another label."""
+        """Return the position where a label of this width covers the least; None if it would overlap another label."""
         height, rim = self.label_height, (self.scale.line + 1) // 2
         x0, y0, x1, y1 = boxes[index]
         left, right, above, below = x0 - rim, x1 + rim - width, y0 - rim - height, y1 + rim
@@ -301,7 +320,7 @@ class _Labels:
             free = _overlap(rectangles, taken).sum(axis=1) == 0
         if not free.any():
             return None
-        # what a small box loses to a label weighs more than a corner of a large one
+        # covering a small box is worse than covering a corner of a large one
         share = _overlap(rectangles, boxes) / (boxes[:, 2:] - boxes[:, :2]).clip(min=1).prod(axis=1)
         cost = share.sum(axis=1) + 0.03 * np.arange(len(spots)) + np.where(free, 0, np.inf)
         x, y = spots[int(np.argmin(cost))]
@@ -314,11 +333,15 @@ class _Labels:
         shown: dict[int, tuple[int, int, int]],
         owners: Sequence[int] | np.ndarray | None = None,
     ) -> None:
-        """Label each region of a map in its roomiest place, where it fits.
+        """Label each region of a map at the place farthest from its borders, if the label fits.
 
-        Region n is of class ``owners[n]``, or of class n without them.
+        Args:
+            regions: region number of each pixel ``[H, W]``.
+            classes: class names by label.
+            shown: color of each class that is labeled.
+            owners: class of each region; None means that regions are classes.
         """
-        shrink = max(1, max(self.height, self.width) // 512)  # a place need not be exact
+        shrink = max(1, max(self.height, self.width) // 512)  # positions need not be exact
         small = regions[::shrink, ::shrink]
         values, counts = np.unique(small, return_counts=True)
         for value in values[np.argsort(-counts, kind="stable")].tolist():
@@ -327,7 +350,7 @@ class _Labels:
                 continue
             text = self._fit(classes[label])
             width, height = self._text_width(text), self.label_height
-            inside = np.pad(small == value, 1).astype(np.uint8)  # the picture's edge is an edge of the region
+            inside = np.pad(small == value, 1).astype(np.uint8)  # the image border is a border of the region
             depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
             roomy = np.argwhere(depth >= 0.95 * depth.max())
             row, column = roomy[np.abs(roomy - roomy.mean(axis=0)).sum(axis=1).argmin()].tolist()
@@ -339,14 +362,12 @@ class _Labels:
             if text and not taken:
                 self._place(x, y, text, shown[label])
 
-    def add_verdict(self, prediction: Prediction) -> None:
-        """What the whole picture is taken for, and the probability that it is forged, in the corner."""
-        forged = int(prediction.forgery_score > 0.5)
-        color = class_color(forged) if prediction.colors is None else tuple(prediction.colors[forged])[::-1]
-        self._place(0, 0, f"{prediction.classes[forged]} {prediction.forgery_score:.2f}", color)
+    def add_title(self, text: str, color: tuple[int, int, int]) -> None:
+        """Add a label in the upper left corner."""
+        self._place(0, 0, self._fit(text), color)
 
     def paint(self, out: np.ndarray) -> None:
-        """Paint the labels on the BGR picture."""
+        """Paint the labels on a BGR image, in place."""
         capital = 0.7 * self.scale.font  # height of a capital letter
         for label in self.placed:
             end = label.x + label.width - 1, label.y + label.height - 1
@@ -356,21 +377,21 @@ class _Labels:
 
 
 def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever has the higher contrast on a BGR colour (WCAG 2 relative luminance)."""
+    """Return black or white, whichever contrasts more with a BGR color (WCAG 2 relative luminance)."""
     linear = [(c / 255) / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
     luminance = 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
     return (0, 0, 0) if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else (255, 255, 255)
 
 
 def _overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Area in common of each rectangle of ``[N, 4]`` with each of ``[M, 4]``: ``[N, M]``."""
+    """Return the intersection areas ``[N, M]`` of rectangles ``[N, 4]`` and ``[M, 4]``."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     return (high - low).clip(min=0).prod(axis=2)
 
 
 def _meet(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
-    """Whether two rectangles given as x, y, width, height overlap."""
+    """Return True if two rectangles (x, y, width, height) overlap."""
     return all(
         first[axis] < second[axis] + second[axis + 2] and second[axis] < first[axis] + first[axis + 2]
         for axis in (0, 1)

@@ -1,9 +1,9 @@
-"""Models as files that run without this package's model code: ``.pt2`` (torch.export) and ``.onnx``.
+"""Export models as ``.pt2`` (torch.export) or ``.onnx`` files.
 
-A file is written only after its program gave the numbers of the model itself, at other sizes too where they may vary.
+A file is written only if the exported program gives the outputs of the model, for dynamic axes at several sizes.
 
-- ``.pt2`` keeps the attention kernels: the process that loads it imports `visionattn` before.
-- ``.onnx`` holds standard operators only, in which neighborhoods are gathered; that takes more memory and time.
+- ``.pt2`` keeps the attention kernels; `visionattn` must be imported before the file is loaded.
+- ``.onnx`` contains standard operators only; neighborhoods are gathered, which takes more memory and time.
 """
 
 import importlib
@@ -27,17 +27,17 @@ DYNAMIC = ("batch", "size")
 ONNX_PACKAGES = ("onnx", "onnxscript")
 OPSET = 18
 TOLERANCE = 1e-4
-"""Largest difference between the program and the model, relative to the largest number that the model gives."""
+"""Maximum difference between program and model, relative to the largest absolute output of the model."""
 
 
 class Network(nn.Module):
-    """What is exported: an image tensor in, a tuple of tensors out.
+    """Module that is exported: maps an image tensor to a tuple of tensors.
 
     Args:
-        model: called with the image.
-        mean, std: taken off and divided by first, one number a channel; None takes the image as it is.
-        classes: names by label, for the file's description.
-        task: what the outputs are, for the file's description.
+        model: called with the normalized image.
+        mean, std: normalization of each channel; None for models that take normalized images.
+        classes: class names by label, for the metadata of the file.
+        task: kind of outputs, for the metadata of the file.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Network(nn.Module):
             self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """``[B, C, H, W]`` float32 to the model's outputs, nested lists of them flattened."""
+        """Return the outputs of the model for an image, float32 ``[B, C, H, W]``; nested outputs are flattened."""
         if self.normalized:
             image = (image - self.mean) / self.std
         return tuple(_flat(self.model(image)))
@@ -68,34 +68,21 @@ def _flat(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in _flat(item)]
 
 
-class _TensorMode(nn.Module):
-    """An mmdet or mmseg model from normalised images to what its head says, before any box or map is made of it."""
-
-    def __init__(self, model: nn.Module, whole: bool):
-        super().__init__()
-        self.model, self.whole = model, whole
-
-    def forward(self, image: Tensor) -> Any:
-        if not self.whole:
-            return self.model.extract_feat(image)
-        return self.model(image, mode="tensor")
-
-
 def timm_network(
     name: str, checkpoint: str | Path | None = None, features: bool = False, num_classes: int | None = None
 ) -> Network:
-    """A timm model: its classifier's logits, or with `features` the maps of its levels.
+    """Create the network of a timm model, which returns the logits of the classifier.
 
     Args:
-        name: as `timm.create_model` knows it.
-        checkpoint: weights, as their authors published them or as timm or this package saved them; None leaves the
-            random start.
-        features: give the levels' maps.
-        num_classes: of the classifier; None takes the model's own.
+        name: model name for `timm.create_model`.
+        checkpoint: weights file as published by the authors, or as saved by timm or this package; None keeps the random
+            initialization.
+        features: return the feature maps of all levels in place of logits.
+        num_classes: number of classes; None is the default of the model.
 
     Raises:
-        ConfigError: timm knows no such model, or it has no levels.
-        CheckpointError: the weights cannot be read safely, or do not fit.
+        ConfigError: the model name is unknown, or the model does not support `features`.
+        CheckpointError: the checkpoint cannot be read safely, or does not fit the model.
     """
     import timm
 
@@ -106,12 +93,13 @@ def timm_network(
     try:
         model = timm.create_model(name, **options)
     except RuntimeError as error:
-        raise ConfigError(f"{name}: {' '.join(str(error).split())}; timm.list_models() gives the names") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"`model` {name!r}: {reason}; timm.list_models() lists the names") from error
     if checkpoint is not None:
         state = _read(Path(checkpoint))
         try:
             load_official(model, state)
-        except TypeError:  # a model of timm's own, in timm's own names
+        except TypeError:  # a model of timm itself, with its parameter names
             try:
                 model.load_state_dict(state)
             except RuntimeError as error:
@@ -128,33 +116,33 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def network_of_run(config: Any, checkpoint: str | Path) -> Network:
-    """The network of a trained mmdet or mmseg model, normalisation of pixels included.
+    """Return the network of a trained model, pixel normalization included; its job defines the outputs.
 
-    Of segmentors and one-stage detectors all up to the head's outputs; of two-stage ones, whose heads depend on the
-    boxes found, the maps of the neck.
+    Raises:
+        ConfigError: models of this job cannot be exported.
     """
     from visionattn.engine.model import load_model
+    from visionattn.inference.job import job_of
 
     loaded = load_model(config, checkpoint)
-    model, prepare = loaded.model, getattr(loaded.model, "data_preprocessor", None)
-    whole = not hasattr(model, "roi_head")
+    job = job_of(type(loaded.model), loaded.cfg)
+    module, prepare = job.exported(loaded.model), getattr(loaded.model, "data_preprocessor", None)
     mean, std = (getattr(prepare, name, None) for name in ("mean", "std"))
     numbers = [None if value is None else value.flatten().tolist() for value in (mean, std)]
-    task = loaded.task if whole else "features"
-    return Network(_TensorMode(model, whole).eval(), *numbers, classes=loaded.classes, task=task).eval()
+    return Network(module.eval(), *numbers, classes=loaded.classes, task=job.name).eval()
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """An exported file.
 
     Attributes:
         path: the file.
-        inputs: shape that was traced.
+        inputs: shape of the traced image.
         outputs: shapes of the outputs for it.
-        dynamic: which of `DYNAMIC` may differ from it.
-        difference: largest difference from the model, over all shapes tried, relative to its largest number.
-        checked: the shapes tried.
+        dynamic: dynamic axes, from `DYNAMIC`.
+        difference: maximum difference from the model over all checked shapes, relative to its largest absolute output.
+        checked: image shapes for which program and model were compared.
     """
 
     path: Path
@@ -173,31 +161,33 @@ def export_model(
     channels: int = 3,
     dynamic: Sequence[str] = (),
 ) -> Export:
-    """Write a network as ``.pt2`` or ``.onnx``, after checking that the program computes the same.
+    """Export a network as ``.pt2`` or ``.onnx`` and check the outputs of the program against it.
 
     Args:
-        network: in eval mode, on the CPU.
-        path: the file; its suffix says the format.
-        size: (height, width) of the image that is traced.
-        batch: images that are traced together.
-        channels: of the image.
-        dynamic: ``"batch"`` for any number of images, ``"size"`` for other heights and widths.
+        network: network in eval mode, on the CPU.
+        path: output file; its suffix selects the format.
+        size: (height, width) of the traced image in pixels.
+        batch: batch size of the traced image.
+        channels: number of image channels.
+        dynamic: dynamic axes: ``"batch"`` for any batch size, ``"size"`` for any height and width.
 
     Raises:
-        ConfigError: an argument is out of range.
-        BackendError: the model cannot be exported so, or the program computes something else.
-        MissingDependencyError: ONNX is asked for and its packages are not installed.
+        ConfigError: an argument is invalid.
+        BackendError: the model cannot be exported, or the outputs of the program differ.
+        MissingDependencyError: the packages for ONNX are not installed.
     """
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):
-        raise ConfigError(f"--out {path}: the name must end in .pt2 or .onnx")
-    if batch < 1 or min(size) < 1:
-        raise ConfigError(f"--batch and --size must be at least 1, got {batch} and {size[0]} x {size[1]}")
+        raise ConfigError(f"`out` must end in .pt2 or .onnx, got {path}")
+    if batch < 1:
+        raise ConfigError(f"`batch` must be at least 1, got {batch}")
+    if min(size) < 1:
+        raise ConfigError(f"`size` must be at least 1, got {size[0]}x{size[1]}")
     if unknown := [name for name in dynamic if name not in DYNAMIC]:
-        raise ConfigError(f"--dynamic takes {' and '.join(DYNAMIC)}, got {unknown[0]}")
+        raise ConfigError(f"`dynamic` must be {' or '.join(DYNAMIC)}, got {unknown[0]!r}")
     if path.suffix == ".onnx":
         _require_onnx()
-    # torch.export takes an axis of length 1 for a constant
+    # torch.export specializes axes of length 1
     shape = (max(batch, 2) if "batch" in dynamic else batch, channels, *size)
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * (50 if network.normalized else 1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +195,7 @@ def export_model(
     write = _write_onnx if path.suffix == ".onnx" else _write_pt2
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters, about their own insides
+            warnings.simplefilter("ignore")  # warnings of the exporters about their internals
             run = write(network, image, partial, tuple(dynamic))
             outputs, difference, checked = _compare(network, run, image, dynamic)
         os.replace(partial, path)
@@ -234,8 +224,8 @@ def _trace(network: Network, image: Tensor, dynamic: tuple[str, ...]) -> Any:
         return torch.export.export(network, (image,), dynamic_shapes=(_axes(dynamic) or None,))
     except Exception as error:  # the exporter raises many kinds
         reason = " ".join(str(error).split())[:300]
-        hint = f"; leave out --dynamic {' '.join(dynamic)}" if dynamic else ""
-        raise BackendError(f"torch.export cannot follow {type(network.model).__name__} ({reason}){hint}") from error
+        hint = f"; remove {' '.join(dynamic)} from `dynamic`" if dynamic else ""
+        raise BackendError(f"torch.export cannot trace {type(network.model).__name__} ({reason}){hint}") from error
 
 
 def _about(network: Network, image: Tensor, dynamic: tuple[str, ...]) -> dict[str, Any]:
@@ -243,7 +233,7 @@ def _about(network: Network, image: Tensor, dynamic: tuple[str, ...]) -> dict[st
 
     return {
         "visionattn": __version__, "task": network.task, "classes": list(network.classes), "input": list(image.shape),
-        "dynamic": list(dynamic), "pixels": "0..255" if network.normalized else "normalised by the caller",
+        "dynamic": list(dynamic), "pixels": "0..255" if network.normalized else "normalized by the caller",
     }  # fmt: skip
 
 
@@ -281,7 +271,7 @@ def _write_onnx(network: Network, image: Tensor, path: Path, dynamic: tuple[str,
 
 
 def _onnx_runner(path: Path) -> Any:
-    """The file as a function: by onnxruntime, or where it is not installed by onnx's own slow evaluator."""
+    """Return a function that runs the file with onnxruntime, or with the slower evaluator of onnx if it is missing."""
     try:
         runtime = importlib.import_module("onnxruntime")
     except ModuleNotFoundError:
@@ -296,7 +286,7 @@ def _onnx_runner(path: Path) -> Any:
 def _compare(
     network: Network, run: Any, image: Tensor, dynamic: Sequence[str]
 ) -> tuple[list[tuple[int, ...]], float, list[tuple[int, ...]]]:
-    """Outputs' shapes, the largest relative difference, and the shapes tried: the traced one and others allowed."""
+    """Return the output shapes, the maximum relative difference, and the compared image shapes."""
     images = [image]
     if "batch" in dynamic:
         images += [image[:1], torch.cat([image, image[:1].flip(3)])]
@@ -309,16 +299,16 @@ def _compare(
             given = list(run(example))
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            hint = "; trace at a larger --size, where no map is padded" if "size" in dynamic else ""
+            hint = "; set a larger `size`, at which no feature map is padded" if "size" in dynamic else ""
             raise BackendError(f"the program does not run on {list(example.shape)} ({reason}){hint}") from error
         for one, other in zip(expected, given, strict=True):
             if one.shape != other.shape:
-                raise BackendError(f"the program gives {list(other.shape)} where the model gives {list(one.shape)}")
+                raise BackendError(f"the program returns shape {list(other.shape)}, the model {list(one.shape)}")
             scale = float(one.abs().max().clamp(min=1e-6))
             worst = max(worst, float((one - other).abs().max()) / scale)
         shapes = shapes or [tuple(tensor.shape) for tensor in expected]
     if not worst <= TOLERANCE:  # NaN fails too
         raise BackendError(
-            f"the program differs from the model by {worst:.1e} of its largest number; nothing is written"
+            f"the program differs from the model by {worst:.1e} of the largest output; no file is written"
         )
     return shapes, worst, [tuple(example.shape) for example in images]

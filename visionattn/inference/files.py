@@ -1,16 +1,17 @@
-"""Run a predictor over files and write what it finds: overlays, raw maps, and JSON.
+"""Predict on files and write the results. The files are named in the same way for all jobs.
 
-In the results' folder:
-
-- ``<name>.png``: an image's overlay; ``<name>.mp4``: a video's.
-- ``maps/<name>.png``: from models that classify pixels, the class number of each pixel.
-- ``panoptic/<name>.png``: from panoptic models, the segments in the colours of COCO's panoptic format.
-- ``heat/``, ``maps/``, ``masks/``: from forgery models, see `visionattn.heads.forgery.results`.
-- ``<name>.png`` of a video: from models of actions, the frames that were looked at, with the best class.
-- ``predictions.json``: one record per input, under "images", with its boxes and masks as COCO results or,
-  where it could not be read, the reason.
-- ``<name>.frames.json``: the same of each frame of a video.
-- ``report.html``: thumbnails of all overlays with what was found, one file that needs no other.
+| file | content | entry of the record |
+|---|---|---|
+| ``predictions.json`` | model, settings, classes, and one record per input with the prediction or the error | |
+| ``report.html`` | thumbnails of all overlays with their predictions; needs no other file | |
+| ``<name>.png`` | overlay: predictions drawn on the input | ``overlay`` |
+| ``<name>.mp4`` | overlay of a video | ``overlay`` |
+| ``<name>.frames.json`` | one record per frame of a video | ``frames_file`` |
+| ``maps/<name>.png`` | class index of each pixel | ``map`` |
+| ``heatmaps/<name>.png`` | 16-bit gray values; 65535 is 1 | ``heatmap`` |
+| ``masks/<name>.png`` | 255 inside the mask, 0 outside | ``mask`` |
+| ``panoptic/<name>.png`` | segments in the format of COCO panoptic; the record has ``segments_info`` | ``panoptic`` |
+| ``<name>.html`` | 3-D view of a point cloud | ``page`` |
 """
 
 import os
@@ -23,27 +24,23 @@ from typing import Any
 import numpy as np
 
 from visionattn import __version__
-from visionattn.data.panoptic import id2rgb
 from visionattn.errors import DataError
-from visionattn.heads.action.results import action_record, draw_action
-from visionattn.heads.forgery.results import forgery_record, write_forgery_maps
-from visionattn.inference.heatmap import heatmap_to_png
+from visionattn.inference.job import Tally
 from visionattn.inference.predictor import Predictor
 from visionattn.inference.report import REPORT_FILE, Report
-from visionattn.inference.results import Prediction
 from visionattn.inference.writing import JsonRecords, output_names, write_png
-from visionattn.io.inputs import Source, read_image
+from visionattn.io.inputs import Source
 
 __all__ = ["PREDICTIONS_FILE", "Plan", "Summary", "plan_files", "predict_files"]
 
 PREDICTIONS_FILE = "predictions.json"
 BATCH_PIXELS = 64_000_000
-"""Images are read ahead for one batch, but no further than this."""
+"""Images are read ahead for one batch, but at most this many pixels."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which input's results go under which name in which folder."""
+    """The input files, the names of their results, and the folder for them."""
 
     sources: Sequence[Source]
     names: Sequence[str]
@@ -52,39 +49,47 @@ class Plan:
 
 @dataclass
 class Summary:
-    """What came of a run over files.
+    """Totals of a run over files.
 
     Attributes:
-        images, videos, frames: how many were predicted on; a video's frames do not count as images.
-        failed: (file, reason) of each input that could not be read, or not to its end.
-        found: number of boxes by class; from models that classify pixels, share of all pixels by class.
-        seconds: time in the model.
+        inputs: number of inputs predicted, such as images or point clouds; videos that were predicted frame by frame
+            do not count.
+        videos: number of videos that were predicted frame by frame.
+        frames: number of their frames.
+        failed: (file, reason) of each input that could not be read completely.
+        found: sum of the job's counts, such as detections by class.
+        seconds: inference time in seconds.
     """
 
-    images: int = 0
+    inputs: int = 0
     videos: int = 0
     frames: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     found: Counter = field(default_factory=Counter)
     seconds: float = 0.0
 
+    @property
+    def tally(self) -> Tally:
+        """Totals for `Job.summary`."""
+        return Tally(self.inputs + self.frames, self.found)
+
 
 def plan_files(sources: Sequence[Source], out: Path) -> Plan:
-    """Choose the results' names and make their folder.
+    """Choose the names of the results, and create their folder.
 
     Raises:
-        DataError: the folder cannot be made, or a result would overwrite an input.
+        DataError: the folder cannot be created, or a result would overwrite an input.
     """
     names = output_names(sources)
     inputs = {os.path.realpath(source.path) for source in sources}
     for source, name in zip(sources, names, strict=True):
         targets = {out / f"{name}{suffix}" for suffix in ((".mp4", ".png") if source.is_video else (".png",))}
         for target in sorted(t for t in targets if os.path.realpath(t) in inputs):
-            raise DataError(f"--out {out}: the results would overwrite the input {target}; name another folder")
+            raise DataError(f"`out` {out}: the results would overwrite the input {target}; choose another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"--out {out}: the folder cannot be made ({error.strerror})") from error
+        raise DataError(f"`out` {out}: the folder cannot be created ({error.strerror})") from error
     return Plan(sources, names, out)
 
 
@@ -97,98 +102,103 @@ def predict_files(
 ) -> Summary:
     """Predict on every file of the plan and write the results.
 
-    An input that cannot be read is reported and passed over. Memory holds one batch at a time.
+    Inputs that cannot be read are reported and skipped. One batch is in memory at a time.
 
     Args:
         predictor: the model.
         plan: from `plan_files`.
-        about: what the predictions file says of the model, such as its config and checkpoint.
-        on_progress: called with the number of images or frames done since the last call.
+        about: description of the model for the predictions file, such as its config and checkpoint.
+        on_progress: called with the number of inputs or frames finished since the last call.
         on_error: called with one line for each input that could not be read.
 
     Raises:
         DataError: a result cannot be written.
     """
-    run = _Run(predictor, plan, on_progress, on_error)
-    ids = predictor.category_ids or range(1, len(predictor.classes) + 1)
+    job, run = predictor.job, _Run(predictor, plan, on_progress, on_error)
+    own = asdict(job.own)
     head = {
         "visionattn": __version__,
         "model": about,
-        "settings": asdict(predictor.options),
-        "categories": [{"id": i, "name": n} for i, n in zip(ids, predictor.classes, strict=True)],
+        "settings": asdict(predictor.options) | own,
+        **job.describe_model(),
     }
-    settings = {k: v for k, v in asdict(predictor.options).items() if v is not None}
-    if predictor.task in ("semantic", "action"):
-        del settings["score_thr"]  # nothing is left out by its score
+    settings = {key: value for key, value in (asdict(predictor.options) | own).items() if value is not None}
+    if not job.thresholded:
+        del settings["score_thr"]
     facts = {**about, "visionattn": __version__, **settings}
+    noun = job.noun if len(plan.sources) == 1 else f"{job.noun}s"
     with (
-        JsonRecords(plan.out / PREDICTIONS_FILE, head, "images") as records,
-        Report(plan.out / REPORT_FILE, f"Predictions for {len(plan.sources)} inputs", facts) as report,
+        JsonRecords(plan.out / PREDICTIONS_FILE, head, job.records) as records,
+        Report(plan.out / REPORT_FILE, f"Predictions for {len(plan.sources)} {noun}", facts) as report,
     ):
         for record in run.records():
             records.add(record)
-            report.add(record, run.overlay, _found_lines(record, predictor.options.score_thr, run.counts))
-        report.summary, report.legend = _summary_line(run.summary), _legend(run.summary, predictor)
+            report.add(record, run.overlay, run.lines)
+        report.summary, report.legend = _summary_line(run.summary, job.noun), _legend(run.summary, predictor)
     return run.summary
 
 
 class _Run:
-    def __init__(self, predictor: Predictor, plan: Plan, on_progress: Callable, on_error: Callable):
-        self.predictor, self.plan, self.summary = predictor, plan, Summary()
+    def __init__(self, predictor: Predictor, plan: Plan, on_progress: Callable, on_error: Callable) -> None:
+        self.predictor, self.job, self.plan, self.summary = predictor, predictor.job, plan, Summary()
         self.on_progress, self.on_error = on_progress, on_error
-        self.overlay: np.ndarray | None = None  # of the record given last
-        self.counts: Counter = Counter()  # of its boxes by class
+        self.overlay: np.ndarray | None = None  # overlay and report lines of the latest record
+        self.lines: list[str] = []
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """One record per input, in order."""
-        batch: list[tuple[int, np.ndarray | DataError]] = []
-        pixels = 0
+        """Yield one record per input, in order."""
+        batch: list[tuple[int, Any]] = []
+        pixels, limit = 0, min(self.predictor.options.batch_size, self.job.max_batch_size)
         for index, source in enumerate(self.plan.sources):
-            if source.is_video:
-                yield from self._images(batch)
+            if source.is_video and not self.job.accepts_video:
+                yield from self._batch(batch)
                 batch, pixels = [], 0
-                yield self._action(index) if self.predictor.task == "action" else self._video(index)
+                yield self._video(index)
                 continue
-            image = self._read(source.path)
-            batch.append((index, image))
-            pixels += 0 if isinstance(image, DataError) else image.shape[0] * image.shape[1]
-            if len(batch) >= self.predictor.options.batch_size or pixels >= BATCH_PIXELS:
-                yield from self._images(batch)
+            item = self._attempt(lambda path=source.path: self.job.read(path))
+            batch.append((index, item))
+            pixels += item.size if isinstance(item, np.ndarray) else 0
+            if len(batch) >= limit or pixels >= 3 * BATCH_PIXELS:
+                yield from self._batch(batch)
                 batch, pixels = [], 0
-        yield from self._images(batch)
+        yield from self._batch(batch)
 
-    def _read(self, path: Path) -> np.ndarray | DataError:
-        if self.predictor.task == "action":
-            return DataError(f"{path}: is a picture; this model classifies videos")
+    @staticmethod
+    def _attempt(action: Callable[[], Any]) -> Any:
+        """Return the result of an action, or the `DataError` that it raised."""
         try:
-            return read_image(path, self.predictor.options.max_pixels)
+            return action()
         except DataError as error:
             return error
 
-    def _images(self, batch: list[tuple[int, np.ndarray | DataError]]) -> Iterator[dict[str, Any]]:
-        predictions = iter(self.predictor.predict([x for _, x in batch if not isinstance(x, DataError)]))
-        for index, image in batch:
-            path, name = self.plan.sources[index].path, self.plan.names[index]
-            record = {"image_id": index, "file": str(path)}
-            self.overlay, self.counts = None, Counter()
-            if isinstance(image, DataError):
-                record["error"] = self._failed(path, image)
-            else:
-                prediction = next(predictions)
-                self.overlay, self.counts = prediction.draw(image), Counter(prediction.names)
-                write_png(self.plan.out / f"{name}.png", self.overlay)
-                record |= _size(prediction) | {"overlay": f"{name}.png"} | self._found(prediction, index)
-                if prediction.forgery_score is not None:
-                    record |= write_forgery_maps(self.plan.out, name, prediction)
-                elif prediction.heatmap is not None:
-                    record["heatmap"] = self._write_heatmap(name, prediction)
-                elif prediction.semantic is not None:
-                    record["map"] = self._write_map(name, prediction)
-                if prediction.panoptic is not None:
-                    record |= self._write_panoptic(name, prediction)
-                self.summary.images += 1
-            yield record
+    def _batch(self, batch: list[tuple[int, Any]]) -> Iterator[dict[str, Any]]:
+        items = [item for _, item in batch if not isinstance(item, DataError)]
+        found = self._attempt(lambda: self.predictor.predict(items))
+        if isinstance(found, DataError):  # raised by the pipeline, which reads some inputs itself: find the failed one
+            found = [self._attempt(lambda item=item: self.predictor.predict([item])[0]) for item in items]
+        predictions = iter(found)
+        for index, item in batch:
+            prediction = item if isinstance(item, DataError) else next(predictions)
+            yield self._record(index, item, prediction)
             self.on_progress(1)
+
+    def _record(self, index: int, item: Any, prediction: Any) -> dict[str, Any]:
+        path, name = self.plan.sources[index].path, self.plan.names[index]
+        record = {self._id: index, "file": str(path)}
+        self.overlay, self.lines = None, []
+        if isinstance(prediction, DataError):
+            return record | {"error": self._failed(path, prediction)}
+        self.overlay = self.job.draw(item, prediction)
+        write_png(self.plan.out / f"{name}.png", self.overlay)
+        if isinstance(item, np.ndarray):
+            record |= {"width": item.shape[1], "height": item.shape[0]}
+        record |= {"overlay": f"{name}.png"} | self._found(prediction, index)
+        self.summary.inputs += 1
+        return record | self.job.write(self.plan.out, name, prediction)
+
+    @property
+    def _id(self) -> str:
+        return f"{self.job.records.removesuffix('s')}_id"
 
     def _failed(self, path: Path, error: DataError) -> str:
         reason = str(error)
@@ -196,85 +206,22 @@ class _Run:
         self.on_error(reason)
         return reason
 
-    def _found(self, prediction: Prediction, image_id: int) -> dict[str, Any]:
-        """What a record says of a prediction; adds to the summary."""
+    def _found(self, prediction: Any, index: int) -> dict[str, Any]:
+        """Return the record of a prediction, and add it to the summary."""
         self.summary.seconds += prediction.seconds
-        record: dict[str, Any] = {"seconds": round(prediction.seconds, 5)}
-        if self.predictor.task == "forgery":
-            record |= forgery_record(prediction)
-            self.summary.found["forged" if record["forged"] else "authentic"] += 1
-            return record
-        if self.predictor.task != "semantic":
-            self.summary.found.update(prediction.names)
-            record["detections"] = prediction.to_coco(image_id)
-        if prediction.image_scores is not None:
-            scores = zip(self.predictor.classes, prediction.image_scores.tolist(), strict=True)
-            record["image_scores"] = {name: round(score, 5) for name, score in scores}
-        if prediction.semantic is not None:
-            values, counts = np.unique(prediction.semantic, return_counts=True)
-            classes = self.predictor.classes
-            shares = {
-                classes[value]: round(count / prediction.semantic.size, 5)
-                for value, count in zip(values.tolist(), counts.tolist(), strict=True)
-                if 0 <= value < len(classes)
-            }
-            record["pixel_shares"] = shares
-            if self.predictor.task == "semantic":
-                self.summary.found.update(shares)
-        return record
-
-    def _write_map(self, name: str, prediction: Prediction) -> str:
-        folder = self.plan.out / "maps"
-        folder.mkdir(exist_ok=True)
-        kind = np.uint8 if prediction.semantic.max() <= 255 else np.uint16
-        write_png(folder / f"{name}.png", prediction.semantic.astype(kind))
-        return f"maps/{name}.png"
-
-    def _write_panoptic(self, name: str, prediction: Prediction) -> dict[str, Any]:
-        """The segments in COCO's panoptic format: a map whose colours are ids, and what the ids are."""
-        folder = self.plan.out / "panoptic"
-        folder.mkdir(exist_ok=True)
-        found = prediction.panoptic
-        write_png(folder / f"{name}.png", id2rgb(found.segments)[..., ::-1])
-        ids = prediction.category_ids or range(1, len(prediction.classes) + 1)
-        areas = np.bincount(found.segments.ravel(), minlength=len(found.labels) + 1)[1:]
-        segments = [
-            {"id": number, "category_id": int(ids[label]), "area": int(area)}
-            for number, (label, area) in enumerate(zip(found.labels, areas, strict=True), 1)
-        ]
-        return {"panoptic": f"panoptic/{name}.png", "segments_info": segments}
-
-    def _write_heatmap(self, name: str, prediction: Prediction) -> str:
-        folder = self.plan.out / "heatmaps"
-        folder.mkdir(exist_ok=True)
-        write_png(folder / f"{name}.png", heatmap_to_png(prediction.heatmap))
-        return f"heatmaps/{name}.png"
-
-    def _action(self, index: int) -> dict[str, Any]:
-        path, name = self.plan.sources[index].path, self.plan.names[index]
-        record: dict[str, Any] = {"image_id": index, "file": str(path)}
-        self.overlay, self.counts = None, Counter()
-        try:
-            result = self.predictor.predict_video(path)
-        except DataError as error:
-            return record | {"error": self._failed(path, error)}
-        record |= {"overlay": f"{name}.png"} | action_record(result, self.predictor.classes)
-        self.overlay = draw_action(result, f"{record['action']} {record['action_score']:.2f}")
-        write_png(self.plan.out / f"{name}.png", self.overlay)
-        self.summary.found[record["action"]] += 1
-        self.summary.videos += 1
-        self.summary.frames += sum(map(len, record["frames"]))
-        self.summary.seconds += record["seconds"]
-        self.on_progress(1)
+        counts = self.job.count(prediction)
+        self.summary.found.update(counts)
+        record = {"seconds": round(prediction.seconds, 5)} | self.job.record(prediction, index)
+        self.lines = self.job.lines(record, counts)
         return record
 
     def _video(self, index: int) -> dict[str, Any]:
         from visionattn.inference.video import VideoReader, VideoWriter
 
         path, name = self.plan.sources[index].path, self.plan.names[index]
-        record: dict[str, Any] = {"image_id": index, "file": str(path)}
+        record: dict[str, Any] = {self._id: index, "file": str(path)}
         before, frames = self.summary.seconds, 0
-        self.overlay, self.counts = None, Counter()
+        overlay: np.ndarray | None = None
         try:
             with VideoReader(path, self.predictor.options.max_pixels) as reader:
                 size = {"width": reader.width, "height": reader.height}
@@ -289,8 +236,7 @@ class _Run:
                     for frame, prediction in enumerate(self.predictor.stream(reader)):
                         drawn = prediction.draw()
                         writer.write(drawn)
-                        if self.overlay is None:
-                            self.overlay = drawn
+                        overlay = drawn if overlay is None else overlay
                         found = self._found(prediction, frame)
                         records.add({"frame": frame, "time": round(frame / reader.fps, 4), **found})
                         frames += 1
@@ -300,56 +246,25 @@ class _Run:
                 reader.check_complete()
         except DataError as error:
             record["error"] = self._failed(path, error)
+        self.overlay = overlay
+        self.lines = [f"{frames} frames; the thumbnail is the first one"] if frames else []
         return record | {"frames": frames, "seconds": round(self.summary.seconds - before, 5)}
 
 
-def _found_lines(record: dict[str, Any], score_thr: float, counts: Counter) -> list[str]:
-    """What the report says below a thumbnail."""
-    lines = []
-    if "forgery_score" in record:
-        verdict = "forged" if record["forged"] else "authentic"
-        lines.append(f"{verdict}, score {record['forgery_score']:.3f}, {record['forged_share']:.1%} marked")
-    if "detections" in record:
-        names = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-        lines.append(names or f"nothing with a score of at least {score_thr:g}")
-    if "action" in record:
-        pose = "with key points" if record["with_pose"] else "without key points"
-        lines.append(f"{record['action']}, score {record['action_score']:.3f}, {pose}")
-    elif "frames" in record:
-        lines.append(f"{record['frames']} frames, the first is shown")
-    shares = sorted(record.get("pixel_shares", {}).items(), key=lambda item: -item[1])
-    if shares:
-        lines.append(", ".join(f"{name} {share:.1%}" for name, share in shares))
-    return lines
-
-
-def _summary_line(summary: Summary) -> str:
-    """What the report says of the whole run."""
-    pictures = summary.images + summary.frames
-    parts = [f"images: {summary.images}"]
+def _summary_line(summary: Summary, noun: str) -> str:
+    """Return the summary line of the report."""
+    parts = [f"{noun}s: {summary.inputs}"]
     if summary.videos:
-        parts.append(f"videos: {summary.videos}, of {summary.frames} frames in all")
+        parts.append(f"videos: {summary.videos} with {summary.frames} frames in total")
     if summary.failed:
         parts.append(f"failed: {len(summary.failed)}, shown first")
-    if pictures:
-        parts.append(f"{summary.seconds / pictures * 1000:.0f} ms per image in the model")
+    if total := summary.tally.inputs:
+        parts.append(f"{summary.seconds / total * 1000:.0f} ms per {noun}")
     return "; ".join(parts)
 
 
 def _legend(summary: Summary, predictor: Predictor) -> list[tuple[str, tuple[int, int, int], str]]:
-    """The classes found, most of them first, with their colours in the overlays."""
-    from visionattn.inference.draw import map_colors
-
-    colors = map_colors(predictor.classes, predictor.colors)
-    pictures = max(1, summary.images + summary.frames)
-    shares = predictor.task == "semantic"
-    found = ((name, value, predictor.classes.index(name)) for name, value in summary.found.most_common())
-    return [
-        (name, colors[label], f"{value / pictures:.1%}" if shares else str(value))
-        for name, value, label in found
-        if label in colors
-    ]
-
-
-def _size(prediction: Prediction) -> dict[str, int]:
-    return {"width": prediction.image_size[1], "height": prediction.image_size[0]}
+    """Return the classes found, most frequent first, with their colors in the overlays."""
+    colors, names = predictor.job.colors(), list(predictor.classes)
+    found = ((name, names.index(name), text) for name, text in predictor.job.legend(summary.tally).items())
+    return [(name, colors[label], text) for name, label, text in found if label in colors]

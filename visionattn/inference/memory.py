@@ -1,4 +1,4 @@
-"""What to do when the memory does not hold a batch: smaller ones, down to one picture."""
+"""Smaller batches when one does not fit into memory."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether PyTorch failed to allocate: on a GPU that has a class of its own, on a CPU only words."""
+    """Return True if PyTorch ran out of memory (CPU allocation failures are recognized by their message)."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate memory" in text
 
@@ -22,16 +22,16 @@ def lacks_memory(error: BaseException) -> bool:
 def in_smaller_batches(
     run: Callable[[Sequence[Any]], list[T]], batch: Sequence[Any], what: str, warn: Callable[[str], None]
 ) -> list[T]:
-    """``run(batch)``, or where the memory does not hold it, its halves one after the other, and so on.
+    """Return ``run(batch)``; if the batch does not fit into memory, run its halves one after the other, recursively.
 
     Args:
-        run: gives one result for each item.
+        run: returns one result per item.
         batch: the items.
-        what: name of one item in messages, such as ``"a picture of 640x480"``.
-        warn: told when a batch is divided.
+        what: noun phrase for one item in messages, such as ``"an image of 640x480"``.
+        warn: called with a message when a batch is split.
 
     Raises:
-        OutOfMemoryError: the memory does not hold a single item.
+        OutOfMemoryError: not even a single item fits.
     """
     try:
         return run(batch)
@@ -45,9 +45,9 @@ def in_smaller_batches(
         torch.cuda.empty_cache()
     if len(batch) == 1:
         raise OutOfMemoryError(
-            f"the memory does not hold {what} ({reason}); use --tile for large images, or another --device"
+            f"{what} does not fit into memory ({reason}); set `tile` for large images, or use another `device`"
         )
     half = len(batch) // 2
-    warn(f"the memory does not hold {len(batch)} times {what}; going on with {half} at a time")
+    warn(f"a batch of {len(batch)} ({what} each) does not fit into memory; continuing with batches of {half}")
     parts = [in_smaller_batches(run, part, what, warn) for part in (batch[:half], batch[half:])]
     return parts[0] + parts[1]

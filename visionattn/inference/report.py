@@ -1,4 +1,4 @@
-"""A page of thumbnails of a run over files, in one HTML file that needs no other and no network."""
+"""Self-contained HTML page with thumbnails of the predictions."""
 
 import base64
 import html
@@ -50,7 +50,7 @@ li span {{ display: inline-block; width: .8em; height: .8em; border-radius: 2px;
 </header>
 <main>
 """
-# What is known only at the end; the style sheet shows it at the top.
+# Written last, as the totals are known only then; the style sheet moves it to the top.
 TAIL = """</main>
 <section id="summary">
 <p>{summary}</p>
@@ -62,16 +62,18 @@ TAIL = """</main>
 
 
 class Report:
-    """Writes the page record by record; it appears under its name when the block ends without an error.
+    """Context manager that writes the page record by record.
+
+    The file is created under a temporary name and renamed when the ``with`` block ends without an error.
 
     Args:
         path: the HTML file.
-        title: its heading.
-        facts: what stands above the pictures, name and value.
+        title: heading of the page.
+        facts: names and values listed above the thumbnails.
 
     Attributes:
-        summary: one line about the whole run, to set before the block ends.
-        legend: (class, colour as BGR, text) of each class that was found.
+        summary: summary line; set it before the block ends.
+        legend: (class name, BGR color, text) of each class found; set it before the block ends.
     """
 
     def __init__(self, path: Path, title: str, facts: dict[str, Any]):
@@ -90,17 +92,17 @@ class Report:
         return self
 
     def add(self, record: dict[str, Any], overlay: np.ndarray | None, lines: list[str]) -> None:
-        """Append one input.
+        """Append the thumbnail of one input.
 
         Args:
-            record: as in ``predictions.json``: ``file``, and ``overlay`` or ``error``.
-            overlay: the picture as drawn, BGR uint8 ``[H, W, 3]``, or None where there is none to show.
-            lines: what was found.
+            record: record of ``predictions.json``, with ``file`` and either ``overlay`` or ``error``.
+            overlay: BGR uint8 ``[H, W, 3]``, or None if there is none.
+            lines: text below the thumbnail.
         """
         parts = ['<figure class="failed">' if "error" in record else "<figure>"]
         if overlay is not None:
-            picture = f'<img alt="{_text(record["file"])}" src="{_thumbnail(overlay)}">'
-            parts.append(f'<a href="{quote(record["overlay"])}">{picture}</a>')
+            thumbnail = f'<img alt="{_text(record["file"])}" src="{_thumbnail(overlay)}">'
+            parts.append(f'<a href="{quote(record["overlay"])}">{thumbnail}</a>')
         elif "overlay" in record:
             parts.append(f'<a href="{quote(record["overlay"])}">{_text(record["overlay"])}</a>')
         parts.append(f"<figcaption>{_text(record['file'])}")
@@ -127,7 +129,7 @@ def _text(value: Any) -> str:
 
 
 def _thumbnail(image: np.ndarray) -> str:
-    """A data URL of the picture as a small WebP, about half a JPEG's size: 500 of them make some megabytes."""
+    """Return a data URL of the image as a small WebP, which takes about half the bytes of a JPEG."""
     cv2 = require("cv2")
     height, width = image.shape[:2]
     shrink = min(1.0, THUMBNAIL / max(height, width))

@@ -1,4 +1,4 @@
-"""What a model says of one image, as a typed record that draws itself and turns into COCO's format."""
+"""Predictions for one image: typed, drawable, and convertible to the COCO format."""
 
 import importlib
 from collections.abc import Iterator, Sequence
@@ -14,21 +14,20 @@ __all__ = ["InstanceMasks", "Panoptic", "Prediction"]
 
 
 class InstanceMasks:
-    """The masks of an image's instances, each kept only as the rectangle it fills.
+    """Instance masks of one image, each stored as a crop to its bounding rectangle.
 
-    A hundred dense masks of a 12-megapixel picture take 1.2 GB; as rectangles, what the objects cover.
-    ``len``, indexing (one dense ``[H, W]`` bool mask) and iteration work, and ``np.asarray(masks)`` is the
-    dense ``[N, H, W]`` array.
+    Dense masks take one byte per pixel each: 1.2 GB for 100 masks of a 12-megapixel image. ``masks[i]`` is one dense
+    bool mask ``[H, W]``, and ``np.asarray(masks)`` is the dense array ``[N, H, W]``.
 
     Args:
         crops: one bool array ``[h, w]`` per instance.
-        corners: (x, y) of each crop's first pixel in the image.
+        corners: (x, y) of the upper left pixel of each crop in the image.
         image_size: (height, width) of the image in pixels.
     """
 
     def __init__(self, crops: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], image_size: tuple[int, int]):
         if len(crops) != len(corners):
-            raise ValueError(f"{len(crops)} crops but {len(corners)} corners")
+            raise ValueError(f"`crops` and `corners` must have the same length, got {len(crops)} and {len(corners)}")
         self.crops, self.corners, self.image_size = list(crops), list(corners), image_size
 
     @classmethod
@@ -38,9 +37,15 @@ class InstanceMasks:
         corner: tuple[int, int] = (0, 0),
         image_size: tuple[int, int] | None = None,
     ) -> "InstanceMasks":
-        """From a bool array ``[N, h, w]`` whose first pixel is at `corner` (x, y) of the image."""
+        """Create from dense masks.
+
+        Args:
+            masks: bool ``[N, h, w]``.
+            corner: (x, y) of the upper left pixel of the masks in the image.
+            image_size: (height, width) of the image in pixels; None is the size of the masks.
+        """
         if masks.ndim != 3:
-            raise ValueError(f"masks must be [N, H, W], got shape {masks.shape}")
+            raise ValueError(f"`masks` must have shape [N, H, W], got {list(masks.shape)}")
         masks = masks.astype(bool, copy=False)
         crops, corners = [], []
         for mask in masks:
@@ -75,22 +80,22 @@ class InstanceMasks:
         return f"InstanceMasks({len(self)} masks of {self.image_size[0]}x{self.image_size[1]})"
 
     def select(self, keep: np.ndarray) -> "InstanceMasks":
-        """The masks at the given indices, in their order."""
+        """Return the masks at the given indices, in that order."""
         return InstanceMasks([self.crops[i] for i in keep], [self.corners[i] for i in keep], image_size=self.image_size)
 
     def flipped(self) -> "InstanceMasks":
-        """The same masks in the image mirrored left to right."""
+        """Return the masks of the horizontally mirrored image."""
         width = self.image_size[1]
         corners = [(width - x - crop.shape[1], y) for crop, (x, y) in zip(self.crops, self.corners, strict=True)]
         return InstanceMasks([crop[:, ::-1] for crop in self.crops], corners, self.image_size)
 
     def moved(self, corner: tuple[int, int], image_size: tuple[int, int]) -> "InstanceMasks":
-        """The same masks in a larger image in which this one starts at `corner` (x, y)."""
+        """Return the masks in a larger image that contains this one at `corner` (x, y)."""
         corners = [(x + corner[0], y + corner[1]) for x, y in self.corners]
         return InstanceMasks(self.crops, corners, image_size)
 
     def within(self, index: int, window: tuple[int, int, int, int]) -> np.ndarray:
-        """The part of one mask inside a window (x0, y0, x1, y1) of the image, bool ``[y1 - y0, x1 - x0]``."""
+        """Return the part of a mask inside a window (x0, y0, x1, y1) of the image, bool ``[y1 - y0, x1 - x0]``."""
         x0, y0, x1, y1 = window
         part = np.zeros((y1 - y0, x1 - x0), dtype=bool)
         crop, (x, y) = self.crops[index], self.corners[index]
@@ -101,7 +106,7 @@ class InstanceMasks:
         return part
 
     def union(self, groups: Sequence[Sequence[int]]) -> "InstanceMasks":
-        """One mask for each group of indices, set where any of theirs is."""
+        """Return the union of the masks of each group of indices."""
         crops, corners = [], []
         for group in groups:
             parts = [i for i in group if self.crops[i].size]
@@ -118,7 +123,7 @@ class InstanceMasks:
         return InstanceMasks(crops, corners, self.image_size)
 
     def to_rle(self) -> list[dict[str, Any]]:
-        """Each mask in COCO's compressed run lengths: ``{"size": [H, W], "counts": str}``."""
+        """Return each mask as a COCO compressed RLE: ``{"size": [H, W], "counts": str}``."""
         coco_mask = require("pycocotools.mask")
         codes = (coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in self)
         return [{"size": list(self.image_size), "counts": code["counts"].decode("ascii")} for code in codes]
@@ -126,12 +131,12 @@ class InstanceMasks:
 
 @dataclass(frozen=True)
 class Panoptic:
-    """A panoptic map: each pixel belongs to one segment or none.
+    """Panoptic segmentation: each pixel belongs to one segment or to none.
 
     Attributes:
-        segments: int32 ``[H, W]``, the number of the segment at each pixel, 0 where there is none.
-        labels: int64 ``[N]``, class of segments 1 to N.
-        scores: float32 ``[N]``.
+        segments: segment number of each pixel, int32 ``[H, W]``; 0 is no segment.
+        labels: class of segments 1 to N, int64 ``[N]``.
+        scores: score of segments 1 to N, float32 ``[N]``.
     """
 
     segments: np.ndarray
@@ -141,26 +146,25 @@ class Panoptic:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """Predictions for one image.
 
     Attributes:
         image_size: (height, width) in pixels.
-        classes: the name of each class.
-        boxes: float32 ``[N, 4]``, x0 y0 x1 y1 in pixels of the image, best score first.
-        scores: float32 ``[N]`` in 0..1; NaN for annotations, which have none.
-        labels: int64 ``[N]``, indices into `classes`.
-        masks: one mask per box, or None from a model that makes none.
-        semantic: the class of each pixel, integer ``[H, W]``, or None. A value that is no index into
-            `classes` means no class.
-        heatmap: where the model sees what it says, float32 ``[H, W]`` in 0..1, or None; from forgery models, the
-            probability that a pixel is forged.
+        classes: class names by label.
+        boxes: x0, y0, x1, y1 in pixels, float32 ``[N, 4]``, sorted by descending score.
+        scores: float32 ``[N]`` in [0, 1]; NaN for annotations.
+        labels: indices into `classes`, int64 ``[N]``.
+        masks: one mask per box, or None if the model predicts no masks.
+        semantic: class index of each pixel, integer ``[H, W]``, or None. Values that are not indices into `classes`
+            mean no class.
+        heatmap: float32 ``[H, W]`` in [0, 1], or None: class activation map of a localization model, or probability
+            of forgery of each pixel.
         image_scores: score of each class for the whole image, float32 ``[classes]``, or None.
-        category_ids: the id that each class has in COCO files; 1, 2, 3, ... unless given.
-        seconds: time the model took on this image, its preparation included, drawing and writing not.
-        path: the file it was read from, or None.
-        image: the picture itself, BGR uint8 ``[H, W, 3]``, if it was given as an array.
-        colors: the colour (red, green, blue) of each class in a drawn map, or None for those of
-            `visionattn.inference.draw`.
+        category_ids: id of each class in COCO files; None is 1, 2, 3, ...
+        seconds: inference time for this image in seconds, including preprocessing, without drawing and writing.
+        path: the image file, or None.
+        image: the image, BGR uint8 ``[H, W, 3]``, if the input was an array.
+        colors: RGB color of each class in drawn class maps; None uses the colors of `visionattn.inference.draw`.
     """
 
     image_size: tuple[int, int]
@@ -181,42 +185,36 @@ class Prediction:
     def __post_init__(self):
         count = len(self.boxes)
         if self.boxes.shape != (count, 4):
-            raise ValueError(f"boxes must be [N, 4], got shape {self.boxes.shape}")
+            raise ValueError(f"`boxes` must have shape [N, 4], got {list(self.boxes.shape)}")
         for name in ("scores", "labels", "masks"):
             value = getattr(self, name)
             if value is not None and len(value) != count:
-                raise ValueError(f"{count} boxes but {len(value)} {name}")
-        if count and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
-            raise ValueError(f"labels must be in 0..{len(self.classes) - 1}, got {self.labels.max()}")
-        if self.masks is not None and tuple(self.masks.image_size) != tuple(self.image_size):
-            raise ValueError(f"masks are of size {self.masks.image_size}, the image {self.image_size}")
-        if self.semantic is not None and self.semantic.shape != tuple(self.image_size):
-            raise ValueError(f"semantic is of size {self.semantic.shape}, the image {self.image_size}")
-        if self.heatmap is not None and self.heatmap.shape != tuple(self.image_size):
-            raise ValueError(f"heatmap is of size {self.heatmap.shape}, the image {self.image_size}")
-        if self.category_ids is not None and len(self.category_ids) != len(self.classes):
-            raise ValueError(f"{len(self.classes)} classes but {len(self.category_ids)} category_ids")
-        if self.colors is not None and len(self.colors) != len(self.classes):
-            raise ValueError(f"{len(self.classes)} classes but {len(self.colors)} colors")
+                raise ValueError(f"`{name}` must have one entry per box, got {len(value)} for {count} boxes")
+        known = len(self.classes)
+        if count and not 0 <= self.labels.min() <= self.labels.max() < known:
+            raise ValueError(f"`labels` must be in [0, {known - 1}], got {self.labels.min()} to {self.labels.max()}")
+        sizes = {name: value.shape for name in ("semantic", "heatmap") if (value := getattr(self, name)) is not None}
+        if self.masks is not None:
+            sizes["masks"] = tuple(self.masks.image_size)
+        for name, size in sizes.items():
+            if size != tuple(self.image_size):
+                raise ValueError(f"`{name}` must have the image size {tuple(self.image_size)}, got {size}")
+        for name in ("category_ids", "colors"):
+            value = getattr(self, name)
+            if value is not None and len(value) != known:
+                raise ValueError(f"`{name}` must have one entry per class, got {len(value)} for {known} classes")
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     @property
     def names(self) -> list[str]:
-        """The class name of each box."""
+        """Class name of each box."""
         return [self.classes[label] for label in self.labels]
 
     @property
-    def forgery_score(self) -> float | None:
-        """Of a forgery model, whose heat map comes with a map of classes: the probability of any forgery."""
-        if self.heatmap is None or self.semantic is None or self.image_scores is None:
-            return None
-        return float(self.image_scores[1])
-
-    @property
     def panoptic(self) -> Panoptic | None:
-        """The segments of a panoptic model, or None from other models."""
+        """Segments predicted by a panoptic model; None for other models."""
         if self.semantic is None or self.masks is None:
             return None
         segments = np.zeros(self.image_size, np.int32)
@@ -225,7 +223,7 @@ class Prediction:
         return Panoptic(segments, self.labels, self.scores)
 
     def select(self, keep: np.ndarray) -> "Prediction":
-        """Only the boxes (and masks) at the given indices, in their order, or where a bool array is true."""
+        """Return the boxes and masks selected by an array of indices (in that order) or a bool array."""
         keep = np.asarray(keep)
         keep = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
         return replace(
@@ -237,37 +235,40 @@ class Prediction:
         )
 
     def above(self, score_thr: float) -> "Prediction":
-        """Only the boxes with at least this score."""
+        """Return the boxes with a score of at least `score_thr`."""
         return self.select(self.scores >= score_thr)
 
     def draw(self, image: np.ndarray | None = None) -> np.ndarray:
-        """The picture with everything predicted drawn on it, BGR uint8 ``[H, W, 3]``.
+        """Return the image with the prediction drawn on it, BGR uint8 ``[H, W, 3]``.
 
         Args:
-            image: the picture in BGR uint8; without it the one that was predicted on is taken, from its file
-                if it came from one.
+            image: BGR uint8 ``[H, W, 3]``; by default the input image, which is read again if it was a file.
 
         Raises:
-            ValueError: no picture is known, or it has another size.
+            ValueError: the prediction has no image and none is given, or the size differs.
         """
-        from visionattn.inference.draw import draw_prediction
-        from visionattn.io.inputs import read_image
+        from visionattn.io.images import read_image
 
         if image is None:
             image = self.image
         if image is None:
             if self.path is None:
-                raise ValueError("this prediction has no picture of its own; give draw() the image")
+                raise ValueError("the prediction has neither an image nor a path; pass `image` to draw()")
             image = read_image(self.path, max_pixels=self.image_size[0] * self.image_size[1])
         if image.shape != (*self.image_size, 3):
-            raise ValueError(f"image must be of shape {(*self.image_size, 3)}, got {image.shape}")
+            raise ValueError(f"`image` must have shape {(*self.image_size, 3)}, got {image.shape}")
+        return self._overlay(image)
+
+    def _overlay(self, image: np.ndarray) -> np.ndarray:
+        from visionattn.inference.draw import draw_prediction
+
         return draw_prediction(image, self)
 
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """The boxes as COCO results, ready for JSON and for ``COCO.loadRes``.
+        """Return the boxes as COCO results, which can be written as JSON and loaded by ``COCO.loadRes``.
 
-        Each has image_id, category_id, bbox (x, y, width, height in pixels), score, and segmentation
-        (compressed run lengths) if there are masks.
+        Each result has ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``score`` and, if there
+        are masks, ``segmentation`` (compressed RLE).
         """
         ids = self.category_ids or range(1, len(self.classes) + 1)
         codes = None if self.masks is None else self.masks.to_rle()
@@ -286,10 +287,10 @@ class Prediction:
         return results
 
     def to_supervision(self) -> Any:
-        """The boxes and masks as ``supervision.Detections``, class names in ``data["class_name"]``.
+        """Return the boxes and masks as ``supervision.Detections``, with class names in ``data["class_name"]``.
 
         Raises:
-            MissingDependencyError: the library supervision is not installed.
+            MissingDependencyError: supervision is not installed.
         """
         try:
             supervision = importlib.import_module("supervision")

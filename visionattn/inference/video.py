@@ -1,4 +1,4 @@
-"""Read the frames of a video one by one, and write a video of overlays."""
+"""Read and write videos frame by frame."""
 
 import os
 from collections.abc import Iterator
@@ -7,34 +7,39 @@ from pathlib import Path
 import numpy as np
 
 from visionattn.errors import DataError, require
-from visionattn.io.inputs import MAX_PIXELS, check_size
+from visionattn.io.images import MAX_PIXELS, check_size
 
 __all__ = ["VideoReader", "VideoWriter"]
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read once, at the first video: our errors say what is wrong
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # OpenCV reads it at the first video; errors are raised below
 cv2 = require("cv2")
 
 
 class VideoReader:
-    """The frames of a video, in order, as BGR uint8 ``[height, width, 3]``.
+    """Iterate over the frames of a video as BGR uint8 ``[height, width, 3]``.
+
+    Args:
+        path: the video file.
+        max_pixels: videos with more pixels per frame are rejected.
 
     Attributes:
-        fps: frames in a second; 25 where the file does not say.
-        frames: how many frames the file says it has, 0 where it does not.
+        width, height: frame size in pixels.
+        fps: frames per second; 25 if the file does not state it.
+        frames: number of frames stated by the file; 0 if it states none.
 
     Raises:
-        DataError: the file is missing, not a video, or its pictures are too large.
+        DataError: the file is missing or not a video, or its frames are too large.
     """
 
     def __init__(self, path: str | Path, max_pixels: int = MAX_PIXELS):
         self.path = Path(path)
         if not self.path.is_file():
-            raise DataError(f"{path}: there is no such video file")
-        level = cv2.utils.logging.setLogLevel(0)  # OpenCV would warn on the screen of what the next error says
+            raise DataError(f"{path}: no such video file")
+        level = cv2.utils.logging.setLogLevel(0)  # silences a warning of OpenCV; the error below replaces it
         self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
         cv2.utils.logging.setLogLevel(level)
         if not self._capture.isOpened():
-            raise DataError(f"{path}: not a video that can be read, or it is damaged or cut short")
+            raise DataError(f"{path}: not a video, or damaged or truncated")
         self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         self.height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         check_size(str(path), self.width, self.height, max_pixels)
@@ -44,7 +49,7 @@ class VideoReader:
         self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The frames, once, as far as they can be decoded."""
+        """Yield the frames that can be decoded; works once."""
         while True:
             found, frame = self._capture.read()
             if not found:
@@ -53,19 +58,19 @@ class VideoReader:
             yield frame
 
     def check_complete(self) -> None:
-        """To call after the last frame.
+        """Check the number of decoded frames after the last one.
 
         Raises:
-            DataError: there were far fewer frames than the file says: it is damaged or cut short.
+            DataError: there were far fewer frames than the file states, which is then damaged or truncated.
         """
-        # the number is an estimate in some formats, so a frame or two less means nothing
+        # the number is an estimate in some formats and may be off by a frame or two
         if self._decoded == 0 or self.frames - self._decoded > max(2, 0.02 * self.frames):
             raise DataError(
-                f"{self.path}: damaged or cut short, only {self._decoded} of {self.frames} frames can be decoded"
+                f"{self.path}: damaged or truncated, only {self._decoded} of {self.frames} frames can be decoded"
             )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._capture.release()
 
     def __enter__(self) -> "VideoReader":
@@ -76,9 +81,15 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Write BGR uint8 frames of one size to an MP4 file, which appears under its name when it is complete.
+    """Write BGR uint8 frames of one size to an MP4 file.
 
-    An odd width or height grows by one pixel, for the format has only even ones.
+    The file is created under a temporary name and renamed when the ``with`` block ends without an error. Odd widths and
+    heights, which the format does not support, are padded by one pixel.
+
+    Args:
+        path: the MP4 file.
+        width, height: frame size in pixels.
+        fps: frames per second.
 
     Raises:
         DataError: the file cannot be written.
@@ -87,16 +98,16 @@ class VideoWriter:
     def __init__(self, path: Path, width: int, height: int, fps: float):
         self.path, self._partial = path, path.with_name(f".{path.stem}.partial.mp4")
         self._size = (height, width, 3)
-        code = cv2.VideoWriter_fourcc(*"mp4v")  # the one MP4 encoder that every OpenCV wheel has
-        even = width + width % 2, height + height % 2  # an odd row or column would be cut off
+        code = cv2.VideoWriter_fourcc(*"mp4v")  # the only MP4 encoder in every OpenCV wheel
+        even = width + width % 2, height + height % 2  # the encoder would drop an odd row or column
         self._writer = cv2.VideoWriter(str(self._partial), cv2.CAP_FFMPEG, code, fps, even)
         if not self._writer.isOpened():
-            raise DataError(f"{path}: cannot write a video of {width}x{height} there")
+            raise DataError(f"{path}: cannot write a video of {width}x{height} pixels")
 
     def write(self, frame: np.ndarray) -> None:
         """Append a frame."""
         if frame.shape != self._size:
-            raise ValueError(f"a frame must be of shape {self._size}, got {frame.shape}")
+            raise ValueError(f"`frame` must have shape {self._size}, got {frame.shape}")
         height, width = frame.shape[:2]
         if height % 2 or width % 2:
             frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)

@@ -1,9 +1,9 @@
-"""Result files: names that never collide, and JSON that grows as results come and appears when complete."""
+"""Result files: unique names, images of per-pixel results, and JSON lists that are written record by record."""
 
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,23 @@ import numpy as np
 from visionattn.errors import DataError, require
 from visionattn.io.inputs import Source
 
-__all__ = ["JsonRecords", "output_names", "write_png"]
+__all__ = ["MAP_FOLDERS", "JsonRecords", "output_names", "write_maps", "write_png"]
+
+MAP_FOLDERS = {"map": "maps", "heatmap": "heatmaps", "mask": "masks", "panoptic": "panoptic"}
+"""Folder of each kind of per-pixel result, the same for all jobs.
+
+- ``map``: the class index of each pixel, 8 bits, or 16 where there are more than 256 classes.
+- ``heatmap``: values in [0, 1] as 16-bit gray; 65535 is 1.
+- ``mask``: 255 inside the mask, 0 outside.
+- ``panoptic``: segment ids as colors, in the format of COCO panoptic.
+"""
 
 
 def output_names(sources: Sequence[Source]) -> list[str]:
-    """A file name without suffix for the results of each source, no two alike even where case does not count.
+    """Return a file name without suffix for the results of each source; all differ, also if case is ignored.
 
-    The name is the source's own. Where several share it, they get what tells them apart: the suffix
-    (``x_jpg``, ``x_png``), else as many of their folders as it takes (``a_x``, ``b_x``), else a number.
+    The name is the stem of the source. If several sources have the same stem, their names get the suffix (``x_jpg``,
+    ``x_png``), if needed parent folders (``a_x``, ``b_x``), and otherwise a number.
     """
     choices = [_choices(Path(os.path.realpath(source.path))) for source in sources]
     level = [0] * len(choices)
@@ -55,7 +64,7 @@ def _choices(path: Path) -> list[str]:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a picture, BGR or gray, 8 or 16 bits, as PNG.
+    """Write a BGR or gray image with 8 or 16 bits per channel as PNG.
 
     Raises:
         DataError: the file cannot be written.
@@ -63,23 +72,56 @@ def write_png(path: Path, image: np.ndarray) -> None:
     cv2 = require("cv2")
     done, data = cv2.imencode(".png", image)
     if not done:
-        raise DataError(f"{path}: the picture of {image.shape} cannot be written as PNG")
+        raise DataError(f"{path}: an image of shape {list(image.shape)} cannot be written as PNG")
     try:
         path.write_bytes(data)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-class JsonRecords:
-    """A JSON object with a list that grows record by record, so that memory holds one of them.
+def write_maps(out: Path, name: str, maps: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Write per-pixel results as ``<folder>/<name>.png``.
 
-    The file appears under its name, complete, when the block ends. If an error ends it, what there is goes to
-    ``<name>.partial.json`` with ``"complete": false``, and a file of an earlier run stays as it was.
+    Args:
+        out: output folder.
+        name: file name without suffix.
+        maps: by kind, see `MAP_FOLDERS`: class indices or values ``[H, W]``, or for ``panoptic`` BGR uint8.
+
+    Returns:
+        The paths within `out`, by kind.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
+    written = {}
+    for kind, values in maps.items():
+        folder = MAP_FOLDERS[kind]
+        (out / folder).mkdir(exist_ok=True)
+        write_png(out / folder / f"{name}.png", _pixels(kind, values))
+        written[kind] = f"{folder}/{name}.png"
+    return written
+
+
+def _pixels(kind: str, values: np.ndarray) -> np.ndarray:
+    if kind == "map":
+        return values.astype(np.uint8 if values.max() <= 255 else np.uint16)
+    if kind == "heatmap":
+        return np.round(np.clip(values, 0, 1) * 65535).astype(np.uint16)
+    if kind == "mask":
+        return values.astype(bool).astype(np.uint8) * 255
+    return values
+
+
+class JsonRecords:
+    """Context manager that writes a JSON object with a list, one record at a time.
+
+    The file is created under a temporary name and renamed when the ``with`` block ends. If the block raises, the
+    records so far are saved as ``<name>.partial.json`` with ``"complete": false``, and an existing file is kept.
 
     Args:
         path: the file, ending in .json.
-        head: what the object holds before the list.
-        key: name of the list.
+        head: entries of the object before the list.
+        key: key of the list.
     """
 
     def __init__(self, path: Path, head: dict[str, Any], key: str):
@@ -96,7 +138,7 @@ class JsonRecords:
         return self
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append one record of plain values."""
+        """Append one record of JSON values."""
         self._file.write(("," if self._count else "") + "\n" + _plain(record))
         self._count += 1
 

@@ -1,0 +1,1 @@
+"""Reading and writing files, untrusted ones included; folders, downloads and input files."""

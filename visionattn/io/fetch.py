@@ -1,4 +1,4 @@
-"""Download a zip archive and unpack it, trusting neither the network nor the archive."""
+"""Download zip archives and unpack them, treating both the network and the archive as untrusted."""
 
 import errno
 import hashlib
@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from visionattn import __version__
+from visionattn._version import __version__
 from visionattn.errors import DataError, require
 
 __all__ = ["check_sha256", "download", "unpack"]
 
 _CHUNK = 1 << 18
 _RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
-_REMEDY = "check the connection and proxy, or download it elsewhere and pass it with --archive FILE"
+_REMEDY = "check the connection and the proxy, or download the file by other means and pass it as `archive`"
 
 
 def download(
@@ -36,26 +36,28 @@ def download(
     attempts: int = 3,
     backoff: float = 1.0,
 ) -> Path:
-    """Download `url` to `target`, which appears only when it is complete.
+    """Download `url` to `target`, which is created only when the download is complete.
 
     Args:
         url: an http or https address.
         target: the file to write; its folder must exist.
-        max_bytes: stop as soon as more than this arrives or is announced.
-        sha256: hexadecimal digest the file must have.
-        timeout: seconds without any data before an attempt is given up.
-        attempts: how often to try; passing failures are tried again, others (such as 404) are not.
-        backoff: seconds to wait after the first failure, doubled after each.
+        max_bytes: limit on the size, checked against the announced size and the received bytes.
+        sha256: expected hexadecimal digest of the file.
+        timeout: seconds without data after which an attempt fails.
+        attempts: maximum number of attempts; only temporary failures are retried, not those such as 404.
+        backoff: seconds to wait after the first failure, doubled after each further one.
 
     Raises:
-        DataError: one line with the address, what happened, and the remedy.
+        DataError: the download failed; the message has the address, the reason and a remedy.
     """
     try:
         scheme = urlsplit(url).scheme
     except ValueError:
         scheme = ""
     if scheme not in ("http", "https"):
-        raise DataError(f"{url} is not an http or https address; give one, or pass a file with --archive FILE")
+        raise DataError(
+            f"`url` must be an http or https address, got {url!r}; alternatively, pass a downloaded file as `archive`"
+        )
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.part-", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -109,7 +111,7 @@ def _attempt(url: str, target: Path, max_bytes: int, timeout: float) -> None:
                 file.write(chunk)
                 bar.update(task, advance=len(chunk))
         if expected is not None and received != expected:
-            raise EOFError(f"the transfer ended after {received:,} of {expected:,} bytes")
+            raise EOFError(f"the connection closed after {received:,} of {expected:,} bytes")
 
 
 def check_sha256(file: Path, sha256: str, name: str | None = None) -> None:
@@ -120,28 +122,28 @@ def check_sha256(file: Path, sha256: str, name: str | None = None) -> None:
             digest.update(chunk)
     if digest.hexdigest() != sha256.strip().lower():
         raise DataError(
-            f"{name or file} has SHA-256 {digest.hexdigest()}, not {sha256.strip().lower()} as asked; "
+            f"{name or file}: `sha256` is {sha256.strip().lower()}, but the file has {digest.hexdigest()}; "
             "do not use it unless you know why it changed"
         )
 
 
 def _too_large(url: str, size: int, limit: int) -> DataError:
     return DataError(
-        f"{url} gives {size:,} bytes or more, and this set has at most {limit:,}; "
-        "it is not what was expected: look at the address in a browser"
+        f"{url}: the size is at least {size:,} bytes, but this dataset has at most {limit:,}; "
+        "open the address in a browser to see what it returns"
     )
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answered {error.code} {error.reason}"
+        return f"the server returned {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError):
         inner = error.reason
         return f"no connection ({getattr(inner, 'strerror', None) or inner})"
     if isinstance(error, TimeoutError):
-        return "the server stopped sending"
+        return "timeout while waiting for data"
     if isinstance(error, http.client.IncompleteRead):
-        return "the transfer was cut short"
+        return "the transfer was incomplete"
     return str(error) or type(error).__name__
 
 
@@ -153,40 +155,40 @@ def unpack(
     max_bytes: int,
     max_files: int,
 ) -> int:
-    """Unpack the wanted files of a zip archive below the folder `target`, and return their number.
+    """Unpack the wanted files of a zip archive into the folder `target` and return their number.
 
-    Only plain files are written, never links. An entry whose name leads out of `target` condemns the whole
-    archive, wanted or not. The size is bounded by what comes out, not by what the archive announces.
+    Only regular files are written, never links. An entry with a path outside `target` makes the whole archive invalid,
+    even if the entry is not wanted. The size limit applies to the bytes written, not to the sizes in the archive.
 
     Args:
         archive: a .zip file.
         target: an existing folder.
-        wanted: says by an entry's path in the archive whether to unpack it.
-        max_bytes: bound on the sum of unpacked bytes.
-        max_files: bound on the number of entries.
+        wanted: returns True for the path of an entry that is to be unpacked.
+        max_bytes: limit on the total size of the unpacked files.
+        max_files: limit on the number of entries.
 
     Raises:
-        DataError: not a zip archive, damaged, too large, or with an unsafe entry.
+        DataError: the file is not a zip archive, is damaged or too large, or has an unsafe entry.
     """
     if not archive.is_file():
-        raise DataError(f"archive {archive} does not exist; give the path of a downloaded .zip file")
+        raise DataError(f"{archive}: the archive does not exist; `archive` must be the path of a downloaded .zip file")
     if not zipfile.is_zipfile(archive):
         with archive.open("rb") as stream:
             start = stream.read(16)
-        raise DataError(f"{archive} is not a complete zip archive (it starts with {start!r}); download the .zip again")
+        raise DataError(f"{archive}: not a complete zip archive (it starts with {start!r}); download it again")
     try:
         with zipfile.ZipFile(archive) as file:
             entries = file.infolist()
             if len(entries) > max_files:
                 raise DataError(
-                    f"{archive} holds {len(entries):,} entries, and this set has at most {max_files:,}; "
+                    f"{archive}: contains {len(entries):,} entries, but this dataset has at most {max_files:,}; "
                     "it is not the expected archive"
                 )
             for entry in entries:
                 _refuse_unsafe(archive, entry.filename)
             return _unpack_entries(file, archive, target, wanted, max_bytes)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
-        raise DataError(f"{archive} is damaged or unusual ({error}); download it again") from error
+        raise DataError(f"{archive}: damaged or not supported ({error}); download it again") from error
 
 
 def _unpack_entries(
@@ -194,7 +196,7 @@ def _unpack_entries(
 ) -> int:
     written = count = 0
     for entry in file.infolist():
-        kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the archive was not made on Unix
+        kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 if the archive was not created on Unix
         if entry.is_dir() or kind not in (0, stat.S_IFREG) or not wanted(entry.filename):
             continue
         path = target.joinpath(*PurePosixPath(entry.filename).parts)
@@ -205,12 +207,12 @@ def _unpack_entries(
                     written += len(chunk)
                     if written > max_bytes:
                         raise DataError(
-                            f"{archive} unpacks to more than the {max_bytes:,} bytes this set may have; "
+                            f"{archive}: unpacks to more than {max_bytes:,} bytes, the maximum for this dataset; "
                             "it is not the expected archive"
                         )
                     copy.write(chunk)
         except FileExistsError:
-            raise DataError(f"{archive} holds {entry.filename!r} twice; download it again") from None
+            raise DataError(f"{archive}: contains {entry.filename!r} twice; download it again") from None
         except OSError as error:
             raise DataError(f"cannot unpack {entry.filename!r} to {target}: {error.strerror}") from error
         count += 1
@@ -221,6 +223,5 @@ def _refuse_unsafe(archive: Path, name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
         raise DataError(
-            f"{archive} holds {name!r}, which would be written outside its folder; "
-            "the archive is not trustworthy: do not use it"
+            f"{archive}: contains {name!r}, which would be written outside the target folder; do not use this archive"
         )

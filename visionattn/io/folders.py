@@ -1,4 +1,4 @@
-"""Data folders that are either complete or not there: built beside their place, then renamed into it."""
+"""Folders created atomically: filled in a temporary folder, which is then renamed."""
 
 import contextlib
 import json
@@ -20,36 +20,36 @@ _STALE_SECONDS = 3600
 
 
 def cache_dir() -> Path:
-    """Where generated and fetched data goes: ``$VISIONATTN_CACHE``, or ``~/.cache/visionattn``."""
+    """The folder for generated and downloaded data: ``$VISIONATTN_CACHE`` or ``~/.cache/visionattn``."""
     named = os.environ.get("VISIONATTN_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "visionattn"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as compact JSON; NaN is refused, since other readers reject it."""
+    """Write `value` as compact JSON; NaN and infinity raise `ValueError`, since they are not valid JSON."""
     path.write_text(json.dumps(value, allow_nan=False, separators=(",", ":")), encoding="utf-8")
 
 
 def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
-    """Whether `folder` was completed by `new_folder` with this stamp and has lost no file since."""
+    """Return True if `folder` was created by `new_folder` with this stamp and no files are missing."""
     found = _read_stamp(folder)
     return found is not None and found["stamp"] == stamp and _count_files(folder) >= found["files"]
 
 
 @contextlib.contextmanager
 def new_folder(target: Path, stamp: dict[str, Any]) -> Iterator[Path]:
-    """Give an empty folder to fill; it becomes `target` when the block ends without an error.
+    """Yield an empty folder to fill, which is renamed to `target` when the block ends without an error.
 
-    A folder that `new_folder` made before is replaced, unless somebody put files of their own at its top;
-    any other folder that holds something is refused. A killed build leaves only a hidden folder beside
-    `target`, which a later build clears away.
+    A folder that `new_folder` created before is replaced, unless files were added to its top level; any other
+    non-empty folder raises an error. A killed process leaves only a hidden folder beside `target`, which a later call
+    removes.
 
     Args:
-        target: the folder to make; its parents are made too.
-        stamp: what the content depends on (JSON values), compared by `is_current`.
+        target: the folder to create, including its parents.
+        stamp: the settings that the content depends on (JSON values), compared by `is_current`.
 
     Raises:
-        DataError: `target` holds foreign files, or cannot be written.
+        DataError: `target` contains other files or cannot be written.
     """
     target = Path(os.path.abspath(target.expanduser()))
     _refuse_foreign(target)
@@ -65,7 +65,7 @@ def new_folder(target: Path, stamp: dict[str, Any]) -> Iterator[Path]:
         top = sorted(entry.name for entry in temporary.iterdir())
         record = {"stamp": stamp, "files": _count_files(temporary) + 1, "top": [*top, STAMP]}
         write_json(temporary / STAMP, record)
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private to the user
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp creates it with access for the user only
         _move_into_place(temporary, target, stamp)
     except OSError as error:
         raise _unwritable(target, error) from error
@@ -77,13 +77,13 @@ def _move_into_place(temporary: Path, target: Path, stamp: dict[str, Any]) -> No
     old = None
     if target.exists() and any(target.iterdir()):
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
-        os.replace(target, old)  # onto an empty folder
+        os.replace(target, old)  # replaces an empty folder
     elif target.exists():
-        target.rmdir()  # Windows does not rename onto a folder, empty or not
+        target.rmdir()  # Windows cannot rename to an existing folder, even an empty one
     try:
         os.rename(temporary, target)
     except OSError:
-        if not is_current(target, stamp):  # another process may have finished the same build first
+        if not is_current(target, stamp):  # another process may have created the same folder
             raise
     finally:
         if old is not None:
@@ -92,18 +92,18 @@ def _move_into_place(temporary: Path, target: Path, stamp: dict[str, Any]) -> No
 
 def _refuse_foreign(target: Path) -> None:
     if target.is_symlink() and not target.exists():
-        raise DataError(f"{target} is a link to nothing; remove it or choose another folder")
+        raise DataError(f"{target}: a broken link; remove it or choose another folder")
     if not target.exists():
         return
     if not target.is_dir():
-        raise DataError(f"{target} is a file, not a folder; choose another folder with --out")
+        raise DataError(f"{target}: is a file, not a folder; choose another folder")
     names = {entry.name for entry in target.iterdir()}
     record = _read_stamp(target)
     foreign = sorted(names - set(record["top"] if record else ()))
     if foreign:
         raise DataError(
-            f"{target} holds files that were not made here (such as {foreign[0]!r}) and is left as it is; "
-            "choose an empty or new folder with --out"
+            f"{target}: contains files that visionattn did not create (such as {foreign[0]!r}); "
+            "choose an empty or new folder"
         )
 
 
@@ -136,4 +136,4 @@ def _umask() -> int:
 
 def _unwritable(target: Path, error: OSError) -> DataError:
     reason = error.strerror or str(error)
-    return DataError(f"cannot write {target}: {reason}; name another folder with --out, or set VISIONATTN_CACHE to one")
+    return DataError(f"{target}: cannot be written ({reason}); choose another folder or set VISIONATTN_CACHE")

@@ -1,6 +1,17 @@
-"""Opening image files that nobody vouches for, and what their first and last bytes tell without decoding them."""
+"""Read untrusted image files, and read their size without decoding them.
+
+`read_image` returns BGR uint8, the layout that models are trained on:
+
+- EXIF orientation is applied; grayscale, palette, YCbCr and CMYK images are converted to colour.
+- Transparency is dropped, not blended, as in training.
+- 16-bit values are divided by 257, so that 65535 becomes 255 whatever the brightest pixel is. Floating-point values
+  must be in [0, 1].
+- The first frame of an animation or the first page of a document is read.
+"""
 
 import mmap
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,22 +22,35 @@ import numpy as np
 
 from visionattn.errors import DataError, require
 
-__all__ = ["FORMATS", "MAX_PIXELS", "decode_image", "image_size", "known_formats", "open_image"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "check_size",
+    "decode_image",
+    "image_size",
+    "jpeg_round_trip",
+    "known_formats",
+    "open_image",
+    "read_image",
+    "to_bgr",
+]
 
-# Pillow reads more, and by means not wanted here: EPS, for one, would start Ghostscript on the file.
+# Pillow supports more formats, but some are unsafe: for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 
 MAX_PIXELS = 178_956_970
-"""Largest image read unless told otherwise: half a gigabyte as RGB, the size at which Pillow too refuses."""
+"""Default limit on the number of pixels: 512 MiB as RGB, the size above which Pillow also refuses to decode."""
 
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 ORIENTATION = 0x0112
-"""EXIF tag; from 5 on, the picture is stored lying on its side."""
+"""EXIF tag; values of 5 and above swap height and width."""
+
+_pillow_settings = threading.RLock()
 
 
 @lru_cache(maxsize=1)
 def known_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of Pillow can decode."""
+    """Those of `FORMATS` that the installed Pillow can decode."""
     image_module = require("PIL.Image")
     image_module.init()
     return tuple(name for name in FORMATS if name in image_module.OPEN)
@@ -34,31 +58,32 @@ def known_formats() -> tuple[str, ...]:
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Any]:
-    """Open an image of one of `FORMATS` with Pillow, whatever its name says; pixels are read when asked for.
+    """Open an image of one of `FORMATS` with Pillow, regardless of its file name; pixels are decoded on access.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is a pipe, a device or a folder, or has more than `MAX_PIXELS` by its header.
-        Exception: Pillow's, of many kinds.
+        FileNotFoundError: the file does not exist.
+        ValueError: the path is a pipe, a device or a folder, or the header declares more than `MAX_PIXELS`.
+        Exception: raised by Pillow, of various types.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise ValueError("is not a file")
     with require("PIL.Image").open(path, formats=known_formats()) as image:
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+            raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
         yield image
 
 
 def decode_image(path: str | Path, flags: int) -> np.ndarray:
-    """Read an image with OpenCV, which does not look at the size before it makes room for the pixels.
+    """Read an image with OpenCV, after checking its size, which OpenCV allocates without a check.
 
     Args:
         path: the file.
         flags: as for ``cv2.imdecode``.
 
     Raises:
-        DataError: the file is missing, is no image that OpenCV and Pillow both know, or has more than `MAX_PIXELS`.
+        DataError: the file is missing, is not an image that both OpenCV and Pillow support, or has more than
+            `MAX_PIXELS`.
     """
     cv2 = require("cv2")
     try:
@@ -66,31 +91,160 @@ def decode_image(path: str | Path, flags: int) -> np.ndarray:
             pass
         image = cv2.imdecode(np.fromfile(path, np.uint8), flags)
     except OSError as error:
-        reason = f"cannot be read ({error.strerror})" if error.strerror else "is no image"
+        reason = f"cannot be read ({error.strerror})" if error.strerror else "is not an image"
         raise DataError(f"{path}: {reason}") from error
-    except Exception as error:  # Pillow and OpenCV raise many kinds, by the damage
-        raise DataError(f"{path}: is no image that can be read ({' '.join(str(error).split())[:100]})") from error
+    except Exception as error:  # Pillow and OpenCV raise many types, depending on the damage
+        raise DataError(f"{path}: cannot be read as an image ({' '.join(str(error).split())[:100]})") from error
     if image is None:
-        raise DataError(f"{path}: is no image")
+        raise DataError(f"{path}: is not an image")
     return image
 
 
 def image_size(path: Path) -> tuple[int, int, bool]:
-    """Width and height as stored, and whether the EXIF data of a JPEG turns the picture by a quarter when it is read.
+    """Width and height as stored, and whether the EXIF orientation of a JPEG swaps them.
 
     Raises:
-        DataError: the file is missing, does not open as an image, is too large, or is cut short.
+        DataError: the file is missing, is not an image, is too large, or is truncated.
     """
     try:
-        with open_image(path) as image:  # reads the header only
+        with open_image(path) as image:  # reads only the header
             width, height, kind = image.width, image.height, image.format
             turned = kind == "JPEG" and image.getexif().get(ORIENTATION, 1) >= 5
     except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such image") from error
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... by the damage
-        raise DataError(f"{path}: does not open as an image ({' '.join(str(error).split())[:100]})") from error
+        raise DataError(f"{path}: the image does not exist") from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ..., depending on the damage
+        raise DataError(f"{path}: cannot be opened as an image ({' '.join(str(error).split())[:100]})") from error
     if kind in END_MARKS:
         with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.rfind(END_MARKS[kind], max(0, len(content) - 65536)) < 0:
-                raise DataError(f"{path}: is cut short")
+                raise DataError(f"{path}: is truncated")
     return width, height, turned
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Disable Pillow's limit on the size, which is checked here, and its acceptance of truncated files.
+
+    Both are global settings of Pillow and are restored at exit.
+    """
+    from PIL import Image, ImageFile
+
+    with _pillow_settings:
+        before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # mostly about metadata; damaged pixels raise errors
+                yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read an image file as ``[H, W, 3]`` BGR uint8, with its EXIF orientation applied.
+
+    The size is read from the header and checked before anything is decoded.
+
+    Args:
+        path: the file.
+        max_pixels: limit on height times width.
+
+    Raises:
+        DataError: the file is missing, empty, not an image, too large, damaged or truncated, or its values cannot be
+            converted to 8-bit colours.
+    """
+    image_module = require("PIL.Image")
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: {'is not a file' if path.exists() else 'the file does not exist'}")
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: the file is empty (0 bytes)")
+        with _strict_pillow(), image_module.open(path, formats=known_formats()) as image:
+            check_size(str(path), image.width, image.height, max_pixels)
+            image.load()
+            return to_bgr(image)
+    except DataError as error:
+        text = str(error)
+        raise DataError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+    except image_module.UnidentifiedImageError as error:
+        kinds = ", ".join(known_formats())
+        raise DataError(f"{path}: not an image, or its header is damaged; supported formats are {kinds}") from error
+    except PermissionError as error:
+        raise DataError(f"{path}: no permission to read the file") from error
+    except Exception as error:  # a decoder may raise any type for damaged data
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: damaged or truncated ({reason}); replace the file or remove it") from error
+
+
+def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    """Raise `DataError` for an image without pixels or with more than ``max_pixels``; ``name`` starts the message."""
+    if width < 1 or height < 1:
+        raise DataError(f"{name}: the image has no pixels ({width}x{height})")
+    if width * height > max_pixels:
+        raise DataError(
+            f"{name}: {width}x{height} is {width * height / 1e6:.0f} megapixels, more than the limit `max_pixels` of "
+            f"{max_pixels / 1e6:.0f} megapixels; increase it if you trust the file"
+        )
+
+
+def to_bgr(image: Any) -> np.ndarray:
+    """Convert a PIL image to ``[H, W, 3]`` BGR uint8 by the rules in the module's docstring.
+
+    Raises:
+        DataError: values that do not fit 8 or 16 bits, or a colour space that Pillow cannot convert.
+    """
+    image.load()  # for TIFF, Pillow applies the orientation here and removes the tag
+    turn = _upright(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        gray = _to_8_bits(np.asarray(image))
+        array = np.repeat(gray[..., None], 3, axis=2)
+    else:
+        if image.mode in ("P", "PA") and "transparency" in image.info:
+            image = image.convert("RGBA")  # avoids a warning from Pillow
+        try:
+            array = np.asarray(image.convert("RGB"))[..., ::-1]
+        except ValueError as error:
+            raise DataError(f"images of mode {image.mode} are not supported; convert the image to RGB") from error
+    return np.ascontiguousarray(turn(array))
+
+
+def _upright(image: Any):
+    """The function on arrays that applies the EXIF orientation; the identity if the EXIF data is damaged."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # the parser raises many types; the pixels may still be valid
+        orientation = 1
+    turns = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: lambda a: np.rot90(a),
+    }
+    return turns.get(orientation, lambda a: a)
+
+
+def _to_8_bits(array: np.ndarray) -> np.ndarray:
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f":
+        if not (0 <= low <= high <= 1):  # also catches NaN
+            raise DataError(f"floating-point pixels must be in [0, 1], got values from {low:g} to {high:g}")
+        return np.rint(array * 255).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise DataError(f"integer pixels must fit 16 bits, got values from {low} to {high}")
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def jpeg_round_trip(image: np.ndarray, quality: int) -> np.ndarray:
+    """Compress an image as JPEG in memory and decode it again.
+
+    Args:
+        image: ``[H, W, 3]`` BGR uint8.
+        quality: 1 to 100.
+    """
+    cv2 = require("cv2")
+    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)

@@ -1,4 +1,4 @@
-"""JSON from files that nobody vouches for."""
+"""Read untrusted JSON files."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ __all__ = ["read_json"]
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file in UTF-8.
+    """Read a JSON file in UTF-8.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON text in UTF-8, has a number of more digits than Python reads (4300), or is nested
-            deeper than Python's stack; json lets the last of these pass as RecursionError.
+        ValueError: the file is not JSON in UTF-8, contains a number with more digits than Python's limit (4300), or is
+            nested too deeply, for which `json` raises RecursionError.
     """
     text = Path(path).read_text(encoding="utf-8")
     try:

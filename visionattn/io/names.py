@@ -1,8 +1,7 @@
-"""Names of files that stand in annotation files, and where they may lead.
+"""Resolve file names found in annotation files.
 
-A list of images may come from anywhere, so a name in it is not a path to open as it stands: it is taken below the
-folder of the data, never with ``..``. Links that lie in that folder are followed, as whoever laid them out has put them
-there; a list cannot make one, and `visionattn.io.fetch.unpack` does not.
+Annotation files are untrusted, so the names in them are resolved below the data folder, and ``..`` is not allowed.
+Links in the data folder are followed: an annotation file cannot create one, nor does `visionattn.io.fetch.unpack`.
 """
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,39 +12,39 @@ __all__ = ["leads_out", "place"]
 
 
 def leads_out(name: str) -> bool:
-    """Whether a name is not plainly one below a folder: absolute, with a drive, or with a part ``..``.
+    """Return True if a name may refer to a file outside its folder: absolute, with a drive, or with a part ``..``.
 
-    ``a/../b`` counts too: where ``a`` is a link, it is not ``b``.
+    This includes ``a/../b``, which is not ``b`` if ``a`` is a link.
     """
-    parts = PureWindowsPath(name)  # takes both kinds of slashes
+    parts = PureWindowsPath(name)  # accepts both kinds of slashes
     return PurePosixPath(name).is_absolute() or bool(parts.root or parts.drive) or ".." in parts.parts
 
 
 def place(name: str, root: str | Path | None, where: str) -> Path:
-    """The file that a list names.
+    """Resolve the name of a file in an annotation file.
 
     Args:
-        name: as it stands in the list.
-        root: the folder of the data, which the name must not leave. None where none is set: then absolute names are
-            taken as they are, and relative ones are returned as they are.
-        where: the list and its line, for messages.
+        name: the name in the annotation file.
+        root: the data folder, which must contain the file. With None, names are returned unchanged, including absolute
+            ones.
+        where: the annotation file and line, for error messages.
 
     Raises:
-        DataError: the name is none, or leads out of the folder.
+        DataError: the name is not a file name, or the file would be outside the data folder.
     """
     if not isinstance(name, str) or not _usable(name):
-        raise DataError(f"{where}: {name!r:.120} is not the name of a file")
+        raise DataError(f"{where}: {name!r:.120} is not a file name")
     inside = root is not None and Path(name).is_absolute() and Path(name).is_relative_to(root)
     if (root is None or inside) and Path(name).is_absolute() and ".." not in Path(name).parts:
         return Path(name)
     if leads_out(name):
         place_ = "its folder" if root is None else str(root)
-        raise DataError(f"{where}: {name!r:.120} leads out of {place_}; use names below that folder, without '..'")
+        raise DataError(f"{where}: {name!r:.120} is outside {place_}; use names relative to that folder, without '..'")
     return Path(name) if root is None else Path(root) / name
 
 
 def _usable(name: str) -> bool:
-    """Whether the file system can be asked for it; JSON can write halves of surrogate pairs."""
+    """Return True if a file system can have such a name; JSON strings may contain unpaired surrogates."""
     try:
         parts = name.encode("utf-8", "surrogateescape").split(b"/")
     except UnicodeEncodeError:

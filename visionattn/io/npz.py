@@ -1,4 +1,4 @@
-"""NumPy's ``.npz`` archives from files that nobody vouches for: no objects, and no more memory than is allowed."""
+"""Read untrusted NumPy ``.npz`` archives: without pickled objects and with a limit on memory."""
 
 import zipfile
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ from visionattn.errors import DataError
 __all__ = ["LARGEST", "read_arrays"]
 
 LARGEST = 1 << 30
-"""Bytes of all arrays that are read from an archive, whose compression could claim any size."""
+"""Limit on the total size in bytes of the arrays read from an archive, which compression would not bound."""
 
 
 def read_arrays(path: str | Path, names: Callable[[list[str]], Sequence[str]] | Sequence[str]) -> list[np.ndarray]:
-    """Some of the arrays in an archive.
+    """Read some of the arrays in an archive.
 
     Args:
-        path: of the archive.
-        names: of the arrays; or what picks them, given all names.
+        path: the archive.
+        names: names of the arrays, or a function that selects them from all names.
 
     Raises:
-        DataError: the file is no such archive, lacks an array, holds objects, or its headers claim more than it holds
-            or than `LARGEST`.
+        DataError: the file is not an archive, an array is missing or contains objects, or the sizes in the headers
+            exceed the size of the data or `LARGEST`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -31,17 +31,17 @@ def read_arrays(path: str | Path, names: Callable[[list[str]], Sequence[str]] | 
             wanted = names(list(members)) if callable(names) else names
             for name in wanted:
                 if name not in members:
-                    raise DataError(f"{path}: has no array {name!r}; it has {', '.join(members)[:200] or 'none'}")
+                    raise DataError(f"{path}: no array {name!r}; its arrays are {', '.join(members)[:200] or 'none'}")
             total = sum(members[name].file_size for name in wanted)
             if total > LARGEST:
-                raise DataError(f"{path}: claims arrays of {total} bytes; {LARGEST} is the most")
+                raise DataError(f"{path}: the arrays have {total} bytes; the limit is {LARGEST}")
             return [_read(archive, members[name], path) for name in wanted]
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # of the archive, its compression, or NumPy's header
-        raise DataError(f"{path}: is no readable archive ({' '.join(str(error).split())[:200]})") from error
+    except Exception as error:  # raised by the archive, its compression, or NumPy's header
+        raise DataError(f"{path}: cannot be read as an .npz archive ({' '.join(str(error).split())[:200]})") from error
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str | Path) -> np.ndarray:
@@ -51,6 +51,6 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str | Path) -> 
         shape, _, dtype = header(stream)
         claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if claimed > info.file_size:
-            raise DataError(f"{path}: its header claims {claimed} bytes, of which {info.file_size} are there")
+            raise DataError(f"{path}: the header declares {claimed} bytes, but the file has {info.file_size}")
     with archive.open(info) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)

@@ -1,7 +1,7 @@
-"""Weights files, read without running anything that they may carry.
+"""Read untrusted files of model weights without executing code.
 
-`read` has no allow-list: a file that asks for any callable or class beyond PyTorch's own tensor types is refused, with
-the offending type named.
+`read` has no allow-list: a file that contains any callable or class other than PyTorch's own tensor types raises an
+error that names the type.
 """
 
 import os
@@ -19,7 +19,7 @@ from visionattn.errors import CheckpointError, require
 __all__ = ["check_tensor", "read"]
 
 EXPANDED = 1 << 26
-"""Bytes that a tensor may have beyond those stored: of buffers that are one row expanded."""
+"""Bytes by which a tensor may exceed its storage, for buffers that are expanded views."""
 
 REMEDY = (
     "if you trust its author, open it elsewhere and save only its tensors: "
@@ -28,42 +28,42 @@ REMEDY = (
 
 
 def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint file without running any code that it may carry.
+    """Read a checkpoint file without executing code from it.
 
     Args:
         path: a ``.pth``/``.pt`` file of PyTorch or a ``.safetensors`` file.
         map_location: as for `torch.load`.
 
     Returns:
-        What was saved; for safetensors a dict of tensors.
+        The saved dict; for safetensors a dict of tensors.
 
     Raises:
-        CheckpointError: the file is missing, cut short, holds more than tensors and plain values, or tensors that are
-            not what its size says.
+        CheckpointError: the file is missing or truncated, contains other types than tensors and plain values, or
+            contains tensors that exceed the size of the file.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file")
+        raise CheckpointError(f"{path}: the checkpoint file does not exist")
     if path.suffix == ".safetensors":
         device = "cpu" if not isinstance(map_location, (str, torch.device)) else str(map_location)
         try:
             return dict(require("safetensors.torch").load_file(path, device=device))
-        except Exception as error:  # safetensors raises its own class, which says what is malformed
+        except Exception as error:  # safetensors raises its own class
             raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
     _verify(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... by the damage
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ..., depending on the damage
         raise CheckpointError(_refusal(path, error)) from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a dict of weights")
+        raise CheckpointError(f"{path}: contains a {type(checkpoint).__name__}, not a dict of weights")
     for tensor in _tensors(checkpoint):
         check_tensor(tensor, path)
     return checkpoint
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested containers, each container looked at once however often it is named."""
+    """All tensors in nested containers; each container is visited once, however often it is referenced."""
     seen, waiting = set(), [value]
     while waiting:
         value = waiting.pop()
@@ -75,40 +75,40 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def check_tensor(tensor: Tensor, where: str | Path) -> None:
-    """Refuse tensors without memory of their own size; the first copy would fill the machine's.
+    """Raise `CheckpointError` for tensors that are larger than their storage, whose first copy could exhaust memory.
 
-    A few bytes with stride 0, or a sparse or meta tensor, can claim any shape.
+    A tensor with stride 0, or a sparse or meta tensor, can have any shape with a few stored bytes.
     """
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else str(tensor.layout).split(".")[-1]
-        raise CheckpointError(f"{where}: refused, it holds a {kind} tensor; weights are dense")
+        raise CheckpointError(f"{where}: contains a {kind} tensor; weights must be dense")
     claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if claimed > held + EXPANDED:
         raise CheckpointError(
-            f"{where}: refused, a tensor of shape {list(tensor.shape)} claims {claimed} bytes, and {held} are there"
+            f"{where}: a tensor of shape {list(tensor.shape)} needs {claimed} bytes, but the file has {held}"
         )
 
 
 def _verify(path: Path) -> None:
-    """Check the checksums in a zip file of `torch.save`, which `torch.load` does not, and that it is what it claims.
+    """Verify the checksums and sizes of the records in a zip file written by `torch.save`.
 
-    Bits that flipped on a disk would otherwise go into the weights. PyTorch stores records uncompressed, so a file
-    with compressed ones, or ones that add up to more than the file, was made to fill the memory.
+    `torch.load` does not verify checksums, so bit errors in the weights would go unnoticed. PyTorch stores records
+    uncompressed; compressed records, or records larger than the file, indicate a malicious file.
     """
     try:
-        if not zipfile.is_zipfile(path):  # files of before PyTorch 1.6, which have no checksum
+        if not zipfile.is_zipfile(path):  # the format before PyTorch 1.6, which has no checksums
             return
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                raise CheckpointError(f"{path}: refused, it has compressed parts, which PyTorch never writes")
+                raise CheckpointError(f"{path}: contains compressed records, which PyTorch never writes")
             if sum(record.file_size for record in records) > path.stat().st_size:
-                raise CheckpointError(f"{path}: refused, its parts claim to be larger than the file")
+                raise CheckpointError(f"{path}: the declared sizes of its records exceed the size of the file")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); copy or download it again") from error
     if damaged is not None:
-        raise CheckpointError(f"{path}: damaged, the checksum of {damaged} is wrong; copy or download it again")
+        raise CheckpointError(f"{path}: damaged, wrong checksum of {damaged}; copy or download it again")
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -121,7 +121,7 @@ def _refusal(path: Path, error: Exception) -> str:
         r"GLOBAL ([\w.]+)",
     ):
         if found := re.search(pattern, text):
-            return f"{path}: refused, it needs the type {found[1]}, which could run code; {REMEDY}"
+            return f"{path}: contains the type {found[1]}, which could execute code; {REMEDY}"
     text = text.split("WeightsUnpickler error:")[-1].strip()
     reason = re.split(r"[.\n]", text)[0][:120] or type(error).__name__
-    return f"{path}: cut short or not a PyTorch checkpoint ({reason}); copy or download it again"
+    return f"{path}: truncated or not a PyTorch checkpoint ({reason}); copy or download it again"

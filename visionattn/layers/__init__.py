@@ -1,6 +1,5 @@
-"""Modules over the kernels, one file per mechanism; everything common comes from `timm.layers`."""
+"""Attention modules, one file per mechanism."""
 
-from visionattn.heads.lidar.voxel_encoder import VoxelEncoder
 from visionattn.layers.agent_attention import AgentAttention
 from visionattn.layers.efficient_probing import EfficientProbe, EfficientProbing
 from visionattn.layers.ela import EfficientLocalAttention
@@ -13,8 +12,7 @@ from visionattn.layers.neighborhood import (
     NeighborhoodAttention2d,
     NeighborhoodAttention3d,
 )
-from visionattn.layers.official import filter_official
-from visionattn.layers.replace import ReplaceReport, replace_attention
+from visionattn.layers.replace import ReplaceReport, filter_official, replace_attention
 from visionattn.layers.rope import AxialRope
 from visionattn.layers.routing import BiLevelRoutingAttention
 from visionattn.layers.scattered import (
@@ -52,7 +50,6 @@ __all__ = [
     "SparsifinerAttention",
     "SubMConv3d",
     "SubMDepthwiseConv3d",
-    "VoxelEncoder",
     "filter_official",
     "insert_after",
     "record_reconstruction",

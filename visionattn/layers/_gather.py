@@ -1,6 +1,6 @@
-"""Neighborhood attention in operations that TorchScript and ONNX know, for scripted and exported layers only.
+"""Neighborhood attention with operators that TorchScript and ONNX support, for scripted and exported layers only.
 
-It holds ``prod(kernel_size)`` copies of the keys and values; everywhere else the kernels do the work.
+It stores ``prod(kernel_size)`` copies of the keys and values; everywhere else the kernels are used.
 """
 
 import torch
@@ -12,10 +12,10 @@ __all__ = ["gather_attention"]
 def _axis_neighbors(
     length: int, kernel: int, stride: int, dilation: int, causal: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Along one axis, each ``[length, kernel]``: positions of the neighbors, places in a bias axis, validity.
+    """Return key positions, indices into the position bias and a validity mask for one axis, each ``[length, kernel]``.
 
-    A query sees keys of its own dilation group. `stride` queries share the window of their middle one; near a
-    border the window shifts and keeps its width. If causal, it ends at the query and the last one leads.
+    A query attends to keys of its own dilation group. `stride` consecutive queries share the window of the middle one
+    (causal: of the last one). At a border the window is shifted and keeps its size; if causal, it ends at the query.
     """
     x = torch.arange(length, device=device)
     group = x % dilation
@@ -49,7 +49,7 @@ def gather_attention(
     extra_k: Tensor | None,
     extra_v: Tensor | None,
 ) -> Tensor:
-    """Arguments and result as of `visionattn.kernels.na2d`, for any number of axes."""
+    """Compute neighborhood attention for any number of axes; arguments as for `visionattn.kernels.na2d`."""
     rank = len(kernel_size)
     device = q.device
     position, offset, valid = _axis_neighbors(q.shape[1], kernel_size[0], stride[0], dilation[0], is_causal[0], device)

@@ -1,4 +1,4 @@
-"""Agent attention: a few pooled queries gather from all tokens, and all tokens read what these gathered.
+"""Agent attention: pooled queries (agents) attend to all tokens, and all tokens attend to the agents.
 
 Han et al., "Agent Attention: On the Integration of Softmax and Linear Attention" (arXiv 2312.08874). Parameter names
 are the published ones.
@@ -16,32 +16,32 @@ from visionattn.layers._tokens import TokenAttention, pair
 
 __all__ = ["AgentAttention"]
 
-TABLE = 7  # the coarse part of the biases has this many rows and columns, whatever the map
+TABLE = 7  # rows and columns of the coarse part of the biases, for all map sizes
 
 
 @register_notrace_module
 class AgentAttention(TokenAttention):
-    """Multi-head attention by way of agents; its cost grows linearly with the number of tokens.
+    """Multi-head agent attention, linear in the number of tokens.
 
-    The agents are the queries, pooled to a small map. ``softmax(agents keys^T) values`` is what they gather, and
-    ``softmax(queries agents^T)`` of that is the result, to which a depthwise convolution of the values is added. Both
-    products have a learned bias of position. Prefix tokens take part in both, but are not pooled and not convolved.
+    Agents are queries pooled to a small map. The output is ``softmax(Q A^T) softmax(A K^T) V`` for agents A, plus a
+    depthwise convolution of V. Both softmax terms have learned position biases. Prefix tokens take part in both, but
+    are neither pooled nor convolved.
 
     Args:
         dim: channels; a multiple of `num_heads`.
         num_heads: attention heads.
-        input_size: height and width of the map for which there are biases; they are interpolated for others.
-        agent_num: agents: a square number, or (rows, columns). A map with fewer tokens per axis repeats them.
-        num_prefix_tokens: tokens before those of the map, such as 1 for a class token.
-        qkv_bias: whether the projection to queries, keys and values has a bias. The published Swin models have it.
-        attn_drop: dropout of both attention probabilities.
-        proj_drop: dropout after the output projection.
-        device, dtype: of the parameters.
+        input_size: height and width of the map that the biases are for; they are interpolated to other sizes.
+        agent_num: number of agents, a square number or (rows, columns). Smaller maps repeat tokens.
+        num_prefix_tokens: number of tokens before those of the map, such as 1 for a class token.
+        qkv_bias: add a bias to the query, key and value projection, as in the published Swin models.
+        attn_drop: dropout rate of both attention probabilities.
+        proj_drop: dropout rate after the output projection.
+        device, dtype: device and dtype of the parameters.
 
     Shapes: see `TokenAttention`.
 
     Raises:
-        ValueError: an argument out of its range, or an input that does not fit.
+        ValueError: if an argument is out of range or the input has the wrong shape.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class AgentAttention(TokenAttention):
         def table(*shape: int) -> nn.Parameter:
             return nn.Parameter(trunc_normal_(torch.empty(*shape, **dd), std=0.02))
 
-        # of agents (a) and tokens (n, by height h and width w), in the order in which logits have them
+        # Biases of agents (a) and tokens (n; h and w for rows and columns) in the order of the logits' axes.
         self.an_bias = table(num_heads, agents, TABLE, TABLE)
         self.na_bias = table(num_heads, agents, TABLE, TABLE)
         self.ah_bias = table(1, num_heads, agents, height, 1)
@@ -82,7 +82,7 @@ class AgentAttention(TokenAttention):
             self.ca_bias = table(1, num_heads, num_prefix_tokens, agents)
 
     def biases(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Of agents to tokens ``[1, heads, agents, tokens]`` and of tokens to agents ``[1, heads, tokens, agents]``."""
+        """Return biases of agents to tokens ``[1, heads, agents, tokens]`` and of tokens to agents, transposed."""
         size = (height, width)
         to_tokens = F.interpolate(self.an_bias, size, mode="bilinear").flatten(2)[None]
         line = (
@@ -125,10 +125,10 @@ def _pool_size(agent_num: int | Sequence[int]) -> tuple[int, int]:
         return pair(agent_num, "agent_num")
     side = math.isqrt(max(agent_num, 0))
     if side < 1 or side * side != agent_num:
-        raise ValueError(f"agent_num={agent_num} must be a square number, or (rows, columns)")
+        raise ValueError(f"`agent_num` must be a square number or (rows, columns), got {agent_num}")
     return side, side
 
 
 def _stretch(table: Tensor, length: int) -> Tensor:
-    """``[heads, agents, L]`` to another length, linearly; exact where it is the same one."""
+    """Interpolate (linear) ``[heads, agents, L]`` to another length."""
     return F.interpolate(table, length, mode="linear")

@@ -1,4 +1,4 @@
-"""Efficient probing: attentive pooling with few parameters, to judge a frozen backbone by.
+"""Efficient probing: attentive pooling with few parameters, for the evaluation of frozen backbones.
 
 Psomas et al., "Attention, Please! Revisiting Attentive Probing Through the Lens of Efficiency" (arXiv 2506.10178).
 Parameter names are the published ones.
@@ -11,19 +11,19 @@ __all__ = ["EfficientProbe", "EfficientProbing"]
 
 
 class EfficientProbing(nn.Module):
-    """Attentive pooling by learned queries: ``[B, N, C]`` or ``[B, C, H, W]`` to ``[B, C / d_out]``.
+    """Attentive pooling with learned queries, ``[B, N, C]`` or ``[B, C, H, W]`` to ``[B, C / d_out]``.
 
-    Keys are the tokens as they are. Values are one linear map of them, in as many chunks of channels as there are
-    queries, each chunk pooled by the attention of its query.
+    Keys are the tokens without projection. Values are a linear projection whose channels are split into one chunk per
+    query; each chunk is pooled with the attention of its query.
 
     Args:
         dim: channels of the tokens.
-        num_queries: queries, so many attention maps; divides ``dim / d_out``.
-        d_out: by how much channels are reduced; divides `dim`.
-        device, dtype: of the parameters.
+        num_queries: number of queries and attention maps; divides ``dim / d_out``.
+        d_out: reduction factor of the channels; divides `dim`.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: an argument out of its range, or an input that does not fit.
+        ValueError: if an argument is out of range or the input has the wrong shape.
     """
 
     def __init__(
@@ -36,9 +36,11 @@ class EfficientProbing(nn.Module):
     ) -> None:
         super().__init__()
         if d_out < 1 or dim % d_out:
-            raise ValueError(f"d_out={d_out} must be at least 1 and divide dim={dim}")
+            raise ValueError(f"`d_out` must be at least 1 and divide `dim`={dim}, got {d_out}")
         if num_queries < 1 or (dim // d_out) % num_queries:
-            raise ValueError(f"num_queries={num_queries} must be at least 1 and divide dim / d_out = {dim // d_out}")
+            raise ValueError(
+                f"`num_queries` must be at least 1 and divide `dim / d_out`={dim // d_out}, got {num_queries}"
+            )
         dd = {"device": device, "dtype": dtype}
         self.dim = dim
         self.num_queries = num_queries
@@ -51,11 +53,11 @@ class EfficientProbing(nn.Module):
         if x.dim() == 4:
             x = x.flatten(2).transpose(1, 2)
         if x.dim() != 3 or x.shape[2] != self.dim:
-            raise ValueError(f"x must be [B, N, {self.dim}] or [B, {self.dim}, H, W], got {tuple(x.shape)}")
+            raise ValueError(f"`x` must have shape [B, N, {self.dim}] or [B, {self.dim}, H, W], got {tuple(x.shape)}")
         return x
 
     def attention(self, x: Tensor) -> Tensor:
-        """Where each query looks, ``[B, num_queries, N]``; rows sum to 1. They localize what the probe reads."""
+        """Return the attention maps of the queries, ``[B, num_queries, N]``; rows sum to 1."""
         return (self.cls_token * self.scale @ self._tokens(x).transpose(1, 2)).softmax(-1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,21 +69,21 @@ class EfficientProbing(nn.Module):
 
 
 class EfficientProbe(nn.Module):
-    """A classifier on a frozen timm model: its tokens, `EfficientProbing`, optionally batch norm, a linear layer.
+    """Classifier on a frozen timm model: `EfficientProbing` of its tokens, optional batch norm, and a linear layer.
 
-    The backbone gets no gradient and stays in evaluation mode; ``probe.parameters()`` holds it all the same, so give
-    an optimizer what has ``requires_grad``.
+    The backbone stays in evaluation mode and gets no gradient. `parameters` includes its parameters, so pass only those
+    with ``requires_grad`` to an optimizer.
 
     Args:
-        backbone: a model of timm with ``forward_features`` and ``num_features``, features ``[B, N, C]``,
-            ``[B, C, H, W]`` or, of models that say so by ``output_fmt``, ``[B, H, W, C]``.
-        num_classes: classes.
+        backbone: timm model with ``forward_features`` and ``num_features``, whose features are ``[B, N, C]``,
+            ``[B, C, H, W]`` or, with ``output_fmt="NHWC"``, ``[B, H, W, C]``.
+        num_classes: number of classes.
         num_queries, d_out: see `EfficientProbing`.
-        batch_norm: norm the pooled features over the batch, without scale and shift.
-        prefix_tokens: let the queries see class token and registers, too.
+        batch_norm: apply batch norm without scale and shift to the pooled features.
+        prefix_tokens: include class and register tokens.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -95,10 +97,10 @@ class EfficientProbe(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes} must be at least 1")
+            raise ValueError(f"`num_classes` must be at least 1, got {num_classes}")
         for needed in ("forward_features", "num_features"):
             if not hasattr(backbone, needed):
-                raise ValueError(f"backbone={type(backbone).__name__} must be a timm model with {needed}")
+                raise ValueError(f"`backbone` must be a timm model with {needed}, got a {type(backbone).__name__}")
         like = next(backbone.parameters())
         dd = {"device": like.device, "dtype": like.dtype}
         self.backbone = backbone.requires_grad_(False).eval()
@@ -109,13 +111,13 @@ class EfficientProbe(nn.Module):
         self.fc = nn.Linear(self.pool.out_dim, num_classes, **dd)
 
     def train(self, mode: bool = True) -> "EfficientProbe":
-        """Training mode for all but the backbone."""
+        """Set the training mode of all modules but the backbone."""
         super().train(mode)
         self.backbone.eval()
         return self
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The frozen tokens ``[B, N, C]``, or a map ``[B, C, H, W]``."""
+        """Return the backbone's tokens ``[B, N, C]`` or map ``[B, C, H, W]``, without gradient."""
         with torch.no_grad():
             features = self.backbone.forward_features(x)
         if features.dim() == 4:
@@ -123,5 +125,5 @@ class EfficientProbe(nn.Module):
         return features[:, self.skip :]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``[B, in_chans, H, W]`` to logits ``[B, num_classes]``."""
+        """Return logits ``[B, num_classes]`` of images ``[B, in_chans, H, W]``."""
         return self.fc(self.norm(self.pool(self.forward_features(x))))

@@ -1,4 +1,4 @@
-"""Gated positional self-attention: each head blends attention by content with one by position, and learns how much.
+"""Gated positional self-attention (GPSA): each head combines content and position attention with a learned gate.
 
 d'Ascoli et al., "ConViT: Improving Vision Transformers with Soft Convolutional Inductive Biases" (arXiv 2103.10697).
 Parameter names are the published ones.
@@ -19,29 +19,29 @@ __all__ = ["GatedPositionalAttention"]
 
 @register_notrace_module
 class GatedPositionalAttention(TokenAttention):
-    """Gated positional self-attention (GPSA) on maps of any size.
+    """Gated positional self-attention on maps of any size.
 
-    The logits of position are linear in ``(dx, dy, dx^2 + dy^2)``: a sum of a part of dx and one of dy. So their
-    softmax is the product of one over a row and one over a column, and that is how it is applied. Only the attention by
-    content sees pairs of tokens.
+    Position logits are linear in ``(dx, dy, dx^2 + dy^2)`` and thus a sum of a term in dx and one in dy. Their softmax
+    is the product of a softmax over a row and one over a column, which are applied separately; only content attention
+    is computed for pairs of tokens.
 
     Args:
         dim: channels; a multiple of `num_heads`.
-        num_heads: attention heads. The first k^2 of them, k the root of `num_heads` rounded down, start by looking at
-            the k x k places around a token.
-        input_size: height and width of maps whose size is not given; there are no tables of position.
-        num_prefix_tokens: tokens before those of the map. The published model has none in such a layer. Here they have
-            attention by content alone, and are part of that of others.
-        qkv_bias: whether the projections to queries, keys and values have biases.
-        attn_drop: dropout of the blended probabilities. Where it is not 0, training forms all pairs.
-        proj_drop: dropout after the output projection.
-        locality_strength: how sharply attention by position starts.
-        device, dtype: of the parameters.
+        num_heads: attention heads. The first ``k ** 2`` heads, with ``k = floor(sqrt(num_heads))``, initially attend to
+            the k x k positions around a token.
+        input_size: default height and width of the map; there are no position tables.
+        num_prefix_tokens: number of tokens before those of the map; the published layers have none. They use content
+            attention only.
+        qkv_bias: add biases to the query, key and value projections.
+        attn_drop: dropout rate of the attention probabilities. If not 0, training computes the full attention matrix.
+        proj_drop: dropout rate after the output projection.
+        locality_strength: initial sharpness of position attention.
+        device, dtype: device and dtype of the parameters.
 
     Shapes: see `TokenAttention`.
 
     Raises:
-        ValueError: an argument out of its range, or an input that does not fit.
+        ValueError: if an argument is out of range or the input has the wrong shape.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class GatedPositionalAttention(TokenAttention):
 
     @torch.no_grad()
     def local_init(self, strength: float = 1.0) -> None:
-        """Start as a convolution (section 3): values as they are, each head at another place of a neighborhood."""
+        """Initialize as a convolution (section 3): identity values, each head at one position of a neighborhood."""
         nn.init.eye_(self.v.weight)
         side = math.isqrt(self.num_heads)
         center = (side - 1) / 2 if side % 2 == 0 else side // 2
@@ -80,7 +80,7 @@ class GatedPositionalAttention(TokenAttention):
                 self.pos_proj.weight[column * side + row] = strength * weight.to(self.pos_proj.weight)
 
     def position(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Attention by position along columns ``[heads, H, H]`` and rows ``[heads, W, W]``: it is their product."""
+        """Return the factors of position attention along columns ``[heads, H, H]`` and rows ``[heads, W, W]``."""
         dx_weight, dy_weight, square = self.pos_proj.weight[:, :, None, None].unbind(1)
 
         def along(length: int, linear: Tensor, bias: Tensor | float) -> Tensor:
@@ -91,7 +91,7 @@ class GatedPositionalAttention(TokenAttention):
         return along(height, dy_weight, self.pos_proj.bias[:, None, None]), along(width, dx_weight, 0.0)
 
     def attention(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """The blended probabilities ``[B, heads, N, N]`` in full."""
+        """Return the full attention matrix ``[B, heads, N, N]``."""
         x, height, width = self.tokens(x, size)
         prefix, places = self.num_prefix_tokens, height * width
         q, k = self.qk(x).chunk(2, -1)

@@ -1,7 +1,7 @@
-"""Global attention over a map of fixed size with a relative position bias, as in ViT-rpb.
+"""Global attention with relative position bias over a map of fixed size, as in ViT-rpb.
 
-Hassani and Shi, "Dilated Neighborhood Attention Transformer" (arXiv 2209.15001), section 4. It is
-neighborhood attention whose kernel is the whole map, and its bias table is laid out the same way.
+Hassani and Shi, "Dilated Neighborhood Attention Transformer" (arXiv 2209.15001), section 4. It is equal to neighborhood
+attention whose kernel covers the map, and its bias table has the same layout.
 """
 
 import torch
@@ -14,21 +14,21 @@ __all__ = ["GlobalAttentionRpb"]
 
 @register_notrace_module
 class GlobalAttentionRpb(nn.Module):
-    """Multi-head attention of every place to every place, ``[batch, height, width, dim]`` to the same shape.
+    """Multi-head self-attention over all positions of ``[batch, height, width, dim]``; returns the same shape.
 
     Args:
         dim: channels; a multiple of `num_heads`.
         num_heads: attention heads.
-        size: height and width of the map, fixed. The bias of query (y, x) and key (y', x') is
+        size: height and width of the map. The bias of query (y, x) and key (y', x') is
             ``rpb[head, y' - y + height - 1, x' - x + width - 1]``.
-        qkv_bias: whether the query, key and value projection has a bias.
-        qk_scale: factor on the logits; None means ``(dim / num_heads) ** -0.5``.
-        attn_drop: dropout of the attention probabilities.
-        proj_drop: dropout after the output projection.
-        device, dtype: of the parameters.
+        qkv_bias: add a bias to the query, key and value projection.
+        qk_scale: scale of the logits; None for ``(dim / num_heads) ** -0.5``.
+        attn_drop: dropout rate of the attention probabilities.
+        proj_drop: dropout rate after the output projection.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: `dim` is not a multiple of `num_heads`, or the input is not of the fixed size.
+        ValueError: if `dim` is not a multiple of `num_heads` or the input has another size.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class GlobalAttentionRpb(nn.Module):
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a multiple of num_heads, but dim={dim} and num_heads={num_heads}")
+            raise ValueError(f"`dim` must be a multiple of `num_heads`={num_heads}, got {dim}")
         height, width = size
         self.size = (height, width)
         self.num_heads = num_heads
@@ -56,7 +56,7 @@ class GlobalAttentionRpb(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.rpb = nn.Parameter(torch.empty(num_heads, 2 * height - 1, 2 * width - 1, device=device, dtype=dtype))
         trunc_normal_(self.rpb, std=0.02)
-        # Saved with the weights, because the published files have it.
+        # Persistent, because the published checkpoints contain it.
         y, x = torch.arange(height, device=device), torch.arange(width, device=device)
         offset_y = y - y[:, None] + height - 1
         offset_x = x - x[:, None] + width - 1
@@ -66,14 +66,13 @@ class GlobalAttentionRpb(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[batch, height, width, dim]`` to the same shape."""
         batch, height, width, dim = x.shape
         if (height, width) != self.size:
-            raise ValueError(f"the map must be of size {self.size}, got {(height, width)}")
+            raise ValueError(f"`x` must have the height and width {self.size}, got {(height, width)}")
         qkv = self.qkv(x).view(batch, height * width, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        places = height * width
-        bias = self.rpb.flatten(1)[:, self.relative_position_index.flatten()].view(1, -1, places, places)
+        positions = height * width
+        bias = self.rpb.flatten(1)[:, self.relative_position_index.flatten()].view(1, -1, positions, positions)
         dropout = self.attn_drop if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
         out = out.transpose(1, 2).reshape(batch, height, width, dim)

@@ -1,4 +1,4 @@
-"""InLine attention: linear attention whose weights are normed by subtraction, and a convolution made from the input.
+"""InLine attention: linear attention with weights normalized by subtraction, and an input-dependent convolution.
 
 Han et al., "Bridging the Divide: Reconsidering Softmax and Linear Attention" (arXiv 2412.06590). Parameter names are
 the published ones.
@@ -20,28 +20,28 @@ KERNEL_FUNCTIONS = ("identity", "relu", "leakyrelu", "exp")
 
 @register_notrace_module
 class InLineAttention(TokenAttention):
-    """Multi-head injective linear attention; its cost grows linearly with the number of tokens.
+    """Multi-head injective linear attention, linear in the number of tokens.
 
-    The weight of key j for query i is ``scale * q_i (k_j - mean k) / N + 1 / N``. These sum to 1 without a division,
-    and different queries have different weights. Added is a depthwise 3x3 convolution of the values, whose kernels are
-    made from the mean of the input. Prefix tokens take part in all but the convolution.
+    The weight of key j for query i is ``scale * q_i (k_j - mean(k)) / N + 1 / N``; the weights sum to 1 and differ
+    between queries. A depthwise 3x3 convolution of the values is added, whose kernels are predicted from the mean of
+    the input. Prefix tokens take part in everything but the convolution.
 
     Args:
         dim: channels; a multiple of `num_heads`.
-        num_heads: attention heads, also the groups of the layers that make the kernels.
-        input_size: height and width of maps whose size is not given; there are no parameters of position.
-        num_prefix_tokens: tokens before those of the map, such as 1 for a class token.
-        qkv_bias: whether the projection to queries, keys and values has a bias. The published Swin models have it.
-        kernel_func: of queries and keys: ``"identity"``, ``"relu"``, ``"leakyrelu"`` (slope 0.01), ``"exp"``
-            (``exp(0.2 x)``).
-        attn_drop: must be 0: there are no probabilities to drop from.
-        proj_drop: dropout after the output projection.
-        device, dtype: of the parameters.
+        num_heads: attention heads; also the groups of the layers that predict the kernels.
+        input_size: default height and width of the map; there are no position parameters.
+        num_prefix_tokens: number of tokens before those of the map, such as 1 for a class token.
+        qkv_bias: add a bias to the query, key and value projection, as in the published Swin models.
+        kernel_func: feature map of queries and keys: ``"identity"``, ``"relu"``, ``"leakyrelu"`` (slope 0.01),
+            ``"exp"`` (``exp(0.2 x)``).
+        attn_drop: must be 0, because there are no attention probabilities.
+        proj_drop: dropout rate after the output projection.
+        device, dtype: device and dtype of the parameters.
 
     Shapes: see `TokenAttention`.
 
     Raises:
-        ValueError: an argument out of its range, or an input that does not fit.
+        ValueError: if an argument is out of range or the input has the wrong shape.
     """
 
     def __init__(
@@ -59,9 +59,11 @@ class InLineAttention(TokenAttention):
     ) -> None:
         super().__init__(dim, num_heads, input_size, num_prefix_tokens)
         if kernel_func not in KERNEL_FUNCTIONS:
-            raise ValueError(f"kernel_func={kernel_func!r} must be one of {KERNEL_FUNCTIONS}")
+            raise ValueError(f"`kernel_func` must be one of {KERNEL_FUNCTIONS}, got {kernel_func!r}")
         if attn_drop:
-            raise ValueError(f"attn_drop={attn_drop} must be 0: InLineAttention has no probabilities to drop from")
+            raise ValueError(
+                f"`attn_drop` must be 0, because InLineAttention has no attention probabilities, got {attn_drop}"
+            )
         dd = {"device": device, "dtype": dtype}
         self.kernel_func = kernel_func
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
@@ -74,7 +76,7 @@ class InLineAttention(TokenAttention):
         )
 
     def feature(self, x: Tensor) -> Tensor:
-        """The kernel function."""
+        """Apply the feature map `kernel_func`."""
         if self.kernel_func == "relu":
             return F.relu(x)
         if self.kernel_func == "leakyrelu":
@@ -89,7 +91,7 @@ class InLineAttention(TokenAttention):
         kernels = self.residual(x.mean(1)[..., None]).view(-1, self.dim, 3, 3)
         local = dynamic_conv(v[:, prefix:].transpose(1, 2).unflatten(2, (height, width)), kernels)
         q, k, v = self.heads(self.feature(q)), self.heads(self.feature(k)), self.heads(v)
-        # N can exceed what float16 holds in a sum: half of the factor goes to each side
+        # Sums over N tokens can overflow float16, so the square root of the factor is applied to both sides.
         root = (self.scale / count) ** 0.5
         state = (k * root).transpose(2, 3) @ (v * root)
         excess = 1 - self.scale * (q @ k.mean(2, keepdim=True).transpose(2, 3))
@@ -105,7 +107,7 @@ class InLineAttention(TokenAttention):
 
 
 def dynamic_conv(x: Tensor, kernels: Tensor) -> Tensor:
-    """Depthwise convolution of each sample with kernels of its own: ``[B, C, H, W]`` and ``[B, C, 3, 3]``."""
+    """Depthwise convolution of ``[B, C, H, W]`` with separate kernels ``[B, C, 3, 3]`` for each sample."""
     height, width = x.shape[2:]
     padded = F.pad(x, (1, 1, 1, 1))
     out = 0

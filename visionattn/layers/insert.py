@@ -1,4 +1,4 @@
-"""Put an attention module for maps after modules of a convolutional network of timm; all other names stay."""
+"""Insert ELA or ULSAM into timm's convolutional networks without renaming other parameters."""
 
 import functools
 import math
@@ -24,7 +24,7 @@ __all__ = ["INSERTED", "insert_after"]
 
 INSERTED: dict[str, type[nn.Module]] = {"ela": EfficientLocalAttention, "ulsam": ULSAM}
 
-# Where each block has a place for channel attention (`se`), and what gives the number of channels there.
+# Blocks with a slot for channel attention (`se`), and the submodule that determines the channels there.
 _SLOTS: dict[type[nn.Module], tuple[str, ...]] = {
     BasicBlock: ("bn2",),
     Bottleneck: ("bn3",),
@@ -38,50 +38,50 @@ _SLOTS: dict[type[nn.Module], tuple[str, ...]] = {
 def insert_after(
     model: nn.Module, attention: str, where: str | type[nn.Module] | Callable[[str], bool] | None = None, **options: Any
 ) -> ReplaceReport:
-    """Put ELA or ULSAM into a convolutional network, in place.
+    """Insert ELA or ULSAM into a convolutional network, in place.
 
-    By default: in ResNets (and ResNeXt, SE-ResNet, ...) at the end of each residual branch, before it is added; in
-    MobileNets, EfficientNets and their like after each depthwise convolution (after squeeze and excitation, where
-    there is one; after the expansion, where there is no depthwise convolution); in ConvNeXts after the depthwise
-    convolution of each block.
+    Default positions: ResNets (ResNeXt, SE-ResNet, ...): at the end of each residual branch, before the addition;
+    MobileNets and EfficientNets: after each depthwise convolution (after squeeze-and-excitation if there is one, after
+    the expansion if there is no depthwise convolution); ConvNeXts: after the depthwise convolution of each block.
 
-    Parameters that were there keep their names, so weights of the plain model load with ``strict=False``.
+    Existing parameters keep their names, so weights of the original model load with ``strict=False``.
 
     Args:
-        model: also with ``features_only=True``, and as part of something larger.
+        model: a timm model, possibly with ``features_only=True``, or a module that contains one.
         attention: ``"ela"`` or ``"ulsam"``.
-        where: what to insert after, if not the default: a pattern as of a shell for names of modules, such as
-            ``"layer3"`` or ``"blocks.*.conv_dw"``, a function of the name, or a class. They must give one map
-            ``[B, C, H, W]``. Norms are refused, because converting a model to synchronised ones would lose the
-            module; name the block, convolution or activation.
-        **options: to the module's constructor: ``variant``, ``num_splits``, ... ``dim`` is found out, and can be given
-            where that fails. ELA's ``gn_groups``, and its ``conv_groups`` where a group has several channels, are
-            reduced to what divides ``dim`` unless given.
+        where: modules to insert after instead of the default: a shell-style pattern of module names, such as
+            ``"layer3"`` or ``"blocks.*.conv_dw"``, a predicate of the name, or a class. The modules must return one map
+            ``[B, C, H, W]``. Norms are not allowed, because converting the model to synchronized batch norm would
+            remove the inserted module; use the block, convolution or activation.
+        **options: arguments of the inserted module, such as `variant` or `num_splits`. `dim` is inferred unless given.
+            `gn_groups` and, for groups of several channels, `conv_groups` of ELA are reduced to divisors of `dim`
+            unless given.
 
     Returns:
-        What was put in, and what is new.
+        A report of the inserted modules and new parameters.
 
     Raises:
-        ValueError: an unknown attention, nothing to insert after, a module after which nothing can be inserted, or an
-            option out of its range. The model is then as it was.
+        ValueError: if the attention is unknown, no module matches, a module is not supported, or an option is out of
+            range. The model is left unchanged.
     """
     if attention not in INSERTED:
-        raise ValueError(f"attention={attention!r} must be one of {tuple(INSERTED)}")
+        raise ValueError(f"`attention` must be one of {tuple(INSERTED)}, got {attention!r}")
     places = list(_defaults(model) if where is None else _matching(model, where))
     if not places:
-        names = [name for name, _ in model.named_modules() if name]
-        hint = f"; it has {', '.join(names[:3])}, ..." if names else ""
-        families = "has no block of ResNet, ConvNeXt, MobileNet or EfficientNet of timm; give where"
-        raise ValueError(
-            f"model={type(model).__name__} {families}" if where is None else f"where={where!r} matches no module{hint}"
-        )
+        if where is None:
+            raise ValueError(
+                f"`where` must be given, because {type(model).__name__} has no ResNet, ConvNeXt, MobileNet or "
+                "EfficientNet blocks of timm"
+            )
+        names = ", ".join(name for name, _ in list(model.named_modules())[1:4])
+        raise ValueError(f"`where` must match a module name{f' such as {names}' if names else ''}, got {where!r}")
     made, notes = [], []
     for name, module, slot in places:
         like = next(module.parameters(), None) if slot is None else next(getattr(module, slot).parameters())
         like = next(model.parameters()) if like is None else like
         dim = options.get("dim") or _channels(module if slot is None else getattr(module, slot), name)
         if isinstance(getattr(module, attention, None), nn.Module):
-            raise ValueError(f"where={where!r} matches {name}, which has {attention} already")
+            raise ValueError(f"`where`={where!r} matches {name}, which already has {attention}")
         own = {k: v for k, v in options.items() if k != "dim"}
         if attention == "ela":
             own, note = _fitting(dim, own)
@@ -96,7 +96,7 @@ def insert_after(
             target, name = (module, name) if slot is None else (module.se, _join(name, "se"))
             path = _join(name, attention)
             target.add_module(attention, inserted)
-            if not isinstance(target, nn.Sequential):  # that one runs all its modules already
+            if not isinstance(target, nn.Sequential):  # Sequential runs all its children
                 target.__class__ = _followed(type(target), attention)
         put.append(path)
         new += [_join(path, key) for key in inserted.state_dict()]
@@ -112,7 +112,7 @@ def _empty(module: nn.Module | None) -> bool:
 
 
 def _defaults(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]:
-    """Name, module and, for a place within a block, what gives its channels."""
+    """Yield name, module and, for a slot within a block, the submodule that determines its channels."""
     for name, module in model.named_modules():
         if isinstance(module, ConvNeXtBlock):
             yield _join(name, "conv_dw"), module.conv_dw, None
@@ -136,23 +136,27 @@ def _matching(
             hit = where(name)
         if not (hit and name):
             continue
-        kind = type(module)
+        cls = type(module)
         if any(
-            "norm" in cls.__name__.lower() for cls in kind.__mro__ if cls.__module__.startswith(("torch.nn", "timm"))
+            "norm" in base.__name__.lower() for base in cls.__mro__ if base.__module__.startswith(("torch.nn", "timm"))
         ):
-            raise ValueError(f"where={where!r} matches the norm {name}; name the block, convolution or activation")
-        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            raise ValueError(f"where={where!r} matches {name}, a {kind.__name__}, which gives no map")
-        if isinstance(module, nn.Sequential) and kind.forward is not nn.Sequential.forward:
             raise ValueError(
-                f"where={where!r} matches {name}, a {kind.__name__}, which runs its modules in a way of its own; name "
-                "one of them"
+                f"`where` must match blocks, convolutions or activations, got {where!r} with the norm {name}"
+            )
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            raise ValueError(
+                f"`where` must match modules that return a map, got {where!r} with the {cls.__name__} {name}"
+            )
+        if isinstance(module, nn.Sequential) and cls.forward is not nn.Sequential.forward:
+            raise ValueError(
+                f"`where` must not match a Sequential with its own `forward`, got {where!r} with the {cls.__name__} "
+                f"{name}; use one of its children"
             )
         yield name, module, None
 
 
 def _channels(module: nn.Module, name: str) -> int:
-    """Channels that a module gives, by its last layer that says so."""
+    """Infer the output channels of a module from its last layer that has such an attribute."""
     found = None
     for inner in module.modules():
         for attribute in ("num_features", "out_channels", "out_features"):
@@ -161,12 +165,12 @@ def _channels(module: nn.Module, name: str) -> int:
                 found = value
                 break
     if found is None:
-        raise ValueError(f"dim must be given: {name}, a {type(module).__name__}, does not tell its channels")
+        raise ValueError(f"`dim` must be given, because the channels of the {type(module).__name__} {name} are unknown")
     return found
 
 
 def _fitting(dim: int, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Options of ELA with groups that divide the channels, and what was changed."""
+    """Return the options of ELA with groups that divide the channels, and a description of the changes."""
     variant = options.get("variant", "B")
     if variant not in VARIANTS or "gn_groups" in options:
         return options, ""
@@ -182,7 +186,7 @@ def _fitting(dim: int, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 @functools.cache
 def _followed(cls: type[nn.Module], attention: str) -> type[nn.Module]:
-    """A subclass whose result goes through the child named `attention`; the same for the same class."""
+    """Return a subclass whose output passes through the child `attention`; cached, so that classes are unique."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         return getattr(self, attention)(super(made, self).forward(*args, **kwargs))

@@ -1,4 +1,4 @@
-"""Neighborhood attention as a module: projections, position bias or rotation, registers, padding of small maps.
+"""Neighborhood attention modules for one, two and three spatial axes.
 
 Hassani et al., "Neighborhood Attention Transformer" (arXiv 2204.07143), "Dilated Neighborhood Attention
 Transformer" (arXiv 2209.15001) and "Generalized Neighborhood Attention" (arXiv 2504.16922).
@@ -22,46 +22,45 @@ _OPS = {1: na1d, 2: na2d, 3: na3d}
 
 
 class NeighborhoodAttentionBase(nn.Module):
-    """Multi-head neighborhood attention on channels-last maps, ``[batch, *spatial, dim]`` to the same shape.
+    """Multi-head neighborhood attention on channels-last maps ``[batch, *spatial, dim]``; returns the same shape.
 
-    The state dict holds ``qkv`` (rows in the order query, key, value), ``proj`` and, with a position bias,
-    ``rpb`` of shape ``[num_heads, 2*K-1, ...]``, as the published models have it; with `qk_norm` also ``q_norm``
-    and ``k_norm``, as timm's `Attention` has them.
+    Parameters are ``qkv`` (rows in the order query, key, value), ``proj`` and, with a position bias, ``rpb`` of shape
+    ``[num_heads, 2*K-1, ...]``, as in the published models; with `qk_norm` also ``q_norm`` and ``k_norm``, as in timm's
+    `Attention`.
 
-    A TorchScript program cannot call the kernels. There, a plain gather takes their place: same numbers, but
-    it holds ``prod(kernel_size)`` copies of the keys and values.
+    TorchScript cannot call the kernels. Scripted modules use a gather with the same result, which stores
+    ``prod(kernel_size)`` copies of the keys and values.
 
     Args:
         dim: channels; a multiple of `num_heads`.
         num_heads: attention heads.
-        kernel_size: width of the neighborhood, one value or one per axis, at least 2; odd for a bias.
-        dilation: step between neighbors, one value or one per axis. ``"auto"`` takes the largest that fits,
-            for each axis of the input at hand: ``max(1, length // kernel_size)``.
-        stride: that many neighboring queries share the window of the middle one, one value or one per axis, at
-            most the kernel size; a stride equal to it is blocked window attention.
-        is_causal: attend only to the query's own and earlier positions, for all axes or one value per axis. Not
-            together with a position bias.
+        kernel_size: size of the neighborhood, one value or one per axis, at least 2; odd with a position bias.
+        dilation: step between neighbors, one value or one per axis. ``"auto"`` selects the largest that fits each axis
+            of the input: ``max(1, length // kernel_size)``.
+        stride: number of consecutive queries that share the window of the middle one, one value or one per axis, at
+            most the kernel size. A stride equal to it is blocked window attention.
+        is_causal: attend to the query's own and earlier positions only, for all axes or one value per axis. Not
+            supported with a position bias.
         rel_pos_bias: learn a bias per head and relative position.
-        qkv_bias: whether the query, key and value projection has a bias.
-        qk_scale: factor on the logits; None means ``(dim / num_heads) ** -0.5``.
-        qk_norm: norm queries and keys over the channels of each head, before any rotation.
-        norm_layer: of `qk_norm`: a class such as `timm.layers.RmsNorm`, or timm's name for one.
-        rope: rotate queries and keys by their position in the map. True, or the arguments of `AxialRope` as a dict.
-        rotate_half: layout of the rotations, `rope`'s and those given to `forward`, as in timm's `AttentionRope`.
-        attn_drop: must be 0. The fused kernels never form the attention probabilities, so there is nothing to
-            drop from, and ignoring the value would train another model than the one asked for.
+        qkv_bias: add a bias to the query, key and value projection.
+        qk_scale: scale of the logits; None for ``(dim / num_heads) ** -0.5``.
+        qk_norm: normalize queries and keys over the channels of each head, before any rotation.
+        norm_layer: norm of `qk_norm`: a class such as `timm.layers.RmsNorm`, or timm's name of one.
+        rope: rotary position embedding of queries and keys. True, or a dict of arguments of `AxialRope`.
+        rotate_half: layout of rotations, those of `rope` and those passed to `forward`, as in timm's `AttentionRope`.
+        attn_drop: must be 0, because the kernels do not compute attention probabilities.
         proj_drop: dropout rate after the output projection.
-        pad_small: pad maps smaller than ``kernel_size * dilation`` with zeros at the end of each axis, before
-            `qkv`, and crop before `proj`. The padded places take part as keys; the published models do this.
-            They are never rotated. When False, such maps are a ValueError.
-        backend: backend of the kernel; None picks the best that runs.
-        device, dtype: of the parameters.
+        pad_small: zero-pad maps smaller than ``kernel_size * dilation`` at the end of each axis before `qkv`, and crop
+            before `proj`. As in the published models, padding takes part as keys; it is not rotated. If False, such
+            maps raise a ValueError.
+        backend: backend of the kernel; None selects the best available one.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: an argument is out of its range, or the input has the wrong rank or is too small.
+        ValueError: if an argument is out of range, or the input has the wrong rank or is too small.
     """
 
-    AXES: int  # spatial axes, set by the subclasses
+    AXES: int  # number of spatial axes
 
     def __init__(
         self,
@@ -88,11 +87,11 @@ class NeighborhoodAttentionBase(nn.Module):
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim must be a multiple of num_heads, but dim={dim} and num_heads={num_heads}")
+            raise ValueError(f"`dim` must be a multiple of `num_heads`={num_heads}, got {dim}")
         if attn_drop:
             raise ValueError(
-                f"attn_drop={attn_drop} is not supported, because the kernels never form the attention "
-                "probabilities; use proj_drop or drop_path instead"
+                "`attn_drop` must be 0, because the kernels do not compute attention probabilities, "
+                f"got {attn_drop}; use `proj_drop` or `drop_path`"
             )
         rank = self.AXES
         self.rank = rank
@@ -103,23 +102,23 @@ class NeighborhoodAttentionBase(nn.Module):
         self.dilation = [1] * rank if dilation == "auto" else _per_axis(dilation, rank, "dilation", least=1)
         self.stride = _per_axis(stride, rank, "stride", least=1)
         if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
-            raise ValueError(f"stride must be at most kernel_size={kernel_size}, got {stride!r}")
+            raise ValueError(f"`stride` must be at most `kernel_size`={kernel_size}, got {stride!r}")
         self.is_causal = [is_causal] * rank if isinstance(is_causal, bool) else list(is_causal)
         if len(self.is_causal) != rank or not all(isinstance(c, bool) for c in self.is_causal):
-            raise ValueError(f"is_causal must be a bool, or {rank} of them, got {is_causal!r}")
+            raise ValueError(f"`is_causal` must be a bool, or {rank} of them, got {is_causal!r}")
         if any(self.is_causal) and rel_pos_bias:
-            raise ValueError(f"is_causal={is_causal} has no position bias; give rel_pos_bias=False with it")
+            raise ValueError(f"`rel_pos_bias` must be False with `is_causal`={is_causal}, got {rel_pos_bias}")
         head_dim = dim // num_heads
         self.scale = float(qk_scale) if qk_scale is not None else head_dim**-0.5
         self.rotate_half = rotate_half
         self.pad_small = pad_small
         self.backend = backend
-        self.plain_ops = False  # True: in operations that every exporter knows, as when scripted
+        self.plain_ops = False  # True: use operators that all exporters support, as in TorchScript
 
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         if rel_pos_bias:
             if any(k % 2 == 0 for k in self.kernel_size):
-                raise ValueError(f"a position bias needs odd kernel sizes, but kernel_size={kernel_size}")
+                raise ValueError(f"`kernel_size` must be odd with `rel_pos_bias`, got {kernel_size}")
             table = [2 * k - 1 for k in self.kernel_size]
             self.rpb = nn.Parameter(torch.empty(num_heads, *table, device=device, dtype=dtype))
             trunc_normal_(self.rpb, std=0.02)
@@ -145,23 +144,24 @@ class NeighborhoodAttentionBase(nn.Module):
         additional_keys: Tensor | None = None,
         additional_values: Tensor | None = None,
     ) -> Tensor:
-        """Attention over one batch of maps.
+        """Compute attention.
 
         Args:
             x: ``[batch, *spatial, dim]``.
-            rope: rotations in place of the layer's own, as timm's embeddings give them for the size of the map:
-                ``[places, 2 * head_dim]``, or ``[..., num_heads, places, 2 * head_dim]`` for one per head.
-            registers: ``[batch, count, dim]``, tokens that every query attends to besides its neighborhood. They
-                go through the layer's projections and norm, have no position, and are not changed.
-            additional_keys, additional_values: ``[batch, count, num_heads, head_dim]``, the same for keys and values
-                that are ready for use.
+            rope: rotations that replace the layer's own, from one of timm's embeddings for the map size:
+                ``[positions, 2 * head_dim]``, or ``[..., num_heads, positions, 2 * head_dim]`` for separate ones per
+                head.
+            registers: ``[batch, count, dim]``, tokens that every query attends to in addition to its neighborhood. They
+                are projected and normalized like `x`, but have no position and no output.
+            additional_keys, additional_values: ``[batch, count, num_heads, head_dim]``, projected keys and values that
+                every query attends to in addition.
 
         Returns:
             ``[batch, *spatial, dim]``.
         """
         if x.dim() != self.rank + 2:
-            raise ValueError(f"the input must have {self.rank + 2} axes (batch, spatial, channels), got {x.dim()}")
-        # All integer work is on plain lists, so that the same lines run eagerly, compiled and scripted.
+            raise ValueError(f"`x` must have {self.rank + 2} axes (batch, spatial, channels), got {x.dim()}")
+        # Integer arithmetic on lists works in eager mode, torch.compile and TorchScript.
         size = [x.shape[axis + 1] for axis in range(self.rank)]
         dilation = self.dilation
         if self.auto_dilation:
@@ -171,8 +171,8 @@ class NeighborhoodAttentionBase(nn.Module):
         if padded:
             if not self.pad_small:
                 raise ValueError(
-                    f"the map of size {size} is smaller than kernel_size {self.kernel_size} times dilation "
-                    f"{dilation}; use a larger input, a smaller dilation, or pad_small=True"
+                    f"`x` must be at least as large as `kernel_size`={self.kernel_size} times `dilation`={dilation} "
+                    f"without `pad_small`, got {size}"
                 )
             pads = [0, 0]
             for axis in range(self.rank):
@@ -231,14 +231,14 @@ class NeighborhoodAttentionBase(nn.Module):
         return self.proj_drop(self.proj(x))
 
     def _pad_rotation(self, rope: Tensor, size: list[int], short: list[int]) -> Tensor:
-        """Rotations ``[..., places, heads or 1, 2 * head_dim]`` of the padded map; padding has an angle of 0."""
-        places = 1
+        """Return rotations ``[..., positions, heads or 1, 2 * head_dim]`` of the padded map; padding has angle 0."""
+        positions = 1
         for length in size:
-            places *= length
-        if rope.dim() < 2 or rope.shape[-2] != places or rope.shape[-1] != 2 * (self.dim // self.num_heads):
+            positions *= length
+        if rope.dim() < 2 or rope.shape[-2] != positions or rope.shape[-1] != 2 * (self.dim // self.num_heads):
             raise ValueError(
-                f"rope must be of shape [..., {places}, {2 * (self.dim // self.num_heads)}] for a map of size {size}, "
-                f"got {list(rope.shape)}"
+                f"`rope` must have shape [..., {positions}, {2 * (self.dim // self.num_heads)}] for a map of size "
+                f"{size}, got {list(rope.shape)}"
             )
         rope = rope.transpose(-3, -2) if rope.dim() > 2 else rope.unsqueeze(-2)
         if max(short) > 0:
@@ -252,12 +252,12 @@ class NeighborhoodAttentionBase(nn.Module):
         return rope
 
     def _rotate(self, x: Tensor, rotation: Tensor) -> Tensor:
-        """Queries or keys ``[batch, *spatial, heads, head_dim]``, rotated; the type stays."""
+        """Rotate queries or keys ``[batch, *spatial, heads, head_dim]``; the dtype is kept."""
         flat = x.flatten(1, self.rank)
         return apply_rot_embed_cat(flat, rotation, half=self.rotate_half).to(x.dtype).reshape(x.shape)
 
     def _project_registers(self, registers: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[batch, count, heads, head_dim]`` of tokens without a place."""
+        """Return keys and values ``[batch, count, heads, head_dim]`` of register tokens."""
         bias = self.qkv.bias
         if bias is not None:
             bias = bias[self.dim :]
@@ -270,11 +270,11 @@ class NeighborhoodAttentionBase(nn.Module):
         return f"dim={self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, dilation={dilation}"
 
 
-@register_notrace_module  # fx cannot trace decisions that depend on the size of the map
+@register_notrace_module  # the control flow depends on the input size
 class NeighborhoodAttention1d(NeighborhoodAttentionBase):
     """Neighborhood attention over sequences, ``[batch, length, dim]``.
 
-    Arguments and behaviour: see `NeighborhoodAttentionBase`.
+    See `NeighborhoodAttentionBase` for the arguments.
     """
 
     AXES = 1
@@ -284,7 +284,7 @@ class NeighborhoodAttention1d(NeighborhoodAttentionBase):
 class NeighborhoodAttention2d(NeighborhoodAttentionBase):
     """Neighborhood attention over images, ``[batch, height, width, dim]``.
 
-    Arguments and behaviour: see `NeighborhoodAttentionBase`.
+    See `NeighborhoodAttentionBase` for the arguments.
     """
 
     AXES = 2
@@ -294,15 +294,15 @@ class NeighborhoodAttention2d(NeighborhoodAttentionBase):
 class NeighborhoodAttention3d(NeighborhoodAttentionBase):
     """Neighborhood attention over volumes or videos, ``[batch, depth, height, width, dim]``.
 
-    Arguments and behaviour: see `NeighborhoodAttentionBase`.
+    See `NeighborhoodAttentionBase` for the arguments.
     """
 
     AXES = 3
 
 
 def _per_axis(value: int | Sequence[int], rank: int, name: str, least: int) -> list[int]:
-    """One integer for each of `rank` axes."""
+    """Return one integer for each of `rank` axes."""
     values = [value] * rank if isinstance(value, int) else list(value)
     if len(values) != rank or not all(isinstance(v, int) and v >= least for v in values):
-        raise ValueError(f"{name} must be an integer >= {least}, or {rank} of them, got {value!r}")
+        raise ValueError(f"`{name}` must be an integer >= {least}, or {rank} of them, got {value!r}")
     return values

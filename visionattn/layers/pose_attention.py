@@ -1,19 +1,19 @@
-"""Pose-aware attention: blocks in which only the patches under a pose attend to each other, and the joint head.
+"""Pose-aware attention blocks (PAAB) and the joint head of PAAT.
 
 Reilly et al., "Seeing the Pose in the Pixels: Learning Pose-Aware Representations in Vision Transformers" (arXiv
-2306.09331): PAAB, the pose-aware attention block, and PAAT, the auxiliary task. Parameter names are the official ones.
+2306.09331). Parameter names are the official ones.
 
-Patches are ``[B, N, T, C]``, N patches of a frame in rows and T frames (1 for pictures), which is the token order of
-divided space-time attention. The class token and its like come apart from them as ``[B, P, C]``; every token may attend
-to those. The published code adds -1e9 to the logits of all pairs that are not allowed. Here the tokens under the mask
-are gathered first, so that norms, projections, attention and MLP run on those alone.
+Patches are ``[B, N, T, C]``, with N patches of a frame in row-major order and T frames (1 for images), the token order
+of divided space-time attention. Prefix tokens, such as the class token, are ``[B, P, C]``; all tokens may attend to
+them. The published code adds -1e9 to the logits of all disallowed pairs. This implementation gathers the tokens of the
+mask first, so that norms, projections, attention and MLP are computed for them only.
 """
 
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, register_notrace_module
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
@@ -23,15 +23,15 @@ ATTENTIONS = ("spatial", "joint", "spatiotemporal")
 
 
 class PoseTokens(NamedTuple):
-    """Which tokens are under a mask, and where each goes in a batch of equally long rows.
+    """Tokens selected by a mask, and their positions in a padded batch.
 
     Attributes:
-        group: int64 ``[S]``, the row of the mask that each chosen token is in.
-        token: int64 ``[S]``, its place in that row.
-        slot: int64 ``[S]``, its number among the chosen ones of its row.
-        weight: ``[S]``, the mask there, in (0, 1].
-        groups: rows of the mask.
-        width: most chosen tokens of a row.
+        group: int64 ``[S]``, row of the mask of each selected token.
+        token: int64 ``[S]``, column of the mask of each selected token.
+        slot: int64 ``[S]``, index among the selected tokens of its row.
+        weight: ``[S]``, value of the mask, in (0, 1].
+        groups: number of rows of the mask.
+        width: maximum number of selected tokens of a row.
     """
 
     group: Tensor
@@ -43,7 +43,7 @@ class PoseTokens(NamedTuple):
 
 
 def select_tokens(mask: Tensor) -> PoseTokens:
-    """The tokens where a mask ``[G, N]`` with values in [0, 1] is not 0."""
+    """Select the tokens for which a mask ``[G, N]`` with values in [0, 1] is not 0."""
     chosen = mask > 0
     group, token = chosen.nonzero(as_tuple=True)
     order = chosen.cumsum(1)
@@ -52,18 +52,18 @@ def select_tokens(mask: Tensor) -> PoseTokens:
 
 
 def localized_attention(attn: Attention, prefix: Tensor, tokens: Tensor, chosen: PoseTokens) -> tuple[Tensor, Tensor]:
-    """Self-attention within each group of chosen tokens and the prefix tokens of its clip.
+    """Self-attention within each group of selected tokens and the prefix tokens of its clip.
 
-    A mask between 0 and 1 weighs keys: its logarithm is added to their logits.
+    Mask values between 0 and 1 weight the keys: their logarithm is added to the logits.
 
     Args:
-        attn: whose projections are used.
+        attn: attention module whose projections are used.
         prefix: ``[B, P, C]``, shared by the groups of a clip; B divides the number of groups.
-        tokens: ``[S, C]``, as `select_tokens` orders them.
-        chosen: of `select_tokens`.
+        tokens: ``[S, C]``, in the order of `select_tokens`.
+        chosen: result of `select_tokens`.
 
     Returns:
-        The prefix as each group sees it, ``[G, P, C]``, and the tokens ``[S, C]``.
+        The output of the prefix tokens in each group, ``[G, P, C]``, and of the selected tokens, ``[S, C]``.
     """
     (B, P, C), G, M = prefix.shape, chosen.groups, chosen.width
     rows = attn.qkv(prefix).repeat_interleave(G // B, 0)
@@ -86,12 +86,12 @@ def localized_attention(attn: Attention, prefix: Tensor, tokens: Tensor, chosen:
 
 
 def dense_attention(attn: Attention, x: Tensor, mask: Tensor, prefix: int, published: bool) -> Tensor:
-    """The same over all tokens ``[G, P + N, C]``, with ``mask`` ``[G, N]``.
+    """Masked self-attention over all tokens ``[G, P + N, C]``, with `mask` ``[G, N]``, without a gather.
 
     Args:
-        published: add -1e9 to the logits of all pairs that are not allowed, in float32. In a row without a pair all
-            logits vanish in rounding: tokens outside of the mask get the mean of all values. Otherwise those attend to
-            the chosen tokens like any other.
+        published: add -1e9 to the logits of all disallowed pairs in float32, as in the published code. In rows with
+            only disallowed pairs, rounding makes all logits equal, so tokens outside of the mask get the mean of all
+            values. If False, they attend to the selected tokens.
     """
     G, L, C = x.shape
     query, key, value = attn.qkv(x).view(G, L, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
@@ -113,21 +113,21 @@ def dense_attention(attn: Attention, x: Tensor, mask: Tensor, prefix: int, publi
 
 
 class PoseBlock(nn.Module):
-    """One pose-aware attention block (PAAB): masked attention and an MLP, both residual.
+    """Pose-aware attention block (PAAB): masked attention and an MLP, both residual.
 
     Args:
         dim: channels.
         num_heads: attention heads.
-        attention: ``"spatial"``, within each frame; ``"joint"``, over all frames at once; ``"spatiotemporal"``,
-            attention of each patch over time without the mask, then the spatial one.
-        mlp_ratio: hidden width of the MLP over ``dim``.
-        qkv_bias: whether the projections to queries, keys and values have a bias.
-        drop_path: probability of stochastic depth.
-        norm_layer: makes a norm from a number of channels.
-        device, dtype: of the parameters.
+        attention: ``"spatial"``: within each frame; ``"joint"``: over all frames; ``"spatiotemporal"``: temporal
+            attention of each patch without the mask, then spatial attention.
+        mlp_ratio: ratio of the MLP's hidden width to `dim`.
+        qkv_bias: add a bias to the query, key and value projections.
+        drop_path: stochastic depth rate.
+        norm_layer: norm class or factory, called with the number of channels.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: an unknown ``attention``.
+        ValueError: if `attention` is unknown.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class PoseBlock(nn.Module):
     ) -> None:
         super().__init__()
         if attention not in ATTENTIONS:
-            raise ValueError(f"attention={attention!r} must be one of {ATTENTIONS}")
+            raise ValueError(f"`attention` must be one of {ATTENTIONS}, got {attention!r}")
         dd = {"device": device, "dtype": dtype}
         self.attention = attention
         self.norm1 = norm_layer(dim, **dd)
@@ -158,13 +158,13 @@ class PoseBlock(nn.Module):
             self.temporal_fc = nn.Linear(dim, dim, **dd)
 
     def over_time(self, series: Tensor) -> Tensor:
-        """The temporal step of ``"spatiotemporal"`` on ``[..., T, C]``."""
+        """Apply the temporal attention of ``"spatiotemporal"`` to ``[..., T, C]``."""
         rows = series.flatten(0, -3)
         out = self.temporal_fc(self.drop_path(self.temporal_attn(self.temporal_norm1(rows))))
         return series + out.view(series.shape)
 
     def forward(self, prefix: Tensor, patches: Tensor, mask: Tensor, published: bool = False) -> tuple[Tensor, Tensor]:
-        """Over all tokens, for what cannot gather: exported graphs and the published results outside of the mask.
+        """Apply the block to all tokens without a gather, for exported graphs and for the published results.
 
         Args:
             prefix: ``[B, P, C]``.
@@ -173,7 +173,7 @@ class PoseBlock(nn.Module):
             published: see `dense_attention`.
 
         Returns:
-            Prefix and patches; patches outside of the mask mean something only with ``published``.
+            Prefix and patches; the values of patches outside of the mask are valid with `published` only.
         """
         B, N, T, C = patches.shape
         P = prefix.shape[1]
@@ -192,11 +192,11 @@ class PoseBlock(nn.Module):
         return x[:, :P], x[:, P:].reshape(B, N, T, C)
 
     def to_groups(self, patches: Tensor) -> Tensor:
-        """``[B, N, T, C]`` to the rows within which there is attention: ``[B * T, N, C]`` or ``[B, N * T, C]``."""
+        """Reshape ``[B, N, T, C]`` to attention groups: ``[B * T, N, C]``, or ``[B, N * T, C]`` for ``"joint"``."""
         return patches.flatten(1, 2) if self.attention == "joint" else patches.transpose(1, 2).flatten(0, 1)
 
     def on_chosen(self, prefix: Tensor, tokens: Tensor, chosen: PoseTokens) -> tuple[Tensor, Tensor]:
-        """The spatial or joint step on gathered tokens ``[S, C]``; see `localized_attention`."""
+        """Apply spatial or joint attention and the MLP to gathered tokens ``[S, C]``; see `localized_attention`."""
         B, P, C = prefix.shape
         copies = chosen.groups // B
         seen, attended = localized_attention(self.attn, self.norm1(prefix), self.norm1(tokens), chosen)
@@ -213,34 +213,39 @@ class PoseBlock(nn.Module):
         return prefix + before, tokens + after
 
     def _keep(self, count: int, like: Tensor) -> Tensor | None:
-        """Factors ``[count, 1]`` of stochastic depth, or None where there is none."""
+        """Return factors ``[count, 1]`` of stochastic depth, or None if it is not active."""
         if not self.training or isinstance(self.drop_path, nn.Identity):
             return None
         return self.drop_path(like.new_ones(count, 1))
 
 
+@register_notrace_module  # the control flow depends on the mask
 class PoseBlocks(nn.ModuleList):
-    """Pose-aware attention blocks in a row, whose result replaces the patches under the mask.
+    """A sequence of pose-aware attention blocks, whose output replaces the patches of the mask.
 
-    ``patches * (1 - mask) + posed * mask``; the prefix is always the one that went through the blocks.
+    The patches become ``patches * (1 - mask) + output * mask``. The prefix tokens are always replaced by the output.
     """
 
     def forward(
-        self, prefix: Tensor, patches: Tensor, mask: Tensor, attended: Tensor | None = None
+        self, prefix: Tensor, patches: Tensor, mask: Tensor | None, attended: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Refine what is under the pose.
+        """Apply the blocks to the patches of the mask.
 
         Args:
-            prefix: ``[B, P, C]``, P may be 0.
+            prefix: ``[B, P, C]``; P may be 0.
             patches: ``[B, N, T, C]``.
-            mask: bool or floating ``[B, N, T]`` in [0, 1].
-            attended: another mask for the attention than for the replacement, as the published code has by mistake.
+            mask: bool or floating point ``[B, N, T]`` in [0, 1]; None returns the inputs.
+            attended: separate mask for the attention, to reproduce an error of the published code.
 
         Returns:
             Prefix and patches.
         """
+        if mask is None:
+            return prefix, patches
         last = self[-1]
-        chained = last.attention == "spatiotemporal" and len(self) > 1  # the second block's time sees all of the first
+        chained = (
+            last.attention == "spatiotemporal" and len(self) > 1
+        )  # temporal attention of the second block needs all outputs of the first
         if attended is not None or chained or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._dense(prefix, patches, mask, attended, attended is not None or chained)
         if not mask.is_floating_point() or not (mask.requires_grad or ((mask > 0) & (mask < 1)).any()):
@@ -269,7 +274,7 @@ class PoseBlocks(nn.ModuleList):
             place = (clip * N + chosen.token) * T + chosen.group % T
         flat = patches.reshape(-1, C)
         plain = tokens = flat[place]
-        if first.attention == "spatiotemporal":  # only where a frame has the patch under the mask
+        if first.attention == "spatiotemporal":  # only patches that are in the mask in at least one frame
             series = (mask > 0).any(2).reshape(-1)
             moved = first.over_time(patches.reshape(B * N, T, C)[series])
             row = series.cumsum(0)[torch.div(place, T, rounding_mode="floor")] - 1
@@ -283,13 +288,13 @@ class PoseBlocks(nn.ModuleList):
 
 
 class JointHead(nn.Module):
-    """PAAT's side head: which joints lie in the patch of each token. ``[..., C]`` to logits ``[..., joints]``.
+    """Auxiliary head of PAAT that predicts the joints in each patch, ``[..., C]`` to logits ``[..., joints]``.
 
     Args:
         dim: channels of the tokens.
-        joints: how many.
-        hidden: width between the two linear maps; there is no activation between them, as published.
-        device, dtype: of the parameters.
+        joints: number of joints.
+        hidden: width between the two linear layers; as published, there is no activation between them.
+        device, dtype: device and dtype of the parameters.
     """
 
     def __init__(
@@ -305,5 +310,5 @@ class JointHead(nn.Module):
         self.learned_joint_proj2 = nn.Linear(hidden, joints, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the joints."""
+        """Return the logits of the joints."""
         return self.learned_joint_proj2(self.learned_joint_proj1(x))

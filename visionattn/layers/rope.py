@@ -1,4 +1,4 @@
-"""Axial rotary position embedding for maps of one, two or three axes, over timm's functions.
+"""Axial rotary position embedding for maps with one, two or three axes.
 
 Su et al., "RoFormer" (arXiv 2104.09864); Heo et al., "Rotary Position Embedding for Vision Transformer" (arXiv
 2403.13298) for its axial form.
@@ -13,27 +13,26 @@ __all__ = ["AxialRope"]
 
 
 class AxialRope(nn.Module):
-    """Sines and cosines that rotate the channels of queries and keys, for a map of any size.
+    """Axial rotary position embedding of queries and keys for maps of any size.
 
-    On two axes these are the values of timm's `RotaryEmbeddingCat`. That class is for two axes only; here the
-    channels of a head are shared out evenly over any number of them. Where they cannot be, the last
-    ``dim % (2 * axes)`` channels are not rotated. There is nothing to learn and nothing in the state dict.
+    With two axes the values are those of timm's `RotaryEmbeddingCat`, which supports no other number of axes. The
+    channels of a head are split evenly among the axes; the last ``dim % (2 * axes)`` channels are not rotated. The
+    module has no parameters and no entries in the state dict.
 
     Args:
         dim: channels of a head; even, and at least ``2 * axes``.
-        axes: spatial axes of the map, 1 to 3.
+        axes: number of spatial axes, 1 to 3.
         temperature: ratio of the largest to the smallest wavelength, for positions counted in steps.
-        in_pixels: count positions from -1 to 1 over the map instead, whatever its size, with wavelengths up to
-            ``max_res``.
-        max_res: resolution in that mode.
-        ref_feat_shape: size of map at which the model was trained; positions are scaled to it.
-        grid_offset: added to positions counted in steps.
+        in_pixels: use positions from -1 to 1 over the map, with wavelengths up to `max_res`.
+        max_res: maximum resolution with `in_pixels`.
+        ref_feat_shape: map size used in training; positions are scaled to it.
+        grid_offset: offset of positions counted in steps.
         grid_indexing: ``"ij"``, or ``"xy"`` for the horizontal axis first.
-        rotate_half: pair channel ``i`` with ``i + dim / 2`` instead of with its neighbor.
-        device: of the frequencies, which are kept in float32.
+        rotate_half: pair channel ``i`` with ``i + dim / 2`` instead of its neighbor.
+        device: device of the frequencies, which are float32.
 
     Raises:
-        ValueError: `dim` has too few channels for the axes, or is odd.
+        ValueError: if `dim` is odd or too small.
     """
 
     def __init__(
@@ -51,7 +50,9 @@ class AxialRope(nn.Module):
     ) -> None:
         super().__init__()
         if dim % 2 or dim < 2 * axes:
-            raise ValueError(f"a rotary embedding over {axes} axes needs an even head_dim >= {2 * axes}, got {dim}")
+            raise ValueError(
+                f"`dim` must be even and at least {2 * axes} for a rotary embedding of {axes} axes, got {dim}"
+            )
         self.dim = dim
         self.bands = dim // (2 * axes)
         self.temperature = float(temperature)
@@ -61,10 +62,10 @@ class AxialRope(nn.Module):
         self.grid_offset = grid_offset
         self.grid_indexing = grid_indexing
         self.rotate_half = rotate_half
-        self.register_buffer("anchor", torch.empty(0, device=device), persistent=False)  # tells the device
+        self.register_buffer("anchor", torch.empty(0, device=device), persistent=False)  # follows the module's device
 
     def get_embed(self, shape: list[int]) -> Tensor:
-        """``[places, 2 * dim]`` in float32 for a map of this size: sines, then cosines, as timm lays them out."""
+        """Return sines, then cosines, for a map of this size, float32 ``[positions, 2 * dim]``, in timm's layout."""
         sin, cos = build_fourier_pos_embed(
             shape,
             num_bands=self.bands,
@@ -76,7 +77,7 @@ class AxialRope(nn.Module):
             grid_indexing=self.grid_indexing,
             device=self.anchor.device,
         )
-        # [*shape, axes, bands] to [places, axes * bands]; what is left of the channels keeps its angle of 0.
+        # [*shape, axes, bands] to [positions, axes * bands]; remaining channels have the angle 0.
         sin, cos = sin.flatten(-2).flatten(0, -2), cos.flatten(-2).flatten(0, -2)
         rest = self.dim // 2 - sin.shape[-1]
         sin = F.pad(sin, [0, rest])

@@ -1,4 +1,4 @@
-"""Bi-level routing attention as a module: projections, local position encoding, pooling of keys, padding.
+"""Bi-level routing attention module.
 
 Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention" (arXiv 2303.08810).
 """
@@ -19,7 +19,7 @@ POOLS = ("identity", "ada_avgpool", "ada_maxpool", "avgpool", "maxpool")
 
 
 class _QKV(nn.Module):
-    """Query, key and value maps from one linear layer; a module of its own for the published names."""
+    """Query, key and value projection. A separate module to match the published parameter names."""
 
     def __init__(self, dim: int, qk_dim: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _QKV(nn.Module):
 
 
 class _Router(nn.Module):
-    """A learned embedding of what is routed by; a module of its own for the published names."""
+    """Learned projection for the routing. A separate module to match the published parameter names."""
 
     def __init__(self, qk_dim: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -43,48 +43,46 @@ class _Router(nn.Module):
         return self.emb(x)
 
 
-@register_notrace_module  # fx cannot trace decisions that depend on the size of the map
+@register_notrace_module  # the control flow depends on the input size
 class BiLevelRoutingAttention(nn.Module):
-    """Bi-level routing attention on channels-last maps, ``[batch, height, width, dim]`` to the same shape.
+    """Bi-level routing attention on channels-last maps ``[batch, height, width, dim]``; returns the same shape.
 
-    The map is cut into regions, each attends to the `topk` that match it best, and a depthwise convolution of the
-    values is added. See `visionattn.kernels.bilevel_routing_attention` for the attention itself.
+    The map is divided into regions, each of which attends to the `topk` regions with the highest affinity. A depthwise
+    convolution of the values (LePE) is added. See `visionattn.kernels.bilevel_routing_attention` for the attention.
 
-    The state dict has the names of the published channels-last models: ``qkv.qkv`` (rows in the order query, key,
-    value), ``wo``, ``lepe``, and ``router.emb`` with a learned routing.
+    Parameters have the names of the published channels-last models: ``qkv.qkv`` (rows in the order query, key, value),
+    ``wo``, ``lepe``, and ``router.emb`` with learned routing.
 
-    A TorchScript program cannot call the kernels, and they do not weigh regions. There, and with `soft_routing`, a
-    plain gather takes their place, which holds `topk` copies of the keys and values.
+    TorchScript cannot call the kernels, and they do not support soft routing. Scripted modules and `soft_routing` use a
+    gather instead, which stores `topk` copies of the keys and values.
 
     Args:
         dim: channels; a multiple of `num_heads`.
         num_heads: attention heads.
-        num_regions: regions per axis, one value or (rows, columns). Not their size.
-        topk: regions that each region attends to.
-        qk_dim: channels of queries and keys, a multiple of `num_heads`; None means `dim`.
-        qk_scale: factor on the products of tokens, and on those that weigh regions. None means ``qk_dim ** -0.5``:
-            the published models use all channels here, not those of a head.
-        side_dwconv: size of the depthwise convolution, odd; 0 leaves it out.
-        kv_pool: reduce the keys and values of each region: ``"ada_avgpool"`` or ``"ada_maxpool"`` to `kv_pool_size`
-            tokens per axis, ``"avgpool"`` or ``"maxpool"`` in windows of `kv_pool_size` by `kv_pool_size`, or
-            ``"identity"``. The routing does not see it.
+        num_regions: number of regions per axis, one value or (rows, columns).
+        topk: number of regions that each region attends to.
+        qk_dim: channels of queries and keys, a multiple of `num_heads`; None for `dim`.
+        qk_scale: scale of the attention logits and of the logits of soft routing. None for ``qk_dim ** -0.5``; as in
+            the published models, all channels are counted, not those of a head.
+        side_dwconv: kernel size of the depthwise convolution, odd; 0 for none.
+        kv_pool: pooling of the keys and values of each region: ``"ada_avgpool"`` or ``"ada_maxpool"`` to `kv_pool_size`
+            tokens per axis, ``"avgpool"`` or ``"maxpool"`` over windows of `kv_pool_size` by `kv_pool_size`, or
+            ``"identity"``. Routing uses unpooled keys.
         kv_pool_size: see `kv_pool`.
-        out_proj: a linear layer at the end.
-        soft_routing: multiply the keys and values of a selected region by its share in the softmax over the
-            selected ones. Gradients then flow through the routing.
-        learned_routing: route by a linear map of queries and keys; needs `soft_routing`, or it would get no gradient.
-        padding: what happens where the regions do not divide the map.
-            ``"masked"``: regions at the bottom and right are cut short; nothing else takes part.
-            ``"input"``: the input is padded with zeros first, and the padding takes part like any other token: the
-            published channels-last models.
-            ``"projected"``: the size of a region is rounded down, so there may be more of them; queries, keys and
-            values are padded with zeros that are attended to but do not route: the published NCHW model.
-            Where the regions divide the map, all three are the same.
-        backend: backend of the kernel; None picks the best that runs.
-        device, dtype: of the parameters.
+        out_proj: add an output projection.
+        soft_routing: multiply the keys and values of a selected region by its weight in the softmax over the selected
+            regions, which gives the routing a gradient.
+        learned_routing: apply a learned projection to queries and keys for the routing; requires `soft_routing`.
+        padding: handling of maps that the regions do not divide. ``"masked"``: regions at the bottom and right are
+            smaller, and padding is masked out. ``"input"``: the input is zero-padded, and padding takes part in
+            attention and routing, as in the published channels-last models. ``"projected"``: the region size is rounded
+            down, which can increase the number of regions; queries, keys and values are zero-padded, and padding takes
+            part in attention but not in routing, as in the published NCHW model.
+        backend: backend of the kernel; None selects the best available one.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: an argument is out of its range, or the input has the wrong rank.
+        ValueError: if an argument is out of range or the input has the wrong rank.
     """
 
     def __init__(
@@ -110,25 +108,22 @@ class BiLevelRoutingAttention(nn.Module):
         super().__init__()
         qk_dim = qk_dim or dim
         if num_heads < 1 or dim % num_heads or qk_dim % num_heads:
-            raise ValueError(
-                f"dim and qk_dim must be multiples of num_heads, but dim={dim}, qk_dim={qk_dim} and "
-                f"num_heads={num_heads}"
-            )
+            raise ValueError(f"`dim` and `qk_dim` must be multiples of `num_heads`={num_heads}, got {dim} and {qk_dim}")
         regions = [num_regions] * 2 if isinstance(num_regions, int) else list(num_regions)
         if len(regions) != 2 or not all(isinstance(n, int) and n >= 1 for n in regions):
-            raise ValueError(f"num_regions must be an integer >= 1, or (rows, columns), got {num_regions!r}")
+            raise ValueError(f"`num_regions` must be an integer >= 1, or (rows, columns), got {num_regions!r}")
         if not 1 <= topk <= regions[0] * regions[1]:
-            raise ValueError(
-                f"topk must be from 1 to the number of regions, {regions[0] * regions[1]}, got topk={topk}"
-            )
+            raise ValueError(f"`topk` must be in 1..{regions[0] * regions[1]}, the number of regions, got {topk}")
         if side_dwconv < 0 or (side_dwconv and side_dwconv % 2 == 0):
-            raise ValueError(f"side_dwconv must be odd, or 0 for none, got {side_dwconv}")
+            raise ValueError(f"`side_dwconv` must be odd, or 0 for none, got {side_dwconv}")
         if kv_pool not in POOLS:
-            raise ValueError(f"kv_pool must be one of {', '.join(map(repr, POOLS))}, got {kv_pool!r}")
+            raise ValueError(f"`kv_pool` must be one of {', '.join(map(repr, POOLS))}, got {kv_pool!r}")
         if kv_pool != "identity" and (kv_pool_size is None or kv_pool_size < 1):
-            raise ValueError(f"kv_pool={kv_pool!r} needs kv_pool_size >= 1, got {kv_pool_size}")
+            raise ValueError(f"`kv_pool_size` must be at least 1 with `kv_pool`={kv_pool!r}, got {kv_pool_size}")
         if learned_routing and not soft_routing:
-            raise ValueError("learned_routing needs soft_routing=True; without it no gradient reaches the routing")
+            raise ValueError(
+                "`soft_routing` must be True with `learned_routing`, which gets no gradient otherwise, got False"
+            )
         self.dim = dim
         self.num_heads = num_heads
         self.num_regions = regions
@@ -139,7 +134,7 @@ class BiLevelRoutingAttention(nn.Module):
         self.soft_routing = soft_routing
         self.set_padding(padding)
         self.backend = backend
-        self.plain_ops = False  # True: in operations that every exporter knows, as when scripted
+        self.plain_ops = False  # True: use operators that all exporters support, as in TorchScript
         dd = {"device": device, "dtype": dtype}
         self.lepe = None
         if side_dwconv:
@@ -150,15 +145,15 @@ class BiLevelRoutingAttention(nn.Module):
 
     @torch.jit.ignore
     def set_padding(self, padding: str) -> None:
-        """Change the argument of this name."""
+        """Set `padding`, see the class."""
         if padding not in PADDINGS:
-            raise ValueError(f"padding must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}")
+            raise ValueError(f"`padding` must be one of {', '.join(map(repr, PADDINGS))}, got {padding!r}")
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[batch, height, width, dim]`` to ``[batch, height, width, dim]``."""
+        """Compute attention of ``[batch, height, width, dim]``; returns the same shape."""
         if x.dim() != 4:
-            raise ValueError(f"the input must have 4 axes (batch, height, width, channels), got {x.dim()}")
+            raise ValueError(f"`x` must have 4 axes (batch, height, width, channels), got {x.dim()}")
         height, width = x.shape[1], x.shape[2]
         rows, columns = self.num_regions[0], self.num_regions[1]
         topk = self.topk
@@ -190,7 +185,7 @@ class BiLevelRoutingAttention(nn.Module):
     def _routed(
         self, q: Tensor, k: Tensor, v: Tensor, rows: int, columns: int, topk: int, height: int, width: int
     ) -> Tensor:
-        """Routing and attention in two steps, where the keys attended to are not those routed by."""
+        """Compute routing and attention separately, with different keys."""
         shape = (-(-q.shape[1] // rows) * rows, -(-q.shape[2] // columns) * columns)
         q, k, v = (_pad(t, *shape) for t in (q, k, v))
         real = torch.ones(shape, dtype=torch.bool, device=q.device)
@@ -210,7 +205,7 @@ class BiLevelRoutingAttention(nn.Module):
     def _gather(
         self, q: Tensor, k: Tensor, v: Tensor, rows: int, columns: int, topk: int, height: int, width: int
     ) -> Tensor:
-        """The same in operations that TorchScript knows, and with weighted regions."""
+        """Compute routing and attention with operators that TorchScript supports, and with soft routing."""
         down, right = -(-q.shape[1] // rows) * rows, -(-q.shape[2] // columns) * columns
         q, k, v = _pad(q, down, right), _pad(k, down, right), _pad(v, down, right)
         router = self.router
@@ -250,7 +245,7 @@ class BiLevelRoutingAttention(nn.Module):
 
 
 def _pad(x: Tensor, height: int, width: int) -> Tensor:
-    """``[B, H, W, ...]`` filled with zeros at the bottom and right to this size."""
+    """Zero-pad ``[B, H, W, ...]`` at the bottom and right to this size."""
     bottom, right = height - x.shape[1], width - x.shape[2]
     if bottom > 0 or right > 0:
         x = F.pad(x, [0, 0] * (x.dim() - 3) + [0, right, 0, bottom])
@@ -262,24 +257,24 @@ def _crop(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _real(height: int, width: int, down: int, right: int, device: torch.device) -> Tensor:
-    """Boolean ``[down, right]``, True in the upper left ``[height, width]``."""
+    """Return a bool mask ``[down, right]`` that is True in the upper left ``[height, width]``."""
     return (torch.arange(down, device=device) < height)[:, None] & (torch.arange(right, device=device) < width)
 
 
 def _split(x: Tensor, rows: int, columns: int) -> Tensor:
-    """``[B, H, W, ...]`` to ``[B, regions, tokens, ...]``."""
+    """Split ``[B, H, W, ...]`` into regions ``[B, regions, tokens, ...]``."""
     x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).transpose(2, 3)
     return x.flatten(3, 4).flatten(1, 2)
 
 
 def _select(x: Tensor, index_BRK: Tensor) -> Tensor:
-    """``x [B, regions, tokens, ...]`` of the regions each region selects: ``[B, regions, topk * tokens, ...]``."""
+    """Gather the selected regions of ``[B, regions, tokens, ...]``: ``[B, regions, topk * tokens, ...]``."""
     batch = torch.arange(x.shape[0], device=x.device)[:, None, None]
     return x[batch, index_BRK].flatten(2, 3)
 
 
 def _means(x: Tensor, real: Tensor, count: Tensor, rows: int, columns: int) -> Tensor:
-    """Mean over the tokens of each region that are not padding, ``[B, regions, C]``, in float32 at least."""
+    """Return the mean of the tokens of each region without padding, ``[B, regions, C]``, at least float32."""
     exact = x if x.dtype == torch.float64 else x.float()
     x = exact.reshape(x.shape[0], x.shape[1], x.shape[2], -1) * real[None, :, :, None]
     return _split(x, rows, columns).sum(2) / count.clamp(min=1)
@@ -288,10 +283,10 @@ def _means(x: Tensor, real: Tensor, count: Tensor, rows: int, columns: int) -> T
 def _pool_regions(
     k: Tensor, v: Tensor, real: Tensor, rows: int, columns: int, mode: str, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pool the maps ``[B, H, W, heads, d]`` inside each region; only what is `real`, boolean ``[H, W]``, enters.
+    """Pool the maps ``[B, H, W, heads, d]`` inside each region, without padding (`real`, bool ``[H, W]``, is False).
 
     Returns:
-        Both maps with fewer tokens, and `real` for them: a pooled token is real if one of its sources is.
+        Both pooled maps, and `real` for them: a pooled token is real if one of its inputs is.
     """
     share = _pool(real[None, :, :, None].to(k.dtype), rows, columns, mode.replace("max", "avg"), size)
     mask = share > 0
@@ -303,13 +298,13 @@ def _pool_regions(
             flat = _pool(flat, rows, columns, mode, size)
         else:
             flat = _pool(flat * real[None, :, :, None], rows, columns, mode, size)
-            flat = flat / share.masked_fill(~mask, 1)  # not 0, whose gradient would not be a number
+            flat = flat / share.masked_fill(~mask, 1)  # division by 0 would make the gradient NaN
         pooled.append(flat.masked_fill(~mask, 0).unflatten(-1, (x.shape[3], x.shape[4])))
     return pooled[0], pooled[1], mask[0, :, :, 0]
 
 
 def _pool(x: Tensor, rows: int, columns: int, mode: str, size: int) -> Tensor:
-    """``[B, H, W, C]`` with each region pooled by itself."""
+    """Pool each region of ``[B, H, W, C]`` separately."""
     batch = x.shape[0]
     x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).permute(0, 1, 3, 5, 2, 4)  # [B, R, S, C, h, w]
     x = x.flatten(0, 2)

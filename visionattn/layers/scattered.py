@@ -1,9 +1,11 @@
-"""Parts of ScatterFormer (He et al., arXiv 2401.00912): attention within windows of voxels, exchange between windows.
+"""Modules of ScatterFormer: attention within windows of voxels, cross-window convolutions and pillar pooling.
 
-Parameter names are the official ones.
+He et al., "ScatterFormer: Efficient Voxel Transformer with Scattered Linear Attention" (arXiv 2401.00912). Parameter
+names are the official ones.
 """
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from visionattn.kernels import scattered_linear_attention
@@ -13,16 +15,16 @@ __all__ = ["AttentivePillarPool", "CrossWindowFFN", "ScatterFormerStage", "Scatt
 
 
 def window_order(coords: Tensor, window_size: int) -> tuple[Tensor, Tensor]:
-    """The order in which the voxels of a window stand together, and where each window begins and ends.
+    """Return the order that sorts voxels by window, and the offsets of the windows.
 
-    Windows are ``window_size`` cells along y and x and reach over all z.
+    Windows have `window_size` cells along y and x, and the full height.
 
     Args:
         coords: int64 ``[N, 4]``, (batch, z, y, x).
-        window_size: cells.
+        window_size: window size in cells.
 
     Returns:
-        rows ``[N]``, sorted by (batch, window's y, window's x), stable; offsets ``[windows + 1]``.
+        Indices ``[N]`` that sort (stably) by batch, window row and window column, and offsets ``[windows + 1]``.
     """
     batch, _, y, x = coords.unbind(1)
     row = torch.div(y, window_size, rounding_mode="floor")
@@ -34,15 +36,15 @@ def window_order(coords: Tensor, window_size: int) -> tuple[Tensor, Tensor]:
 
 
 class ScatteredLinearAttention(nn.Module):
-    """Linear attention of the voxels within each window, ReLU as feature map (section 3.2).
+    """Linear attention among the voxels of each window, with ReLU as feature map (section 3.2).
 
     Args:
         dim: channels.
-        num_heads: a divisor of ``dim``.
-        backend: of `visionattn.kernels.scattered_linear_attention`; None for the best.
+        num_heads: attention heads; a divisor of `dim`.
+        backend: backend of `visionattn.kernels.scattered_linear_attention`; None selects the best available one.
 
     Raises:
-        ValueError: ``num_heads`` does not divide ``dim``.
+        ValueError: if `num_heads` does not divide `dim`.
     """
 
     def __init__(
@@ -55,30 +57,30 @@ class ScatteredLinearAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} must divide dim={dim}")
+            raise ValueError(f"`num_heads` must divide `dim`={dim}, got {num_heads}")
         self.num_heads, self.backend = num_heads, backend
         self.qkv = nn.Linear(dim, 3 * dim, bias=False, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
-        """``[N, dim]`` sorted by window, with ``offsets [windows + 1]``, to ``[N, dim]``."""
+        """Compute attention of ``[N, dim]``, sorted by window, with offsets ``[windows + 1]``; returns ``[N, dim]``."""
         q, k, v = self.qkv(x).unflatten(1, (3, self.num_heads, x.shape[1] // self.num_heads)).unbind(1)
         y = scattered_linear_attention(q.relu(), k.relu(), v, offsets, backend=self.backend)
         return self.proj(y.flatten(1))
 
 
 class CrossWindowFFN(nn.Module):
-    """Convolutions that reach over the borders of windows, then an MLP (section 3.3).
+    """Convolutions across window borders, then an MLP (section 3.3).
 
-    A quarter of the channels each goes through a 3x3x3 kernel, one along x and one along y of ``window_size + 1`` taps;
-    the last quarter stays. (``conv_h`` runs along x and ``conv_w`` along y: the official names.)
+    One quarter of the channels is convolved with a 3x3x3 kernel, one along x and one along y with ``window_size + 1``
+    taps, and one is unchanged. As in the official code, ``conv_h`` is along x and ``conv_w`` along y.
 
     Args:
         dim: channels, a multiple of 4.
-        window_size: even, so that the kernels reach equally far to both sides.
+        window_size: window size in cells; even, so that kernels are centered.
 
     Raises:
-        ValueError: ``dim`` or ``window_size`` is not as it should be.
+        ValueError: if `dim` or `window_size` is out of range.
     """
 
     def __init__(
@@ -86,9 +88,9 @@ class CrossWindowFFN(nn.Module):
     ) -> None:
         super().__init__()
         if dim % 4:
-            raise ValueError(f"dim={dim} must be a multiple of 4")
+            raise ValueError(f"`dim` must be a multiple of 4, got {dim}")
         if window_size < 2 or window_size % 2:
-            raise ValueError(f"window_size={window_size} must be even: the kernels have window_size + 1 taps")
+            raise ValueError(f"`window_size` must be even and at least 2, got {window_size}")
         dd = {"device": device, "dtype": dtype}
         group, taps = dim // 4, window_size + 1
         self.group = group
@@ -101,7 +103,7 @@ class CrossWindowFFN(nn.Module):
         self.fc2 = nn.Linear(2 * dim, dim, **dd)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Voxels to the same voxels."""
+        """Update the features of the voxels."""
         features = self.bn(x.features)
         k, h, w, rest = (part.contiguous() for part in features.split(self.group, 1))
         parts = [conv(part, x.neighbors) for conv, part in ((self.conv_k, k), (self.conv_h, h), (self.conv_w, w))]
@@ -109,15 +111,16 @@ class CrossWindowFFN(nn.Module):
         return x.with_features(features + self.fc2(self.fc1(self.bn2(features)).relu()))
 
 
+@register_notrace_module  # data-dependent shapes
 class ScatterFormerStage(nn.Module):
-    """Layers of norm, scattered linear attention and cross-window exchange over one order of the voxels.
+    """Layers of norm, scattered linear attention and cross-window convolutions, which share one order of the voxels.
 
     Args:
         dim: channels.
-        num_heads: of the attention.
-        depth: layers.
-        window_size: cells of the present grid; even.
-        backend: of the attention.
+        num_heads: attention heads.
+        depth: number of layers.
+        window_size: window size in cells of the stage's grid; even.
+        backend: backend of the attention.
     """
 
     def __init__(
@@ -140,7 +143,7 @@ class ScatterFormerStage(nn.Module):
         self.cffn_layers = nn.ModuleList(CrossWindowFFN(dim, window_size, **dd) for _ in range(depth))
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Voxels to the same voxels, sorted by window afterwards."""
+        """Update the features of the voxels, which are sorted by window in the output."""
         order, offsets = window_order(x.coords, self.window_size)
         x = x.ordered(order)
         for norm, attention, exchange in zip(self.norm_layers, self.attn_layers, self.cffn_layers, strict=True):
@@ -148,13 +151,14 @@ class ScatterFormerStage(nn.Module):
         return x
 
 
+@register_notrace_module  # data-dependent shapes
 class AttentivePillarPool(nn.Module):
-    """One row for each pillar of voxels: its maximum, attending to its voxels with positions (section 3.4).
+    """Attentive pillar pooling: the maximum over a pillar attends to its voxels (section 3.4).
 
     Args:
         dim: channels.
-        pillar_size: voxels of a full pillar, the D of the grid.
-        num_heads: of the attention.
+        pillar_size: number of voxels of a full pillar, the height D of the grid.
+        num_heads: attention heads.
     """
 
     def __init__(
@@ -173,15 +177,19 @@ class AttentivePillarPool(nn.Module):
         self.pos_embedding = nn.Embedding(pillar_size, dim, **dd)
         nn.init.normal_(self.pos_embedding.weight, std=0.01)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Voxels to pillars, coords (batch, 0, y, x) in ascending order.
+    def forward(self, x: SparseTensor, norm: bool = True) -> SparseTensor:
+        """Pool voxels to pillars with coordinates (batch, 0, y, x) in ascending order.
+
+        Args:
+            x: voxels.
+            norm: apply the layer norm to the pillars.
 
         Raises:
-            ValueError: the grid is not ``pillar_size`` voxels high.
+            ValueError: if the grid is not `pillar_size` voxels high.
         """
         depth, height, width = x.spatial_shape
         if depth != self.pillar_size:
-            raise ValueError(f"the grid is {depth} voxels high; pillar_size={self.pillar_size}")
+            raise ValueError(f"the grid must be `pillar_size`={self.pillar_size} voxels high, got {depth}")
         batch, z, row, column = x.coords.unbind(1)
         keys, pillar = torch.unique((batch * height + row) * width + column, sorted=True, return_inverse=True)
         line = torch.div(keys, width, rounding_mode="floor")
@@ -189,7 +197,7 @@ class AttentivePillarPool(nn.Module):
         coords = torch.stack([sample, torch.zeros_like(keys), line - sample * height, keys - line * width], 1)
         shape = (1, height, width)
         if not len(keys):
-            return SparseTensor(self.norm(x.features), coords, shape, x.batch_size)
+            return SparseTensor(self.norm(x.features) if norm else x.features, coords, shape, x.batch_size)
         absent = torch.ones(len(keys), depth, dtype=torch.bool, device=keys.device)
         absent[pillar, z] = False
         columns = x.features.new_zeros(len(keys), depth, x.features.shape[1]).index_put((pillar, z), x.features)
@@ -197,4 +205,5 @@ class AttentivePillarPool(nn.Module):
         attended, _ = self.self_attn(
             query[:, None], columns + self.pos_embedding.weight, columns, key_padding_mask=absent, need_weights=False
         )
-        return SparseTensor(self.norm(attended[:, 0] + query), coords, shape, x.batch_size)
+        pooled = attended[:, 0] + query
+        return SparseTensor(self.norm(pooled) if norm else pooled, coords, shape, x.batch_size)

@@ -1,4 +1,4 @@
-"""Sparse tensors of voxels and the convolutions on them; parameters as spconv and ScatterFormer keep them."""
+"""Sparse tensors of voxels and convolutions on them, with the parameter layout of spconv and ScatterFormer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from visionattn.kernels.sparse_conv import Neighbors, sparse_conv3d, sparse_depthwise_conv3d
@@ -19,10 +20,10 @@ class SparseTensor:
 
     Attributes:
         features: ``[N, C]``.
-        coords: int64 ``[N, 4]``, (batch, z, y, x), each once, in any order.
-        spatial_shape: (D, H, W).
-        batch_size: number of samples, of which some may be without voxels.
-        tables: neighbors found so far for these coordinates, by kernel size; shared by all tensors that have them.
+        coords: int64 ``[N, 4]``, unique (batch, z, y, x), in any order.
+        spatial_shape: grid size (D, H, W).
+        batch_size: number of samples, including those without voxels.
+        tables: cache of neighbor tables by kernel size, shared by all tensors with these coordinates.
     """
 
     features: Tensor
@@ -32,37 +33,38 @@ class SparseTensor:
     tables: dict[tuple[int, ...], Neighbors] = field(default_factory=dict, repr=False, compare=False)
 
     def with_features(self, features: Tensor) -> "SparseTensor":
-        """The same voxels with other features."""
+        """Return the same voxels with other features."""
         return replace(self, features=features)
 
     def ordered(self, rows: Tensor) -> "SparseTensor":
-        """The same voxels in another order."""
+        """Return the voxels in the order `rows`."""
         return replace(self, features=self.features[rows], coords=self.coords[rows], tables={})
 
     def neighbors(self, kernel_size: tuple[int, int, int]) -> Neighbors:
-        """Of a submanifold kernel, found once."""
+        """Return the neighbor table of a submanifold convolution, which is cached."""
         if kernel_size not in self.tables:
             self.tables[kernel_size] = Neighbors.submanifold(self.coords, self.spatial_shape, kernel_size)
         return self.tables[kernel_size]
 
     def dense(self) -> Tensor:
-        """``[B, C, D, H, W]``, zero where there is no voxel."""
+        """Return a dense tensor ``[B, C, D, H, W]``, zero where there is no voxel."""
         depth, height, width = self.spatial_shape
         out = self.features.new_zeros(self.batch_size, depth, height, width, self.features.shape[1])
         return out.index_put(tuple(self.coords.unbind(1)), self.features).permute(0, 4, 1, 2, 3)
 
 
+@register_notrace_module  # data-dependent shapes
 class RowNorm(nn.BatchNorm1d):
-    """Batch norm over the voxels of a batch, as ScatterFormer's: epsilon 1e-3, momentum 0.01.
+    """Batch norm over the voxels of a batch, with ScatterFormer's epsilon of 1e-3 and momentum of 0.01.
 
-    Of fewer than two voxels there is no variance: they are normed by the running statistics, in training too.
+    For fewer than two voxels, the running statistics are used in training, too.
     """
 
     def __init__(self, num_features: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__(num_features, eps=1e-3, momentum=0.01, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, C]`` to the same."""
+        """Normalize ``[N, C]``."""
         if self.training and x.shape[0] < 2:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
@@ -90,24 +92,24 @@ class _SparseConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As PyTorch's convolutions: uniform by the number of inputs."""
+        """Initialize like PyTorch's convolutions: uniform, scaled by the fan-in."""
         bound = 1 / math.sqrt(self.weight[0].numel())
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
     def extra_repr(self) -> str:
-        """The shape, for ``print(model)``."""
         return f"{self.weight.shape[4]}, {self.weight.shape[0]}, kernel_size={self.kernel_size}"
 
 
+@register_notrace_module  # data-dependent shapes
 class SubMConv3d(_SparseConv):
-    """Submanifold convolution: output voxels are the input voxels, stride 1, odd kernel.
+    """Submanifold convolution: the output voxels are the input voxels; stride 1, odd kernel size.
 
     Args:
-        in_channels, out_channels: of the features.
-        kernel_size: one number, or one for each of z, y, x.
-        bias: add one.
+        in_channels, out_channels: input and output channels.
+        kernel_size: one value, or one for each of z, y, x.
+        bias: add a bias.
 
     Parameters: ``weight [out, kD, kH, kW, in]``, ``bias [out]``.
     """
@@ -124,18 +126,21 @@ class SubMConv3d(_SparseConv):
         super().__init__(in_channels, out_channels, kernel_size, bias, device, dtype)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Voxels to the same voxels."""
+        """Convolve the features of the voxels."""
         table = x.neighbors(self.kernel_size)
         return x.with_features(sparse_conv3d(x.features, self.weight, table, self.bias))
 
 
+@register_notrace_module  # data-dependent shapes
 class SparseConv3d(_SparseConv):
-    """Strided sparse convolution: an output voxel wherever the kernel meets an input voxel, sorted by (b, z, y, x).
+    """Strided sparse convolution, with an output voxel wherever the kernel covers an input voxel.
+
+    Output voxels are sorted by (batch, z, y, x).
 
     Args:
-        in_channels, out_channels: of the features.
-        kernel_size, stride, padding: one number, or one for each of z, y, x.
-        bias: add one at the output voxels.
+        in_channels, out_channels: input and output channels.
+        kernel_size, stride, padding: one value, or one for each of z, y, x.
+        bias: add a bias to the output voxels.
 
     Parameters: ``weight [out, kD, kH, kW, in]``, ``bias [out]``.
     """
@@ -155,20 +160,20 @@ class SparseConv3d(_SparseConv):
         self.stride, self.padding = _triple(stride), _triple(padding)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Voxels to voxels of the coarser grid."""
+        """Convolve voxels to those of the coarser grid."""
         table = Neighbors.strided(x.coords, x.spatial_shape, self.kernel_size, self.stride, self.padding)
         features = sparse_conv3d(x.features, self.weight, table, self.bias)
         return SparseTensor(features, table.coords, table.spatial_shape, x.batch_size)
 
 
 class SubMDepthwiseConv3d(nn.Module):
-    """Submanifold convolution of each channel by itself, without bias.
+    """Depthwise submanifold convolution without bias.
 
     Args:
-        channels: of the features.
-        kernel_size: one number, or one for each of z, y, x, such as ``(1, 1, 13)``.
+        channels: channels.
+        kernel_size: one value, or one for each of z, y, x, such as ``(1, 1, 13)``.
 
-    Parameters: ``weight [kD, kH, kW, channels]``, normal with deviation 1 as published.
+    Parameters: ``weight [kD, kH, kW, channels]``, initialized with a standard normal distribution as published.
     """
 
     def __init__(
@@ -183,5 +188,5 @@ class SubMDepthwiseConv3d(nn.Module):
         self.weight = nn.Parameter(torch.randn(*self.kernel_size, channels, device=device, dtype=dtype))
 
     def forward(self, features: Tensor, of: Callable[[tuple[int, int, int]], Neighbors]) -> Tensor:
-        """Features ``[N, channels]``, with a function that gives the neighbors for a kernel size."""
+        """Convolve features ``[N, channels]``; `of` returns the neighbor table of a kernel size."""
         return sparse_depthwise_conv3d(features, self.weight, of(self.kernel_size))

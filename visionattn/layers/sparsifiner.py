@@ -1,9 +1,10 @@
-"""Sparsifiner's attention: each token chooses which others it attends to, from a low-rank forecast of the attention.
+"""Sparsifiner: each token attends to a subset of tokens that is selected with a low-rank estimate of the attention.
 
 Wei et al., "Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient Vision Transformers" (arXiv
 2303.13755). Parameter names are the published ones.
 
-It makes the attention sparse, not fast: the forecast and the mask cost more than a fused attention of all pairs saves.
+This implementation makes attention sparse, not faster: the estimate and the mask cost more than the sparsity saves
+compared to fused dense attention.
 """
 
 import contextlib
@@ -22,12 +23,12 @@ __all__ = ["Forecast", "SparsifinerAttention", "record_reconstruction"]
 
 
 class Forecast(NamedTuple):
-    """What the mask predictor gives; N tokens with prefix P, r the rank.
+    """Output of the mask predictor for N tokens, P of them prefix tokens, and rank r.
 
     Attributes:
-        mask: bool ``[B, heads, N, N]``, True where a token attends to another. Rows of prefix tokens are all True.
-        approximate: the low-rank attention the mask was taken from, ``[B, heads, N - P, N]``.
-        coefficients: of the basis, after the choice of the largest, ``[B, heads, N - P, r]``.
+        mask: bool ``[B, heads, N, N]``, True where a token attends to another. Rows of prefix tokens are True.
+        approximate: low-rank estimate of the attention, ``[B, heads, N - P, N]``.
+        coefficients: coefficients of the basis after top-k selection, ``[B, heads, N - P, r]``.
         basis: ``[r, N]``.
     """
 
@@ -38,7 +39,7 @@ class Forecast(NamedTuple):
 
 
 class MaskPredictor(nn.Module):
-    """The parameters of the forecast; keys, as all queries do, pass through the same map in each head."""
+    """Parameters of the low-rank estimate; the query and key projections are shared by all heads."""
 
     def __init__(self, tokens: int, head_dim: int, rank: int, channels: int, device=None, dtype=None) -> None:
         super().__init__()
@@ -51,30 +52,30 @@ class MaskPredictor(nn.Module):
 
 @register_notrace_module
 class SparsifinerAttention(TokenAttention):
-    """Multi-head attention in which each token attends to a share of the others that depends on the input.
+    """Multi-head attention in which each token attends to an input-dependent subset of the tokens.
 
-    The choice has no gradient. `record_reconstruction` gives the loss that trains the mask predictor.
+    The selection has no gradient; the mask predictor is trained with the loss of `record_reconstruction`.
 
     Args:
         dim: channels; a multiple of `num_heads`.
         num_heads: attention heads.
-        input_size: height and width of the map for which there is a basis; it is interpolated for others.
-        num_prefix_tokens: tokens before those of the map, such as 1 for a class token. They attend to all.
-        qkv_bias: whether the projection to queries, keys and values has a bias.
-        keep_rate: share of all tokens that a token attends to, in (0, 1].
-        reduce_n: tokens per basis vector; the rank is the number of tokens divided by it, rounded
-            down, and at least 1.
-        reduce_c: channels of a head over those of the forecast.
-        coefficients: how many basis vectors a row of the forecast may use.
-        basis_threshold: entries of the basis up to this are 0.
-        attn_drop: dropout of the attention probabilities.
-        proj_drop: dropout after the output projection.
-        device, dtype: of the parameters.
+        input_size: height and width of the map that the basis is for; it is interpolated to other sizes.
+        num_prefix_tokens: number of tokens before those of the map, such as 1 for a class token. They attend to all
+            tokens.
+        qkv_bias: add a bias to the query, key and value projection.
+        keep_rate: fraction of the tokens that a token attends to, in (0, 1].
+        reduce_n: ratio of the number of tokens to the rank, which is rounded down, but at least 1.
+        reduce_c: ratio of the channels of a head to those of the estimate.
+        coefficients: number of basis vectors used for each row of the estimate.
+        basis_threshold: entries of the basis up to this value are set to 0.
+        attn_drop: dropout rate of the attention probabilities.
+        proj_drop: dropout rate after the output projection.
+        device, dtype: device and dtype of the parameters.
 
     Shapes: see `TokenAttention`.
 
     Raises:
-        ValueError: an argument out of its range, or an input that does not fit.
+        ValueError: if an argument is out of range or the input has the wrong shape.
     """
 
     def __init__(
@@ -97,12 +98,12 @@ class SparsifinerAttention(TokenAttention):
         super().__init__(dim, num_heads, input_size, num_prefix_tokens)
         count = num_prefix_tokens + math.prod(self.input_size)
         if not 0 < keep_rate <= 1:
-            raise ValueError(f"keep_rate={keep_rate} must be above 0 and at most 1")
+            raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}")
         if not 1 <= reduce_c <= self.head_dim:
-            raise ValueError(f"reduce_c={reduce_c} must be from 1 to dim / num_heads = {self.head_dim}")
+            raise ValueError(f"`reduce_c` must be in 1..{self.head_dim} (`dim / num_heads`), got {reduce_c}")
         for name, value in (("reduce_n", reduce_n), ("coefficients", coefficients)):
             if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
         dd = {"device": device, "dtype": dtype}
         self.keep_rate = keep_rate
         self.coefficients = coefficients
@@ -120,14 +121,14 @@ class SparsifinerAttention(TokenAttention):
     def _coefficients(
         self, q: Tensor, k: Tensor, height: int, width: int, kept: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Coefficients ``[B, heads, N - P, r]``, all of them, and the signed basis ``[r, N]``."""
+        """Return all coefficients ``[B, heads, N - P, r]`` and the signed basis ``[r, N]``."""
         predictor = self.mask_predictor
         down = resize_grid(predictor.proj_n, self.input_size, (height, width))
         basis = resize_grid(predictor.proj_back_n, self.input_size, (height, width)).T
         query, keys = predictor.proj_c_q(q), predictor.proj_c_k(k)
         if kept is not None:
             query, keys = query * kept[:, None, :, None], keys * kept[:, None, :, None]
-        # the number of heads, not their size: as published
+        # As published, the scale uses the number of heads instead of their size.
         logits = query[:, :, self.num_prefix_tokens :] @ (keys.transpose(2, 3) @ down) * self.num_heads**-0.5
         return logits.softmax(-1), basis
 
@@ -147,7 +148,7 @@ class SparsifinerAttention(TokenAttention):
             scores = scores.masked_fill(~kept[:, None, None], -float("inf"))
         index = scores.topk(budget, -1, sorted=kept is not None).indices
         chosen = torch.ones_like(index, dtype=torch.bool)
-        if kept is not None:  # each sample has the budget that its own tokens of the map allow
+        if kept is not None:  # no more tokens than are left in the sample
             allowed = kept[:, prefix:].sum(1)
             chosen = (torch.arange(budget, device=index.device) < allowed[:, None])[:, None, None].expand_as(index)
         mask = torch.zeros_like(approximate, dtype=torch.bool).scatter(-1, index, chosen)
@@ -161,7 +162,7 @@ class SparsifinerAttention(TokenAttention):
         if token_mask is not None:
             shape = (x.shape[0], height * width)
             if token_mask.dtype != torch.bool or token_mask.shape != shape:
-                raise ValueError(f"token_mask must be bool {shape}, got {token_mask.dtype} {tuple(token_mask.shape)}")
+                raise ValueError(f"`token_mask` must be bool {shape}, got {token_mask.dtype} {tuple(token_mask.shape)}")
             kept = F.pad(token_mask, (self.num_prefix_tokens, 0), value=True)
             q, k, v = (t * kept[:, None, :, None] for t in (q, k, v))
         forecast = self._forecast(q, k, height, width, kept)
@@ -171,7 +172,7 @@ class SparsifinerAttention(TokenAttention):
         drop = self.attn_drop if self.training else 0.0
         if kept is None:
             out = F.scaled_dot_product_attention(q, k, v, mask, drop, scale=self.scale)
-        else:  # a row without a choice would be a division by 0; it is 0 instead
+        else:  # rows without selected tokens are 0 instead of NaN
             some = mask.any(-1, keepdim=True)
             out = F.scaled_dot_product_attention(q, k, v, mask | ~some, drop, scale=self.scale) * some
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))), forecast
@@ -186,26 +187,26 @@ class SparsifinerAttention(TokenAttention):
         token_mask: Tensor | None = None,
         prune_rows: bool = False,
     ) -> tuple[Tensor, Forecast]:
-        """As `forward`, with the forecast, and with tokens left out.
+        """Compute attention with pruned tokens, and return the mask prediction.
 
         Args:
             x: see `TokenAttention`.
             size: height and width of the map.
-            token_mask: bool ``[B, H * W]``, False for tokens of the map whose queries, keys and values are 0, and that
-                other tokens of the map do not attend to. No token attends to more than are left in its own sample.
-            prune_rows: these tokens do not attend to others, either; they get the projection of 0.
+            token_mask: bool ``[B, H * W]``, False for pruned tokens of the map. Their queries, keys and values are 0,
+                and other tokens of the map do not attend to them.
+            prune_rows: pruned tokens do not attend to other tokens, either; their output is the projection of 0.
 
         Returns:
-            The output, ``[B, N, C]``, and what it was made with.
+            The output ``[B, N, C]`` and the mask prediction.
         """
         tokens, height, width = self.tokens(x, size)
         return self._attend(tokens, height, width, token_mask, prune_rows)
 
     def reconstruct(self, x: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-        """The forecast with all coefficients and the signed basis, and the attention it forecasts.
+        """Return the low-rank estimate with all coefficients and the signed basis, and the dense attention.
 
         Returns:
-            Both ``[B, heads, N - P, N]``, for all rows but those of prefix tokens.
+            Both ``[B, heads, N - P, N]``, without rows of prefix tokens.
         """
         tokens, height, width = self.tokens(x, size)
         q, k, _ = self._project(tokens)
@@ -214,18 +215,18 @@ class SparsifinerAttention(TokenAttention):
         return coefficients @ basis, dense.softmax(-1)
 
     def reconstruction_loss(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Mean squared difference of the two of `reconstruct`: what trains the mask predictor."""
+        """Return the mean squared error of `reconstruct`, which trains the mask predictor."""
         approximate, dense = self.reconstruct(x, size)
         return F.mse_loss(approximate, dense)
 
 
 @contextlib.contextmanager
 def record_reconstruction(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Within it, each forward pass of a model puts the `reconstruction_loss` of its Sparsifiner layers in a list.
+    """Context manager that collects the `reconstruction_loss` of all Sparsifiner layers in each forward pass.
 
-    Without these losses the mask predictors get no gradient. The published recipe first fits the model by them for 5
-    epochs, all tokens kept (``keep_rate`` of the layers at 1), then trains it under the masks for 45, with cross
-    entropy (weight 1), distillation of logits and of tokens from the dense model (0.5 each) and these losses (0.01).
+    The mask predictors get a gradient from these losses only. The published recipe trains with them for 5 epochs with
+    all tokens (``keep_rate=1``), then for 45 epochs with masks, with cross entropy (weight 1), distillation of logits
+    and tokens from the dense model (0.5 each) and these losses (0.01).
 
         with record_reconstruction(model) as losses:
             logits = model(images)

@@ -1,7 +1,7 @@
-"""Attention on spatially reduced keys, dense, in fixed sparse groups, or on keys chosen for each query.
+"""Spatial reduction attention: dense, in fixed sparse groups, or with a mask of selected keys.
 
-Spatial reduction: Wang et al., "Pyramid Vision Transformer" (arXiv 2102.12122). Groups and chosen keys: "NFA-ViT"
-(arXiv 2504.11922), whose official code has dense masks in place of both.
+Spatial reduction: Wang et al., "Pyramid Vision Transformer" (arXiv 2102.12122). Sparse attention: "NFA-ViT" (arXiv
+2504.11922), whose official code uses dense masks for both forms.
 """
 
 from functools import lru_cache
@@ -14,24 +14,24 @@ from torch import Tensor, nn
 __all__ = ["SpatialReductionAttention", "fixed_sparse_mask", "least_attended"]
 
 CHUNK = 2**22
-"""Probabilities that `least_attended` holds at a time."""
+"""Number of probabilities that `least_attended` computes at a time."""
 
 
 def _groups(size: tuple[int, int], cell: int, rate: int) -> Tensor:
-    """The sparse group of each position of a map whose cells have this side, ``[H * W]`` int64."""
+    """Return the sparse group of each position of a map with cells of size `cell`, int64 ``[H * W]``."""
     rows, columns = (torch.arange(side) // cell % rate for side in size)
     return (rows[:, None] * rate + columns[None, :]).flatten()
 
 
 def fixed_sparse_mask(size: tuple[int, int], reduction: int, rate: int = 2) -> Tensor:
-    """Which keys each query may attend to in fixed sparse attention, ``[H * W, h * w]`` bool.
+    """Return the attention mask of fixed sparse attention, bool ``[H * W, h * w]``.
 
-    The key grid ``(h, w)`` is ``size`` divided by ``reduction``, rounded down, at least 1. A query and a key agree
-    where rows and columns of their cells are equal modulo ``rate``; a query that no key agrees with attends to all.
+    The key grid ``(h, w)`` is `size` divided by `reduction`, rounded down, but at least 1. A query attends to the keys
+    whose cells have the same row and column modulo `rate` as its own; a query without such a key attends to all keys.
 
     Args:
-        size: height and width of the map of queries.
-        reduction: side of the cell that becomes one key.
+        size: height and width of the query map.
+        reduction: size of the cell that is reduced to one key.
         rate: groups per axis.
     """
     keys = tuple(max(1, side // reduction) for side in size)
@@ -41,7 +41,7 @@ def fixed_sparse_mask(size: tuple[int, int], reduction: int, rate: int = 2) -> T
 
 @lru_cache(maxsize=64)
 def _group_indices(size: tuple[int, int], keys: tuple[int, int], reduction: int, rate: int) -> tuple:
-    """(queries, keys) of each group that has queries, and the order that undoes the grouping."""
+    """Return the (queries, keys) indices of each non-empty group, and the permutation that undoes the grouping."""
     query_group, key_group = _groups(size, reduction, rate), _groups(keys, 1, rate)
     pairs = []
     for group in range(rate * rate):
@@ -53,16 +53,16 @@ def _group_indices(size: tuple[int, int], keys: tuple[int, int], reduction: int,
 
 @torch.no_grad()
 def least_attended(query: Tensor, key: Tensor, scale: float, ratio: float) -> Tensor:
-    """The share of the keys that each query attends to least, as a mask ``[B, heads, N, M]`` bool.
+    """Return a mask of the keys with the lowest attention probability for each query, bool ``[B, heads, N, M]``.
 
-    ``max(1, int(ratio * M))`` keys of each query are True. Probabilities that underflow to 0 tie, and which of them
-    are taken is up to ``torch.topk``, as in the official code.
+    ``max(1, int(ratio * M))`` keys of each query are True. As in the official code, the selection among probabilities
+    that underflow to 0 depends on tie-breaking in ``torch.topk``.
 
     Args:
         query: ``[B, heads, N, d]``.
         key: ``[B, heads, M, d]``.
-        scale: factor on their products.
-        ratio: share of the keys, above 0 and at most 1.
+        scale: scale of the logits.
+        ratio: fraction of the keys, in (0, 1].
     """
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
@@ -77,14 +77,14 @@ def least_attended(query: Tensor, key: Tensor, scale: float, ratio: float) -> Te
 
 
 def _soft_keep(query: Tensor, key: Tensor, scale: float, hard: Tensor) -> Tensor:
-    """The hard mask in value; in gradient a sigmoid of how far each probability lies below the largest one kept."""
+    """Return the mask `hard` with the gradient of a sigmoid of the margin to the largest kept probability."""
     attention = ((query @ key.transpose(-2, -1)) * scale).softmax(-1)
     threshold = attention.masked_fill(~hard, 0).amax(-1, keepdim=True).detach()
     soft = torch.sigmoid((threshold - attention) / (threshold + 1.0 / key.shape[2]))
     return hard.to(soft.dtype) + soft - soft.detach()
 
 
-@register_notrace_function  # what follows decides by the size of the map
+@register_notrace_function  # the control flow depends on the input size
 def _grouped(q: Tensor, k: Tensor, v: Tensor, size: tuple, keys: tuple, reduction: int, rate: int) -> Tensor:
     pairs, back = _group_indices(size, keys, reduction, rate)
     parts = []
@@ -99,17 +99,17 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, size: tuple, keys: tuple, reductio
 
 
 class SpatialReductionAttention(nn.Module):
-    """Multi-head attention of a map to itself, its keys and values taken from cells of ``sr_ratio`` pixels a side.
+    """Multi-head self-attention with keys and values that are spatially reduced by a factor of `sr_ratio` per axis.
 
-    Parameter names are those of the published MiT and PVT models: ``q``, ``kv``, ``sr`` and ``norm`` (with
-    ``sr_ratio`` above 1 only), ``proj``.
+    Parameter names are those of the published MiT and PVT models: ``q``, ``kv``, ``proj`` and, with `sr_ratio` above 1,
+    ``sr`` and ``norm``.
 
     Args:
-        dim: channels, a multiple of ``num_heads``.
+        dim: channels, a multiple of `num_heads`.
         num_heads: attention heads.
-        sr_ratio: side of a cell; 1 takes every pixel as a key.
-        qkv_bias: biases of ``q`` and ``kv``.
-        sparse_rate: cells of one group are this far apart, in fixed sparse attention.
+        sr_ratio: reduction factor; 1 for no reduction.
+        qkv_bias: add biases to ``q`` and ``kv``.
+        sparse_rate: groups per axis in fixed sparse attention.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class SpatialReductionAttention(nn.Module):
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
+            raise ValueError(f"`dim` must be a multiple of `num_heads`={num_heads}, got {dim}")
         self.num_heads, self.sr_ratio, self.sparse_rate = num_heads, sr_ratio, sparse_rate
         self.scale = (dim // num_heads) ** -0.5
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
@@ -128,11 +128,11 @@ class SpatialReductionAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def key_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the grid of keys of a map."""
+        """Return the height and width of the key grid of a map."""
         return max(1, size[0] // self.sr_ratio), max(1, size[1] // self.sr_ratio)
 
     def project(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Query ``[B, heads, N, d]``, key and value ``[B, heads, M, d]`` of ``x``, ``[B, N, dim]``."""
+        """Project `x`, ``[B, N, dim]``, to queries ``[B, heads, N, d]``, keys and values ``[B, heads, M, d]``."""
         batch, count, dim = x.shape
         heads = self.num_heads
         query = self.q(x).reshape(batch, count, heads, dim // heads).transpose(1, 2)
@@ -146,23 +146,23 @@ class SpatialReductionAttention(nn.Module):
         return query, key, value
 
     def merge(self, heads: Tensor) -> Tensor:
-        """``[B, heads, N, d]`` through the last linear map to ``[B, N, dim]``."""
+        """Merge heads ``[B, heads, N, d]`` and apply the output projection; returns ``[B, N, dim]``."""
         return self.proj(heads.transpose(1, 2).flatten(2))
 
     def forward(
         self, x: Tensor, size: tuple[int, int], keep: Tensor | None = None, fixed_sparse: bool = False
     ) -> Tensor:
-        """Attend.
+        """Compute attention.
 
         Args:
             x: ``[B, H * W, dim]``.
             size: ``(H, W)``.
-            keep: ``[B, heads or 1, H * W, M]``, nonzero where a query attends to a key; a query that keeps no key
-                attends to all. A floating mask that requires gradient gets one from each kept key.
+            keep: mask ``[B, heads or 1, H * W, M]``, nonzero where a query attends to a key; a query without such keys
+                attends to all. A floating point mask that requires grad gets a gradient from each kept key.
             fixed_sparse: attend within the groups of `fixed_sparse_mask` only.
 
         Raises:
-            ValueError: ``keep`` does not fit the map.
+            ValueError: if `keep` has the wrong shape.
         """
         query, key, value = self.project(x, size)
         if fixed_sparse:
@@ -173,8 +173,8 @@ class SpatialReductionAttention(nn.Module):
             expected = (query.shape[2], key.shape[2])
             if keep.dim() != 4 or keep.shape[0] != x.shape[0] or tuple(keep.shape[2:]) != expected:
                 raise ValueError(
-                    f"keep has shape {tuple(keep.shape)}; a map of {size[0]}x{size[1]} needs "
-                    f"[{x.shape[0]}, {self.num_heads}, {expected[0]}, {expected[1]}]"
+                    f"`keep` must have shape [{x.shape[0]}, {self.num_heads} or 1, {expected[0]}, {expected[1]}] for a "
+                    f"map of {size[0]}x{size[1]}, got {tuple(keep.shape)}"
                 )
             keep = keep.to(query.device)
             kept = keep.detach() != 0
@@ -191,16 +191,16 @@ class SpatialReductionAttention(nn.Module):
     def forward_with_mask(
         self, x: Tensor, size: tuple[int, int], ratio: float, differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Attend densely; also give the mask of the keys attended to least.
+        """Compute dense attention, and the mask of the keys with the lowest attention probability.
 
         Args:
             x: ``[B, H * W, dim]``.
             size: ``(H, W)``.
-            ratio: share of the keys that the mask keeps.
-            differentiable: the mask is floating, and its gradient is that of a soft threshold (straight-through).
+            ratio: fraction of the keys in the mask.
+            differentiable: return a floating point mask with the gradient of a soft threshold (straight-through).
 
         Returns:
-            ``[B, H * W, dim]`` and ``[B, heads, H * W, M]``, bool unless ``differentiable``.
+            ``[B, H * W, dim]`` and ``[B, heads, H * W, M]``, bool unless `differentiable`.
         """
         query, key, value = self.project(x, size)
         mask = least_attended(query, key, self.scale, ratio)

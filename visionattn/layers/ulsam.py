@@ -12,7 +12,7 @@ __all__ = ["ULSAM"]
 
 
 class Subspace(nn.Module):
-    """One attention map over all places for a group of channels, ``[B, G, H, W]`` to the same shape."""
+    """One spatial attention map for a group of channels, ``[B, G, H, W]``; returns the same shape."""
 
     def __init__(self, dim: int, momentum: float, device=None, dtype=None) -> None:
         super().__init__()
@@ -29,17 +29,17 @@ class Subspace(nn.Module):
 
 
 class ULSAM(nn.Module):
-    """Ultra-lightweight subspace attention: ``[B, C, H, W]`` to the same shape, any size.
+    """Ultra-lightweight subspace attention (ULSAM) on ``[B, C, H, W]`` of any size; returns the same shape.
 
     Args:
         dim: channels.
-        num_splits: groups of channels, each with an attention map of its own; divides `dim`.
-        momentum: of the batch norms. The published 0.9 means that their running statistics are nearly those of the
-            last batch.
-        device, dtype: of the parameters.
+        num_splits: number of channel groups with separate attention maps; divides `dim`.
+        momentum: momentum of the batch norms. With the published 0.9, running statistics are dominated by the last
+            batch.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
-        ValueError: `num_splits` does not divide `dim`, or an input that does not fit.
+        ValueError: if `num_splits` does not divide `dim` or the input has the wrong shape.
     """
 
     def __init__(
@@ -52,14 +52,13 @@ class ULSAM(nn.Module):
     ) -> None:
         super().__init__()
         if num_splits < 1 or dim % num_splits:
-            raise ValueError(f"num_splits={num_splits} must be at least 1 and divide dim={dim}")
+            raise ValueError(f"`num_splits` must be at least 1 and divide `dim`={dim}, got {num_splits}")
         self.dim = dim
         self.num_splits = num_splits
         self.subspaces = nn.ModuleList(Subspace(dim // num_splits, momentum, device, dtype) for _ in range(num_splits))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to the same shape."""
         if x.dim() != 4 or x.shape[1] != self.dim:
-            raise ValueError(f"x must be [B, {self.dim}, H, W], got {tuple(x.shape)}")
+            raise ValueError(f"`x` must have shape [B, {self.dim}, H, W], got {tuple(x.shape)}")
         groups = x.chunk(self.num_splits, 1)
         return torch.cat([subspace(group) for subspace, group in zip(self.subspaces, groups, strict=True)], 1)

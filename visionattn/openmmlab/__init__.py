@@ -1,140 +1,68 @@
-"""The one place that imports mmengine, mmcv, mmdet and mmseg.
+"""The module that configs import to use this package with OpenMMLab.
 
-A config needs only ``custom_imports = dict(imports=["visionattn.openmmlab"])``. Importing this package
+``custom_imports = dict(imports=["visionattn.openmmlab"])`` makes the types of this package available to configs as
+``visionattn.<Name>``, such as ``visionattn.Backbone``. Importing the module
 
-- puts a stand-in for mmcv's compiled operators in place where those are missing (`visionattn.engine.compat.ops`),
-- and one for COCO's panopticapi, where that is missing (`visionattn.engine.compat.panopticapi`),
-- registers ``visionattn.Backbone``, ``visionattn.Albu`` and what else configs may name,
-- replaces every way in which mmengine reads or writes checkpoints by one that never unpickles objects
-  (`visionattn.engine.compat.checkpoint`).
+- supplies mmcv's compiled operators where they are missing, since mmdet cannot be imported without them, and
+- creates the registries, whose types are imported when one of them is first looked up.
+
+It changes nothing else; see `visionattn.engine.compat.install` for the changes that the commands make. Registered
+classes are also attributes of this module: ``from visionattn.openmmlab import Backbone``.
 """
 
-import os
-import warnings
+import importlib.util
+from typing import Any
 
-from visionattn.errors import require
+from visionattn.engine import registry
+from visionattn.errors import ConfigError
+from visionattn.inference.job import add_job_modules
 
-require("mmengine")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # which mmdet imports, and it would ask PyPI for its version
+__all__ = ["JOBS", "add_job"]
 
-from visionattn.engine.compat import (  # noqa: E402
-    ops,
-    panopticapi,
+JOBS = (
+    "visionattn.heads.detection",
+    "visionattn.heads.segmentation",
+    "visionattn.heads.localization",
+    "visionattn.heads.forgery",
+    "visionattn.heads.lidar",
+    "visionattn.heads.action",
 )
+"""Packages of the jobs. A new job is added by its name here, or from outside of this package with `add_job`."""
 
-ops.install()  # before the first import of mmdet or mmseg
-panopticapi.install()
 
-# Nothing a reader of the screen could act on: deprecations inside OpenMMLab, pycocotools and torch.jit.
-warnings.filterwarnings("ignore", message=r".*pkg_resources.*")
-warnings.filterwarnings("ignore", message=r".*torch\.jit.*")
-warnings.filterwarnings("ignore", message=r".*__array__.*copy.*")
-warnings.filterwarnings("ignore", message=r".*torch\.meshgrid.*")
-warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp.*")
-warnings.filterwarnings("ignore", message=r".*`Visualizer` backend is not initialized.*")
+def add_job(package: str) -> None:
+    """Make a job available to configs and to the commands.
 
-from visionattn.engine.compat import checkpoint  # noqa: E402
+    A job is a package with the modules ``job``, which describes its inputs and outputs
+    (see `visionattn.inference.job`), and, unless it only uses types of mmdet and mmseg, ``mmlab``, whose import
+    registers its models, datasets, transforms and metrics with `visionattn.engine.registry`. Both are imported when
+    they are first needed. Adding a job twice has no further effect.
 
-checkpoint.install()
+    Args:
+        package: dotted name of the package.
 
-from visionattn.engine.config.load import format_once  # noqa: E402
-from visionattn.engine.parts.albu import Albu  # noqa: E402
-from visionattn.engine.parts.backbone import Backbone  # noqa: E402
-from visionattn.engine.parts.losses import CrossEntropyLoss  # noqa: E402
-from visionattn.engine.parts.transforms import RandomScaleCrop, RandomTranspose  # noqa: E402
-from visionattn.engine.train.hooks import CheckpointHook, StopHook  # noqa: E402
-from visionattn.engine.train.progress import ProgressHook  # noqa: E402
-from visionattn.engine.train.robustness import DegradeImage  # noqa: E402
-from visionattn.engine.train.train_options import BF16OptimWrapper, WandbBackend  # noqa: E402
-from visionattn.heads.action.mmlab import ClipPreprocessor, PoseRecognizer, VideoTransformer  # noqa: E402
-from visionattn.heads.action.mmlab_data import (  # noqa: E402
-    ActionDataset,
-    CropClip,
-    FlipClip,
-    LoadClip,
-    PackClip,
-    ResizeClip,
-)
-from visionattn.heads.action.mmlab_metric import ActionMetric  # noqa: E402
-from visionattn.heads.forgery.mmlab import ForgeryLocalizer, NFAViTLocalizer  # noqa: E402
-from visionattn.heads.forgery.mmlab_data import (  # noqa: E402
-    BalancedForgeryDataset,
-    ForgeImage,
-    ForgeryAugment,
-    ForgeryDataset,
-    LoadForgeryMask,
-)
-from visionattn.heads.forgery.mmlab_metric import ForgeryMetric  # noqa: E402
-from visionattn.heads.lidar.mmlab.data import (  # noqa: E402
-    PackPoints,
-    PasteObjects,
-    PointCloudDataset,
-    PointDrop,
-    PointFlip,
-    PointRangeFilter,
-    PointRotation,
-    PointScaling,
-    PointShuffle,
-    PointTranslation,
-)
-from visionattn.heads.lidar.mmlab.detector import BEVDetector, PointDataPreprocessor, SparseBackbone  # noqa: E402
-from visionattn.heads.lidar.mmlab.metrics import BEVDistanceMetric, BEVMetric  # noqa: E402
-from visionattn.heads.localization.mmlab import CAM, SAT, VisionTransformer  # noqa: E402
-from visionattn.heads.localization.mmlab_data import LocalizationDataset, PackLocalizationInputs  # noqa: E402
-from visionattn.heads.localization.mmlab_metric import LocalizationMetric, SATLocalizationMetric  # noqa: E402
+    Raises:
+        ConfigError: the package cannot be imported.
+    """
+    try:
+        has_types = importlib.util.find_spec(f"{package}.mmlab") is not None
+    except ImportError as error:
+        raise ConfigError(f"`package` must be an importable package, got {package!r} ({error})") from error
+    add_job_modules((package,))
+    if has_types:
+        registry.add_location(f"{package}.mmlab")
 
-format_once()
 
-__all__ = [
-    "CAM",
-    "SAT",
-    "ActionDataset",
-    "ActionMetric",
-    "Albu",
-    "BEVDetector",
-    "BEVDistanceMetric",
-    "BEVMetric",
-    "BF16OptimWrapper",
-    "Backbone",
-    "BalancedForgeryDataset",
-    "CheckpointHook",
-    "ClipPreprocessor",
-    "CropClip",
-    "CrossEntropyLoss",
-    "DegradeImage",
-    "FlipClip",
-    "ForgeImage",
-    "ForgeryAugment",
-    "ForgeryDataset",
-    "ForgeryLocalizer",
-    "ForgeryMetric",
-    "LoadClip",
-    "LoadForgeryMask",
-    "LocalizationDataset",
-    "LocalizationMetric",
-    "NFAViTLocalizer",
-    "PackClip",
-    "PackLocalizationInputs",
-    "PackPoints",
-    "PasteObjects",
-    "PointCloudDataset",
-    "PointDataPreprocessor",
-    "PointDrop",
-    "PointFlip",
-    "PointRangeFilter",
-    "PointRotation",
-    "PointScaling",
-    "PointShuffle",
-    "PointTranslation",
-    "PoseRecognizer",
-    "ProgressHook",
-    "RandomScaleCrop",
-    "RandomTranspose",
-    "ResizeClip",
-    "SATLocalizationMetric",
-    "SparseBackbone",
-    "StopHook",
-    "VideoTransformer",
-    "VisionTransformer",
-    "WandbBackend",
-]
+def __getattr__(name: str) -> Any:
+    found = None if name.startswith("__") else registry.find_type(name)
+    if found is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *registry.type_names()})
+
+
+for _job in JOBS:
+    add_job(_job)

@@ -1,5 +1,5 @@
-# COCO 2017 (`visionattn data coco` says what to put into data/coco), with large-scale jitter.
-data_root = "data/coco/"
+# COCO 2017 boxes and masks (`visionattn data coco` explains what to put into data/coco), large-scale jitter.
+_base_ = "./coco_detection.py"
 train_pipeline = [
     dict(type="LoadImageFromFile", to_float32=True),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -18,36 +18,21 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
+    _delete_=True,  # of the base's batches of similar aspect ratio
     batch_size=2,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="CocoDataset",
-        data_root=data_root,
+        data_root="data/coco/",
         ann_file="annotations/instances_train2017.json",
         data_prefix=dict(img="train2017/"),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         pipeline=train_pipeline,
     ),
 )
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="CocoDataset",
-        data_root=data_root,
-        ann_file="annotations/instances_val2017.json",
-        data_prefix=dict(img="val2017/"),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    type="CocoMetric", ann_file=data_root + "annotations/instances_val2017.json", metric=["bbox", "segm"]
-)
+val_evaluator = dict(metric=["bbox", "segm"])
 test_evaluator = val_evaluator

@@ -1,57 +1,8 @@
-# OpenImages30k, measured by masks (`visionattn data wsol` says what to put into data/OpenImages).
+# OpenImages30k, evaluated with masks (`visionattn data wsol` explains what to put into data/OpenImages).
+_base_ = "./wsol_cub.py"
 data_root = "data/OpenImages/"
-train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(256, 256)),
-    dict(type="RandomCrop", crop_size=(224, 224)),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="visionattn.PackLocalizationInputs"),
-]
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(224, 224)),
-    dict(type="visionattn.PackLocalizationInputs"),
-]
-train_dataloader = dict(
-    batch_size=32,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=True),
-    dataset=dict(
-        type="visionattn.LocalizationDataset",
-        data_root=data_root,
-        ann_file="metadata/train",
-        data_prefix=dict(img_path="images", mask_path="masks"),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=32,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="visionattn.LocalizationDataset",
-        data_root=data_root,
-        ann_file="metadata/val",
-        data_prefix=dict(img_path="images", mask_path="masks"),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = dict(
-    batch_size=32,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="visionattn.LocalizationDataset",
-        data_root=data_root,
-        ann_file="metadata/test",
-        data_prefix=dict(img_path="images", mask_path="masks"),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
-val_evaluator = dict(type="visionattn.LocalizationMetric")
+train_dataloader = dict(dataset=dict(data_root=data_root, data_prefix=dict(mask_path="masks")))
+val_dataloader = train_dataloader
+test_dataloader = train_dataloader
+val_evaluator = dict(_delete_=True, type="visionattn.LocalizationMetric")
 test_evaluator = val_evaluator

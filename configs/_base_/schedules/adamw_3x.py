@@ -1,14 +1,7 @@
-# 36 epochs of batch 16, a tenth of the rate after 27 and 33. Tables of position bias and norms are not decayed.
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=36, val_interval=1)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
-optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(custom_keys=dict(rpb=dict(decay_mult=0.0), norm=dict(decay_mult=0.0))),
-)
+# 36 epochs with a batch size of 16; the learning rate is divided by 10 after epochs 27 and 33.
+_base_ = "./adamw_1x.py"
+train_cfg = dict(max_epochs=36)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),
     dict(type="MultiStepLR", by_epoch=True, begin=0, end=36, milestones=[27, 33], gamma=0.1),
 ]
-auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,24 +1,3 @@
-# The auxiliary task (PAAT) after the first block: key points to train, none to predict.
-_base_ = [
-    "../../_base_/datasets/moving_figures.py",
-    "../../_base_/schedules/adamw_figures.py",
-    "../../_base_/default_runtime.py",
-]
-model = dict(
-    type="visionattn.PoseRecognizer",
-    backbone=dict(
-        type="visionattn.VideoTransformer",
-        model_name="timesformer_tiny_patch16_224",
-        img_size=48,
-        patch_size=8,
-        embed_dim=64,
-        depth=3,
-        num_heads=4,
-        num_frames=4,
-        init_std=0.1,
-        paat=(1,),
-        num_joints=13,
-    ),
-    num_classes=4,
-)
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=400, max_keep_ckpts=1, save_best="Top1", rule="greater"))
+# The auxiliary task (PAAT) after the first block: key points for training, none for predictions.
+_base_ = "./timesformer_figures.py"
+model = dict(backbone=dict(paat=(1,), num_joints=13))

@@ -10,10 +10,11 @@ import torch
 
 pytest.importorskip("mmdet")
 
-import visionattn.openmmlab  # noqa: F401
 from visionattn.data.panoptic import PanopticStats, id2rgb, rgb2id
 from visionattn.engine.compat.panopticapi import install, pq_compute
 from visionattn.errors import DataError
+
+install()
 
 CLASSES = ("cat", "dog", "grass", "sky")
 CATEGORIES = [{"id": 10 * (i + 1), "name": name, "isthing": int(i < 2)} for i, name in enumerate(CLASSES)]

@@ -35,13 +35,13 @@ def test_sound_config(config_file):
          "did you mean stacked_convs"),
         ("model.bbox_head.num_classes", 5, "model.bbox_head.num_classes=5, but the dataset of train_dataloader has 2 "
          "classes (red, blue)"),
-        ("model.neck.in_channels", [8, 8, 16], "model.neck.in_channels=[8, 8, 16], but model.backbone gives [8, 8, 8]"),
-        ("model.neck.in_channels", [8, 8], "model.neck.in_channels=[8, 8], but model.backbone gives [8, 8, 8]"),
-        ("model.bbox_head.in_channels", 16, "model.bbox_head.in_channels=16, but model.neck gives 8"),
+        ("model.neck.in_channels", [8, 8, 16], "model.neck.in_channels=[8, 8, 16], but model.backbone has [8, 8, 8]"),
+        ("model.neck.in_channels", [8, 8], "model.neck.in_channels=[8, 8], but model.backbone has [8, 8, 8]"),
+        ("model.bbox_head.in_channels", 16, "model.bbox_head.in_channels=16, but model.neck has 8"),
         ("train_dataloader.dataset.type", "CocDataset", "train_dataloader.dataset.type='CocDataset' is not known as a "
          "dataset; did you mean CocoDataset"),
-        ("train_dataloader.dataset.type", "ATSSHead", "train_dataloader.dataset.type='ATSSHead' is not a dataset, "
-         "which belongs there"),
+        ("train_dataloader.dataset.type", "ATSSHead", "train_dataloader.dataset.type='ATSSHead' "
+         "must be a dataset"),
         ("train_dataloader.dataset.pipeline.2.type", "RandomFlipp", "train_dataloader.dataset.pipeline.2.type="
          "'RandomFlipp' is not known as a transform; did you mean RandomFlip"),
         ("train_dataloader.dataset.pipeline.2.probe", 1, "train_dataloader.dataset.pipeline.2.probe: RandomFlip takes "
@@ -50,7 +50,7 @@ def test_sound_config(config_file):
         ("train_dataloader.batchsize", 1, "train_dataloader.batchsize is not known; did you mean batch_size"),
         ("val_dataloader.dataset.ann_file", "vall.json", "val_dataloader.dataset.ann_file: vall.json does not exist"),
         ("val_dataloader.dataset.data_root", "/no/such", "val_dataloader.dataset.data_root='/no/such' is not a folder; "
-         "it exists up to /"),
+         "the deepest existing folder is /"),
         ("default_hooks.checkpoint.type", "CheckpointHok", "default_hooks.checkpoint.type='CheckpointHok' is not known "
          "as a hook; did you mean CheckpointHook"),
         ("custom_hooks", [{"type": "EMAHok"}], "custom_hooks.0.type='EMAHok' is not known as a hook; did you mean "),
@@ -129,9 +129,9 @@ train_dataloader = dict(dataset=dict(type="CityscapesDataset", pipeline=[dict(ty
     (tmp_path / "seg.py").write_text(text)
     problems = find_problems(load_config(tmp_path / "seg.py"))
     assert len(problems) == 3, problems
-    assert "PackDetInputs' is of another package than default_scope='mmseg'" in problems[0]
-    assert problems[1].startswith("model.decode_head.in_channels=[32, 64, 128, 99], but model.backbone gives [32, 64,")
-    assert "model.auxiliary_head.in_index=4: model.backbone gives 4 maps, so it must be in 0..3" in problems[2]
+    assert "PackDetInputs' is not in the package default_scope='mmseg'" in problems[0]
+    assert problems[1].startswith("model.decode_head.in_channels=[32, 64, 128, 99], but model.backbone has [32, 64,")
+    assert "model.auxiliary_head.in_index=4 must be in 0..3: model.backbone has 4 maps" in problems[2]
 
 
 STOCK = (

@@ -101,7 +101,9 @@ def test_one_folder_and_lists_of_names(data):
             (data / part / split).rmdir()
         names = sorted(file.stem for file in (data / "images").glob(f"{split}_*"))
         (data / f"{split}.txt").write_text("\n".join(names))
-    with pytest.raises(DataError, match=r"images of train are not in images/train or .*custom_data.train_list=FILE"):
+    with pytest.raises(
+        DataError, match=r"images of train are not in images/train or .*custom_data.train_list to a file"
+    ):
         resolved(data)
     config = resolved(data, train_list="train.txt", val_list="val.txt")
     assert [line.split(",")[0] for line in check_data(config)] == ["train: 3 images", "val: 2 images"]
@@ -137,13 +139,13 @@ def test_resolved_config_needs_no_data(data, tmp_path):
 def test_mistakes_in_the_block(data, tmp_path):
     for block, error, message in (
         ({"root": ""}, ConfigError, r"x\.py: custom_data\.root is not set"),
-        ({"root": "/no/such"}, DataError, r"custom_data\.root: /no/such is not a folder"),
-        ({"train_ann": "a.json"}, ConfigError, "has both train_ann, of COCO data, and train_mask"),
-        ({"classes": "no.json"}, DataError, r"no\.json: there is no such file of classes"),
-        ({"classes": ["a", "a"]}, ConfigError, r"custom_data\.classes: names 'a' twice"),
-        ({"classes": []}, ConfigError, "has 0 classes"),
-        ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, ConfigError, "2 classes, but the palette has 1 colours"),
-        ({"classes": ["a"], "palette": [[0, 0, 256]]}, ConfigError, r"colour \[0, 0, 256\] is not three"),
+        ({"root": "/no/such"}, DataError, r"custom_data\.root must be an existing folder, got '/no/such'"),
+        ({"train_ann": "a.json"}, ConfigError, r"has both train_ann \(COCO data\) and train_mask"),
+        ({"classes": "no.json"}, DataError, r"no\.json: the file with the class names does not exist"),
+        ({"classes": ["a", "a"]}, ConfigError, r"custom_data\.classes: the name 'a' occurs twice"),
+        ({"classes": []}, ConfigError, "must have 1 to 255 classes, got 0"),
+        ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, ConfigError, "2 classes, but the palette has 1 colors"),
+        ({"classes": ["a"], "palette": [[0, 0, 256]]}, ConfigError, r"three integers in \[0, 255\], got \[0, 0, 256\]"),
     ):
         with pytest.raises(error, match=message):
             resolved(**{"root": data, **block})
@@ -152,10 +154,10 @@ def test_mistakes_in_the_block(data, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not a readable JSON file of classes"),
-        ('{"labels": ["a"]}', "is not a list of names"),
-        ('{"names": ["a"], "ignore_index": 11}', "its ignore_index is 11; masks are to have 255"),
-        ('{"names": ["a"], "palette": []}', "has 1 classes, but the palette has 0 colours"),
+        ("{", "cannot be read as a JSON file with class names"),
+        ('{"labels": ["a"]}', "must contain a list of names"),
+        ('{"names": ["a"], "ignore_index": 11}', "ignore_index must be 255, got 11"),
+        ('{"names": ["a"], "palette": []}', "has 1 classes, but the palette has 0 colors"),
     ],
 )
 def test_mistakes_in_the_file_of_classes(data, content, message):
@@ -166,7 +168,7 @@ def test_mistakes_in_the_file_of_classes(data, content, message):
 
 def test_masks_are_checked_before_a_run(data):
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(data / "masks/train/1.png")
-    with pytest.raises(DataError, match=r"masks/train/1\.png: holds the value 9 \(64 pixels\), but the 3 classes"):
+    with pytest.raises(DataError, match=r"masks/train/1\.png: contains the value 9 \(64 pixels\), but the 3 classes"):
         check_data(resolved(data))
     (data / "masks/train/1.png").unlink()
     with pytest.raises(DataError, match=r"images/train/1\.jpg: has no mask"):

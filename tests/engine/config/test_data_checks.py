@@ -33,8 +33,8 @@ def test_sound_data(config_file):
 def test_classes_that_are_not_the_categories(own):
     _folder, config_file = own
     for classes, message in (
-        ("[red]", "its category 'blue' is not among the config's classes"),
-        ("[red,blue,green]", "has no category 'green', which is one of the config's classes"),
+        ("[red]", "the category 'blue' is not among the classes of the config"),
+        ("[red,blue,green]", "has no category 'green', which is a class of the config"),
         ("[blue,red]", "in another order"),
     ):
         with pytest.raises(DataError, match=message):
@@ -46,7 +46,7 @@ def test_classes_of_the_dataset_class(own):
     _folder, config_file = own
     config = load_config(config_file)
     del config.train_dataloader.dataset["metainfo"]
-    with pytest.raises(DataError, match="its category 'red' is not among"):
+    with pytest.raises(DataError, match="the category 'red' is not among"):
         check_data(config)
 
 
@@ -58,7 +58,7 @@ def test_kinds_of_coco_data_that_do_not_say_so(own, kind):
     config.train_dataloader.dataset["type"] = kind
     assert check_data(config)[0].startswith("train: 8 images")
     del config.train_dataloader.dataset["metainfo"]
-    with pytest.raises(DataError, match="its category 'red' is not among"):
+    with pytest.raises(DataError, match="the category 'red' is not among"):
         check_data(config)
 
 
@@ -72,9 +72,9 @@ def test_box_outside_of_its_image(own):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p: p.write_bytes(b"not an image"), "does not open as an image"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-40]), "is cut short"),
-        (lambda p: p.write_bytes(b""), "does not open as an image"),
+        (lambda p: p.write_bytes(b"not an image"), "cannot be opened as an image"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-40]), "is truncated"),
+        (lambda p: p.write_bytes(b""), "cannot be opened as an image"),
     ],
 )
 def test_spoilt_image(own, spoil, message):
@@ -93,7 +93,7 @@ def test_cut_jpeg(own):
     check_data(load_config(config_file))
     file = folder / "images" / "003.jpg"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"003\.jpg: is cut short"):
+    with pytest.raises(DataError, match=r"003\.jpg: is truncated"):
         check_data(load_config(config_file))
 
 

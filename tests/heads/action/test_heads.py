@@ -49,9 +49,9 @@ def test_head_learns_where_joints_are():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="joints=0 must be at least 1"):
+    with pytest.raises(ValueError, match="`joints` must be at least 1, got 0"):
         JointMapHead(8, 0)
-    with pytest.raises(ValueError, match=r"logits have the shape \(1, 2\), targets \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"`logits` must have the shape of `targets` \(1, 3\), got \(1, 2\)"):
         joint_loss(torch.zeros(1, 2), torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="no joint heads"):
+    with pytest.raises(ValueError, match="`logits` must be those of at least one head"):
         joint_loss([], torch.zeros(1, 3))

@@ -42,14 +42,14 @@ def test_ntu(tmp_path):
     assert points[2, 1, 0].tolist() == [9, 10]
     assert np.isnan(points[2, 1, 1]).all()
     for cut in (3, 20, 60, len(text) // 2):
-        with pytest.raises(DataError, match=r"b\.skeleton: (ends in the middle|damaged|frame)"):
+        with pytest.raises(DataError, match=r"b\.skeleton: (is truncated|is damaged|frame)"):
             read_points(write(tmp_path / "b.skeleton", text[:cut]))
 
 
 def test_ntu_pickles_are_refused_unless_asked(tmp_path):
     bodies = {"njoints": 25, "rgb_body0": np.ones((4, 25, 2)), "rgb_body1": np.zeros((4, 25, 2))}
     np.save(tmp_path / "a.skeleton.npy", bodies, allow_pickle=True)
-    with pytest.raises(DataError, match=r"a\.skeleton\.npy: is a pickle, which can run code"):
+    with pytest.raises(DataError, match=r"a\.skeleton\.npy: is a pickle, which can execute code"):
         read_points(tmp_path / "a.skeleton.npy")
     points = read_points(tmp_path / "a.skeleton.npy", allow_pickle=True)
     assert points.shape == (4, 2, 25, 2)
@@ -69,7 +69,7 @@ def test_kinetics(tmp_path):
     assert np.isnan(points[2, 0, 1]).all()
     assert np.isnan(read_points(tmp_path / "a.json", min_score=0.6)).all()
     frame["frame_index"] = 10**12
-    with pytest.raises(DataError, match="frame_index goes from 1000000000000"):
+    with pytest.raises(DataError, match=r"frame_index must be in .* got 1000000000000"):
         read_points(write(tmp_path / "b.json", {"data": [frame]}))
 
 
@@ -91,14 +91,16 @@ def test_coco_frames_in_order(tmp_path):
     assert points[0, 0].tolist() == [[5, 6], [7, 8]]
     assert np.isnan(points[1, 0, 1]).all()
     annotations[0]["image_id"] = 9
-    with pytest.raises(DataError, match="an annotation is of image 9"):
+    with pytest.raises(DataError, match="an annotation refers to image 9"):
         read_points(write(tmp_path / "b.json", {"images": images, "annotations": annotations}))
 
 
 def test_csv(tmp_path):
     text = "frame,joint,x,y,score,person\n0,1,5,6,0.9,0\n2,0,7,8,0.2,1\n2,1,,9,1,0\n"
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match=r"a\.csv:4: x is empty"):
         read_points(write(tmp_path / "a.csv", text))
+    with pytest.raises(DataError, match=r"d\.csv:2: frame is empty"):
+        read_points(write(tmp_path / "d.csv", "frame,joint,x,y\n,0,1,1\n"))
     points = read_points(write(tmp_path / "a.csv", text.replace("2,1,,9", "2,1,nan,9")), min_score=0.1)
     assert points.shape == (3, 2, 2, 2)
     assert points[0, 0, 1].tolist() == [5, 6]
@@ -106,7 +108,7 @@ def test_csv(tmp_path):
     assert np.isfinite(points).all(-1).sum() == 2
     with pytest.raises(DataError, match="joint is missing"):
         read_points(write(tmp_path / "b.csv", "frame,x,y\n"))
-    with pytest.raises(DataError, match=r"c\.csv:2: frame, person and joint are \(-1, 0, 0\), out of range"):
+    with pytest.raises(DataError, match=r"c\.csv:2: frame, person and joint must be .* got \(-1, 0, 0\)"):
         read_points(write(tmp_path / "c.csv", "frame,joint,x,y\n-1,0,1,1\n"))
 
 
@@ -115,10 +117,10 @@ def test_arrays(tmp_path):
     assert read_points(tmp_path / "a.npy").shape == (4, 1, 17, 2)
     assert np.isnan(read_points(tmp_path / "a.npy", min_score=2)).all()
     np.save(tmp_path / "b.npy", np.ones((4, 17)))
-    with pytest.raises(DataError, match=r"has the shape \(4, 17\)"):
+    with pytest.raises(DataError, match=r"b\.npy: must be .* got \(4, 17\)"):
         read_points(tmp_path / "b.npy")
     (tmp_path / "c.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:200])
-    with pytest.raises(DataError, match=r"c\.npy: damaged"):
+    with pytest.raises(DataError, match=r"c\.npy: is damaged"):
         read_points(tmp_path / "c.npy")
 
 
@@ -126,14 +128,17 @@ def test_arrays(tmp_path):
     ("content", "message"),
     [
         ("{", "damaged"),
-        ([1], "is not a file of key points known here"),
+        ([1], "unknown keypoint format"),
         ({"frames": [[{}]]}, "lacks 'pose2d'"),
-        ({"frames": [[{"pose2d": [1, 2, 3]}]]}, "frame 0 has a pose2d of shape"),
-        ({"frames": [[{"pose2d": [1, 2]}], [{"pose2d": [1, 2, 3, 4]}]]}, "frame 1 has a person of 2 joints, others"),
-        ({"frames": []}, "holds no frames"),
+        ({"frames": [[{"pose2d": [1, 2, 3]}]]}, "frame 0: pose2d must be a flat list"),
+        (
+            {"frames": [[{"pose2d": [1, 2]}], [{"pose2d": [1, 2, 3, 4]}]]},
+            "frame 1: all people must have 1 joints, got 2",
+        ),
+        ({"frames": []}, "contains no frames"),
         ({"frames": [5]}, "damaged"),
         ({"data": [{"frame_index": 1, "skeleton": [{"pose": ["a", 2]}]}]}, "damaged"),
-        ({"images": [], "annotations": []}, "holds no frames"),
+        ({"images": [], "annotations": []}, "contains no frames"),
     ],
 )
 def test_damaged(tmp_path, content, message):
@@ -142,9 +147,9 @@ def test_damaged(tmp_path, content, message):
 
 
 def test_missing_file_and_kind(tmp_path):
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="keypoint file not found"):
         read_points(tmp_path / "a.json")
-    with pytest.raises(DataError, match="kind='x' must be one of"):
+    with pytest.raises(DataError, match=r"`kind` must be one of .* got 'x'"):
         read_points(write(tmp_path / "a.json", "{}"), "x")
 
 

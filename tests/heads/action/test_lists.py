@@ -23,13 +23,13 @@ def test_other_separator(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no videos"),
-        ("a.mp4\n", "a.csv:1: 'a.mp4' is not video,skeleton,label"),
+        ("", "contains no videos"),
+        ("a.mp4\n", "a.csv:1: must be video,skeleton,label, got 'a.mp4'"),
         ("a,b,1\na,b,c,1\n", "a.csv:2"),
-        ("a,b,x\n", "the label 'x' is not a number"),
-        ("a,b,-1\n", "the label '-1' is not a number"),
-        ("a,b,4\n", "has the label 4, but there are 4 classes"),
-        (",b,1\n", "is not video"),
+        ("a,b,x\n", r"label must be in 0\.\.999999, got 'x'"),
+        ("a,b,-1\n", r"label must be in 0\.\.999999, got '-1'"),
+        ("a,b,4\n", "label must be below the number of classes 4, got 4"),
+        (",b,1\n", "must be video,skeleton,label, got ',b,1'"),
     ],
 )
 def test_damaged(tmp_path, text, message):
@@ -42,5 +42,5 @@ def test_not_there_or_no_text(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_action_list(tmp_path / "b.csv")
     (tmp_path / "c.csv").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(DataError, match="is not a list of videos in UTF-8"):
+    with pytest.raises(DataError, match="must be text in UTF-8"):
         read_action_list(tmp_path / "c.csv")

@@ -76,16 +76,23 @@ def test_heat_maps():
     heat = np.zeros((1, 2, 9, 16), np.float32)
     heat[0, 0, 8, 15], heat[0, 1, 0, 0], heat[0, 1, 1, 1] = 0.25, np.nan, 7
     assert heat_masks(heat, 8).tolist() == [[[1.0, 0.0], [0.0, 0.25]]]
-    with pytest.raises(ValueError, match=r"heat has the shape \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"`heat` must be .* got \(2, 2\)"):
         heat_masks(np.zeros((2, 2)))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: patch_masks(np.zeros((2, 3)), (8, 8)), r"points have the shape \(2, 3\)"),
-        (lambda: patch_masks(np.zeros((2, 3, 2)), (0, 8)), r"size=\(0, 8\) and patch=16 must be at least 1"),
-        (lambda: patch_masks(np.zeros((2, 3, 2)), (8, 8), 8, -1), "inflation=-1 must be None or a whole number"),
+        (lambda: patch_masks(np.zeros((2, 3)), (8, 8)), r"`points` must be .* got \(2, 3\)"),
+        (
+            lambda: patch_masks(np.zeros((2, 3, 2)), (0, 8)),
+            r"`size` and `patch` must be at least 1, got \(0, 8\) and 16",
+        ),
+        (
+            lambda: patch_masks(np.zeros((2, 3, 2)), (8, 8), 8, -1),
+            "`inflation` must be None or a whole number of at least 0, got -1",
+        ),
+        (lambda: box_masks([np.zeros((0, 4))], (8, 8), 8, -1), "`inflation` must be None or a whole number"),
         (lambda: joint_targets(np.zeros((2, 2)), (8, 8)), r"must be \[T, J, 2\]"),
     ],
 )

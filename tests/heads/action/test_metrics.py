@@ -26,5 +26,5 @@ def test_views():
     scores = np.array([[0.2, 0.8], [0.6, 0.4]])
     assert combine_views(scores).tolist() == pytest.approx([0.4, 0.6])
     assert combine_views(scores, "max").tolist() == [0.6, 0.8]
-    with pytest.raises(ValueError, match="how='sum'"):
+    with pytest.raises(ValueError, match="`reduction` must be 'mean' or 'max', got 'sum'"):
         combine_views(scores, "sum")

@@ -82,20 +82,20 @@ def test_masks_reach_the_backbone_and_may_be_absent_in_testing_alone():
     plain = build()
     plain.load_state_dict({n: v for n, v in model.state_dict().items() if ".pose_blocks." not in n})
     torch.testing.assert_close(without, plain(clips))
-    with pytest.raises(ConfigError, match="PAAB: samples have no pose_mask"):
+    with pytest.raises(ConfigError, match="PAAB: samples must have a pose_mask"):
         model(torch.cat([clips, clips]), [sample(), sample(masks=False)])
-    with pytest.raises(ConfigError, match="PAAB: samples have no pose_mask"):
+    with pytest.raises(ConfigError, match="PAAB: samples must have a pose_mask"):
         model.train()(clips, [sample(masks=False)], mode="loss")
 
 
 def test_wrong_configs():
-    with pytest.raises(ConfigError, match=r"poses have 3 joints, model.backbone.num_joints is 17"):
+    with pytest.raises(ConfigError, match=r"`num_joints` of the backbone must be .* 3, got 17"):
         build({"paat": (1,)})(torch.randn(1, 1, 3, 2, 32, 32), [sample()], mode="loss")
-    with pytest.raises(ConfigError, match="model_name='resnet18' must be one of"):
+    with pytest.raises(ConfigError, match=r"`model_name` must be one of .* got 'resnet18'"):
         build({"model_name": "resnet18"})
-    with pytest.raises(ConfigError, match=r"paab=\(7,\) must be numbers of blocks"):
+    with pytest.raises(ConfigError, match=r"`paab` must be block numbers .* got \(7,\)"):
         build({"paab": (7,)})
-    with pytest.raises(ConfigError, match=r"model.views='sum' must be mean or max"):
+    with pytest.raises(ConfigError, match="`views` must be 'mean' or 'max', got 'sum'"):
         build(views="sum")
 
 
@@ -105,7 +105,7 @@ def test_preprocessor():
     found = preprocessor({"inputs": clips, "data_samples": []})["inputs"]
     torch.testing.assert_close(found, (torch.stack(clips) / 255 - 0.45) / 0.225)
     clips[1] = clips[1][..., :4]
-    with pytest.raises(ConfigError, match="clips of a batch have the shapes"):
+    with pytest.raises(ConfigError, match="clips of a batch must have one shape"):
         preprocessor({"inputs": clips, "data_samples": []})
 
 

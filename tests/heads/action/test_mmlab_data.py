@@ -109,20 +109,20 @@ def test_dataset(files):
     record = dataset[0]
     assert (record["video_path"], record["gt_label"]) == (str(files / "a.avi"), 2)
     assert dataset.metainfo["classes"] == ("0", "1", "2")
-    with pytest.raises(DataError, match="has the label 2, but there are 2 classes"):
+    with pytest.raises(DataError, match="below the number of classes 2, got 2"):
         ActionDataset(**options, data_prefix=dict(video="", points=""), metainfo=dict(classes=("a", "b")))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LoadClip(views=0), "views=0 must be"),
-        (lambda: LoadClip(kind="x"), "kind='x' must be one of"),
-        (lambda: LoadClip(num_frames=0), "num_frames=0"),
-        (lambda: ResizeClip((5, 3)), r"short=\(5, 3\)"),
-        (lambda: CropClip(8, "left"), "where='left'"),
-        (lambda: FlipClip(2), "prob=2"),
-        (lambda: FlipClip(joints="x"), "joints='x'"),
+        (lambda: LoadClip(views=0), "`views` must be .* got 0"),
+        (lambda: LoadClip(kind="x"), "`kind` must be one of .* got 'x'"),
+        (lambda: LoadClip(num_frames=0), "`num_frames` and `rate` must be .* got 0"),
+        (lambda: ResizeClip((5, 3)), r"`short` must be .* got \(5, 3\)"),
+        (lambda: CropClip(8, "left"), "`where` one of .* got 8 and 'left'"),
+        (lambda: FlipClip(2), r"`prob` must be in \[0, 1\], got 2"),
+        (lambda: FlipClip(joints="x"), "`joints` must be None or .* got 'x'"),
     ],
 )
 def test_bad_arguments(make, message):

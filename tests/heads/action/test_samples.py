@@ -5,7 +5,7 @@ from visionattn.errors import DataError
 from visionattn.heads.action.clips import probe_video, read_frames
 from visionattn.heads.action.keypoints import read_points
 from visionattn.heads.action.lists import read_action_list
-from visionattn.heads.action.samples import COLOURS, LIMBS, build_moving_figures, draw_clip
+from visionattn.heads.action.samples import COLORS, LIMBS, build_moving_figures, draw_clip
 
 pytest.importorskip("cv2")
 ENDS = {0: 7, 1: 6, 2: 1, 3: 0}  # wrist or ankle of each limb
@@ -30,7 +30,7 @@ def test_key_points_lie_on_their_limbs():
         for limb, joint in MIDDLES.items():
             x, y = np.rint(points[0, joint]).astype(int)
             if 0 <= x < 96 and 0 <= y < 96:
-                near = np.abs(pictures[0, y, x].astype(int)[None] - np.array(COLOURS)).sum(1)
+                near = np.abs(pictures[0, y, x].astype(int)[None] - np.array(COLORS)).sum(1)
                 hits += near.argmin() == limb
                 total += 1
     assert hits > 0.9 * total > 50
@@ -60,7 +60,7 @@ def test_files(tmp_path):
 
 
 def test_bad_numbers(tmp_path):
-    with pytest.raises(DataError, match="figures is 5; give a whole number of 1 to 4"):
+    with pytest.raises(DataError, match=r"`figures` must be a whole number in 1\.\.4, got 5"):
         build_moving_figures(tmp_path / "a", figures=5)
-    with pytest.raises(DataError, match="size is 8"):
+    with pytest.raises(DataError, match=r"`size` must be .* got 8"):
         build_moving_figures(tmp_path / "a", size=8)

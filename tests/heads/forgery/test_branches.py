@@ -87,13 +87,13 @@ def test_masks_matter():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="kind='x'"):
-        NFABlock(8, 2, kind="x")
-    with pytest.raises(ValueError, match="block='post'"):
-        NFABlock(8, 2, kind="noise", block="post")
-    with pytest.raises(ValueError, match="keep_ratio=0"):
-        NFABlock(8, 2, kind="noise", keep_ratio=0)
-    with pytest.raises(ValueError, match="depths="):
+    with pytest.raises(ValueError, match=r"`pattern` must be .* got 'x'"):
+        NFABlock(8, 2, pattern="x")
+    with pytest.raises(ValueError, match=r"`block` must be .* got 'post'"):
+        NFABlock(8, 2, pattern="noise", block="post")
+    with pytest.raises(ValueError, match=r"`keep_ratio` must be .* got 0"):
+        NFABlock(8, 2, pattern="noise", keep_ratio=0)
+    with pytest.raises(ValueError, match="`depths` must be"):
         NoiseBranch(depths=(1, 1))
-    with pytest.raises(ValueError, match="noise_masks has 2"):
+    with pytest.raises(ValueError, match=r"`noise_masks` must have .* got 2"):
         ImageBranch(**SMALL)(torch.randn(1, 3, 64, 64), [torch.ones(1), torch.ones(1)])

@@ -61,8 +61,8 @@ def test_how_parts_are_pasted_is_asked_for(photos, tmp_path, capsys):
 
 
 def test_wrong_arguments(photos, tmp_path):
-    for arguments, match in ((dict(count=0), "count=0"), (dict(every=0), "every=0"), (dict(area=(0.5, 0.2)), "area="),
-                             (dict(feather=-1), "feather=-1"), (dict(geometry=2), "geometry=2")):  # fmt: skip
-        with pytest.raises(DataError, match=match):
+    for arguments in (dict(count=0), dict(every=0), dict(share=1.5), dict(crop=31), dict(area=(0.5, 0.2)),
+                      dict(feather=-1), dict(geometry=2)):  # fmt: skip
+        with pytest.raises(DataError, match=f"`{next(iter(arguments))}` must be"):
             forge_folder([photos], tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()

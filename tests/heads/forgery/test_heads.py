@@ -19,9 +19,9 @@ def test_fusion_head_without_the_unused_weights():
     assert names == {"gamma1", "gamma2"}
     official = FusionHead((4, 8, 8, 8), official=True)
     assert [n for n, p in official.named_parameters() if not p.requires_grad] == ["gamma5", "gamma6"]
-    with pytest.raises(ValueError, match="features has 1"):
+    with pytest.raises(ValueError, match="`features` must have 2 maps, got 1"):
         FusionHead((4, 8))([torch.randn(1, 4, 2, 2)])
-    with pytest.raises(ValueError, match="in_channels is empty"):
+    with pytest.raises(ValueError, match="`in_channels` must have"):
         FusionHead(())
 
 
@@ -87,7 +87,7 @@ def test_pixels_outside_do_not_count():
     got = forgery_losses(out, mask, valid=valid, dice_weight=1.0)
     want = forgery_losses(inner, mask[..., :4, :3], dice_weight=1.0)
     assert {k: pytest.approx(float(v), abs=1e-6) for k, v in want.items()} == {k: float(v) for k, v in got.items()}
-    with pytest.raises(ValueError, match="valid has shape"):
+    with pytest.raises(ValueError, match="`valid` must have the shape"):
         forgery_losses(out, mask, valid=valid[..., :2])
 
 

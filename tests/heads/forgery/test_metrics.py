@@ -126,10 +126,10 @@ def test_pooling_is_not_averaging():
 
 def test_wrong_arguments():
     mask = np.zeros((4, 4))
-    for arguments, match in (({"mode": "x"}, "mode='x'"), ({"auc": "x"}, "auc='x'")):
+    for arguments, match in (({"mode": "x"}, "`mode` must be"), ({"auc": "x"}, "`auc` must be")):
         with pytest.raises(ValueError, match=match):
             pixel_scores(mask, mask, **arguments)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         pixel_scores(mask, mask[:2])
-    with pytest.raises(ValueError, match="0 scores and 0 labels"):
+    with pytest.raises(ValueError, match="got 0 and 0"):
         image_scores([], [])

@@ -82,7 +82,7 @@ def test_modes_conventions_and_size():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ConfigError, match="convention='x'"):
+    with pytest.raises(ConfigError, match=r"`convention` must be .* got 'x'"):
         ForgeryMetric("x")
     with pytest.raises(ConfigError, match="modes"):
         ForgeryMetric(modes=("x",))

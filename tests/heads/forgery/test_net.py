@@ -79,8 +79,11 @@ def test_given_masks_are_obeyed():
 
 
 def test_wrong_arguments():
-    for options, match in ((dict(noise="x"), "noise='x'"), (dict(image_scale=0.7), "image_scale=0.7")):
+    for options, match in (
+        (dict(noise="x"), "`noise` must be"),
+        (dict(image_scale=0.7), "`image_scale` must be .* got 0.7"),
+    ):
         with pytest.raises(ValueError, match=match):
             build(**options)
-    with pytest.raises(ValueError, match="must be one of each"):
+    with pytest.raises(ValueError, match="must have one number for each map"):
         ForgeryNet(torch.nn.Identity(), (8, 16), (4,))

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from visionattn.heads.forgery.noise_features import NoiseFeatures
-from visionattn.heads.forgery.noise_statistics import NoiseStatistics
+from visionattn.heads.forgery.noise import NoiseFeatures, NoiseStatistics
 
 
 def test_shapes_at_any_size():
@@ -41,5 +40,5 @@ def test_every_parameter_learns():
 
 @pytest.mark.parametrize("learned", [0, -4, 6])
 def test_wrong_width(learned):
-    with pytest.raises(ValueError, match=f"learned={learned} must be"):
+    with pytest.raises(ValueError, match=f"`learned` must be .* got {learned}"):
         NoiseFeatures(learned)

@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 import torch
 
-from visionattn.heads.forgery.noise_statistics import QUANTITIES, NoiseStatistics
-from visionattn.heads.forgery.residuals import MEAN, STD
+from visionattn.heads.forgery.noise import MEAN, QUANTITIES, STD, NoiseStatistics
 
 
 def normalised(image: np.ndarray) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from visionattn.heads.forgery.residuals import MEAN, STD, HighPassResidual
+from visionattn.heads.forgery.noise import MEAN, STD, HighPassResidual
 
 
 def normalised(grey: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from visionattn.heads.forgery.regions import REGION_SHAPES, feathered, random_region, superpixels
-from visionattn.heads.forgery.synthesis import OPERATIONS, ForgerySynthesis, compress
+from visionattn.heads.forgery.synthesis import OPERATIONS, ForgerySynthesis
+from visionattn.io.images import jpeg_round_trip
 
 
 def photo(seed=0, size=(96, 128)):
@@ -70,7 +71,7 @@ def test_forged_and_untouched_pictures_are_saved_alike():
         assert 80 <= forgery.steps[-1]["quality"] <= 90
         if not forgery.label:
             assert not forgery.mask.any()
-            assert np.array_equal(forgery.image, compress(image, forgery.steps[-1]["quality"]))
+            assert np.array_equal(forgery.image, jpeg_round_trip(image, forgery.steps[-1]["quality"]))
 
 
 def test_a_copy_is_found_where_it_says():
@@ -119,12 +120,10 @@ def test_superpixels_cover_the_picture_and_follow_edges():
 
 
 def test_wrong_arguments():
-    for arguments, match in (
-        (dict(operations=["x"]), "operations="), (dict(area=(0.5, 0.1)), "area="),
-        (dict(probability=2), "probability=2"),
-        (dict(quality=(0, 5)), "quality="), (dict(shapes=["x"]), "shapes="),
+    for arguments in (
+        dict(operations=["x"]), dict(area=(0.5, 0.1)), dict(probability=2), dict(quality=(0, 5)), dict(shapes=["x"])
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be"):
             ForgerySynthesis(**arguments)
     with pytest.raises(ValueError, match="uint8"):
         ForgerySynthesis()(np.zeros((64, 64, 3)))

@@ -156,13 +156,13 @@ def test_it_learns_one_map():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="class_groups="):
+    with pytest.raises(ValueError, match="`class_groups` must contain each"):
         CenterHead(4, 3, GRID, class_groups=[[0], [1]])
-    with pytest.raises(ValueError, match="nms_iou has 2 values"):
+    with pytest.raises(ValueError, match="`nms_iou` must have one value for each of 3 classes, got 2"):
         CenterHead(4, 3, GRID, decoding=Decoding(nms_iou=(0.5, 0.5)))
-    with pytest.raises(ValueError, match="needs the iou branch"):
+    with pytest.raises(ValueError, match="without the IoU branch"):
         CenterHead(4, 3, GRID, iou=False, decoding=Decoding(rectify=0.5))
-    with pytest.raises(ValueError, match=r"rectify=1\.5"):
+    with pytest.raises(ValueError, match=r"`rectify` must be in \[0, 1\], got 1\.5"):
         Decoding(rectify=1.5)
     with pytest.raises(ValueError, match="must be 6 numbers"):
         Decoding(post_range=[0, 1])

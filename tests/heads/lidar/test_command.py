@@ -16,7 +16,14 @@ def test_infer_writes_pictures_pages_and_boxes(pillars_run, scans_dir, tmp_path,
     printed = capsys.readouterr().out
     assert "2 frames" in printed
     assert "ms per frame" in printed
-    assert {p.name for p in out.iterdir()} == {"000.png", "000.html", "001.png", "001.html", "predictions.json"}
+    assert {p.name for p in out.iterdir()} == {
+        "000.png",
+        "000.html",
+        "001.png",
+        "001.html",
+        "predictions.json",
+        "report.html",
+    }
     assert len(json.loads((out / "predictions.json").read_text())["frames"]) == 2
 
 
@@ -31,7 +38,7 @@ def test_an_unreadable_input_is_passed_over(pillars_run, scans_dir, tmp_path, ca
 
 def test_options_of_pictures_are_refused(pillars_run, scans_dir, capsys):
     assert main(["infer", str(scans_dir), "--run", str(pillars_run), "--tile", "640"]) == 1
-    assert "--tile is for pictures" in capsys.readouterr().err
+    assert "--tile is not supported for points models" in capsys.readouterr().err
 
 
 def test_test_measures_by_overlap_and_distance(pillars_run, tmp_path, capsys):

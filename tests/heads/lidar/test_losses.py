@@ -93,7 +93,7 @@ def test_code_weights_and_unknown_velocity():
     assert float(got) == pytest.approx(2 * abs(float(outputs["vel"][0, 0, row, column]) - 1) / 2, rel=1e-5)
     got.backward()
     assert torch.isfinite(outputs["vel"].grad).all()
-    with pytest.raises(ValueError, match=r"code_weights=\[1.0\] must be 10 numbers"):
+    with pytest.raises(ValueError, match=r"`code_weights` must be 10 numbers, got \[1\.0\]"):
         center_losses(outputs, targets, GRID, code_weights=[1.0])
 
 

@@ -253,8 +253,8 @@ def test_arguments():
     for bad, reason in (
         ({"classes": []}, "classes"),
         ({"classes": ["a", "a"]}, "classes"),
-        ({"recall_points": 101}, "recall_points=101"),
-        ({"iou": {"car": 0.5}}, "lacks the class 'pedestrian'"),
+        ({"recall_points": 101}, "`recall_points` must be 11 or 40, got 101"),
+        ({"iou": {"car": 0.5}}, "a value for the class 'pedestrian'"),
         ({"iou": 1.0}, "between 0 and 1"),
         ({"levels": ()}, "levels"),
         ({"least_height": [1]}, "least_height"),
@@ -262,7 +262,7 @@ def test_arguments():
         with pytest.raises(ValueError, match=reason):
             BevPrecision(**{"classes": CLASSES, **bad})
     metric = BevPrecision(CLASSES)
-    with pytest.raises(ValueError, match=r"must be \[D, 7\]"):
+    with pytest.raises(ValueError, match=r"must have shapes \[D, 7\]"):
         metric.measure({"boxes": np.zeros((2, 7)), "scores": np.zeros(1), "labels": np.zeros(2)}, truth())
     with pytest.raises(ValueError, match="NaN"):
         metric.measure(found([(0, 0)], [np.nan]), truth())

@@ -76,9 +76,9 @@ def test_gradients_reach_everything():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="num_units=0"):
+    with pytest.raises(ValueError, match="`num_units` must be at least 1, got 0"):
         CascadeDED(num_units=0)
     with pytest.raises(ValueError, match="one number for each level"):
         CascadeDED(blocks=(2, 1))
-    with pytest.raises(ValueError, match="must begin with 1"):
+    with pytest.raises(ValueError, match="must start with 1"):
         CascadeDED(strides=(2, 2, 2))

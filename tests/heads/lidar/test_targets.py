@@ -35,7 +35,7 @@ def test_grid_is_inverted():
     xy = torch.tensor([[-8.0, -4.0], [7.9, 3.9]])
     cells = GRID.to_cells(xy)
     assert torch.allclose(cells, torch.tensor([[0.0, 0.0], [39.75, 15.8]]), atol=1e-5)
-    assert torch.allclose(GRID.to_metres(cells), xy, atol=1e-5)
+    assert torch.allclose(GRID.to_meters(cells), xy, atol=1e-5)
 
 
 def test_radius():
@@ -99,5 +99,5 @@ def test_velocity_and_foreign_labels():
     assert got.regression[0, 3, 8:].isnan().all()
     unknown = center_targets([boxes], [labels], 3, (ROWS, COLUMNS), GRID, with_velocity=True)
     assert unknown.regression[0, 2, 8:].isnan().all()
-    with pytest.raises(ValueError, match="labels has 0 samples"):
+    with pytest.raises(ValueError, match=r"`labels` must have as many samples as `boxes` \(1\), got 0"):
         center_targets([boxes], [], 3, (ROWS, COLUMNS), GRID)

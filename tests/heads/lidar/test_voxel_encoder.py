@@ -59,7 +59,7 @@ def test_official_names():
 
 def test_wrong_points():
     encoder = VoxelEncoder(5, 8, point_cloud_range=RANGE, voxel_size=SIZE)
-    with pytest.raises(ValueError, match="points have 4 columns; this encoder takes 5"):
+    with pytest.raises(ValueError, match="must have 5 columns, got 4"):
         encoder(voxelize(torch.rand(3, 4), RANGE, SIZE))
-    with pytest.raises(ValueError, match="channels=7 even"):
+    with pytest.raises(ValueError, match="`channels` even and at least 2, got 5 and 7"):
         VoxelEncoder(5, 7, point_cloud_range=RANGE, voxel_size=SIZE)

@@ -46,5 +46,5 @@ def test_grad_cam_of_an_earlier_map():
 
 
 def test_wrong_number_of_classes_is_named():
-    with pytest.raises(ValueError, match="num_classes=0"):
+    with pytest.raises(ValueError, match="`num_classes` must be at least 1, got 0"):
         CAMHead(4, 0)

@@ -7,7 +7,7 @@ pytest.importorskip("cv2")
 from visionattn.heads.localization.metrics import (
     BoxAccuracy,
     PixelPrecision,
-    best_centre_box,
+    best_center_box,
     box_iou,
     boxes_from_map,
     prepare_map,
@@ -158,7 +158,7 @@ def test_pixel_precision_of_few_pixels_by_hand():
     assert ignoring.compute() == pytest.approx(100)
     empty = PixelPrecision()
     empty.add(np.zeros((2, 2)), np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="no pixel"):
+    with pytest.raises(ValueError, match="no object pixels"):
         empty.compute()
 
 
@@ -174,10 +174,10 @@ def test_truth_mask_leaves_out_what_is_ignored_and_no_object():
     assert truth_mask([first], None, (8, 4)).sum() == 8
 
 
-def test_best_centre_box_finds_the_box_that_all_images_share():
+def test_best_center_box_finds_the_box_that_all_images_share():
     boxes = [np.array([[56, 28, 167, 195]]), np.array([[56, 28, 167, 195], [0, 0, 5, 5]])]
-    box, score = best_centre_box(boxes, (224, 224))
+    box, score = best_center_box(boxes, (224, 224))
     assert box.tolist() == pytest.approx([56, 28, 167, 195], abs=6)
     assert score == 100
-    _, corner = best_centre_box([np.array([[0, 0, 20, 20]])], (224, 224))
+    _, corner = best_center_box([np.array([[0, 0, 20, 20]])], (224, 224))
     assert corner == 0

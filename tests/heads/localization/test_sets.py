@@ -32,6 +32,10 @@ def test_reads_masks_with_the_ignore_mask_of_the_first_line(tmp_path):
     first, second = read_localization(write(tmp_path / "test", **{**GOOD, "localization": text}))
     assert (first.masks, first.ignore) == (("m/1.png", "m/2.png"), "i/1.png")
     assert (second.masks, second.ignore) == (("m/3.png",), None)
+    only_ignored = write(tmp_path / "test", localization=text.replace("m/3.png,", ",i/3.png"))
+    assert [image.masks for image in read_localization(only_ignored)] == [("m/1.png", "m/2.png"), ()]
+    with pytest.raises(DataError, match=r"no box or mask for 'b/2\.jpg'"):
+        read_localization(only_ignored, need_objects=True)
 
 
 def test_training_needs_labels_only(tmp_path):
@@ -48,15 +52,15 @@ def test_training_needs_labels_only(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_ids": "a/1.jpg\na/1.jpg\n"}, r"image_ids\.txt:2: 'a/1\.jpg' is there twice"),
-        ({"image_ids": "\n"}, "names no image"),
-        ({"class_labels": "a/1.jpg,0\n"}, r"no label of 'b/2\.jpg'"),
-        ({"class_labels": "a/1.jpg,cat\nb/2.jpg,1"}, r":1: 'cat' is not a whole number"),
+        ({"image_ids": "a/1.jpg\na/1.jpg\n"}, r"image_ids\.txt:2: duplicate image 'a/1\.jpg'"),
+        ({"image_ids": "\n"}, "contains no images"),
+        ({"class_labels": "a/1.jpg,0\n"}, r"no label for 'b/2\.jpg'"),
+        ({"class_labels": "a/1.jpg,cat\nb/2.jpg,1"}, r":1: must be a whole number .* got 'cat'"),
         ({"class_labels": "c.jpg,0\n"}, r":1: 'c\.jpg' is not in image_ids"),
-        ({"image_sizes": "a/1.jpg,40\n"}, r"image_sizes\.txt:1: has 2 fields"),
+        ({"image_sizes": "a/1.jpg,40\n"}, r"image_sizes\.txt:1: must have 3 comma-separated fields, got 2"),
         ({"localization": "a/1.jpg,1,2,3,x\n"}, "four numbers"),
-        ({"localization": "a/1.jpg,5,2,3,4\n"}, "from left to right"),
-        ({"localization": "a/1.jpg,1,2,3,4\n"}, r"no box or mask of 'b/2\.jpg'"),
+        ({"localization": "a/1.jpg,5,2,3,4\n"}, "x0 <= x1"),
+        ({"localization": "a/1.jpg,1,2,3,4\n"}, r"no box or mask for 'b/2\.jpg'"),
     ],
 )
 def test_malformed_metadata_is_named_with_its_line(tmp_path, change, message):
@@ -65,7 +69,7 @@ def test_malformed_metadata_is_named_with_its_line(tmp_path, change, message):
 
 
 def test_missing_folder_and_file_are_named(tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="folder of localization metadata not found"):
         read_localization(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"image_ids\.txt"):

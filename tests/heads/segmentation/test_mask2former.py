@@ -161,8 +161,8 @@ def test_quality_is_measured_by_class(panoptic, run):
 
 def test_predictions_are_panoptic(panoptic, run):
     predictor = Predictor(panoptic / "tiny.py", run.checkpoint)
-    assert predictor.task == "panoptic"
-    assert predictor.loaded.things == 2
+    assert predictor.job.name == "panoptic"
+    assert predictor.model.model.panoptic_fusion_head.num_things_classes == 2
     whole = predictor(sorted((panoptic / "images").iterdir())[0])
     tiled = Predictor(panoptic / "tiny.py", run.checkpoint, tile=48, overlap=16)(whole.path)
     for prediction in (whole, tiled):

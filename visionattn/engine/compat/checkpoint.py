@@ -1,7 +1,7 @@
-"""Checkpoints of plain tensors and plain metadata: read with ``weights_only=True``, written atomically.
+"""Checkpoints of tensors and plain metadata: read with ``weights_only=True``, written atomically.
 
-`read`, from `visionattn.io.weights`, is the only function that opens a weights file. `install` puts
-`read` and `write` in place of mmengine's loaders and writer, so that code of mmdet and mmseg goes through them.
+All weights files are opened by `visionattn.io.weights.read`. `install` replaces the loaders and the writer of mmengine
+by `load` and `write`, so that mmdet and mmseg use them too.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import urllib.error
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -24,39 +24,70 @@ from torch import Tensor, nn
 from visionattn.errors import CheckpointError
 from visionattn.io.weights import read
 
-__all__ = ["candidates", "fit", "install", "newest", "plain", "read", "state_dict_of", "write", "write_text"]
+__all__ = [
+    "candidates",
+    "fit",
+    "install",
+    "load",
+    "newest",
+    "plain",
+    "read",
+    "state_dict_of",
+    "write",
+    "write_text",
+]
+
+DDP_PREFIX = (r"^module\.", "")
+"""Pattern and replacement that remove the prefix of ``DistributedDataParallel`` from parameter names."""
 
 
-def state_dict_of(checkpoint: Mapping[str, Any]) -> "OrderedDict[str, Tensor]":
-    """The weights in a checkpoint, whichever of the usual keys they are under, without DDP's ``module.``."""
+def state_dict_of(
+    checkpoint: Mapping[str, Any], revise_keys: Sequence[tuple[str, str]] | None = None
+) -> "OrderedDict[str, Tensor]":
+    """Return the state dict in a checkpoint.
+
+    Args:
+        checkpoint: has the tensors under ``state_dict``, ``model`` or ``model_state_dict``, or at the top level.
+        revise_keys: regular expressions and their replacements in parameter names, applied in order. None removes
+            the prefix ``module.`` of ``DistributedDataParallel``.
+    """
     weights: Any = checkpoint
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(checkpoint.get(key), Mapping):
             weights = checkpoint[key]
             break
-    named = ((k, v) for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor))
-    return OrderedDict((re.sub(r"^module\.", "", k), v) for k, v in named)
+    named = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    for pattern, replacement in [DDP_PREFIX] if revise_keys is None else revise_keys:
+        named = {re.sub(pattern, replacement, k): v for k, v in named.items()}
+    return OrderedDict(named)
 
 
 # --- fitting ---------------------------------------------------------------------------------------------------
 
 
-def fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | os.PathLike, strict: bool = True) -> list[str]:
-    """Load a checkpoint's weights into a model.
+def fit(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    path: str | os.PathLike,
+    strict: bool = True,
+    revise_keys: Sequence[tuple[str, str]] | None = None,
+) -> list[str]:
+    """Load the weights of a checkpoint into a model.
 
     Args:
-        model: receives the weights.
-        checkpoint: what `read` returned.
-        path: its file, for messages.
-        strict: every tensor of either side must have its match of the same shape on the other.
+        model: the model.
+        checkpoint: as returned by `read`.
+        path: path of the checkpoint, for error messages.
+        strict: names and shapes of all tensors must match.
+        revise_keys: see `state_dict_of`.
 
     Returns:
-        One line for each tensor that did not fit; always empty if ``strict``.
+        One line for each tensor that was not loaded; always empty if ``strict``.
 
     Raises:
-        CheckpointError: ``strict`` and something does not fit, or not a single tensor fits.
+        CheckpointError: ``strict`` and a tensor does not match, or no tensor matches.
     """
-    weights = state_dict_of(checkpoint)
+    weights = state_dict_of(checkpoint, revise_keys)
     if hasattr(model, "own_names"):  # a model whose authors published checkpoints under other names
         weights = model.own_names(weights)
     own = model.state_dict()
@@ -82,7 +113,7 @@ def fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | os.PathLike
 
 
 def _origin(checkpoint: Mapping[str, Any]) -> str:
-    """Where a checkpoint seems to come from, as advice."""
+    """Return a sentence with the config and the classes that a checkpoint was saved with."""
     meta = checkpoint.get("meta") if isinstance(checkpoint.get("meta"), Mapping) else {}
     about = meta.get("dataset_meta")
     classes = about.get("classes") if isinstance(about, Mapping) else None
@@ -94,15 +125,23 @@ def _origin(checkpoint: Mapping[str, Any]) -> str:
         shown = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
         known.append(f"for the {len(classes)} classes {shown}")
     if known:
-        return f"It was saved {' '.join(known)}; name the config that it was trained with"
-    return "Name the config that it was trained with"
+        return f"It was saved {' '.join(known)}; use the config that it was trained with"
+    return "Use the config that it was trained with"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
 
 
 def plain(value: Any, where: str = "checkpoint") -> Any:
-    """Turn a value into tensors, numbers, strings, lists, tuples and dicts, or raise `CheckpointError`."""
+    """Convert a value to tensors, numbers, strings, lists, tuples and dicts.
+
+    Args:
+        value: also NumPy arrays, mmengine's log history, sets, dtypes, devices and paths, nested to any depth.
+        where: name of the value, for error messages.
+
+    Raises:
+        CheckpointError: the value contains an object of another class.
+    """
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         # Subclasses (enums, str subclasses) would be pickled by reference to their class.
         if type(value) in (type(None), bool, int, float, str, bytes):
@@ -113,7 +152,7 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
         value = value.detach()
         value = (value.as_subclass(Tensor) if type(value) is not Tensor else value).cpu()
         whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-        return value if whole else value.clone()  # torch.save would write all that a view is a view of
+        return value if whole else value.clone()  # torch.save writes the whole storage of a view
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -140,37 +179,41 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
     if isinstance(value, (torch.dtype, torch.device, os.PathLike)):
         return str(value)
     raise CheckpointError(
-        f"{where} holds a {type(value).__module__}.{type(value).__qualname__}, which cannot be saved safely; "
-        "keep it out of the checkpoint or turn it into numbers and strings"
+        f"{where} contains a {type(value).__module__}.{type(value).__qualname__}, which cannot be saved safely; "
+        "remove it from the checkpoint or convert it to numbers and strings"
     )
 
 
 def write(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Save a checkpoint so that the file is always the old one or the new one, whole.
+    """Save a checkpoint atomically: at any time, ``path`` is either the old file or the complete new one.
 
-    It goes to a temporary file in the same folder, is synced to the disk, checked to need no class beyond
-    tensors, and renamed over ``path``; then the folder is synced.
+    The content is written to a temporary file in the same folder, flushed to the disk, checked to contain no class
+    other than tensors, and renamed to ``path``. Then the folder is flushed to the disk.
+
+    Args:
+        checkpoint: values that `plain` can convert.
+        path: file to write. Missing folders are created.
 
     Raises:
-        CheckpointError: something in it is not plain, or the disk is full or not writable.
+        CheckpointError: the checkpoint contains other objects, or the file cannot be written.
     """
     content = plain(checkpoint)
     with _replacing(path) as (stream, temporary):
         torch.save(content, stream)
         stream.flush()
         if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(temporary):
-            raise CheckpointError(f"{path}: not saved, it would need the type {unsafe[0]} to be read back")
+            raise CheckpointError(f"{path}: not saved, reading it back would require the type {unsafe[0]}")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace a text file as `write` replaces a checkpoint."""
+    """Write a text file atomically, as `write` does."""
     with _replacing(path) as (stream, _):
         stream.write(text.encode())
 
 
 @contextmanager
 def _replacing(path: str | os.PathLike) -> Iterator[tuple[IO[bytes], str]]:
-    """A temporary file that takes the place of ``path`` when the block ends well, atomically and durably."""
+    """Yield a temporary file that replaces ``path`` atomically if the block raises no error."""
     path = Path(path)
     temporary = None
     try:
@@ -182,12 +225,12 @@ def _replacing(path: str | os.PathLike) -> Iterator[tuple[IO[bytes], str]]:
             os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp creates files that only their owner can read
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
-    except RuntimeError as error:  # torch's zip writer on a full disk
+    except RuntimeError as error:  # raised by the zip writer of PyTorch if the disk is full
         raise CheckpointError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
     finally:
         if temporary and os.path.exists(temporary):
@@ -195,7 +238,7 @@ def _replacing(path: str | os.PathLike) -> Iterator[tuple[IO[bytes], str]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # other systems cannot open a folder
+    if os.name != "posix":  # other systems cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -210,16 +253,16 @@ NUMBERED = re.compile(r"^(epoch|iter)_(\d+)\.pth$")
 
 
 def candidates(folder: str | os.PathLike) -> list[Path]:
-    """The numbered checkpoints (``iter_200.pth``, ``epoch_3.pth``) of a folder, newest first."""
+    """Return the numbered checkpoints (``iter_200.pth``, ``epoch_3.pth``) in a folder, newest first."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
     found = [(int(m[2]), p) for p in folder.iterdir() if (m := NUMBERED.match(p.name))]
-    # Numbers order files of one kind; where a folder has both kinds, the time of writing decides between them.
-    kinds: dict[str, list[tuple[int, Path]]] = {}
+    # Epoch and iteration numbers cannot be compared with each other; files of both types are merged by their mtime.
+    units: dict[str, list[tuple[int, Path]]] = {}
     for number, path in found:
-        kinds.setdefault(path.name.split("_")[0], []).append((number, path))
-    queues = [[p for _, p in sorted(group, reverse=True)] for group in kinds.values()]
+        units.setdefault(path.name.split("_")[0], []).append((number, path))
+    queues = [[p for _, p in sorted(group, reverse=True)] for group in units.values()]
     ordered: list[Path] = []
     while any(queues):
         queue = max((q for q in queues if q), key=lambda q: q[0].stat().st_mtime_ns)
@@ -228,10 +271,10 @@ def candidates(folder: str | os.PathLike) -> list[Path]:
 
 
 def newest(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a folder that reads whole, and why each newer one was passed over.
+    """Find the newest readable checkpoint in a folder.
 
     Returns:
-        ``(path, reasons)``; the path is None where no checkpoint can be read.
+        Its path, or None if no checkpoint is readable, and the error message of each newer file.
     """
     reasons = []
     for path in candidates(folder):
@@ -244,11 +287,11 @@ def newest(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
     return None, reasons
 
 
-# --- in mmengine's place ---------------------------------------------------------------------------------------
+# --- replacements for mmengine ---------------------------------------------------------------------------------
 
 
 def _with_history(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Give the plain log history of a checkpoint the class that mmengine's message hub expects."""
+    """Convert the log history in a checkpoint to the class that mmengine's message hub expects."""
     hub = checkpoint.get("message_hub")
     scalars = hub.get("log_scalars") if isinstance(hub, dict) else None
     if isinstance(scalars, dict):
@@ -260,28 +303,40 @@ def _with_history(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """mmengine's loader of local files, by `read`."""
+    """Read a local file; replaces the function of mmengine."""
     return _with_history(read(filename, map_location))
 
 
-def load_from_http(filename: str, map_location: Any = None, model_dir: str | None = None, **_: Any) -> dict:
-    """Download a checkpoint once into PyTorch's hub folder, then `read` it."""
+def load_from_http(
+    filename: str, map_location: Any = None, model_dir: str | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """Download a checkpoint unless it was downloaded before, and read it; replaces the function of mmengine.
+
+    Args:
+        filename: URL.
+        map_location: see `torch.load`.
+        model_dir: folder for the file; by default that of ``torch.hub``.
+        progress: show a progress bar.
+
+    Raises:
+        CheckpointError: the file cannot be downloaded or read.
+    """
     folder = Path(model_dir or os.path.join(torch.hub.get_dir(), "checkpoints"))
     target = folder / Path(filename.split("?")[0]).name
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         digest = re.search(r"-([a-f0-9]{8,})\.", target.name)
         try:
-            torch.hub.download_url_to_file(filename, str(target), digest[1] if digest else None, progress=False)
+            torch.hub.download_url_to_file(filename, str(target), digest[1] if digest else None, progress=progress)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"{filename}: cannot be downloaded ({error}); fetch it by other means and name the file"
+                f"{filename}: cannot be downloaded ({error}); download it by other means and give the path of the file"
             ) from error
     return load_from_local(str(target), map_location)
 
 
 def _load_named(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Checkpoints named in mmengine's tables (``torchvision://``, ``open-mmlab://``, ``mmcls://``)."""
+    """Load a checkpoint named in the tables of mmengine (``torchvision://``, ``open-mmlab://``, ``mmcls://``)."""
     scheme, name = filename.split("://", 1)
     if scheme in ("torchvision", "modelzoo"):
         table = mm.get_torchvision_models()
@@ -291,35 +346,69 @@ def _load_named(filename: str, map_location: Any = None) -> dict[str, Any]:
         table = mm.get_external_models()
         name = mm.get_deprecated_model_names().get(name, name)
     if name not in table:
-        raise CheckpointError(f"{filename}: no checkpoint of this name is known; give a file or an address")
+        raise CheckpointError(f"{filename}: unknown checkpoint name; give a path or a URL")
     loader = load_from_http if re.match(r"https?://", table[name]) else load_from_local
     checkpoint = loader(table[name], map_location)
     return mm._process_mmcls_checkpoint(checkpoint) if scheme == "mmcls" else checkpoint
 
 
 def _refuse_remote(filename: str, map_location: Any = None) -> dict[str, Any]:
-    raise CheckpointError(f"{filename}: copy it to this machine first and name the file")
+    raise CheckpointError(f"{filename}: this file system is not supported; copy the file to this machine")
 
 
-def save_checkpoint(checkpoint: Mapping[str, Any], filename: str, *_: Any, **__: Any) -> None:
-    """mmengine's writer, by `write`."""
+LOADERS: dict[tuple[str, ...], Callable[[str, Any], dict[str, Any]]] = {
+    (r"pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://"): _refuse_remote,
+    ("http://", "https://"): load_from_http,
+    ("torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://", "mmcls://"): _load_named,
+    ("",): load_from_local,
+}
+"""Loaders by regular expressions for the start of a path."""
+
+
+def load(filename: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
+    """Load a checkpoint from any source that mmengine's ``CheckpointLoader`` supports, without unpickling objects.
+
+    Args:
+        filename: a path, a URL, or a name such as ``torchvision://resnet50``.
+        map_location: see `torch.load`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found, downloaded or read safely.
+    """
+    name = str(filename)
+    loader = next(f for patterns, f in LOADERS.items() if any(re.match(p, name) for p in patterns))
+    return loader(name, map_location)
+
+
+def save_checkpoint(
+    checkpoint: Mapping[str, Any],
+    filename: str,
+    file_client_args: Mapping[str, Any] | None = None,
+    backend_args: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint with `write`; replaces the function of mmengine.
+
+    Raises:
+        CheckpointError: see `write`; or a storage other than the local file system is requested.
+    """
+    check_backend(file_client_args, backend_args)
     write(checkpoint, filename)
+
+
+def check_backend(file_client_args: Mapping[str, Any] | None, backend_args: Mapping[str, Any] | None) -> None:
+    """Raise `CheckpointError` unless mmengine's storage arguments stand for the local file system."""
+    for name, value in (("file_client_args", file_client_args), ("backend_args", backend_args)):
+        if (value or {}).get("backend", "local") not in ("local", "disk"):
+            raise CheckpointError(f"`{name}` must be None or name the backend 'local', got {dict(value)!r}")
 
 
 _STOCK_WRITER = mm.save_checkpoint
 
 
 def install() -> None:
-    """Put `read` and `write` in the place of mmengine's own loaders and writer; safe to call again."""
-    register = mm.CheckpointLoader.register_scheme
-    register("", load_from_local, force=True)
-    register(("http://", "https://"), load_from_http, force=True)
-    register(
-        ("torchvision://", "modelzoo://", "open-mmlab://", "openmmlab://", "mmcls://"),
-        _load_named,
-        force=True,
-    )
-    register(("pavi://", r"(\S+\:)?s3://", r"(\S+\:)?petrel://"), _refuse_remote, force=True)
+    """Replace the loaders and the writer of mmengine. Calling it again has no further effect."""
+    for patterns, loader in LOADERS.items():
+        mm.CheckpointLoader.register_scheme(patterns, loader, force=True)
     mm.load_from_local, mm.load_from_http = load_from_local, load_from_http
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == "mmengine" and getattr(module, "save_checkpoint", None) is _STOCK_WRITER:

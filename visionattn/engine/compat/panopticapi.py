@@ -1,8 +1,8 @@
-"""A stand-in for COCO's package ``panopticapi``, which PyPI does not have and mmdet's panoptic parts import.
+"""A replacement for COCO's package ``panopticapi``, which mmdet imports and which is not on PyPI.
 
-mmdet's LoadPanopticAnnotations and CocoPanopticMetric take from it ids, colours and the sums of panoptic quality. All
-of that is in `visionattn.data.panoptic`; here it is put under the names that mmdet looks for, unless the package
-itself is installed.
+mmdet's ``LoadPanopticAnnotations`` and ``CocoPanopticMetric`` use its segment ids, colors and statistics of panoptic
+quality. `visionattn.data.panoptic` implements them; `install` makes them available under the names of the package,
+unless the package itself is installed.
 """
 
 import importlib.util
@@ -24,15 +24,21 @@ __all__ = ["install", "pq_compute"]
 
 _NAME = "panopticapi"
 _ORIGIN = "visionattn.engine.compat.panopticapi"
+# Modules of mmdet that set these names to None if the package is missing when they are imported.
+_USERS = (
+    "mmdet.evaluation.functional.panoptic_utils",
+    "mmdet.evaluation.metrics.coco_panoptic_metric",
+    "mmdet.apis.det_inferencer",
+)
 
 
 def install() -> bool:
     """Make ``panopticapi``, ``panopticapi.utils`` and ``panopticapi.evaluation`` importable.
 
-    Call it before mmdet is imported, which looks for the package once. Calling it again changes nothing.
+    Modules of mmdet that were imported before are updated. Calling it again has no further effect.
 
     Returns:
-        Whether the stand-in is in use; False where the package is installed, which is then left alone.
+        True if the replacement is in use, False if the package itself is installed.
     """
     if _NAME in sys.modules:
         return getattr(sys.modules[_NAME].__spec__, "origin", None) == _ORIGIN
@@ -48,11 +54,16 @@ def install() -> bool:
         PQStatCat=ClassCounts,
         pq_compute=pq_compute,
     )
+    names = {"panopticapi": package, **vars(package.utils), **vars(package.evaluation)}
+    for user in filter(None, map(sys.modules.get, _USERS)):
+        for name in ("panopticapi", "OFFSET", "VOID", "PQStat", "id2rgb", "rgb2id"):
+            if hasattr(user, name):
+                setattr(user, name, names[name])
     return True
 
 
 def _module(name: str, **content: Any) -> ModuleType:
-    module = ModuleType(name, "Stand-in for COCO's panopticapi; see visionattn.engine.compat.panopticapi.")
+    module = ModuleType(name, "Replacement for COCO's panopticapi; see visionattn.engine.compat.panopticapi.")
     module.__spec__ = ModuleSpec(name, loader=None, origin=_ORIGIN, is_package="__path__" in content)
     module.__dict__.update(content)
     sys.modules[name] = module
@@ -65,18 +76,18 @@ def pq_compute(
     gt_folder: str | Path | None = None,
     pred_folder: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Panoptic quality of predictions in COCO's panoptic format.
+    """Compute the panoptic quality of predictions in COCO's panoptic format.
 
     Args:
         gt_json_file, pred_json_file: annotations and predictions.
-        gt_folder, pred_folder: their maps; by default the folder beside each file that has its name without .json.
+        gt_folder, pred_folder: folders of the segment maps; by default the path of the JSON file without its suffix.
 
     Returns:
-        ``All``, ``Things`` and ``Stuff``, each with ``pq``, ``sq``, ``rq`` in 0..1 and the number ``n`` of classes,
-        and ``per_class`` by category id.
+        ``All``, ``Things`` and ``Stuff``, each with ``pq``, ``sq`` and ``rq`` in [0, 1] and the number of classes
+        ``n``, and ``per_class`` by category id.
 
     Raises:
-        DataError: an image has no prediction, a map cannot be read, or a file is of another form.
+        DataError: an image has no prediction, a map cannot be read, or a file has another format.
     """
     try:
         return _quality(gt_json_file, pred_json_file, gt_folder, pred_folder)
@@ -105,8 +116,8 @@ def _quality(
         maps = [_read_map(place(a["file_name"], folder, f"{folder}.json")) for folder, a in places]
         stats.add_image(maps[0], annotation["segments_info"], maps[1], prediction["segments_info"])
     categories = {c["id"]: c for c in truth["categories"]}
-    kinds = {"All": None, "Things": True, "Stuff": False}
-    results: dict[str, Any] = {name: stats.pq_average(categories, kind)[0] for name, kind in kinds.items()}
+    groups = {"All": None, "Things": True, "Stuff": False}
+    results: dict[str, Any] = {name: stats.pq_average(categories, things)[0] for name, things in groups.items()}
     return {**results, "per_class": stats.pq_average(categories, None)[1]}
 
 
@@ -114,5 +125,5 @@ def _read_map(path: Path) -> np.ndarray:
     try:
         with open_image(path) as image:
             return rgb2id(np.asarray(image.convert("RGB")))
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by the damage
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for damaged files
         raise DataError(f"{path}: cannot be read as a panoptic map ({error})") from error

@@ -1,10 +1,10 @@
-"""What is wrong with a config, all of it at once, each problem with its dotted path and what is allowed there.
+"""Find all problems of a config at once, each with its dotted path and the allowed values.
 
-Nothing is trained or read: names and arguments are looked up in the registries, paths on the disk, and the channels
-of the model's parts are compared by `visionattn.engine.config.model_checks`. Building the model finds what is left.
+Type names and arguments are looked up in the registries, paths are looked up on the disk, and the channels of the
+parts of the model are compared by `visionattn.engine.config.model_checks`. No data is read and no weights are loaded.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from visionattn.engine.config.build import registered_names
 from visionattn.engine.config.custom_data import SPLITS
 from visionattn.engine.config.model_checks import model_problems
 from visionattn.engine.config.options import KNOWN, accepted_arguments, close_matches, find_class
-from visionattn.errors import ConfigProblemsError
+from visionattn.errors import ConfigProblemsError, VisionattnError
 
-__all__ = ["check_config", "find_problems"]
+__all__ = ["check_config", "find_problems", "loader_check", "pipeline_steps"]
 
-# Which registries hold the types below a key of the config; for those of `INNER`, wherever it stands.
+# The registries of the types below each key of a config. The keys in `INNER` are recognized at any depth.
 REGISTRIES: dict[str, tuple[Registry, ...]] = {
     "model": (root.MODELS, root.TASK_UTILS),
     "tta_model": (root.MODELS,),
@@ -50,10 +50,10 @@ TOP_KEYS = (
     "val_evaluator", "test_evaluator", "visualizer", "log_processor",
 )  # fmt: skip
 DICTS = ("backbone", "roi_head", "dataset", "metainfo", "data_preprocessor")
-"""Keys below a model or a loader that are of a dict wherever they stand."""
-# What stands deeper in one of these, its class builds by rules of its own.
+"""Keys below a model or a dataloader whose values must be dicts, at any depth."""
+# The classes of these parts build nested parts in their own way.
 SHALLOW = ("custom_hooks", "default_hooks", "val_evaluator", "test_evaluator")
-# Their types are names of functions or layers that the class around them looks up by itself.
+# The types below these keys name functions or layers that the class looks up itself.
 OWN_TYPES = {
     "nms",
     "nms_cfg",
@@ -65,10 +65,10 @@ OWN_TYPES = {
     "adapt_cfg",
     "dqs_cfg",
 }
-# The class around them takes keys out before it builds the layer.
+# The class removes some keys from these before it builds the layer.
 OWN_ARGUMENTS = ("norm_cfg", "conv_cfg", "act_cfg", "upsample_cfg", "dcn", "cfg")
 
-# Keys that are read and removed before the class of their dict is built.
+# Keys that are read and removed before the class is built.
 TAKEN_OUT = {
     "type", "_scope_", "priority", "constructor", "optimizer", "paramwise_cfg", "convert_to_iter_based",
     "bg_cls_weight", "in_index",
@@ -76,15 +76,15 @@ TAKEN_OUT = {
 
 
 def check_config(config: Config, splits: tuple[str, ...] = ("train", "val"), name: str | None = None) -> None:
-    """Raise one error with every problem of a config, or return.
+    """Raise an error that lists all problems of a config.
 
     Args:
-        config: from `load_config`.
-        splits: the datasets (``"train"``, ``"val"``, ``"test"``) that will be read.
-        name: how messages name the config.
+        config: as returned by `visionattn.engine.config.load.load_config`.
+        splits: the splits whose dataloaders will be used: ``"train"``, ``"val"``, ``"test"``.
+        name: name of the config in error messages; by default that of its file.
 
     Raises:
-        ConfigProblemsError: its ``problems`` has one line for each.
+        ConfigProblemsError: the config has problems; ``problems`` has one line for each.
     """
     problems = find_problems(config, splits)
     if problems:
@@ -92,9 +92,9 @@ def check_config(config: Config, splits: tuple[str, ...] = ("train", "val"), nam
 
 
 def find_problems(config: Config, splits: tuple[str, ...] = ("train", "val")) -> list[str]:
-    """The problems of a config, one line each; see `check_config`."""
+    """Return the problems of a config, one line each; see `check_config`."""
     if problems := list(_shape_problems(config)):
-        return problems  # what follows looks into these dicts
+        return problems  # the other checks require these types
     scope = config.get("default_scope") or "mmengine"
     loaders = {SPLITS[split]: config[SPLITS[split]] for split in splits if config.get(SPLITS[split])}
     for key in TOP_KEYS:
@@ -103,18 +103,44 @@ def find_problems(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
     for key, loader in loaders.items():
         problems += [*_unknown_keys(loader, key), *_walk(loader, key, (root.DATASETS,), scope)]
         problems += _missing_paths(loader.get("dataset"), f"{key}.dataset")
-        problems += _pair_problems(loader, key)
-    if not splits and config.get("test_dataloader"):  # inference takes its pipeline, not its data
+        for check in _loader_checks:
+            problems += check(loader, key)
+    if not splits and config.get("test_dataloader"):  # inference uses its pipeline but not its data
         problems += _walk(config["test_dataloader"], "test_dataloader", (root.DATASETS,), scope)
     problems += model_problems(config, loaders, scope)
     return list(dict.fromkeys(problems))
 
 
+_LoaderCheck = Callable[[Mapping[str, Any], str], Iterator[str]]
+_loader_checks: list[_LoaderCheck] = []
+
+
+def loader_check(check: _LoaderCheck) -> _LoaderCheck:
+    """Decorate a function that checks dataloaders, so that `find_problems` calls it.
+
+    The ``mmlab`` module of a job adds checks in this way. They run on every config that names a type of this package.
+
+    Args:
+        check: takes a dataloader config and its dotted path, and yields one line per problem.
+    """
+    _loader_checks.append(check)
+    return check
+
+
+def pipeline_steps(loader: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the transforms in the pipeline of a dataloader config, looking inside dataset wrappers."""
+    dataset = loader.get("dataset")
+    while isinstance(dataset, Mapping) and isinstance(dataset.get("dataset"), Mapping):
+        dataset = dataset["dataset"]
+    pipeline = dataset.get("pipeline") if isinstance(dataset, Mapping) else None
+    return [step for step in pipeline if isinstance(step, Mapping)] if isinstance(pipeline, (list, tuple)) else []
+
+
 def _shape_problems(config: Config) -> Iterator[str]:
-    """Parts that are no dict, and names that are no text."""
+    """Yield the parts and names that have the wrong Python type."""
     scope = config.get("default_scope")
     if scope is not None and not isinstance(scope, str):
-        yield f"default_scope={scope!r} must be a name, such as 'mmdet'"
+        yield f"default_scope={scope!r} must be a string, such as 'mmdet'"
     for key in ("model", "optim_wrapper", *SPLITS.values()):
         part = config.get(key)
         if part is not None and not isinstance(part, Mapping):
@@ -137,7 +163,7 @@ def _no_dicts(node: Any, path: str) -> Iterator[str]:
 
 
 def _unknown_keys(node: Mapping[str, Any], path: str) -> Iterator[str]:
-    """Keys of a dict without ``type`` whose keys are all known."""
+    """Yield the unknown keys of a dict that has a fixed set of keys."""
     if path in KNOWN:
         for key in node:
             if key not in KNOWN[path]:
@@ -145,13 +171,13 @@ def _unknown_keys(node: Mapping[str, Any], path: str) -> Iterator[str]:
 
 
 def _walk(node: Any, path: str, kinds: tuple[Registry, ...], scope: str) -> Iterator[str]:
-    """Judge each dict with a ``type`` in a part of the config."""
+    """Yield the problems of every dict with a ``type`` in a part of the config."""
     if isinstance(node, (list, tuple)):
         for index, item in enumerate(node):
             yield from _walk(item, f"{path}.{index}", kinds, scope)
     if not isinstance(node, Mapping):
         return
-    if "constructor" not in node:  # its own reads other keys
+    if "constructor" not in node:  # constructors define further keys
         for key in ("clip_grad", "paramwise_cfg"):
             if isinstance(node.get(key), Mapping):
                 yield from _unknown_keys(node[key], f"{path}.{key}")
@@ -178,34 +204,36 @@ def _walk(node: Any, path: str, kinds: tuple[Registry, ...], scope: str) -> Iter
 
 
 def _lookup(name: str, kinds: tuple[Registry, ...], scope: str) -> tuple[Any, str]:
-    """The class of a name as a run would find it, or what is wrong."""
+    """Return the class that a run would use for a type name, or None and the problem."""
     own, dot, _ = name.partition(".")
     names = [name] if dot else [f"{scope}.{name}", name]
     for kind in kinds:
         for candidate in names:
             try:
                 found = kind.get(candidate)
-            except Exception:  # a registry raises various errors for what it does not know
+            except VisionattnError:  # a module of a job cannot be imported
+                raise
+            except Exception:  # registries raise various errors for unknown names
                 found = None
             if found is not None:
                 return found, ""
     if dot and own not in ("visionattn", "mmdet", "mmseg", "mmengine", "mmcv", "torch"):
-        return None, f"names the package {own!r}, which has no registry here"
+        return None, f"names the package {own!r}, which has no registry"
     other = find_class(name)
     known = set().union(*(registered_names(kind.name) for kind in kinds))
     what = " or ".join(kind.name for kind in kinds)
     if other is not None and name in known:
-        return None, f"is of another package than default_scope={scope!r}; write its package before it, as mmdet.{name}"
+        return None, f"is not in the package default_scope={scope!r}; prefix it with its package, such as mmdet.{name}"
     article = "an" if what[0] in "aeiou" else "a"
     if other is not None:
-        return None, f"is not {article} {what}, which belongs there{close_matches(name, known)}"
+        return None, f"must be {article} {what}{close_matches(name, known)}"
     return None, f"is not known as {article} {what}{close_matches(name, known)}"
 
 
 def _wrong_arguments(node: Mapping[str, Any], path: str, cls: Any) -> Iterator[str]:
     try:
         accepted = accepted_arguments(cls)
-    except (ValueError, TypeError):  # built-in classes tell no signature
+    except (ValueError, TypeError):  # built-in classes have no signature
         return
     if accepted is None:
         return
@@ -215,25 +243,8 @@ def _wrong_arguments(node: Mapping[str, Any], path: str, cls: Any) -> Iterator[s
             yield f"{path}.{key}: {name} takes no such argument{close_matches(key, accepted)}"
 
 
-def _pair_problems(loader: Mapping[str, Any], path: str) -> Iterator[str]:
-    """Pairs are made by one transform, packed by another and collated by the loader: all three, or none."""
-    dataset = loader.get("dataset")
-    while isinstance(dataset, Mapping) and isinstance(dataset.get("dataset"), Mapping):
-        dataset = dataset["dataset"]  # repeated, for example
-    pipeline = dataset.get("pipeline") if isinstance(dataset, Mapping) else None
-    steps = [step for step in pipeline if isinstance(step, Mapping)] if isinstance(pipeline, (list, tuple)) else []
-    wanted = any(step.get("type") == "visionattn.PackForgeryPair" for step in steps)
-    made = any(step.get("type") == "visionattn.ForgeImage" and step.get("paired") for step in steps)
-    collate = loader.get("collate_fn")
-    collated = isinstance(collate, Mapping) and collate.get("type") == "visionattn.collate_pairs"
-    if wanted and not made:
-        yield f"{path}.dataset.pipeline: visionattn.PackForgeryPair needs visionattn.ForgeImage with paired=True"
-    if wanted != collated:
-        yield f"{path}: visionattn.PackForgeryPair and collate_fn=dict(type='visionattn.collate_pairs') go together"
-
-
 def _missing_paths(dataset: Any, path: str) -> Iterator[str]:
-    """Files and folders that a dataset's dict names and that do not exist, inside of wrappers too."""
+    """Yield the missing files and folders of a dataset config, looking inside dataset wrappers."""
     if not isinstance(dataset, Mapping):
         return
     for key in ("dataset", "datasets"):
@@ -255,10 +266,10 @@ def _missing_paths(dataset: Any, path: str) -> Iterator[str]:
 
 
 def _near(path: Path) -> str:
-    """Close names in the folder of a path, or the deepest folder above it that exists."""
+    """Return similar names in the folder of a path, or the deepest of its parent folders that exists."""
     above = path.parent
     if above.is_dir():
         return close_matches(path.name, [p.name for p in above.iterdir()])
     while not above.is_dir():
         above = above.parent
-    return f"; it exists up to {above}"
+    return f"; the deepest existing folder is {above}"

@@ -1,55 +1,52 @@
-"""The ``custom_data`` block of a config: a user's own folder, named in one to three options.
+"""The ``custom_data`` block of a config: train on your own data by setting one to three options.
 
-Detection and instance segmentation take any folder in COCO format:
+Detection and instance segmentation accept data in COCO format:
 
 ```python
 custom_data = dict(root="", train_ann="train.json", val_ann="val.json")
 ```
 
-is all a config says, and a user trains on their own data with::
-
-    --cfg-options custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json
-
-Keys of the block:
+The options that select the data are
+``custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json``. The keys are:
 
 root:
-    the data folder; the other paths are relative to it unless they are absolute.
+    data folder; the other paths are relative to it unless they are absolute.
 train_ann, val_ann, test_ann:
-    COCO JSON files. Without ``test_ann`` the test data is the validation data.
+    COCO JSON files. Without ``test_ann``, the validation data is used for testing.
 train_img, val_img, test_img:
-    image folders. None, the default, looks where the images usually lie: beside the annotation file, in
-    ``root``, and in ``images``, ``train``, ``images/train``, ``train2017``, ... below it.
+    image folders. None, the default, searches the folder of the annotation file, ``root``, and ``images``,
+    ``train``, ``images/train``, ``train2017``, ... in it.
 classes:
-    ``"auto"``, the default, takes the categories of the training file in its order; or a list of names.
+    ``"auto"``, the default, for the categories of the training file in their order; or a list of names.
 
-Semantic segmentation takes images and index masks, PNG files that hold the number of each pixel's class, from 0, and
-255 where it is to be ignored:
+Semantic segmentation accepts images with index masks: PNG files with the class index of each pixel, starting at 0,
+and 255 for ignored pixels. The block has a key ``train_mask``:
 
 ```python
 custom_data = dict(root="", train_mask=None, val_mask=None)
 ```
 
-With ``images/train``, ``images/val``, ``masks/train``, ``masks/val`` and ``classes.json`` in a folder, one option is
-enough: ``custom_data.root=/data/roads``. A block with ``train_mask`` is of this kind; its further keys:
+For a folder with ``images/train``, ``images/val``, ``masks/train``, ``masks/val`` and ``classes.json``, only
+``custom_data.root`` needs to be set. The other keys are:
 
 train_img, val_img, test_img, train_mask, val_mask, test_mask:
-    folders of images and masks, which may have folders in them. None, the default, looks where they usually lie:
-    ``images/train`` and ``masks/train``, ``train/images``, ``annotations/train``, ``labels/train``, ... Without any
-    key of test the test data is the validation data.
+    folders of images and masks, including their subfolders. None, the default, searches for ``images/train`` and
+    ``masks/train``, ``train/images``, ``annotations/train``, ``labels/train``, ... Without any key for testing, the
+    validation data is used.
 train_list, val_list, test_list:
-    text files with the names of the split's images, one a line, where a folder holds more than the split's.
+    text files with one image name per line, for folders that contain the images of several splits.
 mask_suffix:
-    what follows an image's name in its mask's; default ``".png"``.
+    suffix that is appended to the name of an image to get the name of its mask; default ``".png"``.
 classes:
-    a list of names, or a JSON file with one, and with a ``palette`` if need be; default ``classes.json``.
+    a list of names, or a JSON file with such a list and optionally a ``palette``; default ``classes.json``.
 palette:
-    RGB colours of the classes, where ``classes.json`` has none.
+    RGB colors of the classes, if ``classes.json`` has none.
 
-After the options are applied, `resolve_custom_data` fills in, for the train, val and test dataloaders, the
-innermost dataset's files and ``metainfo`` (classes and a palette); COCO evaluators' ``ann_file``; and every
-``num_classes`` in the model's heads (not in an RPN, which only tells object from background; of a Mask2Former, the
-number of things, all classes being things, and the weights of the classes). The classes found are written into the
-block, so that the resolved config that a run leaves in its work dir needs no data to build the model.
+After the options are applied, `resolve_custom_data` sets the files and the ``metainfo`` (classes and palette) of the
+innermost dataset of each dataloader, the ``ann_file`` of COCO evaluators, and every ``num_classes`` in the heads of
+the model. An RPN keeps its value, since it only separates objects from background. In a Mask2Former, all classes
+become things, and the class weights are extended to their number. The classes are written to the block, so that the
+resolved config in the work dir of a run can build the model without the data.
 """
 
 import colorsys
@@ -72,18 +69,22 @@ UNTOUCHED_HEADS = ("rpn_head", "backbone", "data_preprocessor")
 
 
 def palette(count: int) -> list[tuple[int, int, int]]:
-    """``count`` well separated RGB colours, the same at every call."""
+    """Return distinct RGB colors for a number of classes, always the same ones."""
     golden = 0.61803398875
     shades = ((0.75, 0.95), (0.95, 0.75), (0.55, 0.9))
-    colours = (colorsys.hsv_to_rgb((0.02 + i * golden) % 1.0, *shades[i % 3]) for i in range(count))
-    return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colours]
+    colors = (colorsys.hsv_to_rgb((0.02 + i * golden) % 1.0, *shades[i % 3]) for i in range(count))
+    return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in colors]
 
 
 def resolve_custom_data(config: Config, name: str = "config") -> None:
-    """Fill in datasets, evaluators and heads from the ``custom_data`` block, in place; without one, do nothing.
+    """Set datasets, evaluators and heads from the ``custom_data`` block of a config, in place.
+
+    Args:
+        config: left unchanged if it has no such block.
+        name: name of the config in error messages.
 
     Raises:
-        ConfigError: the block lacks a key or has a wrong one.
+        ConfigError: a key of the block is missing or invalid.
         DataError: an annotation file is missing or malformed, or images or masks are not found.
     """
     block = config.get("custom_data")
@@ -94,13 +95,13 @@ def resolve_custom_data(config: Config, name: str = "config") -> None:
     if "train_mask" not in block:
         _resolve_coco(config, block, root, name)
     elif block.get("train_ann"):
-        raise ConfigError(f"{name}: custom_data has both train_ann, of COCO data, and train_mask; leave one out")
+        raise ConfigError(f"{name}: custom_data has both train_ann (COCO data) and train_mask; remove one")
     else:
         _resolve_masks(config, block, root, name)
 
 
 def _check_types(config: Config, block: Any, name: str) -> None:
-    """Refuse parts of another type than the code below takes them for."""
+    """Raise `ConfigError` for parts of a wrong Python type."""
     for key, part in {"custom_data": block, **{k: config.get(k) for k in ("model", *SPLITS.values())}}.items():
         if part is not None and not isinstance(part, Mapping):
             raise ConfigError(f"{name}: {key}={part!r} must be a dict")
@@ -114,7 +115,14 @@ def _check_types(config: Config, block: Any, name: str) -> None:
 
 
 def resolve_classes(config: Config, classes: Sequence[str]) -> None:
-    """Fill in the classes that `resolve_custom_data` takes from the data, in place; enough for predicting."""
+    """Set the classes of a config with a ``custom_data`` block in place, without reading the data.
+
+    This is sufficient for inference.
+
+    Args:
+        config: the config.
+        classes: class names by label.
+    """
     block = config["custom_data"]
     block["classes"] = list(classes)
     for loader in SPLITS.values():
@@ -126,10 +134,10 @@ def resolve_classes(config: Config, classes: Sequence[str]) -> None:
 def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
     for key in ("train_ann", "val_ann"):
         if not block.get(key):
-            raise ConfigError(f"{name}: custom_data.{key} is not set; give --cfg-options custom_data.{key}=FILE.json")
+            raise ConfigError(f"{name}: custom_data.{key} is not set; set it to a COCO JSON file")
     if not isinstance(block.get("classes"), (list, tuple)):
         if not root.is_dir():
-            raise DataError(f"custom_data.root: {root} is not a folder; give --cfg-options custom_data.root=FOLDER")
+            raise DataError(f"custom_data.root must be an existing folder, got {str(root)!r}")
         categories = load_coco(under(root, block["train_ann"]))["categories"]
         block["classes"] = [str(c["name"]) for c in categories]
     classes = list(block["classes"])
@@ -154,8 +162,8 @@ def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
 
 def _resolve_masks(config: Config, block: Any, root: Path, name: str) -> None:
     splits = find_masks(block, root, name)
-    classes, colours = read_classes(block, root)
-    block["classes"], block["palette"] = classes, colours or palette(len(classes))
+    classes, colors = read_classes(block, root)
+    block["classes"], block["palette"] = classes, colors or palette(len(classes))
     for split, loader in SPLITS.items():
         found = splits[split]
         for dataset in coco_datasets(config[loader]["dataset"], any_file=True) if config.get(loader) else ():
@@ -168,25 +176,29 @@ def _resolve_masks(config: Config, block: Any, root: Path, name: str) -> None:
 
 
 def load_coco(path: Path) -> dict[str, Any]:
-    """Read a COCO JSON file as far as its images and categories, or raise `DataError`."""
+    """Read a COCO JSON file and check the format of its images and categories.
+
+    Raises:
+        DataError: the file is missing, unreadable, or not in COCO format.
+    """
     try:
         content = read_json(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such annotation file") from error
+        raise DataError(f"{path}: the annotation file does not exist") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable COCO JSON file ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
-        raise DataError(f"{path}: not in COCO format, which has the lists images, annotations and categories")
+        raise DataError(f"{path}: not in COCO format, which requires the lists images, annotations and categories")
     if not content["categories"]:
         raise DataError(f"{path}: its list of categories is empty")
     if not all(isinstance(c, dict) and "id" in c and "name" in c for c in content["categories"]):
-        raise DataError(f"{path}: a category lacks its id or name")
+        raise DataError(f"{path}: a category has no id or no name")
     return content
 
 
 def _find_images(root: Path, ann: Path, split: str) -> Path:
-    """The folder in which the first image of an annotation file lies."""
-    if not ann.is_file():  # a resolved config on another machine: only its model is needed there
+    """Return the folder that contains the first image of an annotation file."""
+    if not ann.is_file():  # a resolved config on another machine, where only its model is needed
         return root
     images = load_coco(ann)["images"]
     if not images:
@@ -209,13 +221,18 @@ def _find_images(root: Path, ann: Path, split: str) -> Path:
         if first and (folder / first).is_file():
             return folder
     raise DataError(
-        f"{ann}: its first image {first!r} is neither in {root} nor in the usual folders below it; "
-        f"give the image folder as --cfg-options custom_data.{split}_img=FOLDER"
+        f"{ann}: the first image {first!r} is neither in {root} nor in the usual subfolders; "
+        f"set custom_data.{split}_img to the image folder"
     )
 
 
 def coco_datasets(dataset: Any, any_file: bool = False) -> Iterator[Any]:
-    """The dicts of the COCO datasets in a dataloader's dataset, inside of wrappers such as RepeatDataset."""
+    """Yield the configs of the COCO datasets in a dataset config, looking inside wrappers such as RepeatDataset.
+
+    Args:
+        dataset: config of a dataset.
+        any_file: also yield datasets of other types.
+    """
     if isinstance(dataset, Mapping):
         inner = dataset.get("dataset")
         if inner is not None:
@@ -233,7 +250,7 @@ def _set_num_classes(part: Any, count: int) -> None:
             part["num_things_classes"], part["num_stuff_classes"] = count, 0  # type: ignore[index]
         loss = part.get("loss_cls") if "num_queries" in part else None
         weights = loss.get("class_weight") if isinstance(loss, Mapping) else None
-        if isinstance(weights, (list, tuple)) and weights:  # the last is of queries without an object
+        if isinstance(weights, (list, tuple)) and weights:  # the last weight is for queries without an object
             part["loss_cls"]["class_weight"] = [weights[0]] * count + [weights[-1]]
         for key, value in part.items():
             if key == "num_classes":

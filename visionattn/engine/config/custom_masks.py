@@ -1,4 +1,4 @@
-"""Where the images, index masks and classes of a ``custom_data`` block with masks are."""
+"""Find the images, index masks and classes of a ``custom_data`` block for semantic segmentation."""
 
 import os
 from collections.abc import Iterator, MutableMapping
@@ -20,12 +20,18 @@ SPLIT_FOLDERS = {
     "test": ("test", "testing"),
 }
 LARGEST = 255
-"""Classes that the values of an 8-bit mask can tell apart beside 255."""
+"""Number of classes that an 8-bit mask can represent in addition to the ignored value 255."""
 
 
 @dataclass(frozen=True)
 class MaskSplit:
-    """The folders of a split, and the list of names to take from them, where there is one."""
+    """Folders of one split.
+
+    Attributes:
+        images: folder of the images.
+        masks: folder of the masks.
+        names: text file with the image names of the split, or None for all images in the folder.
+    """
 
     images: Path
     masks: Path
@@ -33,24 +39,29 @@ class MaskSplit:
 
 
 def under(root: Path, path: str | os.PathLike) -> Path:
-    """A path as it is, or below ``root`` where it is relative."""
+    """Join a relative path with ``root``; return absolute paths unchanged."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else Path(os.path.abspath(root / path))
 
 
 def find_masks(block: MutableMapping[str, Any], root: Path, name: str) -> dict[str, MaskSplit]:
-    """The folders of train, val and test; those found are written into the block, so that nobody looks again.
+    """Find the folders of the splits train, val and test, and write them to the block.
+
+    Args:
+        block: the ``custom_data`` block.
+        root: its data folder.
+        name: name of the config in error messages.
 
     Raises:
         ConfigError: ``root`` is not set.
-        DataError: it is not a folder, or has no images or masks where they usually lie.
+        DataError: ``root`` is not a folder, or images or masks are not found in it.
     """
     given = [f"{split}_{part}" for split in ("train", "val") for part in ("img", "mask")]
     if not all(block.get(key) for key in given):
         if not block.get("root"):
-            raise ConfigError(f"{name}: custom_data.root is not set; give --cfg-options custom_data.root=FOLDER")
+            raise ConfigError(f"{name}: custom_data.root is not set; set it to the data folder")
         if not root.is_dir():
-            raise DataError(f"custom_data.root: {root} is not a folder; give --cfg-options custom_data.root=FOLDER")
+            raise DataError(f"custom_data.root must be an existing folder, got {str(root)!r}")
     splits = {split: _find_split(block, root, split) for split in ("train", "val")}
     tested = any(block.get(f"test_{part}") for part in ("img", "mask", "list"))
     return splits | {"test": _find_split(block, root, "test") if tested else splits["val"]}
@@ -67,8 +78,8 @@ def _find_split(block: MutableMapping[str, Any], root: Path, split: str) -> Mask
             if block[key] is None:
                 what = "images" if part == "img" else "masks"
                 raise DataError(
-                    f"{root}: the {what} of {split} are not in {' or '.join(candidates[:2])}; give "
-                    f"custom_data.{key}=FOLDER{'' if names else f', or custom_data.{split}_list=FILE with their names'}"
+                    f"{root}: the {what} of {split} are not in {' or '.join(candidates[:2])}; set custom_data.{key} "
+                    f"to their folder{'' if names else f', or custom_data.{split}_list to a file with their names'}"
                 )
         places[part] = under(root, block[key])
     return MaskSplit(places["img"], places["mask"], under(root, names) if names else None)
@@ -79,48 +90,55 @@ def _candidates(folders: tuple[str, ...], split: str, whole: bool) -> Iterator[s
         for part in SPLIT_FOLDERS[split]:
             yield f"{folder}/{part}"
             yield f"{part}/{folder}"
-    if whole:  # a list tells which of the files belong to the split
+    if whole:  # a list selects the files of the split
         yield from folders
 
 
 def read_classes(block: MutableMapping[str, Any], root: Path) -> tuple[list[str], list[tuple[int, int, int]] | None]:
-    """Names and colours (RGB) of the classes: those in the block, else those of its JSON file.
+    """Read the names and RGB colors of the classes from the block or from its JSON file.
 
-    The file is a list of names, or an object with ``names`` (or ``classes``) and, if need be, ``palette``.
+    The file has a list of names, or an object with ``names`` (or ``classes``) and optionally ``palette``.
+
+    Args:
+        block: the ``custom_data`` block.
+        root: its data folder.
+
+    Returns:
+        The names, and the colors or None.
 
     Raises:
-        DataError: the file is missing or is not like that.
-        ConfigError: names or colours in the block that cannot be.
+        DataError: the file is missing or malformed.
+        ConfigError: names or colors in the block are invalid.
     """
-    where, classes, colours = "custom_data.classes", block.get("classes"), block.get("palette")
+    where, classes, colors = "custom_data.classes", block.get("classes"), block.get("palette")
     if not isinstance(classes, (list, tuple)):
         file = under(root, "classes.json" if classes in (None, "auto") else str(classes))
         where, content = str(file), _read_json(file)
         if isinstance(content, dict):
-            colours = colours or content.get("palette")
+            colors = colors or content.get("palette")
             if content.get("ignore_index", IGNORED) != IGNORED:
-                raise DataError(f"{file}: its ignore_index is {content['ignore_index']!r}; masks are to have {IGNORED}")
+                raise DataError(f"{file}: ignore_index must be {IGNORED}, got {content['ignore_index']!r}")
             content = content.get("names", content.get("classes"))
         if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
-            raise DataError(f'{file}: is not a list of names, or an object with such a list as "names"')
+            raise DataError(f'{file}: must contain a list of names, or an object with such a list as "names"')
         classes = content
     names = [str(item) for item in classes]
     error = ConfigError if where.startswith("custom_data") else DataError
     if not 1 <= len(names) <= LARGEST:
-        raise error(f"{where}: has {len(names)} classes; there must be 1 to {LARGEST}")
+        raise error(f"{where}: must have 1 to {LARGEST} classes, got {len(names)}")
     twice = next((item for item in names if names.count(item) > 1), None)
     if twice is not None:
-        raise error(f"{where}: names {twice!r} twice")
-    if colours is None:
+        raise error(f"{where}: the name {twice!r} occurs twice")
+    if colors is None:
         return names, None
-    if not isinstance(colours, (list, tuple)) or not all(isinstance(colour, (list, tuple)) for colour in colours):
-        raise error(f"{where}: the palette is not a list of colours [red, green, blue]")
-    if len(colours) != len(names):
-        raise error(f"{where}: has {len(names)} classes, but the palette has {len(colours)} colours")
-    for colour in colours:
-        if len(colour) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in colour):
-            raise error(f"{where}: the palette's colour {list(colour)} is not three whole numbers of 0 to 255")
-    return names, [tuple(colour) for colour in colours]
+    if not isinstance(colors, (list, tuple)) or not all(isinstance(color, (list, tuple)) for color in colors):
+        raise error(f"{where}: the palette must be a list of colors [red, green, blue]")
+    if len(colors) != len(names):
+        raise error(f"{where}: has {len(names)} classes, but the palette has {len(colors)} colors")
+    for color in colors:
+        if len(color) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in color):
+            raise error(f"{where}: colors of the palette must be three integers in [0, 255], got {list(color)}")
+    return names, [tuple(color) for color in colors]
 
 
 def _read_json(file: Path) -> Any:
@@ -128,7 +146,7 @@ def _read_json(file: Path) -> Any:
         return read_json(file)
     except FileNotFoundError as error:
         raise DataError(
-            f"{file}: there is no such file of classes; write one, or give custom_data.classes=[road,car]"
+            f"{file}: the file with the class names does not exist; create it, or set custom_data.classes=[road,car]"
         ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: is not a readable JSON file of classes ({error})") from error
+        raise DataError(f"{file}: cannot be read as a JSON file with class names ({error})") from error

@@ -1,4 +1,4 @@
-"""Checks of a config's datasets before a run: annotations, classes, image files."""
+"""Checks of the datasets of a config before a run: annotations, classes and image files."""
 
 import os
 from collections.abc import Mapping
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 
 from visionattn.data.coco import check_coco
 from visionattn.data.mask_folders import check_masks, pair_masks, read_names
 from visionattn.data.panoptic_check import check_panoptic
 from visionattn.engine.config.custom_data import SPLITS, coco_datasets, load_coco
 from visionattn.engine.config.options import find_class
-from visionattn.engine.train.progress import track
 from visionattn.errors import DataError
+from visionattn.io.console import track
 from visionattn.io.images import image_size
 
 __all__ = ["check_data", "check_images", "dataset_paths"]
@@ -23,23 +24,24 @@ __all__ = ["check_data", "check_images", "dataset_paths"]
 def check_data(
     config: Config, splits: tuple[str, ...] = ("train", "val"), bad: dict[str, str] | None = None
 ) -> list[str]:
-    """Check the COCO datasets (instances and panoptic) and mask folders of a config, and that they hold its classes.
+    """Check the COCO datasets (instance and panoptic) and the mask folders of a config, and that the classes match.
 
-    mmdet silently drops the boxes of a category that is not among the classes, and numbers the classes by the
-    order of the file; both would train a model on wrong labels. mmseg fails in the
-    middle of a run at a mask's value that is no class, or takes it for another.
+    mmdet silently drops boxes of categories that are not among the classes and numbers the labels in the order of the
+    file; both would train a model on wrong labels. mmseg fails during training at a mask value that is not a class, or
+    uses it as another class.
 
     Args:
-        config: its datasets.
-        splits: which of them.
-        bad: receives the training images of COCO datasets that cannot be read, path to reason; None: they are errors.
+        config: the config.
+        splits: the splits to check.
+        bad: receives the reason for each unreadable training image of a COCO dataset by its path. If None, unreadable
+            images are errors.
 
     Returns:
-        One line for each split: its number of images, and of boxes, segments, or the classes that its masks show.
+        One line per split with the number of images, and the number of boxes or segments or the classes in the masks.
 
     Raises:
         DataError: from `visionattn.data.coco.check_coco`, `visionattn.data.panoptic_check.check_panoptic`,
-            `visionattn.data.mask_folders.pair_masks` or `check_masks`, or because classes and categories differ.
+            `visionattn.data.mask_folders.pair_masks` or `check_masks`; or classes and categories differ.
     """
     lines, seen = [], set()
     for split in splits:
@@ -52,9 +54,9 @@ def check_data(
                 if key not in seen:
                     seen.add(key)
                     lines.append(f"{split}: {_check_mask_folder(dataset)}")
-            kinds = _bases(dataset)
-            panoptic = "CocoPanopticDataset" in kinds
-            if "CocoDataset" not in kinds or "LVISV05Dataset" in kinds:  # LVIS files name their images otherwise
+            bases = _bases(dataset)
+            panoptic = "CocoPanopticDataset" in bases
+            if "CocoDataset" not in bases or "LVISV05Dataset" in bases:  # LVIS stores image names differently
                 continue
             ann, images = dataset_paths(dataset)
             if (ann, images) in seen:
@@ -72,7 +74,7 @@ def check_data(
 
 
 def _bases(dataset: Mapping[str, Any]) -> set[str]:
-    """Names of a dataset's class and of those it is made from: Cityscapes and ADE20K instances are COCO's too."""
+    """Return the names of a dataset's class and its base classes; Cityscapes and ADE20K instances derive from COCO."""
     return {base.__name__ for base in getattr(find_class(dataset.get("type")), "__mro__", ())}
 
 
@@ -85,7 +87,7 @@ def _check_panoptic(dataset: Mapping[str, Any], ann: Path, images: Path) -> str:
 
 
 def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
-    """Annotation file and image folder of a dataset's config, as mmengine joins them."""
+    """Return the annotation file and the image folder of a dataset config, joined as in mmengine."""
     root = Path(str(dataset.get("data_root") or ""))
     prefix = (dataset.get("data_prefix") or {}).get("img", "")
     return root / str(dataset.get("ann_file", "")), root / str(prefix or "")
@@ -116,32 +118,40 @@ def _check_classes(ann: Path, categories: list[str], classes: list[str]) -> None
         return
     absent = [c for c in categories if c not in classes]
     unknown = [c for c in classes if c not in categories]
-    remedy = "set the dataset's metainfo=dict(classes=...) to the file's categories in its order"
+    remedy = "set metainfo=dict(classes=...) of the dataset to the categories in the order of the file"
     if absent:
-        raise DataError(f"{ann}: its category {absent[0]!r} is not among the config's classes {classes[:6]}; {remedy}")
+        raise DataError(
+            f"{ann}: the category {absent[0]!r} is not among the classes of the config {classes[:6]}; {remedy}"
+        )
     if unknown:
-        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is one of the config's classes; {remedy}")
-    raise DataError(f"{ann}: its categories {categories[:6]} are in another order than the config's classes; {remedy}")
+        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is a class of the config; {remedy}")
+    raise DataError(
+        f"{ann}: the categories {categories[:6]} are in another order than the classes of the config; {remedy}"
+    )
 
 
 def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> None:
-    """Check that each image opens, has the size that its record says, and is not cut short.
+    """Check that each image can be opened, has the size in its annotation, and is not truncated.
 
-    Reads the first and last bytes of each file, so that a hundred thousand images take a minute and not an hour.
+    Only the first and last bytes of each file are read: 100,000 images take about a minute.
+
+    Args:
+        folder: image folder.
+        records: COCO image records with ``file_name``, ``width`` and ``height``.
+        bad: receives the reason for each failing image by its absolute path. If None, failing images are errors.
 
     Raises:
-        DataError: names the first image that is not as it should be, and tells how many more there are; unless there
-            is ``bad``, which receives path and reason of each.
+        DataError: ``bad`` is None and an image fails; the message has the first image and the number of others.
     """
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda record: _image_problem(folder, record), records)
-        found = list(track(found, "checking images", len(records)))
+        found = list(track(found, "checking images", len(records), disable=not is_main_process()))
     problems = [p for p in found if p]
     if bad is not None:
         bad |= {os.path.abspath(folder / str(r["file_name"])): p for r, p in zip(records, found, strict=True) if p}
     elif problems:
         more = f" (and {len(problems) - 1} more images)" if len(problems) > 1 else ""
-        raise DataError(f"{problems[0]}{more}; mend it, or take it out of the annotation file")
+        raise DataError(f"{problems[0]}{more}; repair it or remove it from the annotation file")
 
 
 def _image_problem(folder: Path, record: Mapping[str, Any]) -> str | None:

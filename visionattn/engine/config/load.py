@@ -1,4 +1,4 @@
-"""Reading config files: every mistake in one becomes a `ConfigError` of one line that names file, key and remedy."""
+"""Read config files. Errors in them are raised as `ConfigError` with the file, the key and the remedy in one line."""
 
 import ast
 import difflib
@@ -16,7 +16,7 @@ from visionattn.engine.config.custom_data import resolve_custom_data
 from visionattn.engine.config.options import check_key, close_matches
 from visionattn.errors import ConfigError, VisionattnError
 
-__all__ = ["apply_options", "format_once", "load_config", "parse_options"]
+__all__ = ["apply_options", "load_config", "parse_options"]
 
 
 def load_config(
@@ -27,18 +27,21 @@ def load_config(
 ) -> Config:
     """Read a config file, apply options, and fill in the datasets of a ``custom_data`` block.
 
-    The file is Python and is run: only name files that you trust.
+    The file is executed as Python code: only load files that you trust.
 
     Args:
         path: the config file, ``.py`` in mmengine's text form (``_base_`` and plain variables).
-        cfg_options: ``{"train_cfg.max_iters": 100}`` or ``["train_cfg.max_iters=100"]``. Each key must be there
-            in the config already, or be an argument that the class of its dict takes.
+        cfg_options: ``{"train_cfg.max_iters": 100}`` or ``["train_cfg.max_iters=100"]``. Each key must exist in the
+            config or be an argument of the class that it configures.
         resolve_data: fill in a ``custom_data`` block; see `visionattn.engine.config.custom_data`.
 
+    Returns:
+        The config.
+
     Raises:
-        ConfigError: the file or a ``_base_`` is missing, is not valid, has no ``model``, or an option's key is
-            not known.
-        DataError: the annotation files that ``custom_data`` names are missing or malformed.
+        ConfigError: the file or one of its ``_base_`` files is missing or invalid, the config has no ``model``, or
+            an option has an unknown key.
+        DataError: the annotation files of ``custom_data`` are missing or malformed.
     """
     path = Path(path).expanduser()
     _check_file(path, [])
@@ -47,13 +50,13 @@ def load_config(
     except VisionattnError:
         raise
     except ImportError as error:
-        raise ConfigError(f"{path}: an import that it asks for fails ({_short(error)})") from error
+        raise ConfigError(f"{path}: an import fails ({_short(error)})") from error
     except (ConfigParsingError, KeyError) as error:
         raise ConfigError(f"{_place(path, error)}: {_short(error)}") from error
-    except Exception as error:  # a config is a program and can raise anything
+    except Exception as error:  # configs are programs and can raise any error
         raise ConfigError(f"{_place(path, error)}: {type(error).__name__}: {_short(error)}") from error
     if "model" not in config:
-        raise ConfigError(f"{path}: has no `model`; it is a part for other configs' _base_, or the wrong file")
+        raise ConfigError(f"{path}: has no key 'model'; only use it as the _base_ of other configs")
     if cfg_options:
         options = cfg_options if isinstance(cfg_options, Mapping) else parse_options(cfg_options)
         apply_options(config, options)
@@ -62,36 +65,27 @@ def load_config(
     return config
 
 
-def format_once() -> None:
-    """Let mmengine format each config only once: that takes seconds for a large one, and a run asks five times."""
-    stock = Config.pretty_text.fget
-    if getattr(stock, "_formats_once", False):
-        return
-    last: list[tuple[str, str]] = []
-
-    def pretty_text(self: Config) -> str:
-        key = repr(self._cfg_dict)
-        if not last or last[0][0] != key:
-            last[:] = [(key, stock(self))]
-        return last[0][1]
-
-    pretty_text._formats_once = True  # type: ignore[attr-defined]
-    Config.pretty_text = property(pretty_text)
-
-
 # --- files -----------------------------------------------------------------------------------------------------
 
 
 def _check_file(path: Path, chain: list[Path]) -> None:
-    """Look for what mmengine reports badly: missing files, syntax errors, circles; in all bases too."""
+    """Check a config and its bases for errors that mmengine reports unclearly.
+
+    Args:
+        path: the file.
+        chain: the files that lead to it by ``_base_``.
+
+    Raises:
+        ConfigError: a file is missing, has a syntax error, or includes itself.
+    """
     came_from = f"{chain[-1]}: its _base_ {path}" if chain else str(path)
     if not path.is_file():
-        what = "is a folder; name a config file in it" if path.is_dir() else "does not exist"
+        what = "is a folder; give a config file in it" if path.is_dir() else "does not exist"
         raise ConfigError(f"{came_from} {what}{_similar(path)}")
     if path.suffix not in (".py", ".json", ".yaml", ".yml"):
         raise ConfigError(f"{came_from} is not a config: it must be a .py file")
     if path.resolve() in chain:
-        raise ConfigError(f"{came_from} leads back to itself")
+        raise ConfigError(f"{came_from} includes itself")
     if path.suffix != ".py":
         return
     try:
@@ -101,7 +95,7 @@ def _check_file(path: Path, chain: list[Path]) -> None:
     try:
         tree = ast.parse(text, str(path))
     except (SyntaxError, ValueError) as error:
-        if "{{$" in text:  # environment variables are put in before Python sees the text
+        if "{{$" in text:  # mmengine substitutes environment variables before Python parses the text
             return
         line = getattr(error, "lineno", None)
         raise ConfigError(f"{path}{f', line {line}' if line else ''}: {getattr(error, 'msg', error)}") from error
@@ -122,7 +116,7 @@ def _bases(tree: ast.Module) -> list[str]:
 
 
 def _similar(path: Path) -> str:
-    """``; did you mean ...?`` from the folder that the path names and from the configs folders at hand."""
+    """Return ``; did you mean ...?`` with similar names from the folder of the path and from the configs folders."""
     files = list(path.parent.glob("*.py")) if path.parent.is_dir() else []
     for root in (Path("configs"), Path(__file__).resolve().parents[2] / "configs"):
         files += root.rglob("*.py")
@@ -132,7 +126,7 @@ def _similar(path: Path) -> str:
 
 
 def _place(path: Path, error: BaseException) -> str:
-    """The config file and line at which an error arose."""
+    """Return the config file and the line that raised an error."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(".py")]
     chosen = [f for f in frames if f.name == "<module>" and "site-packages" not in f.filename]
     for frame in reversed(chosen):
@@ -150,25 +144,25 @@ def _short(error: BaseException) -> str:
 
 
 def parse_options(items: Sequence[str]) -> dict[str, str]:
-    """Split ``KEY=VALUE`` words; the values stay text until `apply_options` knows what they replace.
+    """Split ``KEY=VALUE`` strings. `apply_options` converts the values to the types that they replace.
 
     Raises:
-        ConfigError: a word without ``=``.
+        ConfigError: a string has no ``=`` or an invalid key.
     """
     options = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not re.fullmatch(r"[\w.]+", key):
-            raise ConfigError(f"--cfg-options takes KEY=VALUE, such as train_cfg.max_iters=100; got {item!r}")
+            raise ConfigError(f"`cfg_options` must be KEY=VALUE, such as train_cfg.max_iters=100, got {item!r}")
         options[key] = value
     return options
 
 
 def apply_options(config: Config, options: Mapping[str, Any]) -> None:
-    """Set dotted keys of a config in place; a number as a key counts into a list.
+    """Set dotted keys of a config in place. A number in a key is an index into a list.
 
     Raises:
-        ConfigError: a key that is neither there nor taken by the class around it, or text in place of a number.
+        ConfigError: a key neither exists nor is an argument of the class, or a value has the wrong type.
     """
     for key, value in options.items():
         parts = key.split(".")
@@ -181,12 +175,12 @@ def apply_options(config: Config, options: Mapping[str, Any]) -> None:
         else:
             known = isinstance(here, Mapping) and last in here
             if not known:
-                check_key(config, here, parts, key)
+                check_key(here, parts, key)
             old = here.get(last)
         new = _value(value, old, key) if isinstance(value, str) else value
         if isinstance(here, tuple):
             raise ConfigError(
-                f"--cfg-options {key}: a tuple cannot be changed in part; give {'.'.join(parts[:-1])} whole"
+                f"`cfg_options` {key}: cannot change a single element of a tuple; set {'.'.join(parts[:-1])}"
             )
         here[int(last) if isinstance(here, list) else last] = new
 
@@ -195,30 +189,28 @@ def _step(here: Any, part: str, path: list[str], key: str, create: bool = False)
     where = ".".join(path[:-1]) or "the config"
     if isinstance(here, (list, tuple)):
         if not part.isdigit() or int(part) >= len(here):
-            raise ConfigError(
-                f"--cfg-options {key}: {where} is a list of {len(here)}; {part!r} must be 0 to {len(here) - 1}"
-            )
+            raise ConfigError(f"`cfg_options` {key}: the index into {where} must be 0 to {len(here) - 1}, got {part!r}")
         return here[int(part)]
     if not isinstance(here, Mapping):
-        raise ConfigError(f"--cfg-options {key}: {where} is {here!r}, it has no part {part!r}")
+        raise ConfigError(f"`cfg_options` {key}: {where} is {here!r} and has no key {part!r}")
     if part not in here or (here[part] is None and create):
         if not create:
-            raise ConfigError(f"--cfg-options {key}: {where} has no {part!r}{close_matches(part, here)}")
+            raise ConfigError(f"`cfg_options` {key}: {where} has no key {part!r}{close_matches(part, here)}")
         if part not in here:
-            check_key(None, here, path, key)
+            check_key(here, path, key)
         here[part] = {}
     return here[part]
 
 
 def _value(text: str, old: Any, key: str) -> Any:
-    """Text as the Python value it writes; what replaces a string stays text, ``a,b`` is a list."""
+    """Parse a value. Values that replace a string remain strings; ``a,b`` is a list."""
     low = text.strip().lower()
     if low in ("true", "false"):
         return low == "true"
     if low in ("none", "null"):
         return None
     if old is None and re.search(r"(_from|_dir|root|_ann|_img|_mask|_list|_suffix|checkpoint|pretrained|file)$", key):
-        return text  # a path, in which a comma is a comma
+        return text  # a path, which may contain commas
     try:
         new = ast.literal_eval(text)
         if isinstance(new, tuple) and not text.strip().startswith("("):
@@ -234,9 +226,9 @@ def _value(text: str, old: Any, key: str) -> Any:
     if isinstance(old, str) and not isinstance(new, str):
         return text
     if isinstance(old, (dict, list)) and new is not None and not isinstance(new, (dict, list, tuple)):
-        raise ConfigError(f"--cfg-options {key}={text}: this is a whole group; name a key in it, as {key}.NAME=VALUE")
+        raise ConfigError(f"`cfg_options` {key}={text}: {key} is a group of keys; set one of them: {key}.NAME=VALUE")
     if isinstance(old, (int, float)) and not isinstance(old, bool) and isinstance(new, str):
-        raise ConfigError(f"--cfg-options {key}={text}: its value now is the number {old}; give a number")
+        raise ConfigError(f"`cfg_options` {key} must be a number (now {old}), got {text!r}")
     if isinstance(old, tuple) and isinstance(new, list):
         return tuple(new)
     return new

@@ -1,4 +1,4 @@
-"""Whether the parts of a model's config fit one another and the data: channels, levels, classes. Nothing is loaded."""
+"""Check that channels, levels and classes of the parts of a model config match each other and the data."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -8,20 +8,25 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.build import building, drop_initialisation, quiet
 from visionattn.engine.config.custom_data import UNTOUCHED_HEADS
 from visionattn.engine.config.options import find_class
-from visionattn.engine.model import drop_initialisation
 from visionattn.errors import ConfigError
 
 __all__ = ["backbone_channels", "build_on_meta", "model_problems"]
 
 PYRAMIDS = {"FPN", "PAFPN", "NASFPN", "CSPNeXtPAFPN", "YOLOXPAFPN", "ChannelMapper", "MultiLevelNeck"}
-"""Necks whose outputs all have ``out_channels``, and there are ``num_outs`` or as many as inputs."""
+"""Necks with ``out_channels`` channels in each of their ``num_outs`` outputs (default: the number of inputs)."""
 
 
 def model_problems(config: Config, loaders: Mapping[str, Any], scope: str) -> list[str]:
-    """One line for each pair of the model's parts, or of a head and the dataset, that does not fit."""
+    """Return one line for each mismatch between parts of the model, or between a head and the dataset.
+
+    Args:
+        config: the config.
+        loaders: configs of the dataloaders by their keys.
+        scope: default scope of the config.
+    """
     model = config["model"]
     problems = list(_class_problems(model, loaders, scope))
     if not isinstance(model.get("backbone"), Mapping):
@@ -30,7 +35,7 @@ def model_problems(config: Config, loaders: Mapping[str, Any], scope: str) -> li
         channels = backbone_channels(model["backbone"], scope)
     except ConfigError as error:
         text = str(error)
-        if "is not known" in text and "model_name" not in text:  # a type, which the walk over the types names
+        if "is not known" in text and "model_name" not in text:  # an unknown type, which is reported elsewhere
             return problems
         return [*problems, text]
     if channels is not None:
@@ -39,12 +44,16 @@ def model_problems(config: Config, loaders: Mapping[str, Any], scope: str) -> li
 
 
 def backbone_channels(backbone: Mapping[str, Any], scope: str = "mmdet") -> list[int] | None:
-    """Channels of each map that a backbone gives, or None where that cannot be told without running it.
+    """Return the number of channels of each feature map of a backbone, or None if it is unknown.
 
-    The backbone is built on the meta device: no memory for its weights, none of them loaded.
+    The backbone is built on the meta device, so that no memory is allocated and no weights are loaded.
+
+    Args:
+        backbone: config of the backbone.
+        scope: default scope of the config.
 
     Raises:
-        ConfigError: it cannot be built: an unknown model, level or argument.
+        ConfigError: the backbone cannot be built because of an unknown model, level or argument.
     """
     part = deepcopy(dict(backbone))
     drop_initialisation(part)
@@ -52,26 +61,28 @@ def backbone_channels(backbone: Mapping[str, Any], scope: str = "mmdet") -> list
         try:
             built = MODELS.build(part)
         except (AssertionError, ValueError) as error:
-            raise ConfigError(
-                f"model.backbone: {' '.join(str(error).split()) or 'its arguments do not fit'}"
-            ) from error
-        except (NotImplementedError, RuntimeError):  # it computes with its weights already here
+            raise ConfigError(f"model.backbone: {' '.join(str(error).split()) or 'invalid arguments'}") from error
+        except (NotImplementedError, RuntimeError):  # the constructor computes with weights, which meta tensors lack
             return None
         if hasattr(built, "num_features") and isinstance(built.num_features, list):
             return list(built.num_features)
         try:
             with torch.no_grad():
                 maps = built.eval()(torch.zeros(1, int(part.get("in_channels", 3)), 128, 128))
-        except Exception:  # not all code runs on the meta device; the real build then has the last word
+        except Exception:  # not all code runs on the meta device; errors are then found by the real build
             return None
     return [int(m.shape[1]) for m in maps] if isinstance(maps, (list, tuple)) else None
 
 
 def build_on_meta(config: Config, name: str) -> None:
-    """Build the whole model without memory for its weights, to find what its classes object to.
+    """Build the whole model on the meta device to find arguments that its classes reject.
+
+    Args:
+        config: the config.
+        name: name of the config in error messages.
 
     Raises:
-        ConfigError: the first thing that one of them refuses.
+        ConfigError: the model cannot be built.
     """
     part = deepcopy(config["model"])
     drop_initialisation(part)
@@ -81,12 +92,12 @@ def build_on_meta(config: Config, name: str) -> None:
             MODELS.build(part)
         except (AssertionError, ValueError) as error:
             raise ConfigError(f"{name}: {' '.join(str(error).split()) or 'the model cannot be built'}") from error
-        except (NotImplementedError, RuntimeError):  # it computes with its weights already here
+        except (NotImplementedError, RuntimeError):  # the constructor computes with weights, which meta tensors lack
             return
 
 
 def _channel_problems(model: Mapping[str, Any], channels: list[int]) -> Iterator[str]:
-    neck, where = model.get("neck"), "model.backbone gives"
+    neck, where = model.get("neck"), "model.backbone has"
     if isinstance(neck, Mapping):
         given = neck.get("in_channels")
         if isinstance(given, (list, tuple)) and list(given) != channels:
@@ -96,7 +107,7 @@ def _channel_problems(model: Mapping[str, Any], channels: list[int]) -> Iterator
         if kind not in PYRAMIDS or not isinstance(out, int):
             return
         levels = neck.get("num_outs", len(channels))
-        channels, where = [out] * (levels if isinstance(levels, int) else len(channels)), "model.neck gives"
+        channels, where = [out] * (levels if isinstance(levels, int) else len(channels)), "model.neck has"
     elif neck is not None:
         return
     for key in ("rpn_head", "bbox_head", "mask_head", "panoptic_head", "decode_head", "auxiliary_head"):
@@ -118,12 +129,12 @@ def _channel_problems(model: Mapping[str, Any], channels: list[int]) -> Iterator
 
 def _head_problems(head: Mapping[str, Any], path: str, channels: list[int], where: str) -> Iterator[str]:
     given, index = head.get("in_channels"), head.get("in_index")
-    picks = path.startswith(("model.decode", "model.auxiliary")) and "num_queries" not in head  # mmseg's own heads do
+    picks = path.startswith(("model.decode", "model.auxiliary")) and "num_queries" not in head  # mmseg
     if index is not None or picks:
         indices = [-1 if index is None else index] if not isinstance(index, (list, tuple)) else list(index)
         outside = [i for i in indices if not isinstance(i, int) or not -len(channels) <= i < len(channels)]
         if outside:
-            yield f"{path}.in_index={index}: {where} {len(channels)} maps, so it must be in 0..{len(channels) - 1}"
+            yield f"{path}.in_index={index} must be in 0..{len(channels) - 1}: {where} {len(channels)} maps"
             return
         expected: Any = [channels[i] for i in indices]
         if isinstance(given, int):
@@ -137,7 +148,7 @@ def _head_problems(head: Mapping[str, Any], path: str, channels: list[int], wher
 
 
 def _class_problems(model: Mapping[str, Any], loaders: Mapping[str, Any], scope: str) -> Iterator[str]:
-    """Heads whose number of classes is not the dataset's."""
+    """Yield the heads whose number of classes differs from that of the dataset."""
     if any(key in model for key in ("language_model", "semi_train_cfg", "detector")):
         return
     for loader, content in loaders.items():
@@ -151,11 +162,11 @@ def _class_problems(model: Mapping[str, Any], loaders: Mapping[str, Any], scope:
                 listed = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
                 allowed = " or ".join(str(c) for c in sorted(counts))
                 yield f"{path}={count}, but the dataset of {loader} has {allowed} classes ({listed})"
-        return  # the first dataset speaks for all: that they agree with their files is checked with the data
+        return  # `check_data` compares the other datasets with the classes
 
 
 def _query_problems(model: Mapping[str, Any], info: Mapping[str, Any], loader: str) -> Iterator[str]:
-    """Mask2Former heads whose things, stuff or weights of classes are not as many as the dataset's."""
+    """Yield the Mask2Former heads whose numbers of things, stuff or class weights differ from the dataset."""
     classes = len(info["classes"])
     things = len(info.get("thing_classes") or info["classes"])
     for part in ("panoptic_head", "panoptic_fusion_head", "decode_head"):
@@ -164,19 +175,19 @@ def _query_problems(model: Mapping[str, Any], info: Mapping[str, Any], loader: s
             continue
         for key, count in (("num_things_classes", things), ("num_stuff_classes", classes - things)):
             if head.get(key, count) != count:
-                kind = "things" if key == "num_things_classes" else "stuffs"
-                yield f"model.{part}.{key}={head[key]}, but the dataset of {loader} has {count} {kind}"
+                group = "things" if key == "num_things_classes" else "stuffs"
+                yield f"model.{part}.{key}={head[key]}, but the dataset of {loader} has {count} {group}"
         loss = head.get("loss_cls") if "num_queries" in head else None
         weights = loss.get("class_weight") if isinstance(loss, Mapping) else None
         if isinstance(weights, (list, tuple)) and len(weights) != classes + 1:
             yield (
                 f"model.{part}.loss_cls.class_weight has {len(weights)} values, but the dataset of {loader} has "
-                f"{classes} classes; give one for each and one for queries without an object"
+                f"{classes} classes; it needs one for each and one for queries without an object"
             )
 
 
 def _dataset_info(dataset: Any, scope: str) -> dict[str, Any]:
-    """What a dataset's dict and its class say of the classes; empty where there is none."""
+    """Return the metainfo of a dataset, from its config and its class; empty if there is none."""
     while isinstance(dataset, Mapping) and not (dataset.get("metainfo") or {}).get("classes"):
         inner = dataset.get("dataset") or (dataset.get("datasets") or [None])[0]
         if inner is None:
@@ -193,18 +204,18 @@ def _dataset_info(dataset: Any, scope: str) -> dict[str, Any]:
 
 
 def _dataset_classes(info: Mapping[str, Any]) -> tuple[list[str], set[int]]:
-    """Class names, and the numbers of classes that a head for them may have."""
+    """Return the class names, and the numbers of classes that a head for them can have."""
     names = list(info.get("classes") or ())
     counts = {len(names)} - {0}
-    for key in ("thing_classes", "stuff_classes"):  # panoptic models have a head for each kind
-        kinds: Sequence[str] = info.get(key) or ()
-        counts |= {len(kinds)} - {0}
+    for key in ("thing_classes", "stuff_classes"):  # panoptic models have heads for each of them
+        group: Sequence[str] = info.get(key) or ()
+        counts |= {len(group)} - {0}
     return names, counts
 
 
 def _num_classes(part: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(part, Mapping):
-        if str(part.get("type")).endswith("STDCHead"):  # tells edges from the rest
+        if str(part.get("type")).endswith("STDCHead"):  # predicts edges, not classes
             return
         for key, value in part.items():
             if key == "num_classes":

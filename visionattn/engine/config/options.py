@@ -1,4 +1,4 @@
-"""Which keys an option may add to a config: the arguments of the class that the dict around it names."""
+"""Keys that options may add to a config: the arguments of the class that a part of the config names."""
 
 import difflib
 import inspect
@@ -6,20 +6,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine import registry as root
-from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from visionattn.errors import ConfigError
+from visionattn.errors import ConfigError, VisionattnError
 
 __all__ = ["accepted_arguments", "check_key", "close_matches", "find_class"]
 
-# Dicts without a ``type`` whose keys are names that the user chooses.
+# Dicts without a ``type`` whose keys the user chooses.
 FREE = {"metainfo", "data_prefix", "filter_cfg", "backend_args", "custom_keys", "mapping", "keymap", "meta"}
 
-# What this package and mmengine read from the top level besides the arguments of Runner.
+# Top-level keys that this package and mmengine read in addition to the arguments of Runner.
 TOP = {
     "activation_checkpointing",
     "compile",
@@ -70,18 +69,22 @@ KNOWN: dict[str, set[str]] = {
 
 
 def close_matches(word: str, known: Iterable[str]) -> str:
-    """``; did you mean ...?`` or, without anything close, what there is; empty for nothing."""
+    """Return ``; did you mean ...?``, or the known words if none is similar, as the end of an error message."""
     names = sorted({str(k) for k in known if not str(k).startswith("_")})
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"
     if not names:
         return ""
-    return f"; there are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+    return f"; known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
 def find_class(name: Any) -> Any:
-    """The class or function that a ``type`` names, in whichever registry has it, or None."""
+    """Return the class or function that a ``type`` names, from any registry of mmengine, or None.
+
+    Raises:
+        VisionattnError: a module that registers types cannot be imported.
+    """
     if not isinstance(name, str):
         return name if callable(name) else None
     scopes = [""] if "." in name else ["", "mmdet.", "mmseg."]
@@ -90,7 +93,9 @@ def find_class(name: Any) -> Any:
             for scope in scopes:
                 try:
                     found = registry.get(scope + name)
-                except Exception:  # a registry raises various errors for what it does not know
+                except VisionattnError:  # a module of a job cannot be imported
+                    raise
+                except Exception:  # registries raise various errors for unknown names
                     found = None
                 if found is not None:
                     return found
@@ -98,10 +103,13 @@ def find_class(name: Any) -> Any:
 
 
 def accepted_arguments(cls: Any) -> set[str] | None:
-    """Names of the arguments that a class takes, following ``**kwargs`` to its bases; None: takes any."""
+    """Return the names of the arguments that a class accepts, or None if it accepts any.
+
+    Arguments of the base classes are included if the class accepts ``**kwargs``.
+    """
     if getattr(cls, "open_arguments", False):
         return None
-    if cls is CheckpointHook:  # its **kwargs go nowhere
+    if cls is CheckpointHook:  # it ignores its **kwargs
         return _parameters(cls.__init__)
     if not inspect.isclass(cls):
         signature = inspect.signature(cls)
@@ -118,33 +126,35 @@ def accepted_arguments(cls: Any) -> set[str] | None:
     else:
         return None
     if any(len([b for b in base.__bases__ if hasattr(b, "forward")]) > 1 for base in cls.__mro__):
-        for base in cls.__mro__:  # with two parents, which one takes the rest is up to the class
+        for base in cls.__mro__:  # with two base classes, either may receive the remaining arguments
             names |= _parameters(base.__init__) if base is not object and "__init__" in vars(base) else set()
     return names
 
 
-def check_key(config: Config | None, around: Any, path: list[str], key: str) -> None:
-    """Accept a key that the dict ``around`` it does not have yet, or raise `ConfigError` with close matches.
+def check_key(around: Any, path: list[str], key: str) -> None:
+    """Check a key that is to be added to a part of a config.
 
     Args:
-        config: where ``path`` starts; not needed for judging, None is fine.
-        around: the dict in which the last part of ``path`` would be set.
-        path: the parts of the key so far.
-        key: the whole option key, for the message.
+        around: the part.
+        path: dotted path of the key, as a list, up to the name that is to be added to ``around``.
+        key: the complete option key, for error messages.
+
+    Raises:
+        ConfigError: ``around`` is not a dict, or the class that it configures takes no argument of this name.
     """
     name, parent = path[-1], ".".join(path[:-1])
     if not isinstance(around, Mapping):
-        raise ConfigError(f"--cfg-options {key}: {parent} is {around!r}, it has no part {name!r}")
+        raise ConfigError(f"`cfg_options` {key}: {parent} is {around!r} and has no key {name!r}")
     if not parent:
         known = set(around) | TOP | _parameters(Runner.__init__)
         if name in known:
             return
-        raise ConfigError(f"--cfg-options {key}: the config has no {name!r}{close_matches(name, known)}")
+        raise ConfigError(f"`cfg_options` {key}: the config has no key {name!r}{close_matches(name, known)}")
     if parent in KNOWN:
         known = KNOWN[parent] | set(around)
         if name in known:
             return
-        raise ConfigError(f"--cfg-options {key}: {parent} has no {name!r}{close_matches(name, known)}")
+        raise ConfigError(f"`cfg_options` {key}: {parent} has no key {name!r}{close_matches(name, known)}")
     if path[-2] in FREE or not around:
         return
     if "type" in around and (cls := find_class(around["type"])) is not None:
@@ -152,12 +162,12 @@ def check_key(config: Config | None, around: Any, path: list[str], key: str) -> 
         if accepted is None or name in accepted:
             return
         raise ConfigError(
-            f"--cfg-options {key}: {parent} ({around['type']}) takes no {name!r}"
+            f"`cfg_options` {key}: {parent} ({around['type']}) takes no {name!r}"
             f"{close_matches(name, accepted | set(around))}"
         )
-    if "type" in around:  # cannot judge what is not known here; building the model names the unknown type
+    if "type" in around:  # an unknown type, which is reported when the model is built
         return
     raise ConfigError(
-        f"--cfg-options {key}: {parent} has no {name!r}{close_matches(name, around)}; "
-        "to add a key, write a config with _base_"
+        f"`cfg_options` {key}: {parent} has no key {name!r}{close_matches(name, around)}; "
+        "write a config with _base_ to add a key"
     )

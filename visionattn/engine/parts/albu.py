@@ -1,4 +1,4 @@
-"""``visionattn.Albu``: an albumentations pipeline as one transform of mmdet and mmseg configs.
+"""``visionattn.Albu``: an albumentations pipeline as a transform in mmdet and mmseg configs.
 
 ```python
 train_pipeline = [
@@ -15,8 +15,8 @@ train_pipeline = [
 ]
 ```
 
-It takes no ``bbox_params`` and no ``keymap``: what the sample has is changed together. mmdet's own ``Albu`` shows
-albumentations BGR images as if they were RGB, makes float images black, and leaves out maps of labels.
+There are no arguments ``bbox_params`` and ``keymap``: all annotations of a sample are transformed together. Unlike
+mmdet's ``Albu``, it passes RGB images to albumentations, keeps the range of float images, and transforms label maps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,40 +34,40 @@ __all__ = ["Albu"]
 
 MAPS = ("gt_seg_map", "gt_edge_map", "gt_depth_map")
 UNMOVED = ("proposals", "gt_keypoints", "gt_panoptic_seg", "gt_lanes", "gt_bboxes_3d")
-"""What lies at places of the image and is not moved here."""
+"""Annotations with image coordinates that are not transformed."""
 CHANNEL_ORDERS = ("bgr", "rgb")
 
 
 @TRANSFORMS.register_module()
 class Albu(BaseTransform):
-    """Change the image with albumentations, and with it everything that is drawn on it.
+    """Apply albumentations transforms to an image and its annotations.
 
-    Boxes (``gt_bboxes``), instance masks (``gt_masks``), maps (``gt_seg_map`` and those of mmseg's ``seg_fields``)
-    and every other array named ``gt_*`` with one entry for each box (labels, ignore flags, ids) stay consistent:
-    what leaves the image is dropped from all of them, what crosses its border is cut. Samples without objects, and
-    without annotations at all, are fine. If no geometric transform is drawn, annotations stay as they are, to the
-    bit; otherwise polygons become bitmaps, as a distorted polygon has no exact polygon.
+    Boxes (``gt_bboxes``), instance masks (``gt_masks``), label maps (``gt_seg_map`` and the ``seg_fields`` of mmseg)
+    and every other ``gt_*`` array with one entry per box (labels, ignore flags, ids) stay consistent: objects outside
+    of the image are removed from all of them, and objects across its border are clipped. Samples without objects or
+    annotations are supported. Annotations are unchanged if no geometric transform is applied; otherwise polygons
+    become bitmaps, since a distorted polygon cannot be represented exactly.
 
-    Random numbers follow from NumPy's global generator, which mmengine's workers and this package's runs seed.
+    Random numbers come from NumPy's global generator, which mmengine seeds in each data worker.
 
-    ``img_shape`` and ``pad_shape`` become those of the new image. ``homography_matrix`` is multiplied by the change;
-    it becomes NaN where the change has no matrix. Mirrored images flip ``flip`` and ``flip_direction`` and rescaled
-    ones multiply ``scale_factor``; after a rotation or a distortion there are no ``flip`` keys.
+    ``img_shape`` and ``pad_shape`` are set to the size of the new image. ``homography_matrix`` is multiplied by the
+    matrix of the transform, or NaN if the transform has none. Reflections update ``flip`` and ``flip_direction``, and
+    scaling multiplies ``scale_factor``. Rotations and distortions remove the ``flip`` keys.
 
     Args:
         transforms: a list of ``dict(type=<class of albumentations>, ...)``; ``Compose``, ``Sequential``, ``OneOf``,
-            ``SomeOf`` and ``RandomOrder`` have such lists in theirs.
-        min_area: objects that keep fewer pixels than this, of the mask or else of the box, are dropped.
-        min_visibility: objects of whose box less than this share, 0 to 1, stays in the image in one of the
-            transforms are dropped.
-        boxes_from_masks: after a geometric transform draw the boxes anew around the masks, where there are masks.
-        keep_empty: False skips an image that loses all its objects: the dataset then takes another one.
-        channel_order: of the image, ``"bgr"`` as OpenMMLab loads it, or ``"rgb"``; albumentations sees RGB.
-        ignore_index: label of pixels that a transform brings into a map.
+            ``SomeOf`` and ``RandomOrder`` have nested lists.
+        min_area: objects with fewer remaining pixels, in the mask or else in the box, are removed.
+        min_visibility: objects are removed if the fraction of the box that remains in the image after any of the
+            transforms is below this value in [0, 1].
+        boxes_from_masks: recompute boxes from the masks, if there are any, after a geometric transform.
+        keep_empty: keep images that lose all their objects. If False, the dataset loads another image instead.
+        channel_order: ``"bgr"``, as loaded by OpenMMLab, or ``"rgb"``. albumentations receives RGB in either case.
+        ignore_index: label of the pixels that a transform adds to a label map.
 
     Raises:
-        ConfigError: a transform or an argument is wrong; all of that comes out of ``visionattn check`` too.
-        DataError: the image is not uint8, or float of 0 to 255 (which is rounded).
+        ConfigError: a transform or an argument is invalid; ``visionattn check`` reports this as well.
+        DataError: the image is neither uint8 nor float in [0, 255], which is rounded.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Albu(BaseTransform):
         ignore_index: int = 255,
     ) -> None:
         if channel_order not in CHANNEL_ORDERS:
-            raise ConfigError(f"channel_order={channel_order!r}: must be 'bgr' or 'rgb'")
+            raise ConfigError(f"`channel_order` must be 'bgr' or 'rgb', got {channel_order!r}")
         self.transforms = [dict(item) if isinstance(item, Mapping) else item for item in transforms]
         self.keep_empty, self.channel_order = keep_empty, channel_order
         self.augmenter = Augmenter(
@@ -93,29 +93,30 @@ class Albu(BaseTransform):
         )
 
     def transform(self, results: dict) -> dict | None:
-        """Change one sample; None where it lost all objects and ``keep_empty`` is False."""
+        """Transform one sample. Return None if it lost all objects and ``keep_empty`` is False."""
         size = results["img"].shape[:2]
         boxes, masks = _boxes(results), _masks(results)
         count = len(masks) if masks is not None else len(boxes)
         if self.augmenter.geometric:
             for key in UNMOVED:
                 if key in results:
-                    raise ConfigError(f"visionattn.Albu does not move {key!r}; leave out its geometric transforms")
+                    raise ConfigError(f"visionattn.Albu does not transform {key!r}; remove the geometric transforms")
         given = boxes if "gt_bboxes" in results else np.tile(np.float32([0, 0, size[1], size[0]]), (count, 1))
         maps = [key for key in dict.fromkeys((*MAPS, *results.get("seg_fields", ()))) if key in results]
         image = _to_uint8(results)
-        colour = image.ndim == 3 and image.shape[2] == 3 and self.channel_order == "bgr"
+        swap = image.ndim == 3 and image.shape[2] == 3 and self.channel_order == "bgr"
         done = self.augmenter(
-            np.ascontiguousarray(image[..., ::-1]) if colour else image,
+            np.ascontiguousarray(image[..., ::-1]) if swap else image,
             given,
             masks if self.augmenter.geometric else None,
             [results[key] for key in maps],
         )
         if done.image.dtype != np.uint8 or done.image.shape[2:] != image.shape[2:]:
             raise ConfigError(
-                f"visionattn.Albu: the transforms turn the image into {done.image.dtype} {done.image.shape}"
+                "visionattn.Albu: the transforms must return a uint8 image with the same channels, got "
+                f"{done.image.dtype} {done.image.shape}"
             )
-        out = np.ascontiguousarray(done.image[..., ::-1]) if colour else done.image
+        out = np.ascontiguousarray(done.image[..., ::-1]) if swap else done.image
         results["img"] = out.astype(results["img"].dtype, copy=False)
         results["img_shape"] = out.shape[:2]
         if not done.moved:
@@ -137,14 +138,14 @@ def _to_uint8(results: Mapping[str, Any]) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     if "img_norm_cfg" in results:
-        raise DataError(f"{name}: is normalized already; put visionattn.Albu before Normalize")
+        raise DataError(f"{name}: the image is already normalized; put visionattn.Albu before Normalize")
     if image.dtype.kind != "f":
-        raise DataError(f"{name}: has {image.dtype} pixels; visionattn.Albu takes uint8, or float of 0 to 255")
+        raise DataError(f"{name}: visionattn.Albu requires uint8 or float pixels in [0, 255], got {image.dtype}")
     low, high = float(image.min()), float(image.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise DataError(f"{name}: has pixels that are not finite")
+        raise DataError(f"{name}: the image has NaN or infinite pixels")
     if low >= 0 and high <= 1 and (image != np.rint(image)).any():
-        raise DataError(f"{name}: has float pixels of 0 to 1; visionattn.Albu takes uint8, or float of 0 to 255")
+        raise DataError(f"{name}: visionattn.Albu requires uint8 or float pixels in [0, 255], got floats in [0, 1]")
     return np.rint(image).clip(0, 255).astype(np.uint8)
 
 
@@ -153,7 +154,7 @@ def _boxes(results: Mapping[str, Any]) -> np.ndarray:
     if boxes is None:
         return np.zeros((0, 4), np.float32)
     if type(boxes).__name__ not in ("HorizontalBoxes", "Tensor", "ndarray"):
-        raise ConfigError(f"visionattn.Albu takes upright boxes, not {type(boxes).__name__}")
+        raise ConfigError(f"visionattn.Albu requires axis-aligned boxes, got {type(boxes).__name__}")
     return np.asarray(getattr(boxes, "tensor", boxes), np.float32).reshape(-1, 4)
 
 
@@ -166,7 +167,7 @@ def _masks(results: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def _put_objects(results: dict, done: Augmented, count: int) -> None:
-    """The objects that are left, in every field that has one entry for each."""
+    """Keep the entries of the remaining objects in every field with one entry per object."""
     kept = done.kept
     for key, value in results.items():
         if key in ("gt_bboxes", "gt_masks", *MAPS, *results.get("seg_fields", ())) or not key.startswith("gt_"):
@@ -191,7 +192,7 @@ def _put_objects(results: dict, done: Augmented, count: int) -> None:
 
 
 def _put_geometry(results: dict, matrix: np.ndarray | None) -> None:
-    """What later code is told of the change: homography, mirroring, scale."""
+    """Update the metadata of the sample: homography, reflection and scale."""
     step = np.full((3, 3), np.nan, np.float32) if matrix is None else matrix.astype(np.float32)
     before = results.get("homography_matrix")
     results["homography_matrix"] = step if before is None else step @ before

@@ -1,4 +1,4 @@
-"""Any timm model as the backbone of an mmdet or mmseg model."""
+"""timm models as backbones of mmdet and mmseg models."""
 
 import dataclasses
 import difflib
@@ -10,13 +10,14 @@ from typing import Any
 
 import timm
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from visionattn.backbones import LoadReport, load_official
 from visionattn.backbones._conversion import OUT_NORM, backbone_tensors
-from visionattn.backbones.davit import is_davit, mend_blocks
+from visionattn.backbones.davit import is_davit, restore_drop_path
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
 from visionattn.errors import CheckpointError, ConfigError
@@ -26,35 +27,34 @@ __all__ = ["Backbone"]
 
 @MODELS.register_module()
 class Backbone(BaseModule):
-    """A timm model that gives feature maps to a neck or head.
+    """A timm model that computes the feature maps for a neck or head.
 
     In a config: ``backbone=dict(type="visionattn.Backbone", model_name="dinat_mini", out_indices=(0, 1, 2, 3))``.
 
     Args:
-        model_name: a name that ``timm.create_model`` knows, with or without a tag.
-        out_indices: which of the model's feature levels to give, in rising order.
-        pretrained: None or False for random weights; True for the weights that timm fetches from the network; or
-            the path of a checkpoint, as its authors published it or as timm or this package saved it.
-        frozen_stages: -1 trains all; 0 freezes what comes before the first stage; N freezes that and the first N
-            stages. Frozen parts stay in eval mode and get no gradient.
-        norm_eval: keep every batch norm in eval mode, so that its statistics never change.
-        out_norm: one LayerNorm over the channels of each output, ``norm0`` and so on by level, as the published
-            dense models of NAT, DiNAT and DaViT have: it acts on the output only, the map that goes on to the next
-            level is not normed. None, the default, means yes for this package's own models that work channels-last
-            (NAT, DiNAT, ...) and for every DaViT, no for all others.
-        init_cfg: mmengine's initialisation; ``dict(type="Pretrained", checkpoint=PATH)`` loads weights of this
-            whole module.
-        **kwargs: to ``timm.create_model``, such as ``drop_path_rate`` or ``dilations``.
+        model_name: a model name of ``timm.create_model``, with or without a tag.
+        out_indices: indices of the feature levels to return, in ascending order.
+        pretrained: None or False for random weights; True for the pretrained weights that timm downloads; or the path
+            of a checkpoint, as published by its authors or saved by timm or this package.
+        frozen_stages: -1 trains all layers; 0 freezes the layers before the first stage; N also freezes the first N
+            stages. Frozen layers stay in eval mode and receive no gradients.
+        norm_eval: keep batch norms in eval mode, so that their statistics do not change.
+        out_norm: apply a LayerNorm over the channels to each output, named ``norm0`` and so on by level, as in the
+            published dense models of NAT, DiNAT and DaViT. The input of the next level is not normalized. None, the
+            default, enables it for channels-last models of this package (NAT, DiNAT, ...) and for all DaViT models.
+        init_cfg: initialization of mmengine; ``dict(type="Pretrained", checkpoint=PATH)`` loads the weights of this
+            module.
+        **kwargs: arguments of ``timm.create_model``, such as ``drop_path_rate`` or ``dilations``.
 
-    Shapes: ``[B, in_chans, H, W]`` to a tuple of contiguous ``[B, C_i, ceil(H / s_i), ceil(W / s_i)]``;
-    ``num_features`` has the C_i and ``strides`` the s_i.
+    Shapes: input ``[B, in_chans, H, W]``, output a tuple of contiguous ``[B, C_i, ceil(H / s_i), ceil(W / s_i)]``,
+    with the channels C_i in ``num_features`` and the strides s_i in ``strides``.
 
     Raises:
-        ConfigError: an unknown model name or argument, or a level that the model lacks.
-        CheckpointError: weights that cannot be read safely, or do not fit.
+        ConfigError: the model name, an argument or a level is unknown.
+        CheckpointError: the weights cannot be read safely or do not match the model.
     """
 
-    open_arguments = True  # what timm takes is known only to timm; `_create` checks it
+    open_arguments = True  # the arguments of timm models are checked in `_create`
 
     def __init__(
         self,
@@ -70,13 +70,13 @@ class Backbone(BaseModule):
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices)
         weights = _read_weights(pretrained)
-        self.net = mend_blocks(_create(model_name, self.out_indices, pretrained, weights, kwargs))
+        self.net = restore_drop_path(_create(model_name, self.out_indices, pretrained, weights, kwargs))
         info = self.net.feature_info
         self.num_features: list[int] = list(info.channels())
         self.strides: list[int] = list(info.reduction())
         entrypoint = timm.models.model_entrypoint(_bare(model_name))
         own = entrypoint.__module__.startswith("visionattn.")
-        if out_norm is None:  # `out_norms`: the model brings its own
+        if out_norm is None:  # models with `out_norms` have their own
             published = (own and _works_channels_last(self.net)) or is_davit(self.net)
             out_norm = published and not kwargs.get("out_norms")
         self.out_norm = bool(out_norm)
@@ -94,9 +94,13 @@ class Backbone(BaseModule):
         self.train()
 
     def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
-        """Load a published checkpoint, its output norms included; see `visionattn.backbones.load_official`.
+        """Load a published checkpoint including its output norms; see `visionattn.backbones.load_official`.
 
-        Names in the report are those of the timm model, and ``norm0`` and so on.
+        Args:
+            state_dict: the state dict of the checkpoint.
+
+        Returns:
+            A report with the parameter names of the timm model, and ``norm0`` and so on.
         """
         report = load_official(self.net, state_dict)
         weights = backbone_tensors(state_dict)
@@ -109,17 +113,35 @@ class Backbone(BaseModule):
                 for inner in (name, _published_norm(name)):
                     dropped.pop(original.get(inner, inner), None)
             else:
-                missing[name] = "the checkpoint has no such norm for dense prediction; it stays as it is"
+                missing[name] = "the checkpoint has no output norm of this level; the weights are unchanged"
         return dataclasses.replace(report, loaded=tuple(loaded), dropped=dropped, missing=missing)
 
     def init_weights(self) -> None:
-        """timm initialised the weights already; only an explicit ``init_cfg`` does more."""
-        if self.init_cfg:
-            super().init_weights()
+        """Apply ``init_cfg``, if given. timm has initialized the weights when the model was created."""
+        given = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or ())
+        pretrained = [item for item in given if str(item.get("type")).rsplit(".", 1)[-1] == "Pretrained"]
+        if others := [item for item in given if item not in pretrained]:
+            self.init_cfg = others
+            try:
+                super().init_weights()
+            finally:
+                self.init_cfg = given
+        for item in pretrained:
+            self._load_pretrained(**{key: value for key, value in item.items() if key != "type"})
         self._is_init = True
 
+    def _load_pretrained(self, checkpoint: str, prefix: str | None = None, map_location: Any = "cpu") -> None:
+        """Load weights as mmengine's ``PretrainedInit`` does, but without unpickling objects."""
+        weights = checkpoints.state_dict_of(checkpoints.load(checkpoint, map_location))
+        if prefix:
+            start = f"{prefix.removesuffix('.')}."
+            weights = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+        skipped = checkpoints.fit(self, {"state_dict": weights}, checkpoint, strict=False)
+        if skipped:
+            print_log("\n".join([f"not loaded from {checkpoint}:", *skipped]), logger="current")
+
     def train(self, mode: bool = True) -> "Backbone":
-        """Set the mode of all but the frozen parts, and of batch norms under ``norm_eval``."""
+        """Set the mode of all modules except frozen layers and, with ``norm_eval``, batch norms."""
         super().train(mode)
         for module in getattr(self, "_frozen", ()):
             module.training = False
@@ -129,15 +151,19 @@ class Backbone(BaseModule):
                     module.training = False
         return self
 
-    def forward(self, x: Tensor, pose: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Feature maps of ``x``, ``[B, in_chans, H, W]``; see the class for shapes.
+    def forward(self, x: Tensor, **inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
 
         Args:
-            x: pictures.
-            pose: for the ``pose_vit`` models, masks of patches, see `PoseVisionTransformer`.
+            x: images, ``[B, in_chans, H, W]``.
+            **inputs: further inputs of the timm model, such as the ``pose`` of `PoseVisionTransformer`. Those that
+                are None are not passed on.
+
+        Returns:
+            One map per level; see the class for the shapes.
         """
         outputs = []
-        features = self.net(x) if pose is None else self.net(x, pose=pose)
+        features = self.net(x, **{name: value for name, value in inputs.items() if value is not None})
         channels_last = str(getattr(self.net.output_fmt, "value", "NCHW")) == "NHWC"
         for level, feature in zip(self.out_indices, features, strict=True):
             if channels_last:
@@ -153,7 +179,7 @@ def _bare(model_name: str) -> str:
 
 
 def _read_weights(pretrained: bool | str | None) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file; of a whole detector or segmentor, those of its backbone."""
+    """Return the tensors in a checkpoint file, or those of the backbone if it has a detector or segmentor."""
     if not pretrained or pretrained is True:
         return {}
     weights = checkpoints.state_dict_of(checkpoints.read(Path(str(pretrained)).expanduser()))
@@ -162,12 +188,12 @@ def _read_weights(pretrained: bool | str | None) -> dict[str, Tensor]:
 
 
 def _published_norm(name: str) -> str:
-    """What the dense BiFormer calls ``norm0`` and so on."""
+    """Return the name of an output norm in published BiFormer checkpoints."""
     return name.replace("norm", "extra_norms.", 1)
 
 
 def _load_norm(norm: nn.Module, name: str, weights: dict[str, Tensor]) -> bool:
-    """Output norms are in the published detection and segmentation checkpoints, not in those of classifiers."""
+    """Load an output norm if the checkpoint has it, as those of detectors and segmentors do, and return whether."""
     other = _published_norm(name)
     found = {key: weights.get(f"{name}.{key}", weights.get(f"{other}.{key}")) for key in ("weight", "bias")}
     fits = all(v is not None and v.shape == norm.weight.shape for v in found.values())
@@ -185,16 +211,16 @@ def _create(
 ) -> nn.Module:
     if not timm.is_model(_bare(model_name)):
         close = difflib.get_close_matches(_bare(model_name), timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() gives the names"
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
         raise ConfigError(f"backbone model_name={model_name!r} is not known to timm; {hint}")
     if "checkpoint_path" in kwargs:
-        raise ConfigError("backbone checkpoint_path is not taken here; give the file as pretrained=PATH")
+        raise ConfigError("backbone takes no argument `checkpoint_path`; use pretrained=PATH")
     if (
         not out_indices
         or any(not isinstance(i, int) for i in out_indices)
         or list(out_indices) != sorted(set(out_indices))
     ):
-        raise ConfigError(f"backbone out_indices={out_indices} must be rising whole numbers, such as (0, 1, 2, 3)")
+        raise ConfigError(f"backbone out_indices={out_indices} must be ascending integers, such as (0, 1, 2, 3)")
     extra: dict[str, Any] = {}
     if weights:
         extra["pretrained_cfg_overlay"] = {
@@ -214,7 +240,7 @@ def _create(
         raise ConfigError(f"backbone {model_name}: {_argument_problem(model_name, kwargs, error)}") from error
     except (AssertionError, IndexError) as error:
         raise ConfigError(
-            f"backbone {model_name}: out_indices={out_indices} asks for a level that the model does not have ({error})"
+            f"backbone {model_name}: out_indices={out_indices} contains a level that the model does not have ({error})"
         ) from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
@@ -222,28 +248,28 @@ def _create(
         reason = " ".join(str(error).split())[:300]
         if pretrained is True:
             raise CheckpointError(
-                f"backbone {model_name}: its pretrained weights cannot be had ({reason}); "
-                "download them by other means and give pretrained=PATH, or pretrained=None to start from scratch"
+                f"backbone {model_name}: the pretrained weights cannot be downloaded ({reason}); "
+                "use pretrained=PATH with a local file, or pretrained=None for random weights"
             ) from error
-        raise CheckpointError(f"{pretrained}: does not fit backbone {model_name} ({reason})") from error
+        raise CheckpointError(f"{pretrained}: does not match the backbone {model_name} ({reason})") from error
 
 
 def _check_all_loaded(loaded: nn.Module, fresh: nn.Module, model_name: str, path: str) -> None:
-    """timm loads what fits and stays silent about the rest: what still has its random start was not loaded."""
+    """Raise `CheckpointError` if weights still have their random initial values, since timm skips missing tensors."""
     start = dict(fresh.named_parameters())
-    weights = {  # norms and biases may start as they end; pose blocks come on top of any checkpoint
+    weights = {  # not norms and biases, whose initial values may equal the pretrained ones, nor the added pose blocks
         n: p for n, p in loaded.named_parameters() if p.ndim > 1 and ".pose_blocks." not in n and "joint_head." not in n
     }
     missing = [n for n, p in weights.items() if torch.equal(p, start[n])]
     if missing:
         raise CheckpointError(
-            f"{path}: does not fit backbone {model_name}: {len(missing)} of {len(weights)} weights are not in it, "
-            f"such as {missing[0]}; name a checkpoint of this model"
+            f"{path}: does not match the backbone {model_name}: {len(missing)} of {len(weights)} weights are missing, "
+            f"such as {missing[0]}; use a checkpoint of this model"
         )
 
 
 def _argument_problem(model_name: str, kwargs: dict[str, Any], error: TypeError) -> str:
-    """timm builds a model through several functions; say which of the config's own arguments it was."""
+    """Return a message that names the argument of the config which timm rejected."""
     for name in kwargs:
         if f"'{name}'" in str(error):
             accepted = [a for a in _accepted_arguments(model_name) if a != name]
@@ -268,10 +294,10 @@ def _works_channels_last(net: nn.Module) -> bool:
 
 
 def _first_stages(net: nn.Module, count: int) -> list[nn.Module]:
-    """The modules before the stages and in the first ``count`` stages, in timm's order of registration.
+    """Return the leaf modules before the stages and in the first ``count`` stages, in timm's order of registration.
 
-    A stage is an entry of ``feature_info`` whose module has parameters; one without, such as the activation of a
-    ResNet's stem, is part of the stem.
+    A stage is an entry of ``feature_info`` whose module has parameters. Entries without parameters, such as the
+    activation in the stem of a ResNet, belong to the stem.
     """
     if count < 0:
         return []
@@ -285,11 +311,9 @@ def _first_stages(net: nn.Module, count: int) -> list[nn.Module]:
         if name is not None and any(True for _ in inner.get_submodule(name).parameters()):
             stages.append(name)
     if count > len(stages):
-        raise ConfigError(
-            f"backbone frozen_stages={count}, but only {len(stages)} stages are in use; give -1 to {len(stages)}"
-        )
+        raise ConfigError(f"backbone frozen_stages={count} must be -1 to {len(stages)}, the number of stages in use")
     if not stages:
-        raise ConfigError("backbone frozen_stages: this model does not tell its stages; leave it at -1")
+        raise ConfigError("backbone frozen_stages must be -1, because the stages of this model are unknown")
     if count == 0:
         end = names.index(stages[0])
     else:

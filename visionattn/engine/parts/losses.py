@@ -1,7 +1,6 @@
-"""Cross-entropy over classes with weights and ignored pixels, which mmseg's own cannot have both at once."""
+"""Cross-entropy with both class weights and ignored pixels."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +14,22 @@ __all__ = ["CrossEntropyLoss"]
 
 @MODELS.register_module()
 class CrossEntropyLoss(nn.Module):
-    """Softmax cross-entropy of pixels, averaged over the weights of those that count, as PyTorch's own is.
+    """Pixel-wise softmax cross-entropy, averaged with class weights as in ``torch.nn.CrossEntropyLoss``.
 
-    mmseg 1.2 indexes its class weights by the label, and fails at the first pixel that is to be ignored.
+    The ``CrossEntropyLoss`` of mmseg 1.2 indexes the class weights with the label and fails for ignored pixels.
 
     In a config: ``loss_decode=dict(type="visionattn.CrossEntropyLoss", class_weight=[0.5, 2.0])``.
 
     Args:
-        class_weight: one factor for each class; None is 1 for all.
-        label_smoothing: share of the target given to all classes alike, 0 to 1.
-        loss_weight: factor on the result.
-        loss_name: its name in the log; one that starts with ``loss_`` is part of the sum that is trained on.
+        class_weight: one weight per class; None for equal weights.
+        label_smoothing: amount of label smoothing in [0, 1].
+        loss_weight: factor on the loss.
+        loss_name: name in the log; only losses whose name starts with ``loss_`` are part of the training loss.
 
-    Shapes: scores ``[B, C, H, W]``, labels int64 ``[B, H, W]``, the result a scalar. It is 0 where no pixel counts.
+    Shapes: scores ``[B, C, H, W]``, labels int64 ``[B, H, W]``, result scalar; 0 if all pixels are ignored.
 
     Raises:
-        ConfigError: the number of weights is not that of the classes, found at the first step.
+        ConfigError: in the first step, if the number of weights differs from the number of classes.
     """
 
     def __init__(
@@ -45,9 +44,9 @@ class CrossEntropyLoss(nn.Module):
         self.label_smoothing, self.loss_weight, self.loss_name = label_smoothing, loss_weight, loss_name
 
     def forward(
-        self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = 255, **_: Any
+        self, cls_score: Tensor, label: Tensor, weight: Tensor | None = None, ignore_index: int = 255
     ) -> Tensor:
-        """The loss; ``weight``, ``[B, H, W]``, is that of a pixel sampler."""
+        """Compute the loss; ``weight``, ``[B, H, W]``, has the weights of a pixel sampler."""
         classes = cls_score.shape[1]
         if self.class_weight is not None and len(self.class_weight) != classes:
             raise ConfigError(

@@ -1,7 +1,4 @@
-"""mmdet's COCO metric for images with more than a hundred objects.
-
-Imported on the first use of a metric of this package in a config, as it needs mmdet, which segmentation does not.
-"""
+"""The COCO metric of mmdet for images with more than 100 objects."""
 
 import contextlib
 import io
@@ -17,7 +14,7 @@ __all__ = ["CocoMetric"]
 
 
 class _WholeEval(coco_metric.COCOeval):
-    """COCOeval whose first figure, AP, counts the most detections an image, as its AP50 and AP75 do."""
+    """COCOeval that computes AP with the largest number of detections per image, as AP50 and AP75."""
 
     def summarize(self) -> None:
         screen = io.StringIO()
@@ -33,35 +30,35 @@ class _WholeEval(coco_metric.COCOeval):
 
 @METRICS.register_module()
 class CocoMetric(coco_metric.CocoMetric):
-    """``mmdet.CocoMetric`` with an AP over as many detections as its other figures.
+    """``mmdet.CocoMetric`` that computes AP with the same number of detections per image as the other metrics.
 
-    pycocotools takes AP over the 100 best detections of an image, whatever ``proposal_nums`` says, and gives -1
-    where 100 is not among them; AP50 and the others are over ``proposal_nums[2]``. With 300 cells in an image the
-    two cannot be compared. Here all are over ``proposal_nums[2]``. Where no image has more than 100 detections,
-    the figures are those of mmdet.
+    pycocotools always computes AP with the 100 best detections per image, and returns -1 if ``proposal_nums`` does not
+    contain 100, whereas AP50 and the other metrics use ``proposal_nums[2]``. They cannot be compared for images with
+    more objects. Here all metrics use ``proposal_nums[2]``. The results equal those of mmdet if no image has more than
+    100 detections.
 
     Args:
-        proposal_nums: three rising numbers of detections an image; the last one counts.
-        *args, **kwargs: as for ``mmdet.CocoMetric``.
+        proposal_nums: three ascending numbers of detections per image. The metrics use the last one.
+        *args, **kwargs: arguments of ``mmdet.CocoMetric``.
 
     Raises:
-        ConfigError: ``proposal_nums`` are not three rising numbers.
+        ConfigError: ``proposal_nums`` are not three ascending numbers.
     """
 
     def __init__(self, *args: Any, proposal_nums: Sequence[int] = (100, 300, 1000), **kwargs: Any) -> None:
         if len(proposal_nums) != 3 or list(proposal_nums) != sorted(set(proposal_nums)) or proposal_nums[0] < 1:
-            raise ConfigError(f"CocoMetric proposal_nums={proposal_nums}: must be three rising numbers above 0")
+            raise ConfigError(f"`proposal_nums` must be three ascending positive numbers, got {proposal_nums}")
         super().__init__(*args, proposal_nums=proposal_nums, **kwargs)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """The figures of all images' results."""
+        """Compute the metrics from the results for all images."""
         with _whole_eval():
             return super().compute_metrics(results)
 
 
 @contextlib.contextmanager
 def _whole_eval() -> Iterator[None]:
-    """mmdet names the class that sums up in the middle of a long method; exchange it for as long as that runs."""
+    """Replace the COCOeval class that mmdet uses inside of ``compute_metrics``."""
     before = coco_metric.COCOeval
     coco_metric.COCOeval = _WholeEval
     try:

@@ -1,4 +1,4 @@
-"""Steps of data pipelines that mmdet lacks."""
+"""Transforms that mmdet does not have."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,23 +15,22 @@ __all__ = ["RandomScaleCrop", "RandomTranspose"]
 
 @TRANSFORMS.register_module()
 class RandomScaleCrop(BaseTransform):
-    """Scale jitter and a random crop: what ``RandomResize`` and ``RandomCrop`` give, with the crop taken first.
+    """Scale jitter and random crop, equivalent to ``RandomResize`` and ``RandomCrop`` but cropping first.
 
-    An image with hundreds of instances has hundreds of masks, and resizing them whole in order to keep a crop
-    takes longer than all other steps; here only what stays is resized.
+    Images with hundreds of instances have hundreds of masks, and resizing all of them before the crop takes longer
+    than the rest of the pipeline. Here only the crop is resized.
 
     Args:
-        scale: (long, short), in pixels: at the factor 1 an image is scaled to fit into it, its aspect kept, as by
-            ``Resize`` with the same scale.
-        ratio_range: least and greatest factor on that; drawn log-uniformly, so that halving is as likely as
-            doubling.
-        crop_size: (height, width) of the crop, after scaling. Smaller images stay smaller.
+        scale: (long, short) side in pixels. With the factor 1, images are resized to fit into it with their aspect
+            ratio preserved, as with the ``scale`` of ``Resize``.
+        crop_size: (height, width) of the crop after resizing. Smaller images are not padded.
+        ratio_range: smallest and largest scale factor. The factor is drawn log-uniformly.
 
-    Boxes are taken anew from the cropped masks where there are masks. A crop without objects gives None, and the
-    dataset then draws another image.
+    Boxes are recomputed from the cropped masks if there are masks. The result is None for a crop without objects, in
+    which case the dataset loads another image.
 
     Raises:
-        ConfigError: sizes or factors that are not positive, or a range that falls.
+        ConfigError: a size or factor is not positive, or the range is not ascending.
     """
 
     def __init__(
@@ -42,9 +41,9 @@ class RandomScaleCrop(BaseTransform):
     ) -> None:
         for name, pair in (("scale", scale), ("crop_size", crop_size), ("ratio_range", ratio_range)):
             if len(pair) != 2 or min(pair) <= 0:
-                raise ConfigError(f"RandomScaleCrop {name}={pair}: must be two numbers above 0")
+                raise ConfigError(f"`{name}` must be two positive numbers, got {pair}")
         if ratio_range[0] > ratio_range[1]:
-            raise ConfigError(f"RandomScaleCrop ratio_range={ratio_range}: must rise")
+            raise ConfigError(f"`ratio_range` must be ascending, got {ratio_range}")
         self.scale = tuple(scale)
         self.crop_size = tuple(crop_size)
         self.ratio_range = tuple(ratio_range)
@@ -58,7 +57,7 @@ class RandomScaleCrop(BaseTransform):
         return float(np.exp(np.random.uniform(low, high)))
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Crop and scale ``img``, ``gt_bboxes``, ``gt_masks`` and what else belongs to them."""
+        """Crop and resize ``img``, ``gt_bboxes``, ``gt_masks`` and their other annotations."""
         height, width = results["img"].shape[:2]
         fit = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
         factor = fit * self._ratio()
@@ -77,21 +76,21 @@ class RandomScaleCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomTranspose(BaseTransform):
-    """Swap rows and columns of the image, its boxes and masks.
+    """Transpose the image, its boxes and its masks with a given probability.
 
-    With ``RandomFlip`` in three directions it gives all eight views of an image without an up or a left side, such
-    as those of microscopes and satellites.
+    Together with ``RandomFlip`` in three directions, it generates all eight rotations and reflections by multiples of
+    90 degrees, for images without a preferred orientation such as those of microscopes and satellites.
 
     Args:
-        prob: how often, 0 to 1.
+        prob: probability in [0, 1].
 
     Raises:
-        ConfigError: another probability.
+        ConfigError: the probability is not in [0, 1].
     """
 
     def __init__(self, prob: float = 0.5) -> None:
         if not 0 <= prob <= 1:
-            raise ConfigError(f"RandomTranspose prob={prob}: must be 0 to 1")
+            raise ConfigError(f"`prob` must be in [0, 1], got {prob}")
         self.prob = prob
 
     @cache_randomness
@@ -99,7 +98,7 @@ class RandomTranspose(BaseTransform):
         return bool(np.random.rand() < self.prob)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Transpose ``img``, ``gt_bboxes``, ``gt_masks`` and ``gt_seg_map``, as far as they are there."""
+        """Transpose ``img`` and, if present, ``gt_bboxes``, ``gt_masks`` and ``gt_seg_map``."""
         if not self._chosen():
             return results
         results["img"] = np.ascontiguousarray(results["img"].swapaxes(0, 1))

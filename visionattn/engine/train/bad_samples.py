@@ -1,4 +1,4 @@
-"""Training samples that cannot be read: left out of their batches, listed, and limited in number."""
+"""Skip training samples that cannot be read, up to a limit, and list them."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +18,12 @@ FILE = "bad_samples.json"
 
 @dataclass(frozen=True)
 class BadSample:
-    """In a sample's place where it cannot be read: the file's name, and why."""
+    """Replaces a sample that cannot be read.
+
+    Attributes:
+        name: name of the file.
+        reason: the error message.
+    """
 
     name: str
     reason: str
@@ -26,36 +31,45 @@ class BadSample:
 
 @dataclass(frozen=True)
 class Collected:
-    """A batch, None where nothing is left of it, and what was left out."""
+    """A batch and its unreadable samples.
+
+    Attributes:
+        batch: the collated samples, or None if there are none.
+        bad: the skipped samples.
+    """
 
     batch: Any
     bad: tuple[BadSample, ...]
 
 
 class Collate:
-    """A collate function that leaves out bad samples and passes on which they were; works in data workers too."""
+    """A collate function that skips `BadSample` objects and returns them with the batch as `Collected`.
+
+    Args:
+        collate: collate function for the other samples.
+    """
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
         self.collate = collate
 
     def __call__(self, samples: Sequence[Any]) -> Collected:
-        """Collate what can be used."""
+        """Collate the readable samples."""
         good = [sample for sample in samples if not isinstance(sample, BadSample)]
         bad = tuple(sample for sample in samples if isinstance(sample, BadSample))
         return Collected(self.collate(good) if good else None, bad)
 
 
 class BadSamples:
-    """The account of a run's bad samples.
+    """The unreadable samples of a training run.
 
     Args:
-        limit: how many different ones the run may meet; 0 stops at the first.
-        folder: the work dir; ``bad_samples.json`` there (``bad_samples_rank_R.json`` of the other processes) lists
-            them with the reason and the first iteration.
-        report: told one line of each when it is first met.
+        limit: maximum number of different samples; 0 stops at the first one.
+        folder: work dir. The samples are listed in ``bad_samples.json`` (``bad_samples_rank_R.json`` for ranks above
+            0) with their error messages and the first iteration.
+        report: called with one line when a sample is first skipped.
 
     Attributes:
-        known: bad files known before the run begins, absolute path to reason.
+        known: files found to be unreadable before the run: error messages by absolute path.
     """
 
     def __init__(self, limit: int, folder: Path, report: Callable[[str], None]) -> None:
@@ -66,10 +80,14 @@ class BadSamples:
         self.left_out = 0
 
     def take(self, collected: Any, iteration: int) -> Any:
-        """The batch without its bad samples, which are put on record.
+        """Record the unreadable samples of a batch and return the batch.
+
+        Args:
+            collected: as returned by `Collate`; other batches are returned unchanged.
+            iteration: number of the iteration, from 1.
 
         Raises:
-            DataError: there are more different ones than the limit, or nothing is left of the batch.
+            DataError: the limit is exceeded, or no sample of the batch is readable.
         """
         if not isinstance(collected, Collected):
             return collected
@@ -79,18 +97,18 @@ class BadSamples:
                 continue
             self.found[sample.name] = {"reason": sample.reason, "iteration": iteration}
             write_text(self.file, json.dumps(self.found, indent=1))
-            self.report(f"left out: {sample.reason} ({len(self.found)} of at most {self.limit} bad samples)")
+            self.report(f"skipped: {sample.reason} ({len(self.found)} of at most {self.limit} bad samples)")
             if len(self.found) > self.limit:
                 raise DataError(
-                    f"{sample.reason}; that is the {len(self.found)}th bad sample, and --max-bad-samples is "
+                    f"{sample.reason}; this is bad sample number {len(self.found)}, and `max_bad_samples` is "
                     f"{self.limit}; see {self.file}"
                 )
         if collected.batch is None:
-            raise DataError(f"no sample of the batch of iteration {iteration} can be read; see {self.file}")
+            raise DataError(f"no sample in the batch of iteration {iteration} can be read; see {self.file}")
         return collected.batch
 
     def summary(self) -> str | None:
-        """One line on what has been left out so far, or None."""
+        """Return one line with the number of skipped samples, or None if there are none."""
         if not self.found:
             return None
-        return f"left out so far: {self.left_out} samples, {len(self.found)} different ones, listed in {self.file}"
+        return f"skipped so far: {self.left_out} samples, {len(self.found)} different ones, listed in {self.file}"

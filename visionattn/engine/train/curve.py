@@ -1,4 +1,4 @@
-"""The learning curve of a run, from the numbers that it wrote as it went."""
+"""The learning curve of a run, plotted from the records in ``metrics.jsonl``."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from visionattn.errors import require
 __all__ = ["METRICS_FILE", "cut_records", "draw_curve", "read_records", "short_names"]
 
 METRICS_FILE = "metrics.jsonl"
-# By size of object, by difficulty other than the one that is quoted, and of headings: not in the picture.
-_LESSER = re.compile("^AP[sml]$|_easy|_hard|^AOS")
+# Metrics that are not plotted: by object size, by difficulties other than the main one, and of orientations.
+_NOT_PLOTTED = re.compile("^AP[sml]$|_easy|_hard|^AOS")
 
 
 def read_records(work_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a run's ``metrics.jsonl`` in order; a last line cut short by a kill is left out."""
+    """Read the records in ``metrics.jsonl`` in order, skipping lines that were truncated when a run was killed."""
     path = Path(work_dir) / METRICS_FILE
     records = []
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -31,13 +31,13 @@ def read_records(work_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def cut_records(work_dir: str | os.PathLike, iteration: int) -> None:
-    """Drop what was written after the iteration from which a run goes on, as it will be written again."""
+    """Delete the records after the iteration at which a run resumes, since they will be written again."""
     kept = [r for r in read_records(work_dir) if r["iter"] <= iteration]
     write_text(Path(work_dir) / METRICS_FILE, "".join(json.dumps(r) + "\n" for r in kept))
 
 
 def short_names(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics under the names that papers use, the usual ones first: ``coco/bbox_mAP_50`` is ``AP50``."""
+    """Rename metrics to their usual names, the main ones first: ``coco/bbox_mAP_50`` becomes ``AP50``."""
     result: dict[str, float] = {}
     for key, value in metrics.items():
         if key.startswith("coco_panoptic/"):
@@ -62,17 +62,21 @@ def short_names(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def draw_curve(work_dir: str | os.PathLike, title: str = "") -> Path | None:
-    """Draw loss and validation metrics over iterations into ``curve.png``.
+    """Plot loss and validation metrics over the iterations.
+
+    Args:
+        work_dir: folder with the records, in which ``curve.png`` is written.
+        title: title of the plot; by default the name of the folder.
 
     Returns:
-        The picture, or None where the run has no records yet.
+        Path of the image, or None if there are no records.
     """
     records = read_records(work_dir)
     losses = [(r["iter"], r["loss"]) for r in records if "loss" in r]
     scores = [(r["iter"], r["val"]) for r in records if r.get("val")]
     if not losses and not scores:
         return None
-    figure_module = require("matplotlib.figure", "openmmlab")  # no pyplot: needs no screen and no global state
+    figure_module = require("matplotlib.figure", "openmmlab")  # unlike pyplot, needs no display and no global state
     figure = figure_module.Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel("iteration")
@@ -85,9 +89,9 @@ def draw_curve(work_dir: str | os.PathLike, title: str = "") -> Path | None:
         axes.set_ylim(bottom=0)
     if scores:
         right = axes.twinx() if losses else axes
-        names = [n for n in scores[-1][1] if not _LESSER.search(n)][:4]
+        names = [n for n in scores[-1][1] if not _NOT_PLOTTED.search(n)][:4]
         for name in names:
-            points = [(i, s[name]) for i, s in scores if s.get(name, -1) >= 0]  # COCO's -1: nothing to measure
+            points = [(i, s[name]) for i, s in scores if s.get(name, -1) >= 0]  # COCO uses -1 for undefined metrics
             if not points:
                 continue
             handles += right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)

@@ -1,4 +1,4 @@
-"""Stops a run before a loss or gradient that is not finite reaches the weights, or passes over a few such steps."""
+"""Stop training before a NaN or infinite loss or gradient reaches the weights, or skip a number of such steps."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["FiniteGuard", "image_names"]
 
 
 def image_names(batch: Any) -> list[str]:
-    """The image files of a batch as mmdet or mmseg pack it, in any nesting."""
+    """Return the image files of a batch with data samples of mmdet or mmseg, nested to any depth."""
     names: list[str] = []
     if hasattr(batch, "metainfo"):
         names += [str(batch.metainfo[key]) for key in ("img_path", "filename") if batch.metainfo.get(key)][:1]
@@ -32,13 +32,16 @@ def image_names(batch: Any) -> list[str]:
 
 
 class FiniteGuard(Hook):
-    """Checks the loss before the backward pass and the gradients before each optimizer step, on all ranks.
+    """Check the loss before the backward pass and the gradients before each optimizer step, on all ranks.
 
-    Where something is not finite on any rank, all ranks raise `TrainingError` before the step; those on which it
-    is write ``nonfinite_iter_N_rank_R.json``, with the batch's image names, and ``nonfinite_iter_N_rank_R.pth``, which
-    `visionattn.engine.train.replay` runs again, into the work dir. With ``config.skip_nonfinite = N`` the first N such
-    iterations of a process's life are reported and take no step, and the run goes on. Under mixed precision with
-    loss scaling, gradients that overflow are the scaler's to skip, and it does so before this.
+    If a value is NaN or infinite on any rank, all ranks raise `TrainingError` before the step. The ranks with such a
+    value write ``nonfinite_iter_N_rank_R.json`` with the image names of the batch, and
+    ``nonfinite_iter_N_rank_R.pth`` for `visionattn.engine.train.replay`, to the work dir. With
+    ``config.skip_nonfinite = N``, the first N such iterations of the process are reported and skipped instead.
+    With loss scaling, steps whose gradients overflow are skipped by the gradient scaler before this check.
+
+    Args:
+        runner: the runner.
     """
 
     def __init__(self, runner: Any) -> None:
@@ -49,24 +52,23 @@ class FiniteGuard(Hook):
         self.buffers: dict[str, Tensor] = {}
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Remember the batch, to be able to name its images, and what a forward pass changes, to be able to undo it."""
+        """Store the batch, and the buffers if the step may be skipped and they have to be restored."""
         self.batch = data_batch
         if len(self.skipped) < self.skips:
             self.buffers = {n: b.clone() for n, b in runner.model.named_buffers()}
 
     def install(self, wrapper: OptimWrapper) -> None:
-        """Watch an optimizer wrapper, or each one of a dict of them."""
+        """Add the checks to an optimizer wrapper, or to each wrapper in a dict."""
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
         for single in wrappers:
             single.optimizer.register_step_pre_hook(self._before_step)
-            single.update_params = self._checked(single, single.update_params)
+            single.update_params = self._checked(single.update_params)
 
-    def _checked(self, wrapper: OptimWrapper, update_params: Any) -> Any:
+    def _checked(self, update_params: Any) -> Any:
         def checked(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             if any_rank(bad := not bool(torch.isfinite(loss.detach()).all())):
                 self._met("loss", bad, [])
-                # one without a gradient in place of the loss, so that counters and, across processes, the
-                # exchange of gradients go their usual way
+                # a loss with zero gradients, so that counters and the gradient exchange between processes proceed
                 loss = sum(p.sum() * 0 for p in self.runner.model.parameters() if p.requires_grad)
             update_params(loss, *args, **kwargs)
 
@@ -81,7 +83,7 @@ class FiniteGuard(Hook):
             self._met("gradient", bad, names)
         elif self.runner.iter + 1 not in self.skipped:
             return
-        for parameter in parameters:  # an optimizer leaves parameters without a gradient as they are
+        for parameter in parameters:  # optimizers do not update parameters without a gradient
             parameter.grad = None
 
     def _met(self, what: str, here: bool, parameters: list[str]) -> None:
@@ -100,10 +102,10 @@ class FiniteGuard(Hook):
             self._dump(stem.with_suffix(".pth"), record)
         shown = ", ".join(Path(n).name for n in names[:4]) + (", ..." if len(names) > 4 else "")
         where = f"images {shown}, see {file}" if here else "on another process, see nonfinite_*.json in the work dir"
-        met = f"the {what} is not finite at iteration {iteration} ({where}); no step was taken with it"
+        met = f"the {what} is NaN or infinite in iteration {iteration} ({where}); the optimizer step was not taken"
         if len(self.skipped) < self.skips:
             self.skipped.append(iteration)
-            with torch.no_grad():  # running statistics of norms have seen it too
+            with torch.no_grad():  # the forward pass changed running statistics
                 for name, buffer in self.runner.model.named_buffers():
                     buffer.copy_(self.buffers[name])
             self.runner.logger.warning(met)
@@ -111,8 +113,8 @@ class FiniteGuard(Hook):
             return
         before = f", after {self.skips} such iterations were skipped" if self.skips else ""
         raise TrainingError(
-            f"{met}{before}. Look at these images and their annotations, run visionattn replay "
-            f"{stem.with_suffix('.pth')}, or lower the learning rate (optim_wrapper.optimizer.lr), then --resume"
+            f"{met}{before}. Check these images and their annotations, replay {stem.with_suffix('.pth')}, or lower the "
+            "learning rate (optim_wrapper.optimizer.lr), then resume with `resume`"
         )
 
     def _dump(self, path: Path, record: dict[str, Any]) -> None:
@@ -128,7 +130,7 @@ class FiniteGuard(Hook):
         }
         try:
             write_dump(path, self.runner.bare_model, self.batch, facts)
-        except CheckpointError as error:  # a full disk must not hide why the run stops
+        except CheckpointError as error:  # a full disk must not hide the reason for stopping
             self.runner.logger.warning("the dump was not written: %s", error)
 
 

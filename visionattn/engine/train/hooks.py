@@ -1,4 +1,4 @@
-"""Hooks of a training run: checkpoints that survive a kill, and a stop that loses nothing."""
+"""Training hooks: checkpoints that are consistent if the process is killed, and stopping with the state saved."""
 
 import inspect
 import os
@@ -26,7 +26,7 @@ __all__ = ["CheckpointHook", "Interrupted", "StopHook", "any_rank", "stop_signal
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any process of the run; every process must ask."""
+    """Return True if the flag is True on any process. All processes must call this function."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return flag
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -36,12 +36,12 @@ def any_rank(flag: bool) -> bool:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended a run after it had saved its state.
+    """Raised when SIGINT (Ctrl-C) or SIGTERM has stopped a run and its state was saved.
 
     Attributes:
-        checkpoint: the file to resume from.
-        iteration: the number of iterations done.
-        signal: the number of the signal.
+        checkpoint: checkpoint to resume from, or None.
+        iteration: number of completed iterations.
+        signal: number of the signal.
     """
 
     def __init__(self, checkpoint: Path | None, iteration: int, number: int) -> None:
@@ -51,20 +51,23 @@ class Interrupted(KeyboardInterrupt):
 
 @HOOKS.register_module()
 class CheckpointHook(StockCheckpointHook):
-    """mmengine's checkpoint hook, but a file is deleted only after its successor is safely on the disk.
+    """The checkpoint hook of mmengine, which deletes an old checkpoint only after the new one is on the disk.
 
-    Takes the same arguments. Nothing outside of the run's own folder is ever deleted.
+    It has the same arguments, and never deletes files outside of its own folder.
+
+    Raises:
+        ConfigError: an argument is unknown.
     """
 
     def __init__(self, **arguments: Any) -> None:
         known = inspect.signature(StockCheckpointHook.__init__).parameters
-        for name in arguments:  # mmengine would swallow a mistyped one
+        for name in arguments:  # mmengine ignores unknown arguments
             if name not in known:
                 raise ConfigError(f"CheckpointHook takes no argument {name!r}{close_matches(name, known)}")
         super().__init__(**arguments)
 
     def before_train(self, runner: Any) -> None:
-        """Take up the list of kept files of a resumed run."""
+        """Restore the list of kept checkpoints when resuming."""
         super().before_train(runner)
         folder = Path(self.out_dir)
         if self.save_best is not None:
@@ -76,20 +79,20 @@ class CheckpointHook(StockCheckpointHook):
 
     @staticmethod
     def _own(path: str | None, folder: Path) -> str | None:
-        """The file of that name in this run's folder: the run may have been moved, or resumed from another."""
+        """Return the file of this name in the folder of the run, which may have been moved or resumed elsewhere."""
         if not path:
             return None
         own = folder / Path(path).name
         return str(own) if own.is_file() else None
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Save every ``interval`` iterations; at the end of an epoch only after its own hooks have run."""
+        """Save every ``interval`` iterations, except at the end of an epoch, where `after_train_epoch` does."""
         if isinstance(runner.train_loop, EpochLoop) and batch_idx + 1 == len(runner.train_dataloader):
             return
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Save every ``interval`` epochs, or an iteration's checkpoint that falls on the end of an epoch."""
+        """Save every ``interval`` epochs, or if the end of an epoch is due for an iteration-based checkpoint."""
         if not self.by_epoch and isinstance(runner.train_loop, EpochLoop):
             last = runner.epoch + 1 == runner.max_epochs
             if (self.interval > 0 and runner.iter % self.interval == 0) or (self.save_last and last):
@@ -98,7 +101,15 @@ class CheckpointHook(StockCheckpointHook):
         super().after_train_epoch(runner)
 
     def save_now(self, runner: Any, iteration: int) -> Path:
-        """Save outside of the schedule, after ``iteration`` complete iterations."""
+        """Save a checkpoint outside of the schedule.
+
+        Args:
+            runner: the runner.
+            iteration: number of completed iterations.
+
+        Returns:
+            Path of the checkpoint.
+        """
         epoch = runner.epoch
         if isinstance(runner.train_loop, EpochLoop):
             epoch = iteration // len(runner.train_dataloader)
@@ -144,7 +155,7 @@ class CheckpointHook(StockCheckpointHook):
         improved = False
         for key, rule in zip(self.key_indicators, self.rules, strict=True):
             if key not in metrics:
-                raise ConfigError(f"save_best={key!r} is not one of the metrics: {', '.join(metrics)}")
+                raise ConfigError(f"`save_best` must be one of the metrics {', '.join(metrics)}, got {key!r}")
             score_name = "best_score" if single else f"best_score_{key}"
             path_name = "best_ckpt" if single else f"best_ckpt_{key}"
             best = runner.message_hub.runtime_info.get(score_name, self.init_value_map[rule])
@@ -166,31 +177,31 @@ class CheckpointHook(StockCheckpointHook):
                 Path(previous).unlink(missing_ok=True)
             runner.logger.info(f"best so far: {key} {score:.4f}, saved as {name}")
         if improved and self.last_ckpt is not None and Path(self.last_ckpt).name == self.filename_tmpl.format(step):
-            self._save_checkpoint_with_step(runner, step, meta)  # so that a resumed run knows the best score
+            self._save_checkpoint_with_step(runner, step, meta)  # with the best score, for resuming
 
 
 @HOOKS.register_module()
 class StopHook(Hook):
-    """Ends a run between two iterations when asked to, with its state saved."""
+    """Stop training between two iterations and save the state, when requested by `stop_signals`."""
 
     priority = "LOWEST"
 
     def __init__(self) -> None:
-        self.requested = 0  # the number of the signal
+        self.requested = 0  # number of the signal
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Stop here, unless the end of an epoch has more to do first."""
+        """Stop after an iteration, except at the end of an epoch, where `after_train_epoch` does."""
         if isinstance(runner.train_loop, EpochLoop) and batch_idx + 1 == len(runner.train_dataloader):
             return
         self._stop_if_asked(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Stop between two epochs."""
+        """Stop after an epoch."""
         if isinstance(runner.train_loop, EpochLoop):
             self._stop_if_asked(runner, runner.iter)
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Stop inside of a validation; resuming repeats it."""
+        """Stop during validation, which is repeated when resuming."""
         if isinstance(runner._train_loop, dict) or runner._train_loop is None:
             return
         self._stop_if_asked(runner, runner.iter, validating=True)
@@ -199,7 +210,7 @@ class StopHook(Hook):
         if not any_rank(bool(self.requested)):
             return
         for ema in (h for h in runner.hooks if validating and isinstance(h, EMAHook)):
-            ema._swap_ema_parameters()  # the model has the averaged weights while it is validated
+            ema._swap_ema_parameters()  # during validation, the model has the averaged weights
         hook = next((h for h in runner.hooks if isinstance(h, CheckpointHook)), None)
         path = hook.save_now(runner, iteration) if hook is not None and iteration > 0 else None
         raise Interrupted(path, iteration, self.requested or signal.SIGINT)
@@ -207,12 +218,14 @@ class StopHook(Hook):
 
 @contextmanager
 def stop_signals(hook: StopHook) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM ask the hook to stop the run, and the second stop it at once."""
+    """Make the first SIGINT or SIGTERM request a stop from the hook, and the second one stop immediately."""
 
     owner = os.getpid()
 
     def ask(number: int, frame: Any) -> None:
-        if os.getpid() != owner:  # a forked data worker: Ctrl-C is its parent's affair, SIGTERM comes from there
+        if (
+            os.getpid() != owner
+        ):  # a forked data worker: only its parent handles SIGINT, and SIGTERM comes from the parent
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return

@@ -1,4 +1,4 @@
-"""Training in one process, or in several on one machine (one for each GPU, or gloo on a CPU)."""
+"""Launch training in one or several processes on one machine, with NCCL on GPUs and gloo on CPUs."""
 
 import multiprocessing
 import os
@@ -22,25 +22,29 @@ __all__ = ["launch"]
 
 
 def launch(options: dict[str, Any], devices: int = 1) -> TrainResult | None:
-    """Load a config and train it.
+    """Load a config and train the model.
 
     Args:
-        options: ``config`` and ``cfg_options`` for `load_config`, the rest for `train`.
-        devices: number of processes. Under torchrun, which sets ``WORLD_SIZE``, that many were started already.
+        options: ``config`` and ``cfg_options``, see `visionattn.engine.config.load.load_config`, and the other
+            arguments of `visionattn.engine.train.train.train`.
+        devices: number of processes to start. Under torchrun, which sets ``WORLD_SIZE``, they are already started.
 
     Returns:
-        The result; None in processes other than the first under torchrun.
+        The result, or None under torchrun for ranks above 0.
+
+    Raises:
+        ConfigError: ``devices`` is invalid; see also `load_config` and `train` for all errors.
     """
     if devices < 1:
-        raise ConfigError(f"--devices {devices}: give 1 or more")
+        raise ConfigError(f"`devices` must be at least 1, got {devices}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         result = _train(options, distributed=True)
         return result if int(os.environ.get("RANK", "0")) == 0 else None
     if devices == 1:
         return _train(options, distributed=False)
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
-        raise ConfigError(f"--devices {devices}: there are {torch.cuda.device_count()} GPUs here")
-    load_config(options["config"], options.get("cfg_options"))  # say what is wrong once, before starting others
+        raise ConfigError(f"`devices` must be at most {torch.cuda.device_count()}, the number of GPUs, got {devices}")
+    load_config(options["config"], options.get("cfg_options"))  # report errors once, before starting processes
     return _several(options, devices)
 
 
@@ -69,7 +73,7 @@ def _several(options: dict[str, Any], count: int) -> TrainResult:
             if worker.is_alive():
                 os.kill(worker.pid, number)
 
-    # Ctrl-C reaches the whole group by itself; SIGTERM only this process
+    # The terminal sends SIGINT to all processes, but SIGTERM is only sent to this one.
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, pass_on) if main else None
     try:
@@ -84,7 +88,7 @@ def _several(options: dict[str, Any], count: int) -> TrainResult:
                 worker.join(0.1)
             if any(w.exitcode not in (None, 0) for w in workers) and results.empty():
                 break
-    except KeyboardInterrupt:  # the processes have had the same signal and are saving
+    except KeyboardInterrupt:  # the processes received the same signal and save their state
         for worker in workers:
             worker.join()
         while not results.empty():
@@ -110,11 +114,13 @@ def _outcome(outcome: tuple[str, Any] | None, workers: list[Any]) -> TrainResult
     if kind == "error":
         raise value
     codes = [w.exitcode for w in workers]
-    raise TrainingError(f"a training process ended without a word (exit codes {codes}); run with --devices 1 to see")
+    raise TrainingError(
+        f"a training process exited without an error message (exit codes {codes}); use `devices` 1 to see the error"
+    )
 
 
 def _follow_parent() -> None:
-    """End this process, its state saved, when the one that started it is gone: killed, it could not say so."""
+    """Stop this process and save its state when its parent process has exited, for example because it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

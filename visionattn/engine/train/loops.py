@@ -1,4 +1,4 @@
-"""mmengine's training loops, made resumable in mid-epoch by the data order of `visionattn.engine.train.randomness`."""
+"""Training loops of mmengine that can resume within an epoch; see `visionattn.engine.train.randomness`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,27 +21,27 @@ def _loader(runner: Any, dataloader: DataLoader | dict, endless: bool) -> DataLo
     return resumable_loader(dataloader, runner.seed, endless, runner.bad_samples)
 
 
-def _tell_bad_samples(runner: Any) -> None:
+def _report_bad_samples(runner: Any) -> None:
     line = runner.bad_samples.summary() if runner.bad_samples is not None else None
     if line:
         runner.note(line)
 
 
 def _missed_validation(loop: Any, due: bool) -> None:
-    """Validate on resuming where the run was killed between saving a checkpoint and the end of its validation."""
+    """Validate when resuming if the run was killed after saving a checkpoint but before its validation finished."""
     runner = loop.runner
     if due and runner.val_loop is not None and loop.iter > 0 and loop.iter not in runner.validated:
         runner.val_loop.run()
 
 
 class EpochLoop(EpochBasedTrainLoop):
-    """Epochs over the data; resumes at any iteration of any epoch."""
+    """Epoch-based training loop that can resume at any iteration."""
 
     def __init__(self, runner: Any, dataloader: DataLoader | dict, **kwargs: Any) -> None:
         super().__init__(runner, _loader(runner, dataloader, endless=False), **kwargs)
 
     def run(self) -> nn.Module:
-        """Train to the last epoch."""
+        """Train until the last epoch."""
         length = len(self.dataloader)
         self._epoch = min(self._iter // length, self._max_epochs)
         done = self._epoch
@@ -54,7 +54,7 @@ class EpochLoop(EpochBasedTrainLoop):
         return model
 
     def run_epoch(self) -> None:
-        """Train on the rest of the current epoch."""
+        """Train on the remaining batches of the current epoch."""
         self.runner.call_hook("before_train_epoch")
         self.runner.model.train()
         length = len(self.dataloader)
@@ -67,11 +67,11 @@ class EpochLoop(EpochBasedTrainLoop):
                 self.run_iter(index, batch)
         self.runner.call_hook("after_train_epoch")
         self._epoch += 1
-        _tell_bad_samples(self.runner)
+        _report_bad_samples(self.runner)
 
 
 class IterLoop(IterBasedTrainLoop):
-    """A number of iterations over endlessly repeated data."""
+    """Iteration-based training loop that can resume at any iteration."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class IterLoop(IterBasedTrainLoop):
         val_interval: int = 1000,
         dynamic_intervals: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        # mmengine's own constructor would start reading data at once, before a resumed position is known.
+        # The constructor of mmengine starts reading data immediately, before the position to resume at is known.
         BaseLoop.__init__(self, runner, _loader(runner, dataloader, endless=True))
         self._max_iters, self._max_epochs = int(max_iters), 1
         self._epoch = self._iter = 0
@@ -92,7 +92,7 @@ class IterLoop(IterBasedTrainLoop):
         runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
 
     def run(self) -> nn.Module:
-        """Train to the last iteration."""
+        """Train until the last iteration."""
         runner = self.runner
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
@@ -102,7 +102,7 @@ class IterLoop(IterBasedTrainLoop):
             with reading(self.dataloader) as batches:
                 self._train_on(batches)
             shut_down(batches)
-            _tell_bad_samples(runner)
+            _report_bad_samples(runner)
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one moving line while it trains, one line per validation; the rest is in the log."""
+"""Console output of a run: a progress bar and one line per validation. Everything else is written to the log."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,47 +16,22 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import Progress
 
 from visionattn.engine.registry import HOOKS
 from visionattn.engine.train.curve import METRICS_FILE, short_names
+from visionattn.io.console import progress_bar
 
-__all__ = ["ProgressHook", "RateColumn", "RecordHook", "format_metrics", "screen", "to_log", "track"]
+__all__ = ["ProgressHook", "RecordHook", "format_metrics", "screen", "to_log"]
 
 
 def screen() -> Console:
-    """The console of this process; silent on all ranks but the first."""
+    """Return a console on the standard output; silent on ranks above 0."""
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
-class RateColumn(ProgressColumn):
-    """How many a second, or how many seconds for one where it takes longer."""
-
-    def __init__(self, unit: str = "it") -> None:
-        super().__init__()
-        self.unit = unit
-
-    def render(self, task: Task) -> Text:
-        """The rate of the last half minute, or of all once it is done."""
-        rate = task.finished_speed or task.speed
-        if not rate:
-            return Text(f"- {self.unit}/s")
-        return Text(f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
-
-
-def track(items: Iterable[Any], label: str, total: int, unit: str = "image") -> Iterator[Any]:
-    """Yield the items, with a bar, a rate and the time left on a terminal; nothing elsewhere."""
-    console = screen()
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RateColumn(unit),
-               TextColumn("ETA"), TimeRemainingColumn(compact=True))  # fmt: skip
-    hidden = console.quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        yield from bar.track(items, total=total, description=label)
-
-
 class _LogStream(io.TextIOBase):
-    """A text stream whose lines go to a logger: for what pycocotools and others print."""
+    """A text stream that writes to a logger, for the output of pycocotools and others."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self.logger, self.rest = logger, ""
@@ -74,7 +49,7 @@ class _LogStream(io.TextIOBase):
 
 @contextlib.contextmanager
 def to_log(logger: logging.Logger) -> Iterator[None]:
-    """Send prints and Python warnings to the log file of a run."""
+    """Redirect the standard output and Python warnings to the log of a run."""
 
     def show(message: Any, category: Any, filename: str, lineno: int, *_: Any, **__: Any) -> None:
         logger.info(f"{filename}:{lineno}: {category.__name__}: {message}")
@@ -85,21 +60,23 @@ def to_log(logger: logging.Logger) -> Iterator[None]:
 
 
 def format_metrics(metrics: dict[str, float], limit: int = 8) -> str:
-    """``AP 0.431  AP50 0.702``: the first few metrics, with as many digits as they are worth."""
+    """Format the first metrics as ``AP 0.431  AP50 0.702``; negative (undefined) ones are left out."""
     shown = [(n, v) for n, v in metrics.items() if v >= 0][:limit] or list(metrics.items())[:limit]
     return "  ".join(f"{name} {value:.3f}" if abs(value) <= 1 else f"{name} {value:.1f}" for name, value in shown)
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """A progress bar on a terminal, a plain line every ``interval`` iterations elsewhere; writes ``metrics.jsonl``.
+    """Show progress and write ``metrics.jsonl``.
+
+    On a terminal, progress is a bar; otherwise it is one line every ``interval`` iterations.
 
     Args:
-        interval: iterations between two records and between two plain lines.
-        console: where to show; None: the standard output at the time of building.
+        interval: number of iterations between records and between lines.
+        console: output console; None for the current standard output.
     """
 
-    priority = "LOWEST"  # a validation is on record only when its checkpoint has been saved
+    priority = "LOWEST"  # after the checkpoint hook: validations are recorded once their checkpoint is saved
 
     def __init__(self, interval: int = 50, console: Console | None = None) -> None:
         self.interval = interval
@@ -115,33 +92,28 @@ class ProgressHook(Hook):
     # training
 
     def write_record(self, runner: Any) -> None:
-        """Append the record that is due after this iteration, if one is; `RecordHook` calls it."""
+        """Append the record of the current iteration if one is due. Called by `RecordHook`."""
         done = runner.iter + 1
         if done % self.interval == 0 or done == runner.max_iters:
             self._latest = self._record(runner, done)
             self._append(runner, self._latest)
 
     def before_train(self, runner: Any) -> None:
-        """Start the bar at the iteration of the run."""
+        """Show the bar, starting at the current iteration."""
         self._started, self._first = time.monotonic(), runner.iter
         if self.console.is_terminal and not self.console.quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                RateColumn(),
-                TextColumn("{task.fields[text]}"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(compact=True),
-                console=self.console,
-                redirect_stdout=False,  # prints go to the log
+            self._bar = progress_bar(
+                "it",
+                self.console,
+                "{task.fields[text]}",
+                redirect_stdout=False,  # the standard output goes to the log
                 redirect_stderr=False,
             )
             self._bar.start()
             self._task = self._bar.add_task("train", total=runner.max_iters, completed=runner.iter, text="")
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Move the bar; every ``interval`` iterations write a record."""
+        """Update the bar, or print a line every ``interval`` iterations."""
         done = runner.iter + 1
         if self._bar is not None:
             loss = float(outputs["loss"]) if outputs and "loss" in outputs else float("nan")
@@ -160,11 +132,11 @@ class ProgressHook(Hook):
             )
 
     def after_train(self, runner: Any) -> None:
-        """Take the bar off."""
+        """Remove the bar."""
         self.close()
 
     def close(self) -> None:
-        """Take the bar off the screen; also when a run ends early."""
+        """Remove the bar; also called when a run ends early."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -177,18 +149,18 @@ class ProgressHook(Hook):
             self._val_task = self._bar.add_task("  val", total=len(runner.val_dataloader), text="")
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Move the second bar."""
+        """Update the second bar."""
         if self._bar is not None and self._val_task is not None:
             self._bar.update(self._val_task, completed=batch_idx + 1)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """One line of metrics on the screen, one record in the file."""
+        """Print one line with the metrics and write a record."""
         if self._bar is not None and self._val_task is not None:
             self._bar.remove_task(self._val_task)
             self._val_task = None
         self.last_metrics = short_names(metrics or {})
         done = runner.iter
-        text = format_metrics(self.last_metrics) or "nothing found yet"  # mmdet gives no metrics then
+        text = format_metrics(self.last_metrics) or "no detections yet"  # mmdet returns no metrics in this case
         self.console.print(f"validation at iteration {done}: {text}")
         self._append(runner, {"iter": done, "val": self.last_metrics})
 
@@ -197,35 +169,26 @@ class ProgressHook(Hook):
     def before_test_epoch(self, runner: Any) -> None:
         """Show a bar while testing."""
         if self.console.is_terminal and not self.console.quiet:
-            self._bar = Progress(
-                TextColumn("test"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                RateColumn("batch"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(compact=True),
-                console=self.console,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
+            self._bar = progress_bar(
+                "batch", self.console, transient=True, redirect_stdout=False, redirect_stderr=False
             )
             self._bar.start()
             self._task = self._bar.add_task("test", total=len(runner.test_dataloader))
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Move the bar."""
+        """Update the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=batch_idx + 1)
 
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Take the bar off."""
+        """Remove the bar."""
         self.close()
 
     def _rate(self, runner: Any) -> float:
         return float(next(iter(runner.optim_wrapper.get_lr().values()))[0])
 
     def _record(self, runner: Any, done: int) -> dict[str, Any]:
-        """Means since the last record, and over the processes, of everything that the model reports in training."""
+        """Average all training scalars over the iterations since the last record and over the processes."""
         scalars = runner.message_hub.log_scalars
         window = (done - 1) % self.interval + 1
         record: dict[str, Any] = {"iter": done, "lr": float(scalars["train/lr"].current())}
@@ -250,16 +213,20 @@ class ProgressHook(Hook):
 
 
 class RecordHook(Hook):
-    """Writes the records of `ProgressHook` before the checkpoint of the same iteration is saved.
+    """Write the records of `ProgressHook` before the checkpoint of the same iteration is saved.
 
-    A run that is killed between the two then resumes with no record missing: later ones are cut off on resuming.
+    No record is missing if the run is killed between the two, and records after the checkpoint are deleted when
+    resuming.
+
+    Args:
+        progress: the progress hook.
     """
 
-    priority = "LOW"  # before mmengine's VERY_LOW checkpoint hook
+    priority = "LOW"  # before the checkpoint hook, which has VERY_LOW
 
     def __init__(self, progress: ProgressHook) -> None:
         self.progress = progress
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Write the record of this iteration, if one is due."""
+        """Write the record of the current iteration if one is due."""
         self.progress.write_record(runner)

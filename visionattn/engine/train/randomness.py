@@ -1,9 +1,9 @@
-"""Randomness as a function of (seed, iteration), so that a resumed run repeats an unbroken one bit for bit.
+"""Random numbers as a function of seed and iteration: a resumed run equals an uninterrupted one bit for bit.
 
-Nothing has to be saved for that. The order of the samples comes from mmengine's own seeded samplers, which
-`StepSampler` walks to the right position without reading a single image; each sample is augmented under random
-generators seeded from (seed, rank, iteration, place in the batch); and before each iteration the generators that
-the model uses are seeded from (seed, rank, iteration). The number of data workers changes nothing.
+No random state is saved. The sample order comes from the seeded samplers of mmengine, which `StepSampler` advances to
+the current iteration without reading images. Each sample is augmented with generators seeded from (seed, rank,
+iteration, position in the batch), and before each iteration the generators that the model uses are seeded from (seed,
+rank, iteration). The result does not depend on the number of data workers.
 """
 
 import os
@@ -32,16 +32,22 @@ __all__ = [
     "words",
 ]
 
-MODEL, SAMPLE = 1, 2  # apart, so that dropout and augmentation never share a stream
+MODEL, SAMPLE = 1, 2  # separate streams for dropout and augmentation
 
 
 def words(*key: int) -> tuple[int, int, int, int]:
-    """Four independent 32-bit seeds from whole numbers ≥ 0."""
+    """Derive four independent 32-bit seeds from non-negative integers."""
     return tuple(int(w) for w in np.random.SeedSequence(key).generate_state(4))  # type: ignore[return-value]
 
 
 def seed_iteration(seed: int, iteration: int, rank: int | None = None) -> None:
-    """Seed Python, NumPy and PyTorch (all devices) for one training iteration of a rank, by default this one."""
+    """Seed Python, NumPy and PyTorch (all devices) for one training iteration.
+
+    Args:
+        seed: seed of the run.
+        iteration: number of the iteration, from 0.
+        rank: rank of the process; by default the current one.
+    """
     first, second, third, fourth = words(seed, MODEL, get_rank() if rank is None else rank, iteration)
     random.seed(first)
     np.random.seed(second)
@@ -50,13 +56,13 @@ def seed_iteration(seed: int, iteration: int, rank: int | None = None) -> None:
 
 @contextmanager
 def _seeded(key: tuple[int, ...], generators: list[Any]) -> Iterator[None]:
-    """Seed the CPU generators from ``key`` inside, and leave them as they were."""
+    """Seed the CPU generators and the generators of albumentations from ``key``; restore the former afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     first, second, third, fourth = words(*key)
     random.seed(first)
     np.random.seed(second)
     torch.random.default_generator.manual_seed(third)
-    for compose in generators:  # albumentations has generators of its own
+    for compose in generators:  # albumentations uses its own generators
         compose.set_random_state(np.random.default_rng(fourth), random.Random(fourth))
     try:
         yield
@@ -67,10 +73,12 @@ def _seeded(key: tuple[int, ...], generators: list[Any]) -> Iterator[None]:
 
 
 class NamedDataset(Dataset):
-    """A dataset that names the image when one cannot be read.
+    """A dataset whose errors contain the name of the image.
 
-    Attributes are those of the dataset inside, for reading and for setting: hooks look for ``metainfo`` and put
-    new pipelines in place.
+    Attributes are read from and written to the wrapped dataset, since hooks read ``metainfo`` and replace pipelines.
+
+    Args:
+        dataset: the wrapped dataset.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -87,14 +95,14 @@ class NamedDataset(Dataset):
     def _name(self, index: int) -> str:
         try:
             return str(self.dataset.get_data_info(index)["img_path"])
-        except Exception:  # wrappers of datasets differ in what they know
+        except Exception:  # not all dataset wrappers have this method
             return f"item {index} of {type(self.dataset).__name__}"
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "dataset" not in self.__dict__:  # while it is being unpickled in a worker
+        if name.startswith("__") or "dataset" not in self.__dict__:  # during unpickling in a data worker
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -103,7 +111,14 @@ class NamedDataset(Dataset):
 
 
 class SeededDataset(NamedDataset):
-    """A dataset whose items are ``(index, iteration, place)`` of another's, augmented alike at every reading."""
+    """A dataset indexed with ``(index, iteration, position)``, whose augmentations only depend on this key.
+
+    Args:
+        dataset: the wrapped dataset.
+        seed: seed of the run.
+        rank: rank of the process.
+        bad: if given, unreadable samples are returned as `BadSample` instead of raising an error.
+    """
 
     def __init__(self, dataset: Any, seed: int, rank: int, bad: BadSamples | None = None) -> None:
         self.__dict__.update(dataset=dataset, _seed=seed, _rank=rank, _found=(None, []))
@@ -129,14 +144,14 @@ class SeededDataset(NamedDataset):
 
 
 def _albumentations(part: Any, seen: set[int]) -> Iterator[Any]:
-    """The outermost albumentations objects inside datasets, pipelines and transforms."""
+    """Yield the outermost albumentations objects in datasets, pipelines and transforms."""
     if id(part) in seen or isinstance(part, (str, bytes, int, float, np.ndarray, torch.Tensor, type(None))):
         return
     seen.add(id(part))
     if hasattr(part, "set_random_state") and hasattr(part, "py_random"):
         yield part
     elif isinstance(part, (list, tuple)):
-        if len(part) < 100:  # transforms, not a list of samples
+        if len(part) < 100:  # longer lists contain samples, not transforms
             for item in part:
                 yield from _albumentations(item, seen)
     elif hasattr(part, "__dict__") and not isinstance(part, type):
@@ -146,11 +161,13 @@ def _albumentations(part: Any, seen: set[int]) -> Iterator[Any]:
 
 
 class StepSampler:
-    """The batches of a sampler from any iteration on, each index with its iteration and its place in the batch.
+    """The batches of a batch sampler, starting at any iteration.
+
+    Each batch is a list of ``(index, iteration, position in the batch)``.
 
     Args:
-        batches: a batch sampler of PyTorch or mmdet over a seeded sampler.
-        endless: go on to the next pass after the end of one, as iteration-based training does.
+        batches: a batch sampler of PyTorch or mmdet that uses a seeded sampler.
+        endless: repeat the data endlessly, for iteration-based training.
     """
 
     def __init__(self, batches: Any, endless: bool) -> None:
@@ -161,11 +178,16 @@ class StepSampler:
 
     @property
     def sampler(self) -> Any:
-        """The sampler of single indices; mmengine's hooks look for it here."""
+        """The sampler of the batch sampler, which hooks of mmengine access."""
         return getattr(self.batches, "sampler", None)
 
     def start(self, epoch: int, first: int) -> None:
-        """Begin the next walk at iteration ``first``; for endless ones ``epoch`` is ignored."""
+        """Start the next iteration over the batches at a given position.
+
+        Args:
+            epoch: number of the epoch, from 0; not used if ``endless``.
+            first: number of the first iteration, counted from the start of training.
+        """
         self.epoch, self.first = epoch, first
 
     def __len__(self) -> int:
@@ -188,9 +210,13 @@ class StepSampler:
 
 
 def resumable_loader(loader: DataLoader, seed: int, endless: bool, bad: BadSamples | None = None) -> DataLoader:
-    """The same data as ``loader``, read by a `StepSampler` through a `SeededDataset`.
+    """Return a dataloader for the same data that uses `StepSampler` and `SeededDataset`.
 
-    With an account of bad samples, batches come as `Collected`, for its ``take``.
+    Args:
+        loader: the dataloader.
+        seed: seed of the run.
+        endless: repeat the data endlessly.
+        bad: if given, unreadable samples are skipped and batches are `Collected`, for `BadSamples.take`.
     """
     dataset = loader.dataset.dataset if type(loader.dataset) is NamedDataset else loader.dataset
     seeded = SeededDataset(dataset, seed, get_rank(), bad)
@@ -198,7 +224,7 @@ def resumable_loader(loader: DataLoader, seed: int, endless: bool, bad: BadSampl
 
 
 def with_named_errors(loader: DataLoader) -> DataLoader:
-    """The same data as ``loader``, through a `NamedDataset`."""
+    """Return a dataloader for the same data that uses `NamedDataset`."""
     if isinstance(loader.dataset, NamedDataset) or not hasattr(loader.dataset, "__getitem__"):
         return loader
     return _like(loader, NamedDataset(loader.dataset), loader.batch_sampler)
@@ -206,9 +232,10 @@ def with_named_errors(loader: DataLoader) -> DataLoader:
 
 @contextmanager
 def reading(loader: DataLoader) -> Iterator[Iterator[Any]]:
-    """Iterate over a loader; when the block ends early its workers end at once.
+    """Yield an iterator over a dataloader, and stop its worker processes at the end of the block.
 
-    Left to the garbage collector, which may take the workers' queues apart first, each costs five seconds.
+    Otherwise the garbage collector may delete the queues of the workers first, and each worker takes five seconds to
+    exit.
     """
     batches = iter(loader)
     try:
@@ -221,7 +248,7 @@ def reading(loader: DataLoader) -> Iterator[Iterator[Any]]:
 
 
 def shut_down(batches: Any) -> None:
-    """End the worker processes of a loader's iterator, if it has any."""
+    """Stop the worker processes of a dataloader iterator, if it has any."""
     if hasattr(batches, "_shutdown_workers"):
         batches._shutdown_workers()
 

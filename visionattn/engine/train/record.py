@@ -1,4 +1,4 @@
-"""What a test's ``results.json`` says beside the metrics: which data, which weights, which versions; IoU by class."""
+"""Further contents of ``results.json`` of a test: the data, the weights, package versions, and the IoU per class."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ PACKAGES = ("visionattn", "torch", "torchvision", "timm", "numpy", "mmengine", "
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Compute the SHA-256 digest of a file, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
 
@@ -33,7 +33,7 @@ def _digest(stream: Any) -> str:  # Python 3.10
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that may change a figure."""
+    """Return the versions of the packages that can affect results."""
     found = {}
     for name in PACKAGES:
         try:
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_dataset(config: Config, runner: Runner) -> dict[str, Any]:
-    """Type, files, classes and counts of the test data; for COCO files also the objects of each class."""
+    """Describe the test data: type, files, classes and number of images; for COCO files also objects per class."""
     part = config.test_dataloader["dataset"]
     while isinstance(part, Mapping) and isinstance(part.get("dataset"), Mapping):
         part = part["dataset"]
@@ -64,7 +64,7 @@ def describe_dataset(config: Config, runner: Runner) -> dict[str, Any]:
             names = {c["id"]: str(c["name"]) for c in content["categories"]}
             counts = dict.fromkeys(names.values(), 0)
             for annotation in content.get("annotations", []):
-                for entry in annotation.get("segments_info", [annotation]):  # panoptic files have segments by image
+                for entry in annotation.get("segments_info", [annotation]):  # panoptic files list segments per image
                     if not entry.get("iscrowd"):
                         counts[names[entry["category_id"]]] += 1
             record["ann_sha256"], record["objects"] = file_sha256(path), counts
@@ -73,10 +73,13 @@ def describe_dataset(config: Config, runner: Runner) -> dict[str, Any]:
 
 
 def keep_class_iou(runner: Runner) -> dict[str, dict[str, float]]:
-    """A dict that gets IoU and accuracy (recall) of each class once the test is over: mmseg only prints them.
+    """Return a dict that is filled with the IoU and accuracy (recall) of each class at the end of the test.
 
-    In percent, as mmseg's mIoU; -1 where a class is neither in the maps nor in the predictions. ``pixels`` is the
-    class's share of the labelled pixels.
+    mmseg only prints these values. They are in percent, like its mIoU, and -1 for classes that are neither in the
+    label maps nor in the predictions. ``pixels`` is the percentage of the labeled pixels that belong to the class.
+
+    Args:
+        runner: runner whose ``IoUMetric`` is observed.
     """
     found: dict[str, dict[str, float]] = {}
     for metric in runner.test_evaluator.metrics:

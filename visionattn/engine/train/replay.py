@@ -1,4 +1,4 @@
-"""A dump of the batch and the weights at which a run met NaN or infinity, and its replay away from run and data."""
+"""Dump the batch and weights of an iteration with NaN or infinite values, and replay it without the training data."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -24,7 +24,7 @@ __all__ = ["FORMAT", "Replay", "decode", "encode", "replay", "write_dump"]
 FORMAT = "visionattn-replay-1"
 AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 KIND = "~kind"
-"""Marks a dict in a dump that stands for an object. No other class than those of `_classes` is ever made from one."""
+"""Key of dicts in a dump that represent objects. Only classes in `_classes` are instantiated from them."""
 
 
 def _classes() -> dict[str, Any]:
@@ -41,10 +41,13 @@ def _classes() -> dict[str, Any]:
 
 
 def encode(value: Any) -> Any:
-    """A batch as tensors, numbers, strings, lists, tuples and dicts.
+    """Convert a batch to tensors, numbers, strings, lists, tuples and dicts.
+
+    Args:
+        value: the batch, also with data samples, boxes and masks of OpenMMLab.
 
     Raises:
-        CheckpointError: it holds something else than data samples of OpenMMLab, boxes, masks and these.
+        CheckpointError: the batch contains objects of other classes.
     """
     kind = type(value).__name__
     if isinstance(value, np.ndarray) and value.dtype.kind not in "OUS":
@@ -66,15 +69,17 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """What `encode` made a plain value of.
+    """Restore a batch from the result of `encode`.
 
     Raises:
-        CheckpointError: a kind that is not known, or one that is not as `encode` makes it.
+        CheckpointError: a class is unknown, or the value is malformed.
     """
     try:
         return _decode(value)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RecursionError, RuntimeError) as error:
-        raise CheckpointError(f"the dump's batch is malformed ({type(error).__name__}: {_short(error)})") from error
+        raise CheckpointError(
+            f"the batch in the dump is malformed ({type(error).__name__}: {_short(error)})"
+        ) from error
 
 
 def _short(error: BaseException) -> str:
@@ -93,7 +98,7 @@ def _decode(value: Any) -> Any:
         return value["tensor"].numpy()
     kind = _classes().get(name) if isinstance(name, str) else None
     if kind is None:
-        raise CheckpointError(f"the dump holds a {name!r}, which is not known here")
+        raise CheckpointError(f"the dump contains an object of the unknown class {name!r}")
     if name == "HorizontalBoxes":
         return kind(value["tensor"])
     if name in ("BitmapMasks", "PolygonMasks"):
@@ -101,16 +106,22 @@ def _decode(value: Any) -> Any:
     element = kind(metainfo=_decode(value["meta"]))
     for key, item in value["data"].items():
         if callable(getattr(kind, key, None)):
-            raise CheckpointError(f"the dump's {name} has a field {key!r}, which is a method")
+            raise CheckpointError(f"the {name} in the dump has a field {key!r}, which is the name of a method")
         setattr(element, key, _decode(item))
     return element
 
 
 def write_dump(path: Path, model: nn.Module, batch: Any, facts: Mapping[str, Any]) -> bool:
-    """Write weights, batch and facts (``iteration``, ``rank``, ``seed``, ``what``, ``autocast``, ...) as plain values.
+    """Write the weights, the batch and metadata of an iteration to a file.
+
+    Args:
+        path: file to write.
+        model: the model.
+        batch: the batch, which is left out if it contains objects that `encode` does not support.
+        facts: ``iteration``, ``rank``, ``seed``, ``what``, ``autocast`` and further metadata.
 
     Returns:
-        Whether the batch is in it; a batch of classes unknown to `encode` is left out.
+        True if the batch was written.
     """
     try:
         encoded = encode(batch)
@@ -123,15 +134,15 @@ def write_dump(path: Path, model: nn.Module, batch: Any, facts: Mapping[str, Any
 
 @dataclass
 class Replay:
-    """What a replay found.
+    """Result of a replay.
 
     Attributes:
-        what: ``"loss"`` or ``"gradient"``, as the run had it.
-        iteration: of the run, from 1.
-        images: files of the batch.
-        losses: each term, a number.
-        modules: names of the modules whose output was not finite though their inputs were, first one first.
-        parameters: names of those whose gradient was not finite.
+        what: ``"loss"`` or ``"gradient"``: which one was NaN or infinite in the run.
+        iteration: number of the iteration, from 1.
+        images: image files of the batch.
+        losses: values of the loss terms.
+        modules: names of the modules with finite inputs and NaN or infinite outputs, in the order of execution.
+        parameters: names of the parameters with NaN or infinite gradients.
     """
 
     what: str
@@ -143,37 +154,37 @@ class Replay:
 
     @property
     def reproduced(self) -> bool:
-        """Whether NaN or infinity came up again."""
+        """True if a loss or gradient is NaN or infinite again."""
         return not all(np.isfinite(v) for v in self.losses.values()) or bool(self.parameters)
 
 
 def replay(path: str | Path, config: Config, device: str | torch.device = "cpu") -> Replay:
-    """Run the iteration of a dump again, up to its gradients, and look where NaN or infinity first comes up.
+    """Repeat the forward and backward pass of a dump and find where NaN or infinite values first occur.
 
     Args:
         path: the dump, ``nonfinite_iter_N_rank_R.pth``.
-        config: that of its run.
-        device: where to run; a GPU's rounding is not a CPU's, so the same device tells most.
+        config: config of the run.
+        device: device to use. Rounding differs between CPUs and GPUs, so prefer the type of device of the run.
 
     Raises:
-        CheckpointError: the dump cannot be read, holds no batch, or does not fit the config.
-        ConfigError: the config is wrong.
+        CheckpointError: the dump cannot be read, contains no batch, or does not match the config.
+        ConfigError: the config is invalid, or the device is not available.
     """
     dump = checkpoints.read(path)
     if dump.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: is no dump of a stopped run (nonfinite_iter_*.pth)")
+        raise CheckpointError(f"{path}: is not a dump of a stopped run (nonfinite_iter_*.pth)")
     try:
         seed, iteration, rank = (int(dump[key]) for key in ("seed", "iteration", "rank"))
         if min(seed, rank) < 0 or iteration < 1 or max(seed, iteration, rank) >= 2**32:
             raise ValueError(f"seed {seed}, iteration {iteration}, rank {rank}")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path}: its seed, iteration or rank is missing or none ({_short(error)})") from error
+        raise CheckpointError(f"{path}: seed, iteration or rank is missing or invalid ({_short(error)})") from error
     if dump.get("batch") is None:
-        raise CheckpointError(f"{path}: holds no batch, as it was of classes that cannot be saved safely")
+        raise CheckpointError(f"{path}: contains no batch, because its classes cannot be saved safely")
     name, device = str(config.filename or "the config"), torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device}: PyTorch sees no CUDA device here; use cpu")
-    from visionattn.engine.model import drop_initialisation
+        raise ConfigError(f"`device` {device} is not available: PyTorch finds no CUDA device")
+    from visionattn.engine.config.build import drop_initialisation
 
     drop_initialisation(config["model"])
     with quiet(), building(name), DefaultScope.overwrite_default_scope(config.get("default_scope", "mmengine")):
@@ -191,9 +202,9 @@ def replay(path: str | Path, config: Config, device: str | torch.device = "cpu")
         total, terms = model.parse_losses(losses)
     except VisionattnError:
         raise
-    except Exception as error:  # what the run's model took, this one does not: other data or another model
+    except Exception as error:  # the config has another model or data format than the run
         raise CheckpointError(
-            f"{path}: its batch does not go through the config's model ({type(error).__name__}: {_short(error)})"
+            f"{path}: the model of the config cannot process the batch ({type(error).__name__}: {_short(error)})"
         ) from error
     for hook in hooks:
         hook.remove()

@@ -1,4 +1,4 @@
-"""How a model's figures fall as its test pictures are degraded: JPEG, blur, noise, resizing."""
+"""Robustness of a model: its metrics on test images degraded by JPEG compression, blur, noise and resizing."""
 
 import csv
 import io
@@ -27,18 +27,18 @@ CURVES = ("pixel_f1", "pixel_auc", "image_auc", "image_accuracy")
 
 @TRANSFORMS.register_module()
 class DegradeImage(BaseTransform):
-    """Degrades the picture just loaded; annotations stay as they are. See `visionattn.data.degrade`.
+    """Degrade an image without changing its annotations; see `visionattn.data.degrade`.
 
     Args:
         kind: ``"jpeg"``, ``"blur"``, ``"noise"`` or ``"resize"``.
-        level: of it.
+        level: level of the degradation.
     """
 
     def __init__(self, kind: str, level: float) -> None:
         self.kind, self.level = kind, level
 
     def transform(self, results: dict) -> dict:
-        """Degrade; the noise of a picture hangs on its file's name alone."""
+        """Degrade the image in ``results``. Noise is seeded with the name of the file."""
         name = os.path.basename(str(results.get("img_path", "")))
         results["img"] = degrade(results["img"], self.kind, self.level, zlib.crc32(name.encode()))
         return results
@@ -51,24 +51,24 @@ def measure_ladders(
     kinds: Sequence[str] = tuple(LADDERS),
     on_level: Callable[[str, float, dict[str, float]], None] = lambda kind, level, metrics: None,
 ) -> list[Path]:
-    """Test a checkpoint on clean pictures and on every level of each ladder.
+    """Test a checkpoint on the original images and on every level of each degradation.
 
     Args:
-        config: with ``test_dataloader`` and ``test_evaluator``.
+        config: config with ``test_dataloader`` and ``test_evaluator``.
         checkpoint: the weights.
         out: folder for ``robustness.json``, ``robustness.csv`` and ``robustness.png``.
-        kinds: which ladders.
-        on_level: called with kind (``"clean"`` first), level and metrics as they come.
+        kinds: types of degradation.
+        on_level: called with the type (``"clean"`` first), the level and the metrics after each test.
 
     Returns:
         The files.
 
     Raises:
-        ConfigError: an unknown kind, or the config has no pipeline that loads images.
+        ConfigError: a type is unknown, or the test pipeline does not load images.
     """
     unknown = [kind for kind in kinds if kind not in LADDERS]
     if unknown or not kinds:
-        raise ConfigError(f"--robustness {' '.join(unknown)}: must be one or more of {', '.join(LADDERS)}")
+        raise ConfigError(f"`robustness` must be one or more of {', '.join(LADDERS)}, got {' '.join(unknown)}")
     folder = Path(out)
     rows: list[dict[str, Any]] = []
     for kind, level in [("clean", 0.0), *((k, level) for k in kinds for level in LADDERS[k])]:
@@ -96,14 +96,22 @@ def _degraded(config: Config, kind: str, level: float) -> Config:
     steps = list(dataset.get("pipeline") or ())
     place = next((i for i, s in enumerate(steps) if str(s["type"]).rsplit(".", 1)[-1] == "LoadImageFromFile"), None)
     if place is None:
-        raise ConfigError("--robustness: test_dataloader.dataset.pipeline has no LoadImageFromFile to degrade after")
+        raise ConfigError("test_dataloader.dataset.pipeline has no LoadImageFromFile, which `robustness` requires")
     steps.insert(place + 1, {"type": "visionattn.DegradeImage", "kind": kind, "level": level})
     dataset.pipeline = steps
     return changed
 
 
 def draw_ladders(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draw one panel for each ladder, its first point the clean pictures."""
+    """Plot the metrics over the levels, with one panel per type of degradation, starting at the original images.
+
+    Args:
+        rows: dicts with ``kind``, ``level`` and the metrics.
+        path: image file to write.
+
+    Returns:
+        The path.
+    """
     figure_module = require("matplotlib.figure", "openmmlab")
     clean = next(row for row in rows if row["kind"] == "clean")
     kinds = list(dict.fromkeys(row["kind"] for row in rows if row["kind"] != "clean"))

@@ -1,13 +1,13 @@
-"""mmengine's Runner with safe checkpoints, exact resuming, guarded steps and a readable screen."""
+"""The Runner of mmengine with safe checkpoints, exact resuming, checks for NaN, and progress on the console."""
 
 import itertools
 import os
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import mmengine
 import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import EMAHook
@@ -33,7 +33,7 @@ __all__ = ["Runner"]
 
 _COUNT = itertools.count()
 
-# Facts of the running process, which a resumed run has its own of.
+# Entries of the message hub that belong to the current process and are not restored when resuming.
 _NOT_RESUMED = {
     "cfg", "seed", "experiment_name", "mmengine_version", "max_epochs", "max_iters", "dataset_meta", "loop_stage",
     "eta", "epoch", "iter",
@@ -41,29 +41,30 @@ _NOT_RESUMED = {
 
 
 class Runner(StockRunner):
-    """Takes the arguments of mmengine's Runner and behaves as it does, except:
+    """A Runner with the arguments of mmengine's Runner and these differences:
 
-    - checkpoints hold only tensors and plain values and are written atomically; resuming loads strictly;
-    - ``EpochBasedTrainLoop``, ``IterBasedTrainLoop`` and ``CheckpointHook`` are this package's;
-    - the log goes to the file, `ProgressHook` shows progress on the screen;
-    - a loss or gradient that is not finite ends the run before the step.
+    - checkpoints only contain tensors and plain values and are written atomically, and resuming requires that all
+      tensors match;
+    - ``EpochBasedTrainLoop``, ``IterBasedTrainLoop`` and ``CheckpointHook`` are replaced by those of this package;
+    - the log is written to the log file, and `ProgressHook` shows progress on the console;
+    - a NaN or infinite loss or gradient stops training before the optimizer step.
     """
 
-    bad_samples: BadSamples | None = None  # None: the first sample that cannot be read ends the run
-    validated: frozenset[int] = frozenset()  # iterations whose validation is on record, when resuming
+    bad_samples: BadSamples | None = None  # None: an unreadable sample stops the run
+    validated: frozenset[int] = frozenset()  # iterations with a recorded validation, when resuming
 
     def setup_env(self, env_cfg: dict) -> None:
-        """As mmengine; without CUDA, processes talk through gloo, which its launcher does not know."""
+        """Set up the environment as mmengine does, but with the gloo backend for processes without CUDA."""
         if self.distributed and not torch.distributed.is_initialized() and not torch.cuda.is_available():
             torch.distributed.init_process_group("gloo")
         super().setup_env(env_cfg)
-        # Loggers, message hubs and visualizers are kept by name for the life of the process; two runs in one
-        # process, even within one second, must not share them.
+        # Loggers, message hubs and visualizers are global and identified by name. Runs in one process must not share
+        # them, even if they start within the same second.
         self._serial = f"{os.getpid()}_{next(_COUNT)}"
         self.cfg.experiment_name = None
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        """The logger of the run, writing to its file only."""
+        """Build the logger of the run, which only writes to its file."""
         self._experiment_name = f"{self._experiment_name}_{self._serial}"
         kwargs["name"] = self._experiment_name
         logger = super().build_logger(*args, **kwargs)
@@ -71,7 +72,7 @@ class Runner(StockRunner):
         return logger
 
     def build_visualizer(self, visualizer: Any = None) -> Visualizer:
-        """The visualizer with a scalars file and, where installed, TensorBoard."""
+        """Build the visualizer, with local files and, if installed, TensorBoard."""
         if visualizer is None or isinstance(visualizer, dict):
             visualizer = deepcopy(dict(visualizer or {"type": "Visualizer"}))
             visualizer["name"] = f"{visualizer.get('name', 'visualizer')}_{self._serial}"
@@ -88,11 +89,11 @@ class Runner(StockRunner):
     def build_dataloader(
         dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """As mmengine, but an image that cannot be read is an error with its name."""
+        """Build a dataloader as mmengine does, with the name of the image in the errors of unreadable images."""
         return with_named_errors(StockRunner.build_dataloader(dataloader, seed, diff_rank_seed))
 
     def build_train_loop(self, loop: Any) -> Any:
-        """The training loop; mmengine's two are replaced by those that can start in the middle."""
+        """Build the training loop, replacing the loops of mmengine by loops that can resume at any iteration."""
         if isinstance(loop, dict):
             loop = deepcopy(dict(loop))
             kind = str(loop.pop("type", "")).rsplit(".", 1)[-1]
@@ -105,7 +106,7 @@ class Runner(StockRunner):
         return super().build_train_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """The optimizer wrapper, guarded against steps that are not finite."""
+        """Build the optimizer wrapper, with the checks of `FiniteGuard`."""
         built = super().build_optim_wrapper(optim_wrapper)
         if not getattr(built, "_guarded", False):
             self.guard.install(built)
@@ -113,7 +114,7 @@ class Runner(StockRunner):
         return built
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
-        """mmengine's default hooks with this package's checkpoints, progress and stop."""
+        """Register the default hooks, with this package's hooks for checkpoints, progress and stopping."""
         hooks = deepcopy(dict(hooks or {}))
         given = hooks.get("checkpoint", {"interval": 1})
         if isinstance(given, dict):
@@ -134,20 +135,20 @@ class Runner(StockRunner):
         self.register_hook(self.stopper)
 
     def note(self, line: str) -> None:
-        """A line for the log and the screen."""
+        """Write a line to the log and the console."""
         self.logger.warning(line)
         self.progress.console.print(line, markup=False)
 
     @property
     def checkpoint_hook(self) -> CheckpointHook | None:
-        """The hook that writes checkpoints, if the config has not removed it."""
+        """The checkpoint hook, or None if the config disables it."""
         return next((h for h in self.hooks if isinstance(h, CheckpointHook)), None)
 
     # checkpoints
 
     @property
     def bare_model(self) -> nn.Module:
-        """The model without a wrapper for several devices."""
+        """The model without its wrapper for distributed training."""
         return self.model.module if is_model_wrapper(self.model) else self.model
 
     def load_checkpoint(
@@ -155,27 +156,41 @@ class Runner(StockRunner):
         filename: str,
         map_location: Any = "cpu",
         strict: bool = False,
-        revise_keys: Any = None,
+        revise_keys: Sequence[tuple[str, str]] | None = None,
     ) -> dict[str, Any]:
-        """Load weights; without ``strict``, what does not fit is left out and listed in the log.
+        """Load weights. Without ``strict``, tensors that do not match the model are skipped and listed in the log.
+
+        Args:
+            filename: a path, a URL, or a name such as ``torchvision://resnet50``.
+            map_location: see `torch.load`.
+            strict: names and shapes of all tensors must match.
+            revise_keys: regular expressions and their replacements in parameter names. None removes the prefix
+                ``module.`` of ``DistributedDataParallel``.
+
+        Returns:
+            The checkpoint.
 
         Raises:
-            CheckpointError: unreadable, unsafe, nothing fits, or ``strict`` and something does not fit.
+            CheckpointError: the checkpoint cannot be read safely, no tensor matches, or ``strict`` and a tensor does
+                not match.
         """
-        checkpoint = mmengine.runner.CheckpointLoader.load_checkpoint(str(filename), map_location, logger="silent")
-        checkpoint.setdefault("state_dict", checkpoints.state_dict_of(checkpoint))  # hooks look for it
+        checkpoint = checkpoints.load(filename, map_location)
+        checkpoint.setdefault("state_dict", checkpoints.state_dict_of(checkpoint))  # read by hooks
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        skipped = checkpoints.fit(self.bare_model, checkpoint, filename, strict=strict)
+        skipped = checkpoints.fit(self.bare_model, checkpoint, filename, strict, revise_keys)
         self._has_loaded = True
         if skipped:
             self.logger.info("not loaded from %s:\n%s", filename, "\n".join(skipped))
             self.progress.console.print(
-                f"loaded {filename}; {len(skipped)} tensors do not fit and start anew (listed in the log)"
+                f"loaded {filename}; {len(skipped)} tensors do not match and keep their initial values (see the log)"
             )
         return checkpoint
 
     def load_or_resume(self) -> None:
-        """Load or resume as ``load_from`` and ``resume`` say; a plain ``resume`` takes the newest whole file."""
+        """Load or resume according to ``load_from`` and ``resume``.
+
+        Without a path, the newest readable checkpoint in the work dir is resumed.
+        """
         if self._has_loaded:
             return
         source = self._load_from
@@ -197,20 +212,26 @@ class Runner(StockRunner):
         resume_param_scheduler: bool = True,
         map_location: Any = "cpu",
     ) -> None:
-        """Take up a run: weights, optimizer, schedules, logged history and position in the data.
+        """Resume a run: weights, optimizer, schedulers, log history and position in the data.
+
+        Args:
+            filename: the checkpoint.
+            resume_optimizer: restore the state of the optimizer.
+            resume_param_scheduler: restore the state of the schedulers.
+            map_location: see `torch.load`.
 
         Raises:
-            CheckpointError: the file cannot be read, does not fit, or holds no training state.
+            CheckpointError: the file cannot be read, does not match the config, or has no training state.
         """
-        checkpoint = self.load_checkpoint(filename, map_location="cpu", strict=True)
+        checkpoint = self.load_checkpoint(filename, map_location, strict=True)
         meta = checkpoint.get("meta") or {}
         if "iter" not in meta or (resume_optimizer and "optimizer" not in checkpoint):
             raise CheckpointError(
-                f"{filename}: holds weights but no training state to resume from; use an iter_*.pth or "
-                "epoch_*.pth file, or start anew with --cfg-options load_from=FILE"
+                f"{filename}: contains weights but no training state; resume from an iter_*.pth or epoch_*.pth file, "
+                "or set load_from to this file in the config to start a new run"
             )
         if "ema_state_dict" in checkpoint and not any(isinstance(h, EMAHook) for h in self.hooks):
-            raise CheckpointError(f"{filename}: is of a run that averages its weights; resume it with --ema")
+            raise CheckpointError(f"{filename}: was saved with averaged weights; resume with `ema`")
         loop = self.train_loop
         loop._epoch, loop._iter = int(meta.get("epoch", 0)), int(meta["iter"])
         length = meta.get("batches_per_epoch")
@@ -232,8 +253,8 @@ class Runner(StockRunner):
                 self._resume_schedulers(checkpoint["param_schedulers"])
         except (ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{filename}: its optimizer state does not fit this config ({error}); resume with the config of "
-                "the run, or start anew with --cfg-options load_from=FILE"
+                f"{filename}: the optimizer state does not match the config ({error}); resume with the config of the "
+                "run, or set load_from to this file in the config to start a new run"
             ) from error
         self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
 
@@ -251,7 +272,7 @@ class Runner(StockRunner):
             parameters[name].grad = gradient.to(parameters[name])
 
     def _pending_gradients(self) -> dict[str, torch.Tensor]:
-        """Gradients that wait for others before a step is taken with them; the mean over the processes."""
+        """Return the gradients accumulated since the last optimizer step, averaged over the processes."""
         wrapper = self.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
         if all(w._accumulative_counts == 1 or w.should_update() for w in wrappers):
@@ -278,7 +299,20 @@ class Runner(StockRunner):
         by_epoch: bool = True,
         backend_args: dict | None = None,
     ) -> None:
-        """Write a checkpoint atomically; arguments as in mmengine. Every process must call it, the first writes."""
+        """Write a checkpoint atomically. All processes must call it; the first one writes the file.
+
+        Args:
+            out_dir, filename: where to write.
+            file_client_args, backend_args: None or a local backend.
+            save_optimizer: include the state of the optimizer.
+            save_param_scheduler: include the state of the schedulers.
+            meta: further metadata; ``epoch`` and ``iter`` replace the current ones.
+            by_epoch: an epoch ends with this checkpoint, rather than an iteration.
+
+        Raises:
+            CheckpointError: the file cannot be written, or another backend is requested.
+        """
+        checkpoints.check_backend(file_client_args, backend_args)
         gradients = self._pending_gradients() if save_optimizer else {}
         if not is_main_process():
             return
@@ -314,13 +348,13 @@ class Runner(StockRunner):
 
     @master_only
     def dump_config(self) -> None:
-        """Write the resolved config into the work dir."""
+        """Write the resolved config to the work dir."""
         name = Path(self.cfg.filename).name if self.cfg.filename else "config.py"
         checkpoints.write_text(Path(self.work_dir) / Path(name).with_suffix(".py"), self.cfg.pretty_text)
 
 
 def _numbers(scheduler: Any) -> dict[str, Any]:
-    """The state of a scheduler without the functions that one-cycle schedules keep in theirs, and build anew."""
+    """Return the state of a scheduler without functions, which one-cycle schedulers store and recreate."""
     return {key: value for key, value in scheduler.state_dict().items() if not callable(value)}
 
 

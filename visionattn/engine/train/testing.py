@@ -1,4 +1,4 @@
-"""Measure a checkpoint on the test data of a config."""
+"""Test a checkpoint on the test data of a config."""
 
 import contextlib
 import io
@@ -19,6 +19,7 @@ from mmengine.config import Config
 import visionattn
 from visionattn.data.panoptic import PanopticStats
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat import install
 from visionattn.engine.compat.checkpoint import write_text
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.checks import check_config
@@ -40,19 +41,19 @@ TRAINING_KEYS = (
 
 @dataclass
 class TestResult:
-    """What `test` found; the same is in ``results.json``.
+    """Result of `test`, which is also written to ``results.json``.
 
     Attributes:
-        metrics: under short names (``AP``, ``AP50``, ``mIoU``), as the evaluator gives them.
-        per_class: for COCO metrics, ``{"bbox": {class: {"AP": .., "AP50": ..}}}``; in percent, for maps of classes
-            ``{"semantic": {class: {"IoU": .., "Acc": .., "pixels": ..}}}``, and for panoptic metrics
-            ``{"panoptic": {class: {"PQ": .., "SQ": .., "RQ": ..}}}``; -1 where a class is absent.
-        images: how many were tested.
-        seconds: wall time of reading, predicting and measuring.
+        metrics: metrics of the evaluator under short names (``AP``, ``AP50``, ``mIoU``).
+        per_class: for COCO metrics ``{"bbox": {class: {"AP": .., "AP50": ..}}}``; for semantic segmentation, in
+            percent, ``{"semantic": {class: {"IoU": .., "Acc": .., "pixels": ..}}}``; for panoptic segmentation, in
+            percent, ``{"panoptic": {class: {"PQ": .., "SQ": .., "RQ": ..}}}``. The values are -1 for absent classes.
+        images: number of test images.
+        seconds: wall time of loading, inference and evaluation.
         files: ``results.json`` and the predictions in COCO format.
     """
 
-    __test__ = False  # not a test of pytest
+    __test__ = False  # not a pytest class
 
     metrics: dict[str, float]
     per_class: dict[str, dict[str, dict[str, float]]]
@@ -62,19 +63,26 @@ class TestResult:
 
 
 def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) -> TestResult:
-    """Run a checkpoint over ``test_dataloader`` and measure it with ``test_evaluator``.
+    """Run a checkpoint on ``test_dataloader`` and evaluate it with ``test_evaluator``.
 
-    Writes ``results.json`` and, for COCO metrics, ``predictions.bbox.json`` (and ``.segm.json``) into ``out``.
+    `visionattn.engine.compat.install` is called first.
+
+    Args:
+        config: the config.
+        checkpoint: the weights.
+        out: folder for ``results.json`` and, for COCO metrics, ``predictions.bbox.json`` and
+            ``predictions.segm.json``.
 
     Raises:
-        ConfigError: the config has no test data or evaluator, or is wrong.
-        CheckpointError: the checkpoint cannot be read safely, or does not fit the model.
-        DataError: the test data is not as it should be.
+        ConfigError: the config has no test data or evaluator, or is invalid.
+        CheckpointError: the checkpoint cannot be read safely or does not match the model.
+        DataError: the test data is invalid.
     """
+    install()
     name = Path(config.filename).name if config.filename else "config"
     for key in ("test_dataloader", "test_evaluator"):
         if not config.get(key):
-            raise ConfigError(f"{name}: has no `{key}`, which testing needs")
+            raise ConfigError(f"{name}: has no key {key!r}, which testing requires")
     check_config(config, ("test",), name)
     loaded = checkpoints.read(checkpoint)
     check_data(config, ("test",))
@@ -130,7 +138,11 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
 
 
 def _prepare_evaluators(cfg: Config, prefix: Path) -> dict[str, str]:
-    """Let COCO evaluators write their predictions; the kinds of boxes or masks, with their annotation files."""
+    """Make COCO evaluators write their predictions.
+
+    Returns:
+        The annotation files by the type of prediction, ``bbox`` or ``segm``.
+    """
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
     kinds: dict[str, str] = {}
     for evaluator in evaluators:
@@ -144,7 +156,10 @@ def _prepare_evaluators(cfg: Config, prefix: Path) -> dict[str, str]:
 
 
 def _keep_panoptic(runner: Runner) -> dict[str, dict[str, dict[str, float]]]:
-    """A dict that gets the panoptic quality of each class once the test is over: mmdet only prints it."""
+    """Return a dict that is filled with the panoptic quality of each class at the end of the test.
+
+    mmdet only prints these values.
+    """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for metric in runner.test_evaluator.metrics:
         if type(metric).__name__ != "CocoPanopticMetric" or metric.tmp_dir is None:
@@ -169,12 +184,15 @@ def _keep_panoptic(runner: Runner) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def per_class_ap(ann_file: str | os.PathLike, predictions: str | os.PathLike, kind: str) -> dict[str, dict[str, float]]:
-    """COCO's AP (IoU 0.50 to 0.95) and AP50 of each class, at most 1000 detections an image.
+    """Compute COCO's AP (IoU 0.50 to 0.95) and AP50 of each class with at most 1000 detections per image.
 
     Args:
         ann_file: the annotations.
         predictions: detections in COCO's result format.
         kind: ``"bbox"`` or ``"segm"``.
+
+    Returns:
+        ``{class: {"AP": .., "AP50": ..}}`` with values in [0, 1], or -1 for classes without annotations.
     """
     coco_api, evaluation = require("pycocotools.coco"), require("pycocotools.cocoeval")
     with contextlib.redirect_stdout(io.StringIO()):
@@ -201,7 +219,7 @@ def per_class_ap(ann_file: str | os.PathLike, predictions: str | os.PathLike, ki
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on: processor, devices, versions."""
+    """Describe the machine: processor, GPU, operating system and versions."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

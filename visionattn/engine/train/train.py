@@ -1,4 +1,4 @@
-"""Train and test from a config: the functions behind ``visionattn train`` and ``visionattn test``."""
+"""Train the model of a config."""
 
 import os
 import re
@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat import install
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.checks import check_config
 from visionattn.engine.config.data_checks import check_data
@@ -29,19 +30,19 @@ __all__ = ["TrainResult", "plain_errors", "train"]
 
 @dataclass
 class TrainResult:
-    """What a training run left.
+    """Result of `train`.
 
     Attributes:
-        work_dir: its folder.
-        config: the resolved config in it.
+        work_dir: folder of the run.
+        config: the resolved config in the folder.
         checkpoint: the last checkpoint.
-        best: the best one by validation, if the config saves it.
-        curve: the picture of the learning curve.
+        best: the checkpoint with the best validation metric, if the config saves it.
+        curve: image of the learning curve.
         log: the log file.
-        iterations: how many were done.
-        seconds: wall time of this process's part.
-        metrics: of the last validation, under short names (``AP``, ``AP50``).
-        best_metrics: of the best validation by the first metric.
+        iterations: number of completed iterations.
+        seconds: wall time, without the part before resuming.
+        metrics: metrics of the last validation under short names (``AP``, ``AP50``).
+        best_metrics: metrics of the validation with the best first metric.
     """
 
     work_dir: Path
@@ -73,27 +74,35 @@ def train(
 ) -> TrainResult:
     """Train the model of a config.
 
+    `visionattn.engine.compat.install` is called first.
+
     Args:
-        config: from `load_config`.
-        work_dir: folder for checkpoints and logs; default ``work_dirs/<config name>``.
-        resume: True goes on from the newest whole checkpoint in the work dir, or starts anew if there is none;
-            a path goes on from that file.
-        amp: mixed precision: float16 with loss scaling on CUDA, bfloat16 on a CPU.
-        seed: of all randomness; default the config's ``randomness.seed``, else 0. A resumed run keeps its seed.
-        ema: average the weights over the run, with this momentum (True: the config's, else 0.0002). Validation
-            and the weights in checkpoints are the averaged ones; a resumed run finds both.
-        accumulate: iterations for each optimizer step; schedules go on counting iterations.
-        wandb: send losses, metrics and the config to W&B too, to this project (True: WANDB_PROJECT).
-        skip_nonfinite: iterations with a loss or gradient that is not finite that are passed over, not stopped at.
-        max_bad_samples: different training samples that may be unreadable and are left out of their batches.
-        deterministic: only algorithms that give the same bits every time; a CPU's here all do.
-        distributed: this is one of several processes, with the environment variables of torchrun set.
+        config: as returned by `visionattn.engine.config.load.load_config`.
+        work_dir: folder for checkpoints and logs; by default ``work_dirs/<config name>``.
+        resume: True resumes from the newest readable checkpoint in the work dir, or starts a new run if there is none;
+            a path resumes from that checkpoint.
+        amp: mixed precision: float16 with loss scaling on CUDA, bfloat16 on CPUs.
+        seed: seed of all random numbers; by default ``randomness.seed`` of the config, or 0. A resumed run keeps its
+            seed.
+        ema: keep an exponential moving average of the weights with this momentum (True: that of the config, or
+            0.0002). It is used for validation and as the weights in checkpoints.
+        accumulate: number of iterations per optimizer step. Schedules remain in units of iterations.
+        wandb: also log to this project of Weights & Biases (True: WANDB_PROJECT).
+        skip_nonfinite: number of iterations with a NaN or infinite loss or gradient that are skipped; a further one
+            stops the run.
+        max_bad_samples: number of different unreadable training samples that are skipped; a further one stops the run.
+        deterministic: only use deterministic algorithms, on GPUs as well.
+        distributed: this is one of several processes, and the environment variables of torchrun are set.
+
+    Returns:
+        The files, the metrics and the wall time.
 
     Raises:
-        ConfigError, DataError, CheckpointError: before anything is trained.
-        TrainingError: the loss or a gradient was not finite, or memory ran out.
-        Interrupted: Ctrl-C or SIGTERM; the state was saved.
+        ConfigError, DataError, CheckpointError: the config, the data or a checkpoint is invalid.
+        TrainingError: the loss or a gradient is NaN or infinite, or memory is exhausted.
+        Interrupted: stopped by SIGINT (Ctrl-C) or SIGTERM; the state was saved.
     """
+    install()
     console = screen()
     name = Path(config.filename).name if config.filename else "config"
     _check_trainable(config, name)
@@ -106,7 +115,7 @@ def train(
     if source is not None:
         config.load_from = str(source)
     elif config.get("load_from") and "://" not in str(config.load_from):
-        checkpoints.read(config.load_from)  # before minutes are spent on the rest
+        checkpoints.read(config.load_from)  # find errors before the data is checked
     config.randomness = {**(config.get("randomness") or {}), "seed": _seed(config, seed, source)}
     if amp:
         train_options.use_amp(config, name)
@@ -128,11 +137,11 @@ def train(
     known_bad: dict[str, str] = {}
     tolerant = bool(config.get("max_bad_samples"))
     data = []
-    if tolerant or int(os.environ.get("RANK", 0)) == 0:  # each process must know what to leave out
+    if tolerant or int(os.environ.get("RANK", 0)) == 0:  # each process must know which files to skip
         data = check_data(config, bad=known_bad if tolerant else None)
     if len(known_bad) > (config.get("max_bad_samples") or 0):
         raise DataError(
-            f"{next(iter(known_bad.values()))} (and {len(known_bad) - 1} more); --max-bad-samples allows "
+            f"{next(iter(known_bad.values()))} (and {len(known_bad) - 1} more); `max_bad_samples` is "
             f"{config.max_bad_samples}"
         )
 
@@ -140,7 +149,7 @@ def train(
         runner = Runner.from_cfg(config)
     if runner.bad_samples is not None:
         runner.bad_samples.known = known_bad
-    if source is not None and source.parent.resolve() == folder.resolve():  # known to every process alike
+    if source is not None and source.parent.resolve() == folder.resolve():  # the same for all processes
         runner.validated = frozenset(r["iter"] for r in read_records(folder) if "val" in r)
     if is_main_process():
         _prepare_folder(folder, source, runner)
@@ -163,7 +172,7 @@ def train(
 def _check_trainable(config: Config, name: str) -> None:
     for key in ("train_dataloader", "train_cfg", "optim_wrapper"):
         if not config.get(key):
-            raise ConfigError(f"{name}: has no `{key}`, which training needs")
+            raise ConfigError(f"{name}: has no key {key!r}, which training requires")
 
 
 def _resume_source(folder: Path, resume: bool | str | os.PathLike, console: Any) -> Path | None:
@@ -174,10 +183,10 @@ def _resume_source(folder: Path, resume: bool | str | os.PathLike, console: Any)
         return Path(resume)
     found, reasons = checkpoints.newest(folder)
     for reason in reasons:
-        console.print(f"warning: passed over {reason}")
+        console.print(f"warning: skipped {reason}")
     if found is None and reasons:
-        raise CheckpointError(f"{folder}: none of its checkpoints can be read; the newest: {reasons[0]}")
-    console.print(f"resuming {found}" if found else f"nothing to resume in {folder}: starting anew")
+        raise CheckpointError(f"{folder}: none of the checkpoints can be read; the newest one: {reasons[0]}")
+    console.print(f"resuming {found}" if found else f"no checkpoint in {folder}: starting a new run")
     return found
 
 
@@ -186,17 +195,17 @@ def _seed(config: Config, seed: int | None, source: Path | None) -> int:
         saved = (checkpoints.read(source).get("meta") or {}).get("seed")
         if saved is not None:
             if seed is not None and seed != saved:
-                raise ConfigError(f"{source}: its run has the seed {saved}, not {seed}; resume without --seed")
+                raise ConfigError(f"{source}: `seed` must be {saved}, that of the run, or None, got {seed}")
             return int(saved)
     if seed is None:
         seed = (config.get("randomness") or {}).get("seed")
     if seed is not None and int(seed) < 0:
-        raise ConfigError(f"the seed {seed} is negative; give a whole number from 0 on")
+        raise ConfigError(f"`seed` must be at least 0, got {seed}")
     return 0 if seed is None else int(seed)
 
 
 def _prepare_folder(folder: Path, source: Path | None, runner: Runner) -> None:
-    """Keep what an earlier run left here apart from a new one; cut the records of a resumed one to its start."""
+    """Move the files of an earlier run to a subfolder, or delete records after the iteration that is resumed."""
     if source is not None:
         meta = checkpoints.read(source).get("meta") or {}
         if source.parent.resolve() == folder.resolve():
@@ -214,15 +223,19 @@ def _prepare_folder(folder: Path, source: Path | None, runner: Runner) -> None:
 
 @contextmanager
 def plain_errors(name: str) -> Iterator[None]:
-    """What goes wrong inside of a run, as one line."""
+    """Raise errors of a run with a one-line message.
+
+    Args:
+        name: name of the config.
+    """
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise TrainingError(
-            f"{name}: out of GPU memory; lower train_dataloader.batch_size or the image size, or use --amp"
+            f"{name}: out of GPU memory; reduce train_dataloader.batch_size or the image size, or use `amp`"
         ) from error
     except DataError as error:
-        # a data worker sends its traceback as the message; its last line is the message itself
+        # errors of data workers have the traceback as their message, which ends with the original message
         found = re.findall(r"DataError: (.+)", str(error))
         if "Traceback" in str(error) and found:
             raise DataError(found[-1]) from error
@@ -230,7 +243,7 @@ def plain_errors(name: str) -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" in str(error) and "exited" in str(error):
             raise TrainingError(
-                f"{name}: a data worker died, most often for lack of memory; lower train_dataloader.num_workers"
+                f"{name}: a data worker exited, probably for lack of memory; reduce train_dataloader.num_workers"
             ) from error
         raise
 

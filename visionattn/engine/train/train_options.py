@@ -1,4 +1,4 @@
-"""Options of a training run that change its config: mixed precision, averaged weights, accumulation, W&B."""
+"""Training options that change the config: mixed precision, EMA, gradient accumulation, Weights & Biases."""
 
 import importlib.util
 import os
@@ -31,20 +31,20 @@ __all__ = [
 
 EMA_MOMENTUM = 0.0002
 WANDB_ID = "wandb_id"
-"""File in the work dir with the name of the run at W&B, so that a resumed run goes on there."""
+"""File in the work dir with the id of the W&B run, for resuming."""
 
 
 @OPTIM_WRAPPERS.register_module()
 class BF16OptimWrapper(OptimWrapper):
-    """mmengine's optimizer wrapper with the forward pass in bfloat16 autocast, on CPU and CUDA.
+    """Optimizer wrapper with the forward pass under bfloat16 autocast, on CPU and CUDA.
 
-    bfloat16 has the range of float32, so that the loss needs no scaling; mmengine's ``AmpOptimWrapper`` scales it
-    for float16 and refuses to run without a GPU.
+    bfloat16 has the range of float32, so the loss needs no scaling. ``AmpOptimWrapper`` of mmengine scales the loss
+    for float16 and requires a GPU.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast around the forward pass and the loss."""
+        """Return a context with autocast for the forward pass and the loss."""
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield
@@ -52,18 +52,26 @@ class BF16OptimWrapper(OptimWrapper):
 
 @VISBACKENDS.register_module()
 class WandbBackend(WandbVisBackend):
-    """mmengine's W&B backend, without the upload of every Python file below the current folder."""
+    """The W&B backend of mmengine, without uploading all Python files in the current folder."""
 
-    def add_config(self, config: Config, **_: Any) -> None:
-        """Send the config; a resumed run may have changed it."""
+    def add_config(self, config: Config, **kwargs: Any) -> None:  # the signature of mmengine, which passes no kwargs
+        """Log the config, which may differ from that of the run that is resumed."""
         self.experiment.config.update(config.to_dict(), allow_val_change=True)
 
 
 def use_amp(config: Config, name: str) -> None:
-    """float16 with loss scaling on CUDA, bfloat16 on a CPU; the config's own mixed precision stays as it is."""
+    """Enable mixed precision: float16 with loss scaling on CUDA, bfloat16 on CPUs.
+
+    Args:
+        config: changed in place, unless it already uses mixed precision.
+        name: name of the config in error messages.
+
+    Raises:
+        ConfigError: the config has another type of optimizer wrapper.
+    """
     kind = str(config.optim_wrapper.get("type", "OptimWrapper")).rsplit(".", 1)[-1]
     if kind not in ("OptimWrapper", "AmpOptimWrapper", "BF16OptimWrapper"):
-        raise ConfigError(f"{name}: --amp cannot be combined with optim_wrapper type={kind!r}")
+        raise ConfigError(f"{name}: `amp` cannot be combined with optim_wrapper type={kind!r}")
     if torch.cuda.is_available():
         if kind != "BF16OptimWrapper":
             config.optim_wrapper.type = "AmpOptimWrapper"
@@ -75,16 +83,20 @@ def use_amp(config: Config, name: str) -> None:
 
 
 def use_ema(config: Config, momentum: float | None) -> None:
-    """Average the weights over the run with mmengine's EMAHook, as mmdet's RTMDet and YOLOX configs do.
+    """Enable an exponential moving average (EMA) of the weights with mmengine's EMAHook.
 
     Args:
-        momentum: share of the new weights in each iteration's average; None keeps that of an EMAHook in the config,
-            else takes 0.0002. In the first few thousand iterations it is larger.
+        config: changed in place.
+        momentum: weight of the new parameters in each update. None uses that of an EMAHook in the config, or 0.0002.
+            It is larger in the first few thousand iterations, as in the RTMDet and YOLOX configs of mmdet.
+
+    Raises:
+        ConfigError: the momentum is not in (0, 0.5).
     """
     if momentum is not None and not 0 < momentum < 0.5:
         raise ConfigError(
-            f"--ema {momentum:g}: is the share of new weights in each step, above 0 and below 0.5, "
-            "such as 0.0002 (others call that a decay of 0.9998)"
+            f"`ema` must be in (0, 0.5), got {momentum:g}; it is the weight of the new parameters in each update, "
+            "such as 0.0002 for a decay of 0.9998"
         )
     hooks = list(config.get("custom_hooks") or [])
     for hook in hooks:
@@ -106,43 +118,64 @@ def use_ema(config: Config, momentum: float | None) -> None:
 
 
 def accumulate(config: Config, count: int, name: str) -> None:
-    """Take one optimizer step for every ``count`` iterations, with the mean of their gradients.
+    """Accumulate gradients: take one optimizer step every ``count`` iterations, with the mean of their gradients.
 
-    Everything that the config counts in iterations stays counted in iterations, the learning rate's schedule too.
+    Intervals and learning rate schedules remain in units of iterations.
+
+    Args:
+        config: changed in place.
+        count: number of iterations per optimizer step.
+        name: name of the config in error messages.
+
+    Raises:
+        ConfigError: the count is below 1, or the optimizer wrapper does not support accumulation.
     """
     if count < 1:
-        raise ConfigError(f"--accumulate {count}: give 1 or more iterations for each optimizer step")
+        raise ConfigError(f"`accumulate` must be at least 1, got {count}")
     kind = str(config.optim_wrapper.get("type", "OptimWrapper")).rsplit(".", 1)[-1]
     if not kind.endswith("OptimWrapper"):
-        raise ConfigError(f"{name}: --accumulate cannot be combined with optim_wrapper type={kind!r}")
+        raise ConfigError(f"{name}: `accumulate` cannot be combined with optim_wrapper type={kind!r}")
     config.optim_wrapper.accumulative_counts = count
 
 
 def tolerate(config: Config, skip_nonfinite: int, max_bad_samples: int) -> None:
-    """Let a run go on past a few iterations that are not finite, and without a few samples that cannot be read."""
+    """Allow a number of iterations with NaN or infinite values and a number of unreadable samples.
+
+    Args:
+        config: changed in place.
+        skip_nonfinite: number of iterations that are skipped.
+        max_bad_samples: number of different samples that are skipped.
+
+    Raises:
+        ConfigError: a number is negative.
+    """
     for name, value in (("skip_nonfinite", skip_nonfinite), ("max_bad_samples", max_bad_samples)):
         if value < 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: give a whole number from 0 on")
+            raise ConfigError(f"`{name}` must be at least 0, got {value}")
         if value:
             config[name] = value
 
 
 def be_deterministic(config: Config) -> None:
-    """PyTorch's deterministic algorithms, on cuDNN and cuBLAS too; where an operator has none, it says so and stops."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    """Use deterministic algorithms of PyTorch, cuDNN and cuBLAS. Operators that have none raise an error."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is initialized
     config.randomness = {**(config.get("randomness") or {}), "deterministic": True}
 
 
 def use_wandb(config: Config, project: str | None, folder: Path, resumed: bool) -> None:
-    """Send losses, metrics and the config to W&B, in addition to the files in the work dir.
+    """Log losses, metrics and the config to Weights & Biases (W&B), in addition to the files in the work dir.
 
     Args:
-        project: at W&B; None leaves it to the environment (WANDB_PROJECT), else wandb's default.
+        config: changed in place.
+        project: name of the W&B project; None uses WANDB_PROJECT or the default of wandb.
         folder: the work dir.
-        resumed: go on in the run at W&B that the work dir names.
+        resumed: continue the W&B run of the work dir.
+
+    Raises:
+        MissingDependencyError: wandb is not installed.
     """
     if importlib.util.find_spec("wandb") is None:
-        raise MissingDependencyError("--wandb: wandb is not installed; run: pip install wandb")
+        raise MissingDependencyError("`wandb` requires the package wandb; run: pip install wandb")
     file = folder / WANDB_ID
     if not (resumed and file.is_file()):
         folder.mkdir(parents=True, exist_ok=True)

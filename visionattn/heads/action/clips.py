@@ -1,4 +1,4 @@
-"""Clips of videos with the key points that go with them: reading, sampling of frames, crops and flips."""
+"""Video clips with keypoints: decoding, frame sampling, resizing, cropping and flipping."""
 
 import math
 import os
@@ -13,12 +13,12 @@ from visionattn.errors import DataError, require
 __all__ = ["Clip", "VideoInfo", "probe_video", "read_frames", "sample_indices"]
 
 MAX_PIXELS = 64_000_000
-"""Frames with more pixels are refused before they are decoded."""
+"""Maximum number of pixels of a frame, checked before decoding."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says of itself: number of frames, frames in a second, width and height."""
+    """Metadata of a video file: number of frames, frames per second, width and height in pixels."""
 
     frames: int
     fps: float
@@ -30,12 +30,12 @@ def _open(path: str | Path):
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2 = require("cv2")
     if not Path(path).is_file():
-        raise DataError(f"{path}: there is no such video file")
+        raise DataError(f"{path}: video file not found")
     level = cv2.utils.logging.setLogLevel(0)
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     cv2.utils.logging.setLogLevel(level)
     if not capture.isOpened():
-        raise DataError(f"{path}: not a video that can be read, or it is damaged or cut short")
+        raise DataError(f"{path}: is not a supported video, or is damaged or truncated")
     fps = capture.get(cv2.CAP_PROP_FPS)
     info = VideoInfo(
         frames=max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))),
@@ -44,39 +44,43 @@ def _open(path: str | Path):
         height=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
     )
     if info.width * info.height > MAX_PIXELS or info.width < 1 or info.height < 1:
-        raise DataError(f"{path}: frames of {info.width} x {info.height} pixels are not read")
+        raise DataError(f"{path}: frames must have between 1 and {MAX_PIXELS} pixels, got {info.width} x {info.height}")
     return capture, info
 
 
 def probe_video(path: str | Path) -> VideoInfo:
-    """Open a video and tell its size and length.
+    """Read the metadata of a video.
 
     Raises:
-        DataError: the file is missing or not a video, or says that it has no frames.
+        DataError: if the file is missing or not a video, or its number of frames is unknown.
     """
     capture, info = _open(path)
     capture.release()
     if info.frames < 1:
-        raise DataError(f"{path}: does not tell its number of frames")
+        raise DataError(f"{path}: the number of frames is unknown")
     return info
 
 
 def read_frames(path: str | Path, indices: Sequence[int]) -> np.ndarray:
-    """Frames of a video by number, RGB uint8 ``[len(indices), H, W, 3]``.
+    """Decode frames of a video.
 
-    Decodes from the start, since many formats cannot be entered at an exact frame. Containers may announce a few
-    frames too many; for those the last one stands.
+    Decoding starts at the first frame, since many formats do not support exact seeking. Containers may announce a few
+    frames too many; the last frame is returned for those.
 
     Args:
         path: the video.
-        indices: numbers from 0, in any order, repeated or not.
+        indices: frame indices from 0, in any order, possibly repeated.
+
+    Returns:
+        RGB uint8 ``[len(indices), H, W, 3]``.
 
     Raises:
-        DataError: the file is not a video, or ends long before the last frame asked for.
+        ValueError: if ``indices`` is empty or has a negative number.
+        DataError: if the file is not a video, or ends long before the last requested frame.
     """
     cv2 = require("cv2")
     if not len(indices) or min(indices) < 0:
-        raise ValueError(f"indices={list(indices)} must be numbers from 0 on, at least one")
+        raise ValueError(f"`indices` must be one or more numbers of at least 0, got {list(indices)}")
     capture, info = _open(path)
     wanted, found, number = set(map(int, indices)), {}, 0
     try:
@@ -91,7 +95,9 @@ def read_frames(path: str | Path, indices: Sequence[int]) -> np.ndarray:
             number += 1
         if wanted - set(found):
             if number == 0 or max(wanted) - number >= max(2, 0.02 * info.frames):
-                raise DataError(f"{path}: damaged or cut short, frame {max(wanted)} of {info.frames} cannot be decoded")
+                raise DataError(
+                    f"{path}: is damaged or truncated: frame {max(wanted)} of {info.frames} cannot be decoded"
+                )
             last = found.get(number - 1)
             if last is None:
                 capture.release()
@@ -114,33 +120,33 @@ def sample_indices(
     views: int = 1,
     margin: int = 1,
 ) -> np.ndarray:
-    """Numbers of the frames of one clip, spread evenly over it, as the published models are trained and tested.
+    """Sample evenly spaced frame indices of one clip, as in training and testing of the published models.
 
-    A clip covers ``rate * count`` frames of a video with 30 in a second, and as long a time of another. With `rng` it
-    starts at random; without, clip ``view`` of ``views`` starts at that share of the room that there is.
+    A clip spans ``rate * count`` frames at 30 fps, and the same duration at other frame rates. With ``rng`` it starts
+    at a random position; otherwise at the fraction ``view / views`` of the possible start positions.
 
     Args:
-        frames: of the video.
-        fps: of the video.
-        count: frames of the clip.
-        rate: distance of two of them, at 30 frames in a second.
-        rng: for training.
-        view, views: for testing.
-        margin: frames at the end that are left out; some recordings of key points lack the last one.
+        frames: number of frames of the video.
+        fps: frames per second of the video.
+        count: number of frames of the clip.
+        rate: distance of two sampled frames at 30 fps.
+        rng: generator for training; None for testing.
+        view, views: index and number of the test views.
+        margin: number of frames excluded at the end of the video, since some keypoint files lack the last one.
 
     Returns:
-        int64 ``[count]``, rising.
+        int64 ``[count]``, ascending.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if an argument is out of range.
     """
     for name, value in (("frames", frames), ("count", count), ("rate", rate), ("views", views)):
         if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
     if not fps > 0 or not math.isfinite(fps):
-        raise ValueError(f"fps={fps} must be positive")
+        raise ValueError(f"`fps` must be positive and finite, got {fps}")
     if not 0 <= view < views:
-        raise ValueError(f"view={view} must be in 0..{views - 1}")
+        raise ValueError(f"`view` must be in 0..{views - 1}, got {view}")
     length = rate * count / 30 * fps
     room = max(frames - length, 0)
     start = rng.uniform(0, room) if rng is not None else room * view / views
@@ -150,11 +156,11 @@ def sample_indices(
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames and the key points in them, which every change moves together.
+    """Frames and their keypoints; every transform is applied to both.
 
     Attributes:
         frames: uint8 ``[T, H, W, 3]``.
-        points: float ``[T, people, J, 2]`` in pixels of the frames, NaN for missing; None without a pose.
+        points: float ``[T, people, J, 2]``, x and y in pixels, NaN where missing; None without a pose.
     """
 
     frames: np.ndarray
@@ -162,48 +168,51 @@ class Clip:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width of the frames."""
         return self.frames.shape[1], self.frames.shape[2]
 
     def resized(self, height: int, width: int) -> "Clip":
-        """Stretched to a size."""
+        """Resize to the given size, ignoring the aspect ratio."""
         cv2 = require("cv2")
         if height < 1 or width < 1:
-            raise ValueError(f"size {height} x {width} must be at least 1 x 1")
+            raise ValueError(f"`height` and `width` must be at least 1, got {height} and {width}")
         old = self.size
         if (height, width) == old:
             return self
         shrinks = height * width < old[0] * old[1]
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        frames = np.stack([cv2.resize(frame, (width, height), interpolation=how) for frame in self.frames])
+        mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        frames = np.stack([cv2.resize(frame, (width, height), interpolation=mode) for frame in self.frames])
         points = None if self.points is None else self.points * np.array([width / old[1], height / old[0]])
         return Clip(frames, points)
 
     def short_side(self, length: int) -> "Clip":
-        """Resized so that the shorter side has a length."""
+        """Resize the shorter side to the given length, keeping the aspect ratio."""
         height, width = self.size
         factor = length / min(height, width)
         return self.resized(max(length, round(height * factor)), max(length, round(width * factor)))
 
     def crop(self, top: int, left: int, height: int, width: int) -> "Clip":
-        """A part of every frame; what lies outside of it comes out of range.
+        """Crop every frame; keypoints outside the crop get coordinates outside the frame.
 
         Raises:
-            ValueError: the part is not within the frames.
+            ValueError: if the crop is not within the frames.
         """
         if top < 0 or left < 0 or height < 1 or width < 1 or top + height > self.size[0] or left + width > self.size[1]:
-            raise ValueError(f"crop {height} x {width} at row {top}, column {left} is not within {self.size}")
+            raise ValueError(
+                f"crop must be within frames of {self.size[0]} x {self.size[1]}, "
+                f"got {height} x {width} at row {top}, column {left}"
+            )
         frames = self.frames[:, top : top + height, left : left + width]
         return Clip(frames, None if self.points is None else self.points - np.array([left, top]))
 
     def flipped(self, pairs: Sequence[tuple[int, int]] = ()) -> "Clip":
-        """Mirrored left to right; ``pairs`` are the joints that change places, see `FLIP_PAIRS`."""
+        """Flip horizontally and swap the joints of ``pairs``, see `visionattn.heads.action.keypoints.FLIP_PAIRS`."""
         points = self.points
         if points is not None:
             order = np.arange(points.shape[-2])
             for a, b in pairs:
                 if not 0 <= a < len(order) or not 0 <= b < len(order):
-                    raise ValueError(f"pairs: joints {a} and {b} are not both among the {len(order)} of the pose")
+                    raise ValueError(f"`pairs` must have joints in 0..{len(order) - 1}, got {(a, b)}")
                 order[[a, b]] = order[[b, a]]
             points = points[..., order, :] * np.array([-1, 1]) + np.array([self.size[1] - 1, 0])
         return replace(self, frames=self.frames[:, :, ::-1], points=points)

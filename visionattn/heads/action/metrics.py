@@ -1,34 +1,47 @@
-"""Measures of action recognition: the share of right clips, and the mean of that share over the classes."""
+"""Action recognition metrics: top-k accuracy and mean class accuracy."""
 
 import numpy as np
 
 __all__ = ["class_recalls", "combine_views", "mean_class_accuracy", "top_accuracy"]
 
 
-def combine_views(scores: np.ndarray, how: str = "mean") -> np.ndarray:
-    """Scores of the views of a video ``[V, classes]`` as one ``[classes]``: their ``"mean"`` or ``"max"``.
+def combine_views(scores: np.ndarray, reduction: str = "mean") -> np.ndarray:
+    """Combine the scores of several views of a video.
+
+    Args:
+        scores: ``[V, classes]``.
+        reduction: ``"mean"`` or ``"max"``.
+
+    Returns:
+        ``[classes]``.
 
     Raises:
-        ValueError: another ``how``.
+        ValueError: if ``reduction`` is unknown.
     """
-    if how not in ("mean", "max"):
-        raise ValueError(f"how={how!r} must be 'mean' or 'max'")
-    return scores.mean(0) if how == "mean" else scores.max(0)
+    if reduction not in ("mean", "max"):
+        raise ValueError(f"`reduction` must be 'mean' or 'max', got {reduction!r}")
+    return scores.mean(0) if reduction == "mean" else scores.max(0)
 
 
 def top_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Percent of videos whose class is among the `k` best.
+    """Top-k accuracy in percent.
 
     Args:
-        scores: ``[N, classes]``; of equal ones the first is the better.
-        labels: whole numbers ``[N]``.
+        scores: ``[N, classes]``; among equal scores, the class with the lower index ranks first.
+        labels: integer labels ``[N]``.
+        k: number of classes considered.
     """
     best = np.argsort(-np.asarray(scores), axis=1, kind="stable")[:, :k]
     return float((best == np.asarray(labels)[:, None]).any(1).mean() * 100)
 
 
 def class_recalls(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of each class the percent of its videos that are recognised, ``[classes]``; NaN for a class without videos."""
+    """Recall of each class in percent, ``[classes]``; NaN for classes without videos.
+
+    Args:
+        scores: ``[N, classes]``.
+        labels: integer labels ``[N]``.
+    """
     scores, labels = np.asarray(scores), np.asarray(labels)
     right = scores.argmax(1) == labels
     count = np.bincount(labels, minlength=scores.shape[1])
@@ -38,5 +51,10 @@ def class_recalls(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of the classes' recalls in percent, as for Toyota Smarthome; classes without videos do not count."""
+    """Mean of the class recalls in percent, as for Toyota Smarthome; classes without videos are ignored.
+
+    Args:
+        scores: ``[N, classes]``.
+        labels: integer labels ``[N]``.
+    """
     return float(np.nanmean(class_recalls(scores, labels)))

@@ -1,4 +1,4 @@
-"""Datasets and pipeline steps of action recognition: clips with key points, see `visionattn.heads.action.clips`."""
+"""Dataset and pipeline transforms of action recognition for mmengine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from mmengine.structures import BaseDataElement
 from visionattn.engine.registry import DATASETS, TRANSFORMS
 from visionattn.errors import ConfigError, DataError
 from visionattn.heads.action.clips import Clip, probe_video, read_frames, sample_indices
-from visionattn.heads.action.keypoints import FLIP_PAIRS, JOINTS, KINDS, read_points
+from visionattn.heads.action.keypoints import FLIP_PAIRS, FORMATS, JOINTS, read_points
 from visionattn.heads.action.lists import read_action_list
 from visionattn.heads.action.masks import joint_targets, patch_masks
 
@@ -22,17 +22,17 @@ __all__ = ["ActionDataset", "CropClip", "FlipClip", "LoadClip", "PackClip", "Res
 
 @DATASETS.register_module()
 class ActionDataset(BaseDataset):
-    """Videos with labels and key points, from lines ``video,skeleton,label``.
+    """Videos with labels and keypoints, from a list with lines ``video,skeleton,label``.
 
     Args:
-        ann_file: the list, below ``data_root``.
-        data_prefix: ``video`` and ``points``, the folders that its names start from.
-        separator: between the parts of a line.
-        metainfo: ``classes``, the names of the classes in the order of their labels. Without it they are numbers.
-        **kwargs: of mmengine's ``BaseDataset``.
+        ann_file: the list, relative to ``data_root``.
+        data_prefix: ``video`` and ``points``, the folders of the videos and keypoint files.
+        separator: field separator of the list.
+        metainfo: ``classes``, the class names in the order of the labels. Defaults to the labels as strings.
+        **kwargs: passed to mmengine's ``BaseDataset``.
 
     Raises:
-        DataError: the list is missing or malformed, or has a label beyond the classes.
+        DataError: if the list is missing or malformed, or has a label outside the classes.
     """
 
     open_arguments = True
@@ -43,7 +43,7 @@ class ActionDataset(BaseDataset):
         super().__init__(ann_file=ann_file, **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One dict for each video."""
+        """Create one record per video."""
         folders = (self.data_prefix.get("video") or "", self.data_prefix.get("points") or "")
         classes = self._metainfo.get("classes")
         items = read_action_list(self.ann_file, *folders, self.separator, len(classes) if classes else None)
@@ -61,19 +61,20 @@ class ActionDataset(BaseDataset):
 
 @TRANSFORMS.register_module()
 class LoadClip(BaseTransform):
-    """Frames of one clip or several, and the key points in them, as `Clip` objects under ``clips``.
+    """Load one or more clips with keypoints as `Clip` objects under the key ``clips``.
 
     Args:
-        num_frames: of a clip.
-        rate: distance of two of them in a video with 30 in a second.
-        views: clips, evenly over the video; ``"random"`` for one at a random place, to train.
-        points: False reads no key points.
-        kind: of the files of key points, see `visionattn.heads.action.keypoints.read_points`.
-        min_score: points with a lower score are missing.
-        margin: frames at the end that are left out.
+        num_frames: number of frames of a clip.
+        rate: distance of two sampled frames at 30 fps.
+        views: number of clips, evenly spaced over the video; ``"random"`` for one random clip in training.
+        points: whether to read keypoints.
+        kind: format of the keypoint files, see `visionattn.heads.action.keypoints.read_points`.
+        min_score: points with a lower score are treated as missing.
+        margin: number of frames excluded at the end of the video.
 
     Raises:
-        DataError: a file cannot be read.
+        ConfigError: if an argument is invalid.
+        DataError: if a file cannot be read.
     """
 
     def __init__(
@@ -87,16 +88,16 @@ class LoadClip(BaseTransform):
         margin: int = 1,
     ) -> None:
         if views != "random" and (not isinstance(views, int) or views < 1):
-            raise ConfigError(f"LoadClip views={views!r} must be 'random' or a number from 1 on")
-        if kind is not None and kind not in KINDS:
-            raise ConfigError(f"LoadClip kind={kind!r} must be one of {', '.join(KINDS)}")
+            raise ConfigError(f"LoadClip: `views` must be 'random' or at least 1, got {views!r}")
+        if kind is not None and kind not in FORMATS:
+            raise ConfigError(f"LoadClip: `kind` must be one of {', '.join(FORMATS)}, got {kind!r}")
         if num_frames < 1 or rate < 1:
-            raise ConfigError(f"LoadClip num_frames={num_frames} and rate={rate} must be at least 1")
+            raise ConfigError(f"LoadClip: `num_frames` and `rate` must be at least 1, got {num_frames} and {rate}")
         self.num_frames, self.rate, self.views, self.points = num_frames, rate, views, points
         self.kind, self.min_score, self.margin = kind, min_score, margin
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Read ``video_path`` and ``points_path``; numpy's generator is seeded for each sample."""
+        """Read ``video_path`` and ``points_path``; random clips depend on NumPy's global random state."""
         info = probe_video(results["video_path"])
         arguments = (info.frames, info.fps, self.num_frames, self.rate)
         if self.views == "random":
@@ -128,13 +129,13 @@ class LoadClip(BaseTransform):
 
 
 def _within_one(points: np.ndarray) -> bool:
-    """Whether coordinates are shares of the frame: none is above 1, and some are there."""
+    """Return True if the coordinates are relative to the frame size, that is, none is above 1."""
     known = points[np.isfinite(points)]
     return bool(known.size) and float(known.max()) <= 1.0
 
 
 def _at(points: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Points of frames; those after the end of the recording are missing."""
+    """Points at the given frame indices; NaN after the end of the recording."""
     taken = points[np.minimum(indices, len(points) - 1)].copy()
     taken[indices >= len(points)] = np.nan
     return taken
@@ -142,20 +143,20 @@ def _at(points: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 @TRANSFORMS.register_module()
 class ResizeClip(BaseTransform):
-    """The shorter side to a length; to a random one for a pair of lengths.
+    """Resize the shorter side of the frames, keeping the aspect ratio.
 
     Args:
-        short: the length, or least and most.
+        short: length of the shorter side in pixels, or a range (minimum, maximum) to draw it from.
     """
 
     def __init__(self, short: int | Sequence[int] = 256) -> None:
         low, high = (short, short) if isinstance(short, int) else tuple(short)
         if not 1 <= low <= high:
-            raise ConfigError(f"ResizeClip short={short!r} must be a length, or least and most")
+            raise ConfigError(f"ResizeClip: `short` must be a length or two ascending lengths, got {short!r}")
         self.low, self.high = low, high
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Resize all clips alike."""
+        """Resize all clips to the same size."""
         length = int(np.random.randint(self.low, self.high + 1))
         results["clips"] = [clip.short_side(length) for clip in results["clips"]]
         return results
@@ -163,29 +164,34 @@ class ResizeClip(BaseTransform):
 
 @TRANSFORMS.register_module()
 class CropClip(BaseTransform):
-    """A square of each frame.
+    """Crop a square from each frame.
 
     Args:
-        size: its side.
-        where: ``"random"``, ``"center"``, or ``"three"``: both ends and the middle of the longer side, each a view.
+        size: side length of the crop, in pixels.
+        where: ``"random"``, ``"center"``, or ``"three"`` for three views at both ends and the center of the longer
+            side.
 
     Raises:
-        DataError: the frames are smaller.
+        ConfigError: if an argument is invalid.
+        DataError: if the frames are smaller than the crop.
     """
 
     def __init__(self, size: int = 224, where: str = "center") -> None:
         if where not in ("random", "center", "three") or size < 1:
-            raise ConfigError(f"CropClip size={size} must be at least 1, where={where!r} random, center or three")
+            raise ConfigError(
+                "CropClip: `size` must be at least 1 and `where` one of random, center, three, "
+                f"got {size} and {where!r}"
+            )
         self.size, self.where = size, where
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Crop all clips alike."""
+        """Apply the same crop to all clips."""
         height, width = results["clips"][0].size
         rest = height - self.size, width - self.size
         if min(rest) < 0:
             raise DataError(
                 f"{results.get('video_path')}: frames of {width} x {height} are smaller than the crop of {self.size}; "
-                "resize before"
+                "resize them first"
             )
         if self.where == "random":
             corners = [tuple(int(np.random.randint(r + 1)) for r in rest)]
@@ -202,19 +208,19 @@ class CropClip(BaseTransform):
 
 @TRANSFORMS.register_module()
 class FlipClip(BaseTransform):
-    """Mirror a clip, its key points with it; left and right joints change places.
+    """Randomly flip clips and keypoints horizontally, and swap left and right joints.
 
     Args:
-        prob: how often.
-        joints: name of the joint set, see `visionattn.heads.action.keypoints.FLIP_PAIRS`; None keeps the joints where
-            they are, as published.
+        prob: probability of flipping.
+        joints: name of the skeleton, see `visionattn.heads.action.keypoints.FLIP_PAIRS`; None does not swap joints, as
+            in the published code.
     """
 
     def __init__(self, prob: float = 0.5, joints: str | None = None) -> None:
         if joints is not None and joints not in JOINTS:
-            raise ConfigError(f"FlipClip joints={joints!r} must be one of {', '.join(JOINTS)}, or None")
+            raise ConfigError(f"FlipClip: `joints` must be None or one of {', '.join(JOINTS)}, got {joints!r}")
         if not 0 <= prob <= 1:
-            raise ConfigError(f"FlipClip prob={prob} must be in 0..1")
+            raise ConfigError(f"FlipClip: `prob` must be in [0, 1], got {prob}")
         self.prob, self.pairs = prob, FLIP_PAIRS[joints] if joints else ()
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -226,13 +232,13 @@ class FlipClip(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackClip(BaseTransform):
-    """Clips as a tensor, key points as masks and targets over patches, the rest as a data sample.
+    """Pack clips as a tensor, and keypoints as patch masks and targets in a data sample.
 
     Args:
-        patch_size: of the model.
-        inflation: of the masks, see `visionattn.heads.action.masks.patch_masks`.
-        targets: whether to make the targets of PAAT.
-        meta_keys: what of the pipeline's results the sample keeps, where they are there.
+        patch_size: patch size of the model, in pixels.
+        inflation: see `visionattn.heads.action.masks.patch_masks`.
+        targets: whether to compute the targets of PAAT.
+        meta_keys: keys of the pipeline's results to keep as meta information, if present.
     """
 
     def __init__(
@@ -245,7 +251,7 @@ class PackClip(BaseTransform):
         self.patch_size, self.inflation, self.targets, self.meta_keys = patch_size, inflation, targets, tuple(meta_keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Pack ``clips`` and ``gt_label``."""
+        """Pack ``clips`` and ``gt_label``; with ``keep_frames`` also the frames of the first clip, to draw them."""
         clips: list[Clip] = results["clips"]
         sample = BaseDataElement(metainfo={key: results[key] for key in self.meta_keys if key in results})
         if results.get("gt_label") is not None:
@@ -256,5 +262,7 @@ class PackClip(BaseTransform):
             if self.targets:
                 found = [joint_targets(clip.points, clip.size, self.patch_size) for clip in clips]
                 sample.set_field(torch.from_numpy(np.stack(found)), "joint_targets")
+        if results.get("keep_frames"):
+            sample.set_field(torch.from_numpy(np.ascontiguousarray(clips[0].frames)), "frames")
         frames = np.stack([np.ascontiguousarray(clip.frames.transpose(3, 0, 1, 2)) for clip in clips])
         return {"inputs": torch.from_numpy(frames), "data_samples": sample}

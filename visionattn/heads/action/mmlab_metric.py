@@ -1,4 +1,4 @@
-"""Action recognition measured by mmengine's evaluator; the measures are in `visionattn.heads.action.metrics`."""
+"""Action recognition metrics of `visionattn.heads.action.metrics` for mmengine's evaluator."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +14,13 @@ __all__ = ["ActionMetric"]
 
 @METRICS.register_module()
 class ActionMetric(BaseMetric):
-    """``Top1``, ``Top5`` (with more than 5 classes) and ``MeanClass``, the mean of the classes' recalls, in percent.
+    """``Top1``, ``Top5`` (with more than 5 classes) and ``MeanClass``, the mean class recall, in percent.
 
-    Of the videos that the samplers of several processes repeat to fill the last batches, each counts once.
+    Videos that distributed samplers repeat to fill the last batch are counted once.
 
     Args:
-        per_class: also each class's recall, as ``recall_<name>``.
-        collect_device: of mmengine.
-        prefix: of mmengine.
+        per_class: also report the recall of each class, as ``recall_<name>``.
+        collect_device, prefix: see ``mmengine.evaluator.BaseMetric``.
     """
 
     def __init__(self, per_class: bool = False, collect_device: str = "cpu", prefix: str | None = None) -> None:
@@ -29,13 +28,13 @@ class ActionMetric(BaseMetric):
         self.per_class = per_class
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep scores and label of each video of a batch."""
+        """Collect the scores and label of each video of a batch."""
         for sample in data_samples:
             key = sample.get("sample_idx", sample.get("video_path"))
             self.results.append((key, np.asarray(sample["pred_scores"], np.float64), int(sample["gt_label"])))
 
     def compute_metrics(self, results: list[tuple[Any, np.ndarray, int]]) -> dict[str, float]:
-        """The figures of the class docstring."""
+        """Compute the metrics listed in the class docstring."""
         once: dict[Any, tuple[np.ndarray, int]] = {}
         for number, (key, scores, label) in enumerate(results):
             once.setdefault(("number", number) if key is None else key, (scores, label))

@@ -1,24 +1,96 @@
-"""Actions in videos: scores of the classes, and a picture of the frames that they are from."""
+"""The prediction of an action recognition model for one video."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from visionattn.errors import DataError, require
 
-__all__ = ["action_record", "draw_action", "find_points"]
+__all__ = ["ActionPrediction", "find_points"]
 
 SUFFIXES = (".npy", ".json", ".skeleton", ".csv", "_pose3d.json", "_skeleton2d.json")
-SIDE = 160
+FRAME_HEIGHT = 160
 """Height of a frame in the overlay, in pixels."""
+CAPTION_HEIGHT = 28
+
+
+@dataclass(frozen=True)
+class ActionPrediction:
+    """The action in a video.
+
+    Attributes:
+        classes: class names by label.
+        class_scores: float32 ``[classes]``, sum 1.
+        frame_indices: indices of the sampled frames, one list per view.
+        frames: frames of the first view as the model gets them, RGB uint8 ``[T, H, W, 3]``.
+        pose_mask: patches of these frames that contain key points, bool ``[T, h, w]``, or None without key points.
+        patch_size: side of a patch in pixels.
+        seconds: inference time in seconds, including decoding of the video.
+        path: the video file, or None.
+    """
+
+    classes: tuple[str, ...]
+    class_scores: np.ndarray
+    frame_indices: list[list[int]]
+    frames: np.ndarray = field(repr=False)
+    pose_mask: np.ndarray | None = field(default=None, repr=False)
+    patch_size: int = 16
+    seconds: float = 0.0
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_scores.shape != (len(self.classes),):
+            raise ValueError(f"class_scores must be [{len(self.classes)}], got shape {self.class_scores.shape}")
+
+    @property
+    def label(self) -> int:
+        """The best class."""
+        return int(np.argmax(self.class_scores))
+
+    @property
+    def score(self) -> float:
+        """The score of the best class."""
+        return float(self.class_scores[self.label])
+
+    @property
+    def names(self) -> list[str]:
+        """The name of the best class."""
+        return [self.classes[self.label]]
+
+    def draw(self, image: np.ndarray | None = None) -> np.ndarray:
+        """Return the frames of the first view side by side, with the best class below, BGR uint8 ``[H, W, 3]``.
+
+        Patches without key points are dimmed.
+
+        Args:
+            image: not used; the frames are part of the prediction.
+        """
+        cv2 = require("cv2")
+        tiles = []
+        for number, frame in enumerate(self.frames):
+            shown = frame[..., ::-1].astype(np.float32)
+            if self.pose_mask is not None:
+                mask = self.pose_mask[number].astype(np.float32)
+                mask = mask.repeat(self.patch_size, 0).repeat(self.patch_size, 1)
+                shown = shown * (0.35 + 0.65 * mask[: frame.shape[0], : frame.shape[1], None])
+            width = max(1, round(frame.shape[1] * FRAME_HEIGHT / frame.shape[0]))
+            tiles.append(cv2.resize(shown.round().astype(np.uint8), (width, FRAME_HEIGHT)))
+        columns = min(4, len(tiles))
+        tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+        rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]
+        sheet = np.concatenate([*rows, np.zeros((CAPTION_HEIGHT, rows[0].shape[1], 3), np.uint8)])
+        where, white = (6, sheet.shape[0] - 9), (255, 255, 255)
+        caption = f"{self.names[0]} {self.score:.2f}"
+        cv2.putText(sheet, caption, where, cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, 1, cv2.LINE_AA)
+        return sheet
 
 
 def find_points(video: Path, points: str | Path | None) -> Path | None:
-    """The file of key points of a video: ``points`` itself, or in that folder the file with the video's name.
+    """Return the key point file of a video: ``points`` itself, or the file in that folder named like the video.
 
     Raises:
-        DataError: ``points`` is not there, or the folder has none of this video.
+        DataError: ``points`` does not exist, or the folder has no file for this video.
     """
     if points is None:
         return None
@@ -26,50 +98,8 @@ def find_points(video: Path, points: str | Path | None) -> Path | None:
     if points.is_file():
         return points
     if not points.is_dir():
-        raise DataError(f"--points {points}: there is no such file or folder")
+        raise DataError(f"`points` {points}: no such file or folder")
     for suffix in SUFFIXES:
         if (found := points / f"{video.stem}{suffix}").is_file():
             return found
-    raise DataError(f"{video}: {points} has no key points of it, such as {video.stem}.npy")
-
-
-def action_record(result: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    """What JSON says of a video: its best class, all scores, and which frames were looked at."""
-    scores = result["class_scores"]
-    best = int(np.argmax(scores))
-    return {
-        "action": classes[best],
-        "action_score": round(float(scores[best]), 5),
-        "class_scores": {name: round(float(score), 5) for name, score in zip(classes, scores, strict=True)},
-        "with_pose": result["mask"] is not None,
-        "frames": result["frame_indices"],
-        "seconds": round(float(result["timing"]["total"]), 5),
-    }
-
-
-def draw_action(result: dict[str, Any], caption: str) -> np.ndarray:
-    """The frames of the first view side by side, patches outside of the pose dimmed, with a line of text below.
-
-    Args:
-        result: of `visionattn.engine.model.LoadedModel.predict_video`.
-        caption: the text, in ASCII.
-
-    Returns:
-        BGR uint8 ``[H, W, 3]``.
-    """
-    cv2 = require("cv2")
-    tiles = []
-    for number, frame in enumerate(result["frames"]):
-        shown = frame[..., ::-1].astype(np.float32)
-        if result["mask"] is not None:
-            patch = result["patch_size"]
-            mask = result["mask"][number].astype(np.float32).repeat(patch, 0).repeat(patch, 1)
-            shown = shown * (0.35 + 0.65 * mask[: frame.shape[0], : frame.shape[1], None])
-        width = max(1, round(frame.shape[1] * SIDE / frame.shape[0]))
-        tiles.append(cv2.resize(shown.round().astype(np.uint8), (width, SIDE)))
-    columns = min(4, len(tiles))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]
-    sheet = np.concatenate([*rows, np.zeros((28, rows[0].shape[1], 3), np.uint8)])
-    cv2.putText(sheet, caption, (6, sheet.shape[0] - 9), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-    return sheet
+    raise DataError(f"{video}: {points} has no key points for it, such as {video.stem}.npy")

@@ -1,9 +1,9 @@
-"""Sample clips in which pose matters by construction: which limb does the person of interest move?
+"""Synthetic video dataset that requires pose: which limb does the figure of interest move?
 
-Each clip shows stick figures whose limbs have the same colours, before a drifting texture. Every figure swings one limb
-and no two the same one. The class is the limb of one of them; its key points are given, and only the colour of its head
-sets it apart in the picture. Nothing else tells the figures from one another, so that a model that cannot tell whose
-limb it sees is right once in as many times as there are figures.
+Each clip shows stick figures with the same limb colors in front of a drifting texture. Every figure swings one limb,
+each a different one. The class is the limb moved by the figure of interest, whose keypoints are given; in the image it
+differs from the others only in the color of its head. A model that does not identify the figure of interest reaches an
+accuracy of 1 / number of figures.
 """
 
 import math
@@ -16,22 +16,22 @@ from visionattn.io.folders import cache_dir, is_current, new_folder
 
 __all__ = ["LIMBS", "build_moving_figures", "draw_clip"]
 
-VERSION = 1  # raise it with every change of what is drawn, so that caches are rebuilt
+VERSION = 1  # increase it whenever the drawing changes, so that caches are rebuilt
 LIMBS = ("left arm", "right arm", "left leg", "right leg")
-"""The classes, in the order of their labels. Left and right are the figure's own; it faces the camera."""
+"""Classes in the order of the labels. Left and right are those of the figure, which faces the camera."""
 
-COLOURS = ((235, 60, 50), (60, 200, 70), (70, 110, 245), (240, 210, 50))  # RGB, of the limbs
-HEADS = ((255, 90, 220), (70, 220, 230))  # of the one that counts, and of the others
-REST = (0.05, 0.3)  # angle of a limb from hanging down, outwards, in radians
-SWING = ((1.0, 2.2), (1.0, 2.2), (0.7, 1.3), (0.7, 1.3))  # between which a limb swings
+COLORS = ((235, 60, 50), (60, 200, 70), (70, 110, 245), (240, 210, 50))  # RGB, of the limbs
+HEADS = ((255, 90, 220), (70, 220, 230))  # RGB, of the figure of interest and of the others
+REST = (0.05, 0.3)  # range of the outward angle of a resting limb from the vertical, in radians
+SWING = ((1.0, 2.2), (1.0, 2.2), (0.7, 1.3), (0.7, 1.3))  # range of the angle of a swinging limb, in radians
 
 _README = """Moving figures: clips made by `visionattn data moving-figures`
 =================================================================
 
-videos/{{train,val,test}}/*.avi (Motion JPEG, {size} x {size}, {frames} frames, 30 in a second), poses/*/*.npy (key
-points [frames, 13, 2] of the figure that counts, in the joints of Toyota Smarthome), {{train,val,test}}.csv
-(video,skeleton,label): {train}, {val} and {test} clips of {figures} figures. classes.txt names the labels.
-Seed {seed}, recipe version {version}. Everything is drawn; there are no sources.
+videos/{{train,val,test}}/*.avi (Motion JPEG, {size} x {size}, {frames} frames, 30 fps), poses/*/*.npy (keypoints
+[frames, 13, 2] of the figure of interest, with the joints of Toyota Smarthome), {{train,val,test}}.csv
+(video,skeleton,label): {train}, {val} and {test} clips with {figures} figures. classes.txt lists the class names.
+Seed {seed}, recipe version {version}. All clips are drawn; no source material is used.
 """
 
 
@@ -46,27 +46,30 @@ def build_moving_figures(
     figures: int = 2,
     seed: int = 0,
 ) -> Path:
-    """Make the clips and their key points, or find them made, and return their folder.
+    """Generate the clips and keypoints unless they exist already, and return their folder.
 
     Args:
-        out_dir: the folder; ``moving-figures`` in `cache_dir` when None.
-        train: number of clips of this split, at least 1.
-        val: likewise.
-        test: likewise.
+        out_dir: output folder. Defaults to ``moving-figures`` in `cache_dir`.
+        train: number of training clips, at least 1.
+        val: number of validation clips, at least 1.
+        test: number of test clips, at least 1.
         size: height and width in pixels, at least 32.
-        frames: of a clip, at least 4.
-        figures: in a clip, 1 to 4.
-        seed: seed of everything random.
+        frames: number of frames of a clip, at least 4.
+        figures: number of figures in a clip, 1 to 4.
+        seed: random seed.
+
+    Returns:
+        The folder.
 
     Raises:
-        DataError: an argument is out of range, or the folder cannot be written or holds other files.
+        DataError: if an argument is out of range, or the folder cannot be written or contains other files.
     """
     for name, value, least, most in (
         ("train", train, 1, 10**6), ("val", val, 1, 10**6), ("test", test, 1, 10**6), ("size", size, 32, 1024),
         ("frames", frames, 4, 1000), ("figures", figures, 1, len(LIMBS)), ("seed", seed, 0, 2**31),
     ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise DataError(f"moving figures: {name} is {value!r}; give a whole number of {least} to {most}")
+            raise DataError(f"moving figures: `{name}` must be a whole number in {least}..{most}, got {value!r}")
     target = Path(out_dir).expanduser() if out_dir is not None else cache_dir() / "moving-figures"
     stamp = {
         "data": "moving figures", "version": VERSION, "train": train, "val": val, "test": test, "size": size,
@@ -96,39 +99,39 @@ def build_moving_figures(
 def draw_clip(
     rng: np.random.Generator, label: int, size: int, frames: int, figures: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a clip.
+    """Draw one clip.
 
     Args:
-        rng: source of everything random.
-        label: the limb that the figure with key points swings.
-        size: height and width.
-        frames: how many.
-        figures: how many, at most the number of limbs.
+        rng: random generator.
+        label: the limb that the figure of interest swings, an index into `LIMBS`.
+        size: height and width, in pixels.
+        frames: number of frames.
+        figures: number of figures, at most the number of limbs.
 
     Returns:
-        RGB uint8 ``[frames, size, size, 3]`` and the key points, float32 ``[frames, 13, 2]``.
+        RGB uint8 ``[frames, size, size, 3]``, and keypoints float32 ``[frames, 13, 2]`` in pixels.
     """
     cv2 = require("cv2")
     others = rng.permutation([limb for limb in range(len(LIMBS)) if limb != label])[: figures - 1]
     limbs = [label, *others]
     height = size * rng.uniform(0.5, 0.6)
-    centres = _places(rng, figures, size, height)
-    poses = [_swing(rng, limb, frames, height) + centre for limb, centre in zip(limbs, centres, strict=True)]
+    centers = _places(rng, figures, size, height)
+    poses = [_swing(rng, limb, frames, height) + center for limb, center in zip(limbs, centers, strict=True)]
     order = rng.permutation(figures)
     shades = rng.uniform(0.85, 1.1, (figures, 1))
     pictures = _texture(rng, size, frames)
-    scale = 16  # cv2 takes fractions of pixels as whole numbers
+    scale = 16  # OpenCV takes subpixel coordinates as fixed-point integers
     width = max(2, round(size / 20))
     for number, picture in enumerate(pictures):
         for figure in order:
             joints = np.rint(poses[figure][number] * scale).astype(int)
-            colours = np.clip(np.array([*COLOURS, HEADS[min(figure, 1)]]) * shades[figure], 0, 255)
-            _draw_figure(cv2, picture, joints, colours.tolist(), width, round(height * 0.1 * scale))
+            colors = np.clip(np.array([*COLORS, HEADS[min(figure, 1)]]) * shades[figure], 0, 255)
+            _draw_figure(cv2, picture, joints, colors.tolist(), width, round(height * 0.1 * scale))
     return pictures, poses[0].astype(np.float32)
 
 
 def _places(rng: np.random.Generator, figures: int, size: int, height: float) -> np.ndarray:
-    """Hips of figures that stand apart as far as there is room."""
+    """Hip positions ``[figures, 2]`` with as much distance between the figures as the frame allows."""
     best, most = None, -1.0
     margin = height * 0.35
     for _ in range(20):
@@ -144,7 +147,7 @@ def _places(rng: np.random.Generator, figures: int, size: int, height: float) ->
 
 
 def _swing(rng: np.random.Generator, moving: int, frames: int, height: float) -> np.ndarray:
-    """Joints over time ``[frames, 13, 2]`` about the hips, in the order of Toyota Smarthome; one limb swings."""
+    """Joints relative to the hips ``[frames, 13, 2]``, in the order of Toyota Smarthome, with one swinging limb."""
     angles = rng.uniform(*REST, len(LIMBS))[None].repeat(frames, 0)
     phase = rng.uniform(0, 2 * math.pi)
     turns = rng.uniform(1.0, 1.6)
@@ -152,7 +155,7 @@ def _swing(rng: np.random.Generator, moving: int, frames: int, height: float) ->
     least, most = SWING[moving]
     angles[:, moving] = least + (most - least) * wave
     joints = np.zeros((frames, 13, 2))
-    for side, sign in enumerate((1, -1)):  # its left is at the right of the picture
+    for side, sign in enumerate((1, -1)):  # the figure's left side is on the right of the image
         shoulder, hip = np.array([sign * 0.1, -0.32]) * height, np.array([sign * 0.07, 0.0]) * height
         for limb, root, length, places in (
             (side, shoulder, 0.36, (11 - side, 9 - side, 7 - side)),
@@ -165,17 +168,17 @@ def _swing(rng: np.random.Generator, moving: int, frames: int, height: float) ->
     return joints
 
 
-def _draw_figure(cv2, picture: np.ndarray, joints: np.ndarray, colours: list, width: int, head: int) -> None:
+def _draw_figure(cv2, picture: np.ndarray, joints: np.ndarray, colors: list, width: int, head: int) -> None:
     kwargs = dict(lineType=cv2.LINE_AA, shift=4)
     neck, hips = (joints[10] + joints[11]) // 2, (joints[4] + joints[5]) // 2
     cv2.line(picture, neck.tolist(), hips.tolist(), (150, 150, 150), width + 1, **kwargs)
     for limb, (start, end) in enumerate(((11, 7), (10, 6), (5, 1), (4, 0))):
-        cv2.line(picture, joints[start].tolist(), joints[end].tolist(), colours[limb], width, **kwargs)
-    cv2.circle(picture, joints[12].tolist(), head, colours[4], -1, **kwargs)
+        cv2.line(picture, joints[start].tolist(), joints[end].tolist(), colors[limb], width, **kwargs)
+    cv2.circle(picture, joints[12].tolist(), head, colors[4], -1, **kwargs)
 
 
 def _texture(rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
-    """Dim blotches that drift."""
+    """Background of dim, drifting blotches, uint8 ``[frames, size, size, 3]``."""
     cv2 = require("cv2")
     coarse = rng.uniform(0, 80, (10, 10, 3)).astype(np.float32)
     wide = cv2.resize(coarse, (3 * size, 3 * size), interpolation=cv2.INTER_CUBIC)
@@ -193,7 +196,7 @@ def _write_video(path: Path, pictures: np.ndarray) -> None:
     height, width = pictures.shape[1:3]
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"MJPG"), 30, (width, height))
     if not writer.isOpened():
-        raise DataError(f"{path}: cannot write a video there")
+        raise DataError(f"{path}: the video cannot be written")
     for picture in pictures:
         writer.write(np.ascontiguousarray(picture[..., ::-1]))
     writer.release()

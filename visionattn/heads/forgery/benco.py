@@ -1,4 +1,4 @@
-"""Forgery sets as IMDLBenCo (Ma et al., NeurIPS 2024) feeds them to a model: one dict of tensors for each picture."""
+"""Forgery datasets in the format that IMDLBenCo (Ma et al., NeurIPS 2024) passes to models: one dict per image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,22 +20,23 @@ STD = (0.229, 0.224, 0.225)
 
 
 class ForgeryImages(Dataset):
-    """Pictures of a forgery set, padded or resized, normalised with ImageNet's mean and deviation.
-
-    Args:
-        items: from `visionattn.heads.forgery.sets`.
-        size: (height, width) of what is given.
-        fit: ``"resize"``, or ``"pad"``: zeros to the right and below, before normalising; what is larger is cut off.
-        edge_width: also give ``edge_mask`` of this width, odd; see `edge_mask`.
-        transform: an albumentations transform of image and mask together.
+    """Images of a forgery dataset, padded or resized, and normalized with the ImageNet mean and standard deviation.
 
     An item has ``image`` float32 ``[3, H, W]`` (RGB), ``mask`` float32 ``[1, H, W]``, ``label`` (1 if the mask is not
-    empty after the transform), ``origin_shape`` and ``shape`` (height, width; of the padded kind ``shape`` is the real
-    area), ``name``, and where they apply ``edge_mask`` and ``shape_mask`` ``[1, H, W]``.
+    empty after the transform), ``origin_shape`` and ``shape`` (height, width; ``shape`` excludes padding), ``name``,
+    and optionally ``edge_mask`` and ``shape_mask`` ``[1, H, W]`` (1 inside the image, 0 on padding).
+
+    Args:
+        items: items from `visionattn.heads.forgery.sets`.
+        size: output height and width.
+        fit: ``"resize"``, or ``"pad"``, which pads with zeros on the right and bottom before the normalization and
+            crops larger images.
+        edge_width: odd width of an additional ``edge_mask``, see `edge_mask`; None for none.
+        transform: albumentations transform of image and mask.
 
     Raises:
-        ValueError: ``fit`` is neither.
-        DataError: a picture cannot be read, or its mask is of another size.
+        ValueError: if ``fit`` is unknown.
+        DataError: if an image cannot be read, or its mask has another size.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ForgeryImages(Dataset):
         transform: Any = None,
     ) -> None:
         if fit not in ("resize", "pad"):
-            raise ValueError(f"fit={fit!r} must be 'resize' or 'pad'")
+            raise ValueError(f"`fit` must be 'resize' or 'pad', got {fit!r}")
         self.items, self.size, self.fit = list(items), tuple(size), fit
         self.edge_width, self.transform = edge_width, transform
 
@@ -59,7 +60,7 @@ class ForgeryImages(Dataset):
         image = np.ascontiguousarray(read_photo(item.image)[:, :, ::-1])
         mask = np.zeros(image.shape[:2], np.uint8) if item.mask is None else read_truth(item.mask)
         if mask.shape != image.shape[:2]:
-            raise DataError(f"{item.mask}: is {mask.shape[::-1]} pixels, its picture {image.shape[1::-1]}")
+            raise DataError(f"{item.mask}: must have the image size {image.shape[1::-1]}, got {mask.shape[::-1]}")
         origin = image.shape[:2]
         if self.transform is not None:
             changed = self.transform(image=image, mask=mask)
@@ -94,35 +95,38 @@ class ForgeryImages(Dataset):
 
 
 def edge_mask(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels near the border of a mask, ``[H, W]`` to ``[H, W]`` uint8.
+    """Mark the pixels near the border of a mask.
 
-    A pixel is near where both the mask and its complement, each dilated by a cross of ``width`` pixels, cover it.
+    These are covered both by the mask and by its complement when each is dilated by a cross of ``width`` pixels.
 
     Args:
-        mask: nonzero where forged.
-        width: odd, and smaller than both sides.
+        mask: ``[H, W]``, nonzero where forged.
+        width: width of the cross; odd, and smaller than both sides of the mask.
+
+    Returns:
+        uint8 ``[H, W]``.
 
     Raises:
-        ValueError: ``width`` is neither.
+        ValueError: if ``width`` is even or too large.
     """
     if width < 1 or width % 2 == 0 or width >= min(mask.shape):
-        raise ValueError(f"width={width} must be odd and smaller than the sides of the mask, {mask.shape}")
+        raise ValueError(f"`width` must be odd and smaller than both sides of the mask {mask.shape}, got {width}")
     inside = torch.from_numpy(np.asarray(mask) != 0).float()[None, None]
     both = _cross(inside, width) * _cross(1 - inside, width)
     return both[0, 0].numpy().astype(np.uint8)
 
 
 def _cross(mask: Tensor, width: int) -> Tensor:
-    """Dilation by a row and a column of that length."""
+    """Dilate by a cross of the given width."""
     reach = width // 2
     row = F.max_pool2d(mask, (1, width), 1, (0, reach))
     return torch.maximum(row, F.max_pool2d(mask, (width, 1), 1, (reach, 0)))
 
 
 def train_augmentations() -> Any:
-    """The training augmentations of IMDLBenCo and NFA-ViT, for image and mask together (albumentations).
+    """Training augmentations of IMDLBenCo and NFA-ViT for image and mask (albumentations).
 
-    Scale, copy-move within the picture, inpainting, flips, brightness and contrast, JPEG, quarter turns, blur.
+    Scaling, copy-move, inpainting, flips, brightness and contrast, JPEG compression, rotation by 90 degrees, blur.
     """
     a = require("albumentations")
     from visionattn.heads.forgery.augment import RandomCopyMove, RandomInpainting

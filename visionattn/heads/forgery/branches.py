@@ -1,8 +1,8 @@
 """The branches of NFA-ViT, "Noise-guided Forgery Amplification Vision Transformer" (arXiv 2504.11922).
 
-A frozen network gives a noise residual; a small transformer on it tells, for each position, which places look least
-alike in noise; a second transformer on the image attends to those. `visionattn.heads.forgery.nfa_vit` combines them.
-Parameter names are the official ones.
+A frozen network extracts a noise residual. A small transformer on the residual selects, for each position, the keys
+with the most different noise; a second transformer on the image attends to those. `visionattn.heads.forgery.nfa_vit`
+combines them. Parameter names match the official code.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ STRIDES = (4, 8, 16, 32)
 
 
 class NoiseExtractor(nn.Module):
-    """A DnCNN as in Noiseprint: 17 convolutions that give a noise residual of one channel.
+    """DnCNN as in Noiseprint: a stack of convolutions that predicts a noise residual of one channel.
 
-    The output is added to the first channel of the input, as published. ``[B, 3, H, W]`` to ``[B, 1, H, W]``.
+    As in the published code, the output is added to the first channel of the input.
 
     Args:
-        in_chans: channels of the input.
-        features: channels inside.
-        depth: convolutions, the first and the last included.
+        in_chans: number of input channels.
+        features: number of hidden channels.
+        depth: number of convolutions.
     """
 
     def __init__(self, in_chans: int = 3, features: int = 64, depth: int = 17) -> None:
@@ -48,12 +48,12 @@ class NoiseExtractor(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The residual of an image."""
+        """Map images ``[B, in_chans, H, W]`` to residuals ``[B, 1, H, W]``."""
         return self.layers(x) + x[:, :1]
 
 
 class _PatchEmbed(nn.Module):
-    """Overlapping patches, each a token."""
+    """Overlapping patch embedding."""
 
     def __init__(self, kernel: int, stride: int, in_chans: int, dim: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _PatchEmbed(nn.Module):
 
 
 class _DWConv(nn.Module):
-    """A module of its own for the published names."""
+    """Wrapper of a depthwise convolution that keeps the published parameter names."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _DWConv(nn.Module):
 
 
 class _Mlp(nn.Module):
-    """Linear, depthwise convolution, GELU in its tanh form, linear."""
+    """Linear layer, depthwise convolution, GELU (tanh approximation), linear layer."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -90,20 +90,23 @@ class _Mlp(nn.Module):
 
 
 class NFABlock(nn.Module):
-    """A transformer block of either branch: spatial-reduction attention and an MLP with a depthwise convolution.
+    """Transformer block of both branches: spatial-reduction attention and an MLP with a depthwise convolution.
 
     Args:
-        dim: channels.
-        num_heads: attention heads.
-        sr_ratio: reduction of the keys.
-        kind: ``"noise"`` attends to all keys; ``"fixed"`` within fixed sparse groups; ``"guided"`` to the keys of
-            a mask.
-        block: of a noise block, ``"prenorm"`` (``x + attn(norm1(x))``) or ``"published"``, in which the attention
-            replaces its input and is doubled and ``norm1`` is not used.
-        drop_path: probability of stochastic depth.
-        mlp_ratio: hidden channels of the MLP by ``dim``.
-        sparse_rate: groups per axis of ``"fixed"``.
-        keep_ratio: share of the keys that a noise block's mask keeps.
+        dim: number of channels.
+        num_heads: number of attention heads.
+        sr_ratio: spatial reduction ratio of keys and values.
+        pattern: attention pattern: ``"noise"`` (all keys), ``"fixed"`` (fixed sparse groups) or ``"guided"`` (keys of
+            a mask).
+        block: structure of noise blocks: ``"prenorm"`` (``x + attn(norm1(x))``), or ``"published"``, in which the
+            attention replaces its input, is doubled, and ``norm1`` is unused.
+        drop_path: stochastic depth probability.
+        mlp_ratio: ratio of hidden channels of the MLP to ``dim``.
+        sparse_rate: number of groups per axis of ``"fixed"``.
+        keep_ratio: fraction of the keys that the mask of a noise block keeps.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class NFABlock(nn.Module):
         dim: int,
         num_heads: int,
         sr_ratio: int = 1,
-        kind: Literal["noise", "fixed", "guided"] = "guided",
+        pattern: Literal["noise", "fixed", "guided"] = "guided",
         block: str = "prenorm",
         drop_path: float = 0.0,
         mlp_ratio: float = 4.0,
@@ -119,13 +122,13 @@ class NFABlock(nn.Module):
         keep_ratio: float = 0.25,
     ) -> None:
         super().__init__()
-        if kind not in ("noise", "fixed", "guided"):
-            raise ValueError(f"kind={kind!r} must be 'noise', 'fixed' or 'guided'")
+        if pattern not in ("noise", "fixed", "guided"):
+            raise ValueError(f"`pattern` must be 'noise', 'fixed' or 'guided', got {pattern!r}")
         if block not in BLOCKS:
-            raise ValueError(f"block={block!r} must be one of {BLOCKS}")
+            raise ValueError(f"`block` must be one of {', '.join(BLOCKS)}, got {block!r}")
         if not 0 < keep_ratio <= 1:
-            raise ValueError(f"keep_ratio={keep_ratio} must be above 0 and at most 1")
-        self.kind, self.block, self.keep_ratio = kind, block, keep_ratio
+            raise ValueError(f"`keep_ratio` must be in (0, 1], got {keep_ratio}")
+        self.pattern, self.block, self.keep_ratio = pattern, block, keep_ratio
         self.norm1 = nn.LayerNorm(dim)
         self.attn = SpatialReductionAttention(dim, num_heads, sr_ratio, sparse_rate=sparse_rate)
         self.norm2 = nn.LayerNorm(dim)
@@ -133,16 +136,25 @@ class NFABlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, size: tuple[int, int], keep: Tensor | None = None) -> Tensor:
-        """``[B, H * W, dim]`` to the same; ``keep``, ``[B, heads, H * W, M]``, is the mask of a guided block."""
-        if self.kind == "noise":
+        """Apply the block.
+
+        Args:
+            x: tokens ``[B, H * W, dim]``.
+            size: (H, W).
+            keep: mask of the keys of a guided block, ``[B, heads, H * W, M]``; None for all keys.
+
+        Returns:
+            ``[B, H * W, dim]``.
+        """
+        if self.pattern == "noise":
             return self._rest(x, self.attn(self._normed(x), size), size)
-        x = x + self.drop_path(self.attn(self.norm1(x), size, keep=keep, fixed_sparse=self.kind == "fixed"))
+        x = x + self.drop_path(self.attn(self.norm1(x), size, keep=keep, fixed_sparse=self.pattern == "fixed"))
         return x + self.drop_path(self.mlp(self.norm2(x), size))
 
     def forward_with_mask(
         self, x: Tensor, size: tuple[int, int], differentiable: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """A noise block's output and its mask of the keys attended to least, ``[B, heads, H * W, M]``."""
+        """Apply a noise block; return its output and the mask of its least attended keys, ``[B, heads, H * W, M]``."""
         attended, mask = self.attn.forward_with_mask(self._normed(x), size, self.keep_ratio, differentiable)
         return self._rest(x, attended, size), mask
 
@@ -157,7 +169,7 @@ class NFABlock(nn.Module):
 
 
 class _Branch(nn.Module):
-    """A pyramid of four stages at strides 4, 8, 16 and 32, built from `NFABlock`."""
+    """Pyramid of four stages of `NFABlock` at strides 4, 8, 16 and 32."""
 
     def __init__(
         self,
@@ -167,14 +179,14 @@ class _Branch(nn.Module):
         num_heads: Sequence[int],
         sr_ratios: Sequence[int],
         drop_path_rate: float,
-        kinds: tuple[str, str],
+        patterns: tuple[str, str],
         in_stride: int = 1,
         **options,
     ) -> None:
         super().__init__()
         for name, value in (("dims", dims), ("depths", depths), ("num_heads", num_heads), ("sr_ratios", sr_ratios)):
             if len(value) != 4 or min(value) < 1:
-                raise ValueError(f"{name}={value} must be four whole numbers of at least 1")
+                raise ValueError(f"`{name}` must be four whole numbers of at least 1, got {value}")
         self.dims, self.depths = tuple(dims), tuple(depths)
         last = max(1, sum(depths) - 1)
         rates = iter([drop_path_rate * i / last for i in range(sum(depths))])
@@ -184,7 +196,7 @@ class _Branch(nn.Module):
             embed = _PatchEmbed(7 if step == 4 else 3, step, in_chans if first else dims[stage - 2], dim)
             self.add_module(f"patch_embed{stage}", embed)
             blocks = [
-                NFABlock(dim, heads, reduction, kinds[i == depth - 1], drop_path=next(rates), **options)
+                NFABlock(dim, heads, reduction, patterns[i == depth - 1], drop_path=next(rates), **options)
                 for i in range(depth)
             ]
             self.add_module(f"block{stage}", nn.ModuleList(blocks))
@@ -200,17 +212,17 @@ class _Branch(nn.Module):
 
 
 class NoiseBranch(_Branch):
-    """MiT-b0 on a noise residual: features, and for each stage which keys are least alike.
+    """MiT-b0 on a noise residual, which returns features and a mask of the least similar keys for each stage.
 
     Args:
         in_chans: channels of the residual.
-        dims, depths, num_heads, sr_ratios: of the four stages.
-        drop_path_rate: of the last block; it rises linearly from 0.
-        keep_ratio: share of the keys that the masks keep.
+        dims, depths, num_heads, sr_ratios: one value for each of the four stages.
+        drop_path_rate: stochastic depth probability of the last block; it increases linearly from 0.
+        keep_ratio: fraction of the keys that the masks keep.
         block: ``"prenorm"`` or ``"published"``, see `NFABlock`.
-        differentiable: masks that pass a gradient on, straight-through.
-        mlp_ratio: hidden channels of the MLPs by their input's.
-        in_stride: stride of the residual itself, 1, 2 or 4; the features' strides are those of the picture.
+        differentiable: whether the masks pass gradients with a straight-through estimator.
+        mlp_ratio: ratio of hidden to input channels of the MLPs.
+        in_stride: stride of the residual relative to the image, 1, 2 or 4; the output strides refer to the image.
     """
 
     def __init__(
@@ -234,7 +246,7 @@ class NoiseBranch(_Branch):
         self.differentiable = differentiable
 
     def forward(self, noise: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Features ``[B, dims[i], H_i, W_i]`` at strides 4 to 32, and masks ``[B, heads_i, H_i * W_i, M_i]``."""
+        """Compute features ``[B, dims[i], H_i, W_i]`` at strides 4 to 32 and masks ``[B, heads_i, H_i * W_i, M_i]``."""
         features, masks, x = [], [], noise
         for stage in range(1, 5):
             embed, blocks, norm = self._stage(stage)
@@ -249,14 +261,14 @@ class NoiseBranch(_Branch):
 
 
 class ImageBranch(_Branch):
-    """MiT-b2 on the image: fixed sparse attention, and in the last block of a stage attention that noise guides.
+    """MiT-b2 on the image with fixed sparse attention; the last block of each stage has noise-guided attention.
 
     Args:
         in_chans: channels of the image.
-        dims, depths, num_heads, sr_ratios: of the four stages.
-        drop_path_rate: of the last block; it rises linearly from 0.
-        sparse_rate: groups per axis of the fixed sparse attention.
-        mlp_ratio: hidden channels of the MLPs by their input's.
+        dims, depths, num_heads, sr_ratios: one value for each of the four stages.
+        drop_path_rate: stochastic depth probability of the last block; it increases linearly from 0.
+        sparse_rate: number of groups per axis of the fixed sparse attention.
+        mlp_ratio: ratio of hidden to input channels of the MLPs.
     """
 
     def __init__(
@@ -276,18 +288,18 @@ class ImageBranch(_Branch):
         )  # fmt: skip
 
     def forward(self, image: Tensor, noise_masks: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Features ``[B, dims[i], H_i, W_i]`` at strides 4 to 32.
+        """Compute features ``[B, dims[i], H_i, W_i]`` at strides 4 to 32.
 
         Args:
             image: ``[B, in_chans, H, W]``.
-            noise_masks: one mask for each stage, ``[B, heads_i, H_i * W_i, M_i]`` with nonzero for a kept key, from
-                a `NoiseBranch` or elsewhere; without them the guided blocks attend to all keys.
+            noise_masks: one mask for each stage, ``[B, heads_i, H_i * W_i, M_i]``, nonzero for keys to attend to, such
+                as those of `NoiseBranch`. With None, the guided blocks attend to all keys.
 
         Raises:
-            ValueError: the masks are not four, or do not fit the image.
+            ValueError: if there are not four masks, or they do not match the image.
         """
         if noise_masks is not None and len(noise_masks) != 4:
-            raise ValueError(f"noise_masks has {len(noise_masks)} masks; there must be one for each of the 4 stages")
+            raise ValueError(f"`noise_masks` must have one mask for each of the 4 stages, got {len(noise_masks)}")
         features, x = [], image
         for stage in range(1, 5):
             embed, blocks, norm = self._stage(stage)
@@ -301,7 +313,7 @@ class ImageBranch(_Branch):
 
 
 def _init_weights(module: nn.Module) -> None:
-    """As SegFormer: truncated normal for linear maps, normal by fan-out for convolutions."""
+    """Initialize as SegFormer: truncated normal for linear layers, normal scaled by fan-out for convolutions."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""Photographs, and objects in them, for splices."""
+"""Donor photographs, optionally with object masks, for splicing."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -6,17 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from visionattn.data.coco_masks import segmentation_fault
+from visionattn.data.coco import segmentation_fault
 from visionattn.errors import DataError, require
 from visionattn.heads.forgery.sets import SUFFIXES
 from visionattn.heads.forgery.synthesis import Donor
 from visionattn.io.images import decode_image
+from visionattn.io.inputs import walk_files
 from visionattn.io.json import read_json
 
 __all__ = ["FolderDonors", "find_photos", "read_photo"]
 
-OBJECT_SHARE = 0.5
-"""How often a photograph that has objects gives one of them."""
+OBJECT_PROBABILITY = 0.5
+"""Probability of returning an object mask for a photograph with annotated objects."""
 
 
 def find_photos(folders: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -30,33 +31,33 @@ def find_photos(folders: str | Path | Sequence[str | Path]) -> list[Path]:
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder")
-        found += sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        found += sorted(walk_files(folder, SUFFIXES))
     if not found:
         raise DataError(f"{folders}: holds no images")
     return found
 
 
 def read_photo(path: str | Path) -> np.ndarray:
-    """A photograph as ``[H, W, 3]`` uint8, BGR, its EXIF orientation applied.
+    """Read a photograph as uint8 ``[H, W, 3]``, BGR, with its EXIF orientation applied.
 
     Raises:
-        DataError: the file cannot be read as an image.
+        DataError: if the file cannot be read as an image.
     """
     return decode_image(path, require("cv2").IMREAD_COLOR)
 
 
 class FolderDonors:
-    """Gives photographs from folders to `visionattn.heads.forgery.synthesis.ForgerySynthesis`.
+    """Random donor photographs from folders, for `visionattn.heads.forgery.synthesis.ForgerySynthesis`.
+
+    Segmentations that are malformed or do not match the size of their photograph are ignored.
 
     Args:
-        folders: searched to any depth.
-        objects: COCO files of instances; a photograph that has some gives one of them half of the time.
-        cache: decoded photographs kept in memory.
-
-    An outline that is malformed or of another size than its photograph is passed over.
+        folders: folders that are searched recursively.
+        objects: COCO instance files; for photographs with instances, one is returned with probability 0.5.
+        cache: number of decoded photographs kept in memory.
 
     Raises:
-        DataError: a folder or file is missing.
+        DataError: if a folder or file is missing or malformed.
     """
 
     def __init__(
@@ -72,18 +73,19 @@ class FolderDonors:
                     if annotation.get("segmentation") and not annotation.get("iscrowd"):
                         self.objects.setdefault(names[annotation["image_id"]], []).append(annotation["segmentation"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-                raise DataError(f"{file}: is no COCO file of instances ({error})") from error
+                raise DataError(f"{file}: is not a COCO instance file ({error})") from error
+        self.cache = cache
         self._read = lru_cache(maxsize=cache)(read_photo)
 
     def __call__(self, rng: np.random.Generator) -> Donor:
-        """One of the photographs, and perhaps the mask of an object in it."""
+        """Draw a photograph, and the mask of an object in it or None."""
         path = self.photos[int(rng.integers(len(self.photos)))]
         image = self._read(path)
         found = self.objects.get(path.name)
-        if not found or rng.random() > OBJECT_SHARE:
+        if not found or rng.random() > OBJECT_PROBABILITY:
             return image, None
         outline = found[int(rng.integers(len(found)))]
-        if segmentation_fault(outline, image.shape[1::-1]):  # pycocotools would not look before it draws
+        if segmentation_fault(outline, image.shape[1::-1]):  # pycocotools does not validate it
             return image, None
         return image, _draw(outline, image.shape[:2])
 
@@ -92,11 +94,11 @@ class FolderDonors:
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self._read = lru_cache(maxsize=64)(read_photo)
+        self._read = lru_cache(maxsize=self.cache)(read_photo)
 
 
 def _draw(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
-    """A COCO segmentation, polygons or run lengths, as ``[H, W]`` bool."""
+    """Rasterize a COCO segmentation (polygons or RLE) to bool ``[H, W]``."""
     if isinstance(segmentation, dict):
         coco_mask = require("pycocotools.mask")
         if isinstance(segmentation["counts"], list):

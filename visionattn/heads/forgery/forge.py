@@ -1,4 +1,4 @@
-"""A dataset of local forgeries on disk, from folders of photographs."""
+"""Generation of a forgery dataset on disk from folders of photographs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +22,15 @@ PREVIEW_CELLS, CELL = 40, 160
 
 @dataclass
 class ForgeReport:
-    """What `forge_folder` made."""
+    """Summary of `forge_folder`.
+
+    Attributes:
+        forged: number of forged images.
+        untouched: number of authentic images.
+        photos: number of source photographs.
+        kinds: number of forgeries by operation.
+        preview: file of the preview.
+    """
 
     forged: int = 0
     untouched: int = 0
@@ -49,32 +57,39 @@ def forge_folder(
     every: int = 1,
     seed: int = 0,
 ) -> ForgeReport:
-    """Write ``images/``, ``masks/``, ``manifest.json`` and a preview; the folder appears when it is complete.
+    """Write ``images/``, ``masks/``, ``manifest.json`` and a preview; the folder is created atomically.
 
-    Picture ``i`` is a function of the photographs, the arguments and ``i``. Forged and untouched pictures alternate
-    so that their share is exact, and a photograph gives as many of one as of the other where the counts allow.
+    Image ``i`` is determined by the photographs, the arguments and ``i``. Forged and authentic images alternate, so
+    that the fraction is exact; with ``share=0.5``, repeated photographs alternate between forged and authentic.
 
     Args:
-        folders: photographs, searched to any depth; they are also the donors of splices.
-        out: the folder to make.
-        count: pictures; None makes one of each photograph.
-        crop: side of a square cut at a random place first; a smaller photograph is enlarged to it.
-        share: of pictures that are forged.
-        operations, shapes, area, quality, feather, colour_match, geometry: of `ForgerySynthesis`.
-        objects: COCO files of instances, for splices.
-        every: take each N-th photograph only.
-        seed: of all randomness.
+        folders: folders of photographs, searched recursively; they also serve as splicing donors.
+        out: output folder.
+        count: number of images. Defaults to one per photograph.
+        crop: side length of a random square crop, in pixels; smaller photographs are enlarged. None for no crop.
+        share: fraction of forged images.
+        operations, shapes, area, quality, feather, colour_match, geometry: see `ForgerySynthesis`.
+        objects: COCO instance files of the photographs, for splicing.
+        every: use only every N-th photograph.
+        seed: random seed.
+
+    Returns:
+        The summary.
 
     Raises:
-        DataError: an argument is out of range, a photograph cannot be read, or ``out`` holds other files.
+        DataError: if an argument is out of range, a photograph cannot be read, or ``out`` contains other files.
     """
     cv2 = require("cv2")
     if every < 1:
-        raise DataError(f"every={every} must be at least 1")
+        raise DataError(f"`every` must be at least 1, got {every}")
     photos = find_photos(folders)[::every]
     count = len(photos) if count is None else count
-    if count < 1 or not 0 <= share <= 1 or (crop is not None and crop < 32):
-        raise DataError(f"count={count} must be at least 1, share={share} in 0..1, and crop={crop} at least 32")
+    if count < 1:
+        raise DataError(f"`count` must be at least 1, got {count}")
+    if not 0 <= share <= 1:
+        raise DataError(f"`share` must be in [0, 1], got {share}")
+    if crop is not None and crop < 32:
+        raise DataError(f"`crop` must be at least 32, got {crop}")
     donors = FolderDonors(folders, objects)
     donors.photos = photos
     try:
@@ -99,7 +114,7 @@ def forge_folder(
             image = read_photo(path)
             image = _cut(rng, image, crop)
             round_, place = divmod(index, len(photos))
-            turn = round_ + place if share == 0.5 else index  # the next round turns forged and untouched around
+            turn = round_ + place if share == 0.5 else index  # swap forged and authentic in every round
             wanted = int((turn + 1) * share) > int(turn * share)
             forgery = synthesis(image, rng, forge=wanted)
             name = f"{index:06d}_{path.stem}"
@@ -137,12 +152,12 @@ def _cut(rng: np.random.Generator, image: np.ndarray, crop: int | None) -> np.nd
 def _write(cv2: object, path: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(path.suffix, image)
     if not done:
-        raise DataError(f"{path}: a picture of {image.shape} cannot be written")
+        raise DataError(f"{path}: an image of shape {image.shape} cannot be written")
     path.write_bytes(data.tobytes())
 
 
 def _cell(cv2: object, forgery: Forgery) -> np.ndarray:
-    """The picture, and beside it the same with the outline of the mask."""
+    """The image next to a copy with the outline of the mask."""
     outlined = forgery.image.copy()
     contours, _ = cv2.findContours(forgery.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(outlined, contours, -1, (0, 0, 255), max(1, min(outlined.shape[:2]) // 128))

@@ -1,4 +1,4 @@
-"""Heads for image forgery: where was the picture edited, and was it at all.
+"""Heads for image forgery localization and detection.
 
 The fusion head and the label head are those of NFA-ViT (arXiv 2504.11922), for feature maps of any backbone.
 """
@@ -16,12 +16,12 @@ __all__ = ["ForgeryHead", "ForgeryOutput", "FusionHead", "forgery_losses", "labe
 
 @dataclass
 class ForgeryOutput:
-    """What a forgery model says of a batch.
+    """Output of a forgery model.
 
     Attributes:
-        mask_logits: ``[B, 1, H, W]`` in the size of the input; positive where forged.
-        label_logits: ``[B]``; positive where the image is forged anywhere.
-        aux_logits: ``[B, 1, H, W]`` of the noise branch alone in training, else None.
+        mask_logits: ``[B, 1, H, W]`` at the input size; positive where forged.
+        label_logits: ``[B]``; positive if the image is forged.
+        aux_logits: ``[B, 1, H, W]``, mask logits of the noise branch in training; otherwise None.
     """
 
     mask_logits: Tensor
@@ -30,29 +30,31 @@ class ForgeryOutput:
 
     @property
     def mask(self) -> Tensor:
-        """Probability that a pixel is forged, ``[B, 1, H, W]`` float32."""
+        """Probability that each pixel is forged, float32 ``[B, 1, H, W]``."""
         return self.mask_logits.float().sigmoid()
 
     @property
     def label(self) -> Tensor:
-        """Probability that an image is forged, ``[B]`` float32, for a batch of one too."""
+        """Probability that each image is forged, float32 ``[B]``."""
         return self.label_logits.float().sigmoid()
 
 
 class FusionHead(nn.Module):
-    """Sums feature maps of several strides with learned weights per channel, and maps them to logits.
+    """Fuse feature maps of several strides by a weighted sum with learned weights per channel.
 
-    Each map goes through a 1x1 convolution and is resized to the first; the weighted sum is normed.
+    Each map is projected by a 1x1 convolution and resized to the first; the weighted sum is normalized and mapped to
+    logits. Parameter names: ``conv_layer1``, ..., ``gamma1``, ..., ``norm``, ``conv_last``.
 
     Args:
-        in_channels: channels of each map, the finest first.
+        in_channels: channels of each map, highest resolution first.
         embed_dim: channels of the sum.
         out_channels: channels of the logits.
-        gamma_init: first value of the weights; published: 1e-6, which the norm's epsilon lets through as almost
-            nothing until the weights have grown.
-        official: also have the two weights that the official model has and does not use.
+        gamma_init: initial value of the weights. The published 1e-6 is so small compared to the epsilon of the norm
+            that the output stays near zero until the weights have grown.
+        official: add the two unused weights of the official model.
 
-    Parameter names: ``conv_layer1`` and so on, ``gamma1`` and so on, ``norm``, ``conv_last``.
+    Raises:
+        ValueError: if ``in_channels`` is empty.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class FusionHead(nn.Module):
     ) -> None:
         super().__init__()
         if not in_channels:
-            raise ValueError("in_channels is empty; there must be one number for each feature map")
+            raise ValueError("`in_channels` must have one number for each feature map, got none")
         self.in_channels = tuple(in_channels)
         for index in range(1, len(self.in_channels) + 1 + 2 * official):
             weight = nn.Parameter(torch.full((embed_dim,), gamma_init))
@@ -77,20 +79,23 @@ class FusionHead(nn.Module):
         self.conv_last = nn.Conv2d(embed_dim, out_channels, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits in the size of the first map.
+        """Compute logits at the size of the first map.
 
         Args:
             features: ``[B, in_channels[i], H_i, W_i]``.
 
+        Returns:
+            ``[B, out_channels, H_0, W_0]``.
+
         Raises:
-            ValueError: not as many maps as ``in_channels``.
+            ValueError: if the number of maps differs from that of ``in_channels``.
         """
         return self.conv_last(self.fuse(features))
 
     def fuse(self, features: Sequence[Tensor]) -> Tensor:
-        """The normed sum that the logits are made from, ``[B, embed_dim, H_0, W_0]``."""
+        """Compute the normalized sum before the last convolution, ``[B, embed_dim, H_0, W_0]``."""
         if len(features) != len(self.in_channels):
-            raise ValueError(f"features has {len(features)} maps; there must be {len(self.in_channels)}")
+            raise ValueError(f"`features` must have {len(self.in_channels)} maps, got {len(features)}")
         total = None
         for index, feature in enumerate(features, 1):
             x = getattr(self, f"conv_layer{index}")(feature)
@@ -102,7 +107,7 @@ class FusionHead(nn.Module):
 
 
 def label_decoder(channels: int) -> nn.Sequential:
-    """NFA-ViT's label head: the mean of a map over all pixels, and one linear unit. ``[B, C, H, W]`` to ``[B, 1]``."""
+    """Label head of NFA-ViT: global average pooling and a linear layer, ``[B, C, H, W]`` to ``[B, 1]``."""
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
     trunc_normal_(head[2].weight, std=0.02)
     nn.init.zeros_(head[2].bias)
@@ -110,16 +115,16 @@ def label_decoder(channels: int) -> nn.Sequential:
 
 
 class ForgeryHead(nn.Module):
-    """Mask and label from the feature maps of any backbone.
+    """Predict a mask and a label from the feature maps of any backbone.
 
     Args:
-        in_channels: channels of each map, the finest first.
+        in_channels: channels of each map, highest resolution first.
         embed_dim: see `FusionHead`.
-        label_from_mask: the label also sees how strong the mask is: its maximum, and the mean of its strongest 5 %.
-            A small forgery hardly moves the mean of the last map, which is all that the published head sees.
+        label_from_mask: whether the label logit also depends on the maximum of the mask logits and the mean of their
+            top 5 %. A small forgery hardly changes the mean of the last map, the only input of the published head.
         gamma_init: see `FusionHead`.
-        compare_regions: the label also sees what the suspected region is like and how it differs from the picture:
-            the fused features averaged with the mask as weights, and these less their plain mean, through a small MLP.
+        compare_regions: whether the label logit also depends on the fused features averaged with the mask as weights,
+            and on their difference from the unweighted mean, through a small MLP.
     """
 
     def __init__(
@@ -145,7 +150,12 @@ class ForgeryHead(nn.Module):
             nn.init.zeros_(self.regions_to_label[2].bias)
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> ForgeryOutput:
-        """Predict from maps ``[B, in_channels[i], H_i, W_i]``; the mask comes in ``size``, (height, width)."""
+        """Predict mask and label.
+
+        Args:
+            features: maps ``[B, in_channels[i], H_i, W_i]``.
+            size: height and width of the output mask.
+        """
         fused = self.seg_decoder.fuse(features)
         coarse = self.seg_decoder.conv_last(fused)
         label = self.cls_decoder(features[-1])
@@ -171,28 +181,30 @@ def forgery_losses(
     dice_weight: float = 0.0,
     pos_weight: float | None = None,
 ) -> dict[str, Tensor]:
-    """Binary cross-entropy of mask and label, as NFA-ViT, and of the noise branch's own mask.
+    """Compute the binary cross-entropy of mask and label as in NFA-ViT, and of the mask of the noise branch.
 
     Args:
-        output: of a model.
+        output: output of a forgery model.
         mask: ``[B, 1, H, W]``, 1 where forged.
-        label: ``[B]`` or ``[B, 1]``, 1 where an image is forged; None takes what the mask says.
-        valid: ``[B, 1, H, W]``, 0 on pixels that do not count, such as padding.
-        label_weight: factor on the loss of the label; published: 0.5.
-        aux_weight: factor on the loss of ``output.aux_logits``, where there are some.
-        dice_weight: factor on one minus the soft Dice coefficient over the pixels of forged images; published: 0.
+        label: ``[B]`` or ``[B, 1]``, 1 for forged images. Defaults to 1 if the mask has forged pixels.
+        valid: ``[B, 1, H, W]``, 0 on pixels to ignore, such as padding.
+        label_weight: weight of the label loss; 0.5 in the paper.
+        aux_weight: weight of the loss of ``output.aux_logits``, if present.
+        dice_weight: weight of the soft Dice loss of forged images; 0 in the paper.
         pos_weight: weight of forged pixels in the cross-entropy; None means 1.
 
     Returns:
-        ``loss_mask``, ``loss_label`` and, where they apply, ``loss_aux`` and ``loss_dice``: weighted, to be summed.
+        Weighted ``loss_mask``, ``loss_label`` and, if they apply, ``loss_aux`` and ``loss_dice``.
 
     Raises:
-        ValueError: ``mask`` or ``valid`` is not of the size of the prediction.
+        ValueError: if ``mask`` or ``valid`` does not have the shape of the prediction.
     """
     logits = output.mask_logits.float()
     for name, value in (("mask", mask), ("valid", valid)):
         if value is not None and value.shape != logits.shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; the prediction has {tuple(logits.shape)}")
+            raise ValueError(
+                f"`{name}` must have the shape of the prediction {tuple(logits.shape)}, got {tuple(value.shape)}"
+            )
     target = mask.to(logits.dtype)
     weight = None if valid is None else valid.to(logits.dtype)
     if label is None:

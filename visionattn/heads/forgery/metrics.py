@@ -1,7 +1,7 @@
-"""Measures of forgery localization and detection, each under the convention it is published in.
+"""Metrics of forgery localization and detection, in the published conventions.
 
-Pixel measures are taken for each image and averaged, or pooled over all pixels of a set. The per-image form, with its
-modes, is that of IMDLBenCo (Ma et al., NeurIPS 2024): a prediction counts as forged above, not at, the threshold.
+Pixel metrics are averaged over images, or pooled over all pixels of a dataset. The per-image metrics with their modes
+follow IMDLBenCo (Ma et al., NeurIPS 2024): predictions above (not at) the threshold are forged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,12 @@ IMAGE_EPS = 1e-9
 
 
 def binary_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Area under the ROC curve, equal scores taken together; nan where one of the two classes is absent.
+    """Area under the ROC curve, with ties between equal scores; NaN if one of the two classes is absent.
 
     Args:
-        scores: any shape; larger means more likely positive.
-        labels: of the same shape, nonzero for positive.
-        weights: of the same shape, how often each counts.
+        scores: scores of any shape; larger means more likely positive.
+        labels: labels of the same shape, nonzero for positive.
+        weights: sample weights of the same shape. Defaults to 1.
     """
     scores, labels = np.asarray(scores).ravel(), np.asarray(labels).ravel() != 0
     weights = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64).ravel()
@@ -45,7 +45,7 @@ def binary_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | Non
 
 
 def _area(true_positive: np.ndarray, false_positive: np.ndarray) -> float:
-    """The trapezoids under cumulative counts, divided by their last values."""
+    """Area under the curve of cumulative counts by the trapezoidal rule, normalized by their final values."""
     if not len(true_positive) or true_positive[-1] <= 0 or false_positive[-1] <= 0:
         return float("nan")
     tpr = np.concatenate([[0.0], true_positive / true_positive[-1]])
@@ -54,9 +54,9 @@ def _area(true_positive: np.ndarray, false_positive: np.ndarray) -> float:
 
 
 def _benco_auc(scores: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> float:
-    """As IMDLBenCo: one step for each pixel even among equal scores; 0 for an empty mask, nan for a full one.
+    """AUC of IMDLBenCo: ties are not handled; 0 for an empty mask, NaN for a full one.
 
-    Pixels outside ``valid`` stay in the ranking, and count for neither class.
+    Pixels outside ``valid`` remain in the ranking with weight 0.
     """
     positive, total = float((truth * valid).sum()), float(valid.sum())
     if positive == 0:
@@ -93,33 +93,33 @@ def pixel_scores(
     threshold: float = 0.5,
     auc: Literal["exact", "benco"] = "exact",
 ) -> dict[str, float]:
-    """``f1``, ``iou``, ``accuracy`` and ``auc`` of one image.
+    """Compute ``f1``, ``iou``, ``accuracy`` and ``auc`` of one image.
 
-    An authentic image has an F1 and IoU of 0, however right the prediction is: measure it by ``accuracy``.
+    F1 and IoU of an authentic image are always 0; use ``accuracy`` for these.
 
     Args:
-        prediction: probability that a pixel is forged, ``[H, W]`` or ``[1, H, W]``, in 0..1.
-        truth: nonzero where forged, of the same shape.
-        valid: 0 on pixels that do not count, of the same shape.
-        mode: ``"origin"`` takes the prediction as it is; ``"reverse"`` inverts it, as for models that may mark
-            the untouched part: F1 and accuracy invert the binary map, so that a value at the threshold then counts
-            as forged, IoU and AUC invert the probabilities; ``"double"`` takes the larger value of the two.
-        threshold: a pixel above it counts as forged.
-        auc: ``"exact"`` takes equal scores together, and is nan for an empty or a full mask; ``"benco"`` steps
-            through equal scores one by one, and is 0 for an empty and nan for a full mask, as IMDLBenCo.
+        prediction: probability that each pixel is forged, ``[H, W]`` or ``[1, H, W]``, in [0, 1].
+        truth: ground-truth mask of the same shape, nonzero where forged.
+        valid: mask of the same shape, 0 on pixels to ignore.
+        mode: ``"origin"`` uses the prediction unchanged. ``"reverse"`` inverts it, for models that may mark the
+            authentic region: F1 and accuracy invert the binary map (so that values at the threshold become forged),
+            IoU and AUC invert the probabilities. ``"double"`` takes the maximum of the two for each metric.
+        threshold: pixels with a probability above it are forged.
+        auc: ``"exact"`` handles ties, and is NaN for an empty or full mask; ``"benco"`` ignores ties, and is 0 for an
+            empty and NaN for a full mask, as in IMDLBenCo.
 
     Raises:
-        ValueError: shapes differ, or an argument is not one of the above.
+        ValueError: if the shapes differ, or an argument is unknown.
     """
     if mode not in MODES:
-        raise ValueError(f"mode={mode!r} must be one of {MODES}")
+        raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got {mode!r}")
     if auc not in ("exact", "benco"):
-        raise ValueError(f"auc={auc!r} must be 'exact' or 'benco'")
+        raise ValueError(f"`auc` must be 'exact' or 'benco', got {auc!r}")
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or (valid is not None and np.shape(valid) != truth.shape):
         raise ValueError(
-            f"prediction {prediction.shape}, truth {truth.shape} and valid "
-            f"{None if valid is None else np.shape(valid)} must be of one shape"
+            f"`prediction`, `truth` and `valid` must have the same shape, got {prediction.shape}, {truth.shape} and "
+            f"{None if valid is None else np.shape(valid)}"
         )
     if mode == "double":
         one, two = (
@@ -151,21 +151,23 @@ def pixel_scores(
 
 
 def image_scores(scores: Sequence[float], labels: Sequence[int], threshold: float = 0.5) -> dict[str, float]:
-    """``f1``, ``auc`` and ``accuracy`` of telling forged images from authentic ones; forged is the positive class.
+    """Compute ``f1``, ``auc`` and ``accuracy`` of forgery detection; forged is the positive class.
 
-    The AUC takes equal scores together, and is nan for a set of one class only.
+    The AUC handles ties, and is NaN if only one class is present.
 
     Args:
         scores: probability that each image is forged.
-        labels: 1 where it is.
-        threshold: an image above it counts as forged.
+        labels: 1 for forged images.
+        threshold: images with a score above it are classified as forged.
 
     Raises:
-        ValueError: not as many scores as labels, or none.
+        ValueError: if the numbers of scores and labels differ, or are 0.
     """
     scores, labels = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(labels).ravel() != 0
     if len(scores) != len(labels) or not len(scores):
-        raise ValueError(f"{len(scores)} scores and {len(labels)} labels; there must be as many, at least one")
+        raise ValueError(
+            f"`scores` and `labels` must have the same length of at least 1, got {len(scores)} and {len(labels)}"
+        )
     forged = scores > threshold
     hit, false_positive = int((forged & labels).sum()), int((forged & ~labels).sum())
     return {
@@ -176,13 +178,13 @@ def image_scores(scores: Sequence[float], labels: Sequence[int], threshold: floa
 
 
 class PooledPixels:
-    """Pixel measures over all pixels of a set as one, in constant memory.
+    """Pixel metrics pooled over all pixels of a dataset, in constant memory.
 
-    F1, IoU and accuracy are exact. The AUC is of scores rounded to ``bins`` levels.
+    F1, IoU and accuracy are exact. The AUC is computed from scores rounded to ``bins`` levels.
 
     Args:
-        threshold: a pixel above it counts as forged.
-        bins: levels of the scores.
+        threshold: pixels with a probability above it are forged.
+        bins: number of score levels.
     """
 
     def __init__(self, threshold: float = 0.5, bins: int = 4096) -> None:
@@ -191,7 +193,7 @@ class PooledPixels:
         self.histogram = np.zeros((2, bins), dtype=np.int64)
 
     def add(self, prediction: np.ndarray, truth: np.ndarray, valid: np.ndarray | None = None) -> None:
-        """Count one image; see `pixel_scores` for the arguments."""
+        """Add one image; see `pixel_scores` for the arguments."""
         flat, real = np.asarray(prediction).ravel(), np.asarray(truth).ravel() != 0
         if valid is not None:
             inside = np.asarray(valid).ravel() != 0
@@ -203,12 +205,12 @@ class PooledPixels:
             self.histogram[row] += np.bincount(level[chosen], minlength=self.bins)
 
     def merge(self, other: "PooledPixels") -> None:
-        """Add what another one has counted."""
+        """Add the counts of another instance."""
         self.counts += other.counts
         self.histogram += other.histogram
 
     def scores(self) -> dict[str, float]:
-        """``f1``, ``iou``, ``accuracy`` and ``auc``; nan where nothing was counted."""
+        """Compute ``f1``, ``iou``, ``accuracy`` and ``auc``; all NaN if no pixel was added."""
         hit, false_positive, missed, rest = self.counts.tolist()
         total = hit + false_positive + missed + rest
         if not total:
@@ -226,19 +228,19 @@ def summarize(
     include_authentic: bool | Literal["benco"] = False,
     threshold: float = 0.5,
 ) -> dict[str, float]:
-    """Figures of a set from records of its images.
+    """Combine the records of all images of a dataset.
 
     Args:
-        records: for each image ``label`` (1 forged), ``score`` (probability that it is), and ``pixel``, a dict of
-            its pixel measures.
-        include_authentic: False, the published convention, averages pixel measures over forged images only; True
-            or ``"benco"`` over all, in which an authentic image has an F1, IoU and (``"benco"`` only) AUC of 0.
-        threshold: of the image score.
+        records: for each image, ``label`` (1 if forged), ``score`` (probability that it is forged) and ``pixel``, a
+            dict of its pixel metrics.
+        include_authentic: False averages pixel metrics over forged images only, the published convention. True or
+            ``"benco"`` averages over all images; authentic images have F1, IoU and (only for ``"benco"``) AUC 0.
+        threshold: threshold of the image score.
 
     Returns:
-        ``pixel_f1``, ``pixel_iou``, ... as means over images whose value is not nan; ``authentic_accuracy``, the
-        share of pixels of authentic images that are left unmarked; ``image_f1``, ``image_auc``, ``image_accuracy``.
-        What does not apply to the set, such as an AUC of images of one class, is left out.
+        ``pixel_f1``, ``pixel_iou``, ..., means over the images with a value other than NaN; ``authentic_accuracy``,
+        the pixel accuracy of authentic images; ``image_f1``, ``image_auc`` and ``image_accuracy``. Undefined values,
+        such as the AUC of images of one class, are omitted.
     """
     result: dict[str, float] = {}
     if not records:

@@ -1,4 +1,4 @@
-"""Forgery models for mmengine's runner: the nets of `visionattn.heads` with losses and results."""
+"""Forgery localization models for mmengine."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
 from visionattn.errors import ConfigError
+from visionattn.heads.forgery import mmlab_checks, mmlab_data, mmlab_metric  # noqa: F401  (registered with this module)
 from visionattn.heads.forgery.heads import ForgeryOutput, forgery_losses
 from visionattn.heads.forgery.net import ForgeryNet
 from visionattn.heads.forgery.nfa_vit import NFAViT
@@ -23,21 +24,23 @@ IGNORED = 255
 
 
 class ForgeryModel(BaseModel):
-    """What forgery models share; `net` gives a `ForgeryOutput` for ``[B, 3, H, W]``.
+    """Base class of the forgery models.
 
-    Data samples are mmseg's, with ``gt_sem_seg`` of 0, 1 and 255 for pixels that do not count. A prediction sets
-    ``forgery_prob`` (``[1, H, W]`` in the size of the original picture), ``forgery_score`` (that the picture is
-    forged anywhere), and mmseg's ``pred_sem_seg`` and ``seg_logits``.
+    Data samples are mmseg's, with ``gt_sem_seg`` 0 (authentic), 1 (forged) or 255 (ignored). Prediction sets
+    ``forgery_prob`` (``[1, H, W]`` at the size of the original image), ``forgery_score`` (probability that the image
+    is forged), and mmseg's ``pred_sem_seg`` and ``seg_logits``.
 
     Args:
-        net: the network.
-        data_preprocessor: mmseg's.
+        net: network that maps ``[B, 3, H, W]`` to a `ForgeryOutput`.
+        data_preprocessor: config of mmseg's data preprocessor.
         loss: arguments of `visionattn.heads.forgery.heads.forgery_losses`.
-        threshold: a pixel above it is forged.
-        score_from_mask: the picture's score is the largest of its pixels, for nets whose label was not trained.
+        threshold: pixels with a probability above it are forged.
+        score_from_mask: use the maximum pixel probability as the image score, for networks whose label head was not
+            trained.
+        init_cfg: see ``mmengine.model.BaseModule``.
     """
 
-    task = "forgery"
+    job = "forgery"
 
     def __init__(
         self,
@@ -53,7 +56,16 @@ class ForgeryModel(BaseModel):
         self.threshold, self.score_from_mask = threshold, score_from_mask
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = "tensor") -> Any:
-        """``"loss"``: a dict of losses; ``"predict"``: the data samples with results; ``"tensor"``: mask logits."""
+        """Run the model.
+
+        Args:
+            inputs: normalized images ``[B, 3, H, W]``.
+            data_samples: one data sample per image; needed for ``"loss"`` and ``"predict"``.
+            mode: ``"loss"``, ``"predict"`` or ``"tensor"``.
+
+        Returns:
+            A dict of losses, the data samples with predictions, or mask logits ``[B, 1, H, W]``.
+        """
         output = self.net(inputs)
         if mode == "loss":
             return self._loss(output, data_samples)
@@ -84,16 +96,16 @@ class ForgeryModel(BaseModel):
 
 @MODELS.register_module()
 class ForgeryLocalizer(ForgeryModel):
-    """`visionattn.heads.forgery.net.ForgeryNet` on any backbone of the registries that tells channels and strides.
+    """`visionattn.heads.forgery.net.ForgeryNet` on any registered backbone with ``num_features`` and ``strides``.
 
     Args:
-        backbone: such as ``dict(type="visionattn.Backbone", model_name="dinat_mini")``.
+        backbone: config of the backbone, such as ``dict(type="visionattn.Backbone", model_name="dinat_mini")``.
         noise, noise_branch, guided, fuse_noise, embed_dim, label_from_mask, compare_regions, image_scale,
-            residual_maps, aux: of `ForgeryNet`.
-        data_preprocessor, loss, threshold, score_from_mask: of `ForgeryModel`.
+            residual_maps, aux: see `ForgeryNet`.
+        data_preprocessor, loss, threshold, score_from_mask, init_cfg: see `ForgeryModel`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: if an argument is out of range.
     """
 
     def __init__(
@@ -129,17 +141,17 @@ class ForgeryLocalizer(ForgeryModel):
 
 @MODELS.register_module()
 class NFAViTLocalizer(ForgeryModel):
-    """`visionattn.heads.forgery.nfa_vit.NFAViT`, from scratch, from published parts, or from a released checkpoint.
+    """`visionattn.heads.forgery.nfa_vit.NFAViT`, from scratch, from pretrained parts, or from a released checkpoint.
 
     Args:
-        official_checkpoint: a checkpoint of the official code; selects the published set, see `NFAViT`.
-        extractor, noise_pretrained, image_pretrained: files of Noiseprint's DnCNN, MiT-b0 and MiT-b2.
+        official_checkpoint: checkpoint file of the official code; selects ``official=True``, see `NFAViT`.
+        extractor, noise_pretrained, image_pretrained: checkpoint files of Noiseprint's DnCNN, MiT-b0 and MiT-b2.
         net: arguments of `NFAViT`.
-        data_preprocessor, loss, threshold, score_from_mask: of `ForgeryModel`.
+        data_preprocessor, loss, threshold, score_from_mask, init_cfg: see `ForgeryModel`.
 
     Raises:
-        ConfigError: an argument of ``net`` is out of its range.
-        CheckpointError: a file does not fit.
+        ConfigError: if an argument of ``net`` is out of range.
+        CheckpointError: if a checkpoint does not match.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Forgery datasets and transforms for mmseg's pipelines; class 1 is forged, and 255 does not count."""
+"""Forgery datasets and transforms for mmseg's pipelines; class 1 is forged, 255 is ignored."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,8 @@ from visionattn.heads.forgery import sets as forgery_sets
 from visionattn.heads.forgery.donors import FolderDonors, find_photos
 from visionattn.heads.forgery.regions import REGION_SHAPES
 from visionattn.heads.forgery.sets import BalancedSets, ForgeryItem, read_truth
-from visionattn.heads.forgery.synthesis import OPERATIONS, ForgerySynthesis, compress
+from visionattn.heads.forgery.synthesis import OPERATIONS, ForgerySynthesis
+from visionattn.io.images import jpeg_round_trip
 
 __all__ = [
     "BalancedForgeryDataset",
@@ -32,23 +33,23 @@ LAYOUTS = ("pairs", "mani", "brgen", "json", "photos")
 
 @DATASETS.register_module()
 class ForgeryDataset(BaseDataset):
-    """Pictures with masks of what was forged in them, as `visionattn.heads.forgery.sets` reads them.
+    """Images with forgery masks, see `visionattn.heads.forgery.sets`.
 
     Args:
         layout: ``"pairs"`` (``images/`` and ``masks/``), ``"mani"`` (``Tp/`` and ``Gt/``), ``"brgen"`` (``Au/``,
-            ``Tp/``, ``Gt/``), ``"json"`` (IMDLBenCo's list, named by ``ann_file``), or ``"photos"``: untouched
-            photographs, for `ForgeImage` to forge.
-        data_root: the folder.
-        folders: of ``"photos"``: folders below ``data_root``; empty means all of it.
-        with_authentic: of ``"mani"``: the pictures of ``Au/`` too.
-        balanced: of ``"brgen"``: as many forged pictures as authentic ones, drawn at random.
-        draw_seed: of that draw.
-        every, offset: take each ``every``-th picture from the ``offset``-th on, such as of frames of a video.
-        **arguments: of mmengine's ``BaseDataset``, such as ``pipeline``.
+            ``Tp/``, ``Gt/``), ``"json"`` (a list of IMDLBenCo, given by ``ann_file``), or ``"photos"`` (authentic
+            photographs, to be forged by `ForgeImage`).
+        data_root: root folder.
+        folders: for ``"photos"``, folders below ``data_root``; empty for all of it.
+        with_authentic: for ``"mani"``, also use the images in ``Au/``.
+        balanced: for ``"brgen"``, randomly draw as many forged images as there are authentic ones.
+        draw_seed: random seed of ``balanced``.
+        every, offset: use every ``every``-th image, starting at index ``offset``, for example for video frames.
+        **arguments: passed to mmengine's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
-        ConfigError: an unknown layout.
-        DataError: the files are not as the layout says.
+        ConfigError: if the layout is unknown, or ``every`` or ``offset`` is out of range.
+        DataError: if the files do not match the layout.
     """
 
     METAINFO: ClassVar[dict] = dict(classes=("authentic", "forged"), palette=[[0, 0, 0], [255, 82, 70]])
@@ -66,16 +67,18 @@ class ForgeryDataset(BaseDataset):
         **arguments: Any,
     ) -> None:
         if layout not in LAYOUTS:
-            raise ConfigError(f"ForgeryDataset layout={layout!r} must be one of {LAYOUTS}")
+            raise ConfigError(f"ForgeryDataset: `layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         if every < 1 or not 0 <= offset < every:
-            raise ConfigError(f"ForgeryDataset every={every} must be at least 1, and offset={offset} below it")
+            raise ConfigError(
+                f"ForgeryDataset: `every` must be at least 1 and `offset` in [0, every), got {every} and {offset}"
+            )
         self.layout, self.folders = layout, tuple(folders)
         self.with_authentic, self.balanced, self.draw_seed = with_authentic, balanced, draw_seed
         self.every, self.offset = every, offset
         super().__init__(data_root=data_root, **arguments)
 
     def read_items(self) -> list[ForgeryItem]:
-        """The pictures of the set."""
+        """Read the items of the dataset."""
         root = Path(self.data_root or ".")
         if self.layout == "photos":
             paths = find_photos([root / folder for folder in self.folders] or root)
@@ -89,21 +92,21 @@ class ForgeryDataset(BaseDataset):
         return forgery_sets.read_pairs(root)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Records of the pictures in mmseg's form."""
+        """Create one record per image in mmseg's format."""
         items = self.read_items()[self.offset :: self.every]
         if not items:
-            raise DataError(f"{self.data_root or self.ann_file}: holds no pictures of the layout {self.layout!r}")
+            raise DataError(f"{self.data_root or self.ann_file}: contains no images with layout {self.layout!r}")
         return [_record(item) for item in items]
 
 
 @DATASETS.register_module()
 class BalancedForgeryDataset(ForgeryDataset):
-    """IMDLBenCo's ``BalancedDataset``: several sets, each giving ``sample_number`` pictures drawn at random.
+    """IMDLBenCo's ``BalancedDataset``: the same number of random samples from each of several datasets.
 
     Args:
-        ann_file: JSON of ``[["ManiDataset" or "JsonDataset", path], ...]``.
-        sample_number: pictures of each set in an epoch.
-        **arguments: of `ForgeryDataset` and mmengine's ``BaseDataset``.
+        ann_file: JSON file with ``[["ManiDataset" or "JsonDataset", path], ...]``.
+        sample_number: number of samples of each dataset per epoch.
+        **arguments: further arguments of `ForgeryDataset` and mmengine's ``BaseDataset``.
     """
 
     def __init__(self, ann_file: str, sample_number: int = 1840, **arguments: Any) -> None:
@@ -111,12 +114,12 @@ class BalancedForgeryDataset(ForgeryDataset):
         super().__init__(ann_file=ann_file, **arguments)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One record for each draw; what it holds comes with the draw."""
+        """Create one record per draw; the image is chosen on access."""
         self.sets = BalancedSets(self.ann_file, self.sample_number, root=self.data_root or None)
         return [{"img_path": f"draw {index}", "draw": index} for index in range(len(self.sets))]
 
     def prepare_data(self, idx: int) -> Any:
-        """Draw a picture of the set whose turn it is; numpy's generator is seeded for each sample."""
+        """Draw an image of the dataset at this index; the draw depends on NumPy's global random state."""
         item = self.sets.draw(self.get_data_info(idx)["draw"], int(np.random.randint(2**31)))
         return self.pipeline({**_record(item), "sample_idx": idx})
 
@@ -135,18 +138,20 @@ def _record(item: ForgeryItem) -> dict[str, Any]:
 
 @TRANSFORMS.register_module()
 class LoadForgeryMask(BaseTransform):
-    """Puts the mask, 1 where forged, into ``gt_seg_map``; zeros for an authentic picture.
+    """Load the mask (1 where forged) into ``gt_seg_map``; zeros for authentic images.
 
     Raises:
-        DataError: the mask cannot be read, or is not of the picture's size.
+        DataError: if the mask cannot be read, or does not have the size of the image.
     """
 
     def transform(self, results: dict) -> dict:
-        """Load the mask of the picture in ``results``."""
+        """Load the mask of the image in ``results``."""
         path, size = results.get("seg_map_path"), tuple(results["ori_shape"])
         mask = np.zeros(size, np.uint8) if path is None else read_truth(path)
         if mask.shape != size:
-            raise DataError(f"{path}: is {mask.shape[1]} x {mask.shape[0]}, its picture {size[1]} x {size[0]}")
+            raise DataError(
+                f"{path}: must have the size of its image {size[1]} x {size[0]}, got {mask.shape[1]} x {mask.shape[0]}"
+            )
         results["gt_seg_map"] = mask
         results.setdefault("seg_fields", []).append("gt_seg_map")
         return results
@@ -154,7 +159,12 @@ class LoadForgeryMask(BaseTransform):
 
 @TRANSFORMS.register_module()
 class ForgeryAugment(BaseTransform):
-    """IMDLBenCo's training augmentations of picture and mask; numpy's generator is seeded for each sample."""
+    """Training augmentations of IMDLBenCo, see `visionattn.heads.forgery.benco.train_augmentations`.
+
+    They are seeded from NumPy's global random state.
+    """
+
+    reads_annotations = True  # prediction skips it
 
     def __init__(self) -> None:
         from visionattn.heads.forgery.benco import train_augmentations
@@ -162,7 +172,7 @@ class ForgeryAugment(BaseTransform):
         self.augment = train_augmentations()
 
     def transform(self, results: dict) -> dict:
-        """Augment."""
+        """Augment the image and mask in ``results``."""
         self.augment.set_random_seed(int(np.random.randint(2**31)))
         changed = self.augment(image=results["img"], mask=results["gt_seg_map"])
         results["img"], results["gt_seg_map"] = changed["image"], changed["mask"]
@@ -172,17 +182,20 @@ class ForgeryAugment(BaseTransform):
 
 @TRANSFORMS.register_module()
 class ForgeImage(BaseTransform):
-    """Makes a local forgery, or none, and its mask; see `visionattn.heads.forgery.synthesis.ForgerySynthesis`.
+    """Randomly forge a region of the image and create its mask; see
+    `visionattn.heads.forgery.synthesis.ForgerySynthesis`.
 
-    Crop first: what comes after, such as resizing, changes the traces that a model is to find.
+    Crop before this transform: later steps such as resizing alter the traces that a model should detect.
 
     Args:
-        donors: folders of photographs that splices come from; empty means the picture itself.
-        objects: COCO files with instances of the donors.
-        root: what relative paths above start from.
-        operations, probability, area, quality, feather, colour_match, geometry, shapes: of `ForgerySynthesis`.
-        paired: forge every picture, and keep it untouched too, compressed alike, for `PackForgeryPair`.
+        donors: folders of donor photographs for splicing; empty to splice from the image itself.
+        objects: COCO instance files of the donors.
+        root: root folder of relative paths in ``donors`` and ``objects``.
+        operations, probability, area, quality, feather, colour_match, geometry, shapes: see `ForgerySynthesis`.
+        paired: forge every image, and also keep the authentic image with the same compression, for `PackForgeryPair`.
     """
+
+    reads_annotations = True  # prediction skips it
 
     def __init__(
         self,
@@ -207,12 +220,12 @@ class ForgeImage(BaseTransform):
         )  # fmt: skip
 
     def transform(self, results: dict) -> dict:
-        """Forge the picture in ``results``; numpy's generator is seeded for each sample."""
+        """Forge the image in ``results``; the forgery is seeded from NumPy's global random state."""
         image = np.ascontiguousarray(results["img"])
         forgery = self.synthesis(image, int(np.random.randint(2**31)), forge=True if self.paired else None)
         if self.paired:
             saved = self.synthesis.quality is not None
-            results["untouched"] = compress(image, forgery.steps[-1]["quality"]) if saved else image
+            results["untouched"] = jpeg_round_trip(image, forgery.steps[-1]["quality"]) if saved else image
         results["img"], results["gt_seg_map"] = forgery.image, forgery.mask
         if "gt_seg_map" not in results.setdefault("seg_fields", []):
             results["seg_fields"].append("gt_seg_map")
@@ -222,25 +235,25 @@ class ForgeImage(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackForgeryPair(BaseTransform):
-    """Packs a forged picture and the same one untouched as two samples; it comes last, after `ForgeImage`.
+    """Pack a forged image and its authentic version as two samples; the last step, after `ForgeImage`.
 
-    Only what was done tells the two apart, so that the label cannot be learned from what they show. The loader needs
-    ``collate_fn=dict(type="visionattn.collate_pairs")``; a batch holds twice ``batch_size`` pictures.
+    The two differ only in the forgery, so the label cannot be learned from the scene content. The data loader needs
+    ``collate_fn=dict(type="visionattn.collate_pairs")``; a batch has twice ``batch_size`` images.
 
     Args:
-        meta_keys: of mmseg's ``PackSegInputs``.
+        meta_keys: see mmseg's ``PackSegInputs``.
 
     Raises:
-        ConfigError: there is no untouched picture: `ForgeImage` has not ``paired=True``.
+        ConfigError: if there is no authentic image because `ForgeImage` was not used with ``paired=True``.
     """
 
     def __init__(self, meta_keys: Sequence[str]) -> None:
         self.pack = PackSegInputs(meta_keys=tuple(meta_keys))
 
     def transform(self, results: dict) -> list[dict]:
-        """The forged sample and the untouched one."""
+        """Pack the forged and the authentic sample."""
         if "untouched" not in results:
-            raise ConfigError("PackForgeryPair needs ForgeImage(paired=True) before it")
+            raise ConfigError("PackForgeryPair: must follow ForgeImage with `paired` True")
         saved = [step for step in results["forgery_steps"] if step["operation"] == "save"]
         nothing = np.zeros_like(results["gt_seg_map"])
         untouched = {**results, "img": results["untouched"], "gt_seg_map": nothing, "forgery_steps": saved}
@@ -249,5 +262,5 @@ class PackForgeryPair(BaseTransform):
 
 @FUNCTIONS.register_module()
 def collate_pairs(samples: Sequence[Sequence[dict]]) -> dict:
-    """A batch of all samples of all pairs, as mmengine's ``pseudo_collate``."""
+    """Collate all samples of all pairs with mmengine's ``pseudo_collate``."""
     return pseudo_collate([sample for pair in samples for sample in pair])

@@ -1,4 +1,4 @@
-"""Forgery localization and detection measured by mmengine's evaluator, on one process or many."""
+"""Forgery localization and detection metrics for mmengine's evaluator, in one process or several."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,18 +20,24 @@ IGNORED = 255
 
 @METRICS.register_module()
 class ForgeryMetric(BaseMetric):
-    """Pixel and image measures of forgery, for each image and over the set; see `visionattn.heads.forgery.metrics`.
+    """Pixel and image metrics of forgery; see `visionattn.heads.forgery.metrics`.
 
-    Reads ``gt_sem_seg`` (1 forged, 255 not counted), ``forgery_prob`` and ``forgery_score`` of each data sample. Of
-    the images that the samplers of several processes repeat to fill the last batches, each counts once.
+    Reads ``gt_sem_seg`` (1 forged, 255 ignored), ``forgery_prob`` and ``forgery_score`` of each data sample. Images
+    that distributed samplers repeat to fill the last batch are counted once.
 
     Args:
-        convention: which images pixel measures are averaged over: ``"tampered"``, as published; ``"all"``; or
-            ``"benco"``, all, with IMDLBenCo's AUC (no ties, 0 for authentic images).
-        modes: of ``"origin"``, ``"reverse"`` and ``"double"``; the names of all but the first carry the mode.
-        pooled: also the measures over all pixels of the set as one, ``pooled_f1`` and so on.
-        threshold: of pixels and images.
-        size: measure at this (height, width) in place of the image's own, as frameworks that resize do.
+        convention: images over which pixel metrics are averaged: ``"tampered"`` (forged images, the published
+            convention), ``"all"``, or ``"benco"`` (all, with the AUC of IMDLBenCo, which ignores ties and is 0 for
+            authentic images).
+        modes: one or more of ``"origin"``, ``"reverse"`` and ``"double"``; metric names of all modes but the first
+            have the mode as suffix.
+        pooled: also report metrics pooled over all pixels, ``pooled_f1`` etc.
+        threshold: threshold of pixels and images.
+        size: evaluate at this height and width instead of the image size, as frameworks that resize do.
+        collect_device, prefix, collect_dir: see ``mmengine.evaluator.BaseMetric``.
+
+    Raises:
+        ConfigError: if ``convention`` or ``modes`` is unknown.
     """
 
     default_prefix = None
@@ -49,15 +55,17 @@ class ForgeryMetric(BaseMetric):
     ) -> None:
         super().__init__(collect_device, prefix, collect_dir)
         if convention not in CONVENTIONS:
-            raise ConfigError(f"ForgeryMetric convention={convention!r} must be one of {CONVENTIONS}")
+            raise ConfigError(
+                f"ForgeryMetric: `convention` must be one of {', '.join(CONVENTIONS)}, got {convention!r}"
+            )
         unknown = [m for m in modes if m not in MODES]
         if unknown or not modes:
-            raise ConfigError(f"ForgeryMetric modes={list(modes)} must be one or more of {MODES}")
+            raise ConfigError(f"ForgeryMetric: `modes` must be one or more of {', '.join(MODES)}, got {list(modes)}")
         self.convention, self.modes, self.pooled = convention, tuple(modes), pooled
         self.threshold, self.size = threshold, size
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Measure each image; what is kept of one is a few numbers."""
+        """Evaluate each image of a batch and keep a small record of it."""
         for sample in data_samples:
             truth = torch.as_tensor(_data(sample["gt_sem_seg"])).squeeze()
             probability = torch.as_tensor(_data(sample["forgery_prob"])).float().squeeze().cpu()
@@ -67,8 +75,8 @@ class ForgeryMetric(BaseMetric):
                 truth = F.interpolate(truth[None, None].float(), self.size, mode="nearest")[0, 0]
             if truth.shape != probability.shape:
                 raise ConfigError(
-                    f"{sample.get('img_path', 'an image')}: its mask is {tuple(truth.shape)} and the prediction "
-                    f"{tuple(probability.shape)}; in the test pipeline, load annotations after resizing"
+                    f"{sample.get('img_path', 'an image')}: the mask must have the shape of the prediction "
+                    f"{tuple(probability.shape)}, got {tuple(truth.shape)}; load annotations after resizing"
                 )
             truth, probability = truth.numpy(), probability.numpy()
             valid = None if not (truth == IGNORED).any() else truth != IGNORED
@@ -94,7 +102,7 @@ class ForgeryMetric(BaseMetric):
             self.results.append(record)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Figures of the set, from the records of all processes."""
+        """Compute the metrics from the records of all processes."""
         seen: dict[Any, dict] = {}
         for number, record in enumerate(results):
             seen.setdefault(number if record["key"] is None else record["key"], record)
@@ -112,7 +120,7 @@ class ForgeryMetric(BaseMetric):
 
 
 def _data(value: Any) -> Any:
-    """The array of a PixelData, of its dict, or itself."""
+    """Return the array of a PixelData, of its dict form, or the array itself."""
     if isinstance(value, dict):
         return value["data"]
     return getattr(value, "data", value) if not isinstance(value, (np.ndarray, torch.Tensor)) else value

@@ -1,4 +1,4 @@
-"""Forgery localization on any backbone: feature maps of the picture, a noise branch beside them, the NFA head."""
+"""Forgery localization on any backbone, with the noise branch and head of NFA-ViT."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from visionattn.heads.forgery.branches import STRIDES, NFABlock, NoiseBranch, NoiseExtractor
 from visionattn.heads.forgery.heads import ForgeryHead, ForgeryOutput, FusionHead, forgery_losses
-from visionattn.heads.forgery.noise_features import NoiseFeatures
-from visionattn.heads.forgery.noise_statistics import NoiseStatistics
-from visionattn.heads.forgery.residuals import HighPassResidual
+from visionattn.heads.forgery.noise import HighPassResidual, NoiseFeatures, NoiseStatistics
 
 __all__ = ["ForgeryNet"]
 
@@ -19,32 +17,32 @@ SMALL_BRANCH = dict(dims=(24, 48, 64, 96), depths=(1, 1, 2, 1), num_heads=(1, 2,
 
 
 class ForgeryNet(nn.Module):
-    """A backbone of any kind with the parts that make NFA-ViT: noise branch, noise-guided attention, fusion.
+    """Any backbone combined with the components of NFA-ViT: noise branch, noise-guided attention and fusion head.
 
-    Each feature map of the backbone whose stride is 4, 8, 16 or 32 goes through one block that attends to the places
-    which the noise branch finds least alike; then image and noise features are fused. Without a noise branch, this is
-    a plain segmentation head on the backbone.
+    Each feature map of stride 4, 8, 16 or 32 passes through one block that attends to the keys selected by the noise
+    branch; image and noise features are then fused. Without a noise branch, this is a segmentation head on the
+    backbone.
 
     Args:
-        backbone: gives a list of maps, such as ``timm.create_model(name, features_only=True)``.
-        channels: of each map, the finest first.
-        strides: of each map.
-        noise: ``"statistics"``, fixed local statistics of noise, sharpness and compression, from which a small branch
-            learns soonest; ``"features"``, these and a small network on residuals at full resolution, which takes
-            longer and gets further; ``"highpass"``, fixed filters and a few learned maps; ``"dncnn"``, NFA-ViT's
-            extractor; or None.
-        noise_branch: arguments of `NoiseBranch`; by default a small one.
-        guided: noise-guided blocks on the backbone's maps.
-        fuse_noise: the head sees the noise features too, not only the masks that they lead to.
+        backbone: module that returns a list of feature maps, such as ``timm.create_model(name, features_only=True)``.
+        channels: channels of each map, highest resolution first.
+        strides: stride of each map.
+        noise: noise extractor: ``"statistics"`` (fixed local statistics of noise, sharpness and compression, which
+            converge fastest), ``"features"`` (the statistics and a small network on full-resolution residuals, which
+            trains longer to a higher accuracy), ``"highpass"`` (fixed filters and a few learned maps), ``"dncnn"``
+            (the extractor of NFA-ViT), or None for no noise branch.
+        noise_branch: arguments of `NoiseBranch`. Defaults to a small one.
+        guided: whether to add noise-guided blocks on the feature maps.
+        fuse_noise: whether the head also receives the noise features.
         embed_dim: channels of the head.
         label_from_mask, compare_regions: see `ForgeryHead`.
-        image_scale: the backbone sees the picture at this scale; below 1 it costs less. The noise branch always sees
-            every pixel: resizing takes the noise away.
-        residual_maps: learned maps of the extractor; ``"statistics"`` and ``"highpass"`` can do
-            without, by 0.
-        aux: in training, the noise branch also predicts a mask by itself.
+        image_scale: scale of the image for the backbone; below 1 it reduces the cost. The noise branch always receives
+            the full resolution, because resizing removes noise.
+        residual_maps: number of learned maps of the extractor; may be 0 for ``"statistics"`` and ``"highpass"``.
+        aux: whether the noise branch predicts an auxiliary mask in training.
 
-    Shapes: ``[B, 3, H, W]`` of any size, to a `ForgeryOutput`.
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -65,11 +63,13 @@ class ForgeryNet(nn.Module):
     ) -> None:
         super().__init__()
         if noise is not None and noise not in EXTRACTORS:
-            raise ValueError(f"noise={noise!r} must be one of {EXTRACTORS}, or None")
+            raise ValueError(f"`noise` must be None or one of {', '.join(EXTRACTORS)}, got {noise!r}")
         if len(channels) != len(strides) or not channels:
-            raise ValueError(f"channels={list(channels)} and strides={list(strides)} must be one of each for every map")
+            raise ValueError(
+                f"`channels` and `strides` must have one number for each map, got {list(channels)} and {list(strides)}"
+            )
         if not 0 < image_scale <= 1 or any(round(stride / image_scale) * image_scale != stride for stride in strides):
-            raise ValueError(f"image_scale={image_scale} must be 1 or one half, a quarter, ...")
+            raise ValueError(f"`image_scale` must be 1, 1/2, 1/4, ..., got {image_scale}")
         strides = [round(stride / image_scale) for stride in strides]
         self.backbone, self.image_scale = backbone, image_scale
         self.multiple = max([*strides, STRIDES[-1]])
@@ -83,8 +83,8 @@ class ForgeryNet(nn.Module):
             if noise == "dncnn":
                 self.noise_extractor, given = NoiseExtractor(), {}
             else:
-                kinds = {"features": NoiseFeatures, "statistics": NoiseStatistics, "highpass": HighPassResidual}
-                extractor = kinds[noise](residual_maps)
+                extractors = {"features": NoiseFeatures, "statistics": NoiseStatistics, "highpass": HighPassResidual}
+                extractor = extractors[noise](residual_maps)
                 self.noise_extractor = extractor
                 given = dict(in_chans=extractor.out_chans, in_stride=extractor.stride)
             self.noise_backbone = NoiseBranch(**given, **options)
@@ -95,11 +95,11 @@ class ForgeryNet(nn.Module):
             if aux:
                 self.aux_decoder = FusionHead(options["dims"], 32, gamma_init=1.0)
             if self.fuse_noise:
-                # the finest map leads the fusion; the deepest of the backbone stays last, for the label
+                # The first map determines the resolution of the fusion; the last one is the input of the label head.
                 fused = [*options["dims"], *channels]
         self.head = ForgeryHead(fused, embed_dim, label_from_mask, compare_regions=compare_regions)
         if self.noise_backbone is not None and not (aux or self.fuse_noise):
-            self.noise_backbone.requires_grad_(False)  # its masks pass no gradient on
+            self.noise_backbone.requires_grad_(False)  # its masks do not pass gradients
             self.noise_extractor.requires_grad_(False)
 
     def _guided_block(self, dim: int, stride: int, options: Mapping[str, Any]) -> NFABlock:
@@ -110,9 +110,11 @@ class ForgeryNet(nn.Module):
         return NFABlock(dim, heads, (8, 4, 2, 1)[level], "guided", mlp_ratio=2.0)
 
     def forward(self, image: Tensor, noise_masks: Sequence[Tensor] | None = None) -> ForgeryOutput:
-        """Mask and label of a batch, ``[B, 3, H, W]`` normalised with ImageNet's mean and deviation.
+        """Predict mask and label.
 
-        ``noise_masks``: four masks in place of the noise branch's own, ``[B, heads_i or 1, H_i * W_i, M_i]``.
+        Args:
+            image: ``[B, 3, H, W]`` of any size, normalized with the ImageNet mean and standard deviation.
+            noise_masks: four masks ``[B, heads_i or 1, H_i * W_i, M_i]`` that replace those of the noise branch.
         """
         size = (image.shape[2], image.shape[3])
         rest = [-side % self.multiple for side in size]
@@ -145,5 +147,5 @@ class ForgeryNet(nn.Module):
         return tokens.transpose(1, 2).reshape(feature.shape)
 
     def losses(self, output: ForgeryOutput, mask: Tensor, label: Tensor | None = None, **options) -> dict[str, Tensor]:
-        """See `visionattn.heads.forgery.heads.forgery_losses`."""
+        """Compute the losses; see `visionattn.heads.forgery.heads.forgery_losses`."""
         return forgery_losses(output, mask, label, **options)

@@ -1,6 +1,6 @@
-"""NFA-ViT whole: noise extractor, noise branch, image branch, mask and label (arXiv 2504.11922).
+"""The complete NFA-ViT model (arXiv 2504.11922): noise extractor, noise and image branches, mask and label heads.
 
-The published code has defects that this model mends unless told not to: see `NFAViT`.
+By default, the model fixes defects of the published code; see `NFAViT`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,35 +22,34 @@ AUX_DIM = 64
 
 
 class NFAViT(nn.Module):
-    """Where a picture was edited, and whether it was.
+    """Forgery localization and detection with noise-guided attention.
 
-    ``official=True`` is the published model to the letter: ``train_noise="none"``, ``noise_block="published"``,
-    ``noise_eval=False`` and the official set of parameters, so that released checkpoints load by their names. The
-    defaults mend what keeps it from learning:
+    ``official=True`` reproduces the published model exactly: ``train_noise="none"``, ``noise_block="published"``,
+    ``noise_eval=False`` and the official parameter names, with which released checkpoints load. The defaults fix three
+    defects of its training:
 
-    - As published, the masks are detached and the noise features unused, so that no parameter of the noise branch
-      gets a gradient. ``train_noise="aux"`` trains it by a mask of its own; ``"straight_through"`` passes the
-      gradient of the image branch through the masks.
-    - As published, a noise block replaces its input by the attention and doubles it. ``noise_block="prenorm"`` is
-      the usual residual block.
-    - As published, the batch norms of the frozen extractor drift in training. ``noise_eval=True`` keeps them.
-
-    Any image size works, and a batch of one.
+    - In the published code, the masks are detached and the noise features are unused, so the noise branch gets no
+      gradient. ``train_noise="aux"`` trains it with an auxiliary mask; ``"straight_through"`` passes the gradient of
+      the image branch through the masks.
+    - In the published code, a noise block replaces its input by the attention output and doubles it.
+      ``noise_block="prenorm"`` is the standard residual block.
+    - In the published code, the batch norm statistics of the frozen extractor drift in training. ``noise_eval=True``
+      keeps the extractor in eval mode.
 
     Args:
-        official: the published set of the three arguments below, each of which may still be given by itself.
-        train_noise: ``"aux"``, ``"straight_through"`` or ``"none"``.
-        noise_block: ``"prenorm"`` or ``"published"``.
-        noise_eval: the extractor stays in eval mode.
-        freeze_extractor: the extractor is not trained. Without weights for it, let it learn.
-        noise_dims, noise_depths, image_dims, image_depths, num_heads, sr_ratios: of the two branches.
+        official: use the published values of the three arguments below unless they are given.
+        train_noise: ``"aux"``, ``"straight_through"`` or ``"none"``. Defaults to ``"aux"``.
+        noise_block: ``"prenorm"`` or ``"published"``. Defaults to ``"prenorm"``.
+        noise_eval: whether the extractor stays in eval mode. Defaults to True.
+        freeze_extractor: whether the extractor is frozen. Set False without pretrained weights.
+        noise_dims, noise_depths, image_dims, image_depths, num_heads, sr_ratios: see `NoiseBranch` and `ImageBranch`.
         embed_dim: channels of the fusion head.
-        keep_ratio: share of the keys that the noise masks keep.
-        sparse_rate: groups per axis of the fixed sparse attention.
-        drop_path_rate: of the last blocks.
+        keep_ratio: fraction of the keys that the noise masks keep.
+        sparse_rate: number of groups per axis of the fixed sparse attention.
+        drop_path_rate: stochastic depth probability of the last block of each branch.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class NFAViT(nn.Module):
         train_noise = train_noise or ("none" if official else "aux")
         noise_block = noise_block or ("published" if official else "prenorm")
         if train_noise not in TRAIN_NOISE:
-            raise ValueError(f"train_noise={train_noise!r} must be one of {TRAIN_NOISE}")
+            raise ValueError(f"`train_noise` must be one of {', '.join(TRAIN_NOISE)}, got {train_noise!r}")
         self.official, self.train_noise = official, train_noise
         self.noise_eval = (not official) if noise_eval is None else noise_eval
         common = dict(num_heads=num_heads, sr_ratios=sr_ratios, drop_path_rate=drop_path_rate)
@@ -92,7 +91,7 @@ class NFAViT(nn.Module):
         self.train()
 
     def _freeze(self, freeze_extractor: bool) -> None:
-        """What cannot get a gradient does not ask for one, so that distributed training need not search for it."""
+        """Freeze parameters that get no gradient, so that DDP works without ``find_unused_parameters``."""
         if freeze_extractor or self.train_noise == "none":
             self.noise_extractor.requires_grad_(False)
         if self.train_noise == "none":
@@ -101,27 +100,28 @@ class NFAViT(nn.Module):
             for stage in range(1, 5):
                 for block in getattr(self.noise_backbone, f"block{stage}"):
                     block.norm1.requires_grad_(False)
-        if self.train_noise == "straight_through":  # the masks come before what follows the last attention
+        if self.train_noise == "straight_through":  # the masks do not depend on layers after the last attention
             last = self.noise_backbone.block4[-1]
-            value = last.attn.kv  # its rows for keys do learn
+            value = last.attn.kv  # the rows for the keys get a gradient
             for module in (last.norm2, last.mlp, last.attn.proj, self.noise_backbone.norm4):
                 module.requires_grad_(False)
             value.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "NFAViT":
-        """Set the mode of all but an extractor under ``noise_eval``."""
+        """Set the training mode; the extractor stays in eval mode with ``noise_eval``."""
         super().train(mode)
         if getattr(self, "noise_eval", False):
             self.noise_extractor.eval()
         return self
 
     def forward(self, image: Tensor, noise_masks: Sequence[Tensor] | None = None) -> ForgeryOutput:
-        """Mask and label of a batch.
+        """Predict mask and label.
 
         Args:
-            image: ``[B, 3, H, W]``, normalised with ImageNet's mean and deviation.
-            noise_masks: four masks ``[B, heads_i, H_i * W_i, M_i]`` in place of the noise branch's own; which keys
-                that one takes hangs on ties among probabilities of 0, so that models compare only with given masks.
+            image: ``[B, 3, H, W]`` of any size, normalized with the ImageNet mean and standard deviation.
+            noise_masks: four masks ``[B, heads_i, H_i * W_i, M_i]`` that replace those of the noise branch. The keys
+                that the noise branch selects depend on tie-breaking among probabilities of 0, so comparisons between
+                implementations require given masks.
         """
         size = (image.shape[2], image.shape[3])
         noise_features = None
@@ -139,11 +139,16 @@ class NFAViT(nn.Module):
         return output
 
     def losses(self, output: ForgeryOutput, mask: Tensor, label: Tensor | None = None, **options) -> dict[str, Tensor]:
-        """See `visionattn.heads.forgery.heads.forgery_losses`."""
+        """Compute the losses; see `visionattn.heads.forgery.heads.forgery_losses`."""
         return forgery_losses(output, mask, label, **options)
 
     def framework_step(self, image: Tensor, mask: Tensor, label: Tensor) -> dict[str, Any]:
-        """One step under the names that IMDLBenCo's training loop reads.
+        """Run a training step and return the outputs that IMDLBenCo's training loop expects.
+
+        Args:
+            image: ``[B, 3, H, W]``.
+            mask: ``[B, 1, H, W]``, 1 where forged.
+            label: ``[B]``, 1 for forged images.
 
         Returns:
             ``backward_loss``, ``pred_mask`` ``[B, 1, H, W]``, ``pred_label`` ``[B]``, ``visual_loss`` and
@@ -163,23 +168,27 @@ class NFAViT(nn.Module):
     # weights
 
     def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
-        """Load a checkpoint of the official code, and behave as published: its weights were trained that way.
+        """Load a checkpoint of the official code.
 
-        Takes a bare state dict or one inside ``{"model": ...}`` or ``{"state_dict": ...}``, with or without
-        ``module.`` before the names. Blocks of the noise branch become ``"published"``; parts of this model that
-        the official one lacks (the auxiliary decoder) keep their values.
+        The noise blocks are switched to ``"published"`` and ``noise_eval`` to False, since the weights were trained
+        that way. Parts that the
+        official model lacks (the auxiliary decoder) keep their values.
+
+        Args:
+            state_dict: a state dict, or one inside ``{"model": ...}`` or ``{"state_dict": ...}``, with or without the
+                prefix ``module.``.
 
         Returns:
-            What was loaded, and what was set (``settings``).
+            A report of the loaded parameters and the changed settings.
 
         Raises:
-            CheckpointError: the names or shapes are not of such a model; this one is then unchanged.
+            CheckpointError: if names or shapes do not match. The model is then unchanged.
         """
         given = _tensors(state_dict)
         own = self.state_dict()
-        missing = {k: "the official model has no such part" for k in own if k.startswith("aux_decoder.")}
-        missing |= {k: "a counter" for k in own if k.endswith("num_batches_tracked") and k not in given}
-        dropped = {k: "not used" for k in given if k in ("seg_decoder.gamma5", "seg_decoder.gamma6") and k not in own}
+        missing = {k: "not part of the official model" for k in own if k.startswith("aux_decoder.")}
+        missing |= {k: "batch counter" for k in own if k.endswith("num_batches_tracked") and k not in given}
+        dropped = {k: "unused" for k in given if k in ("seg_decoder.gamma5", "seg_decoder.gamma6") and k not in own}
         problems = [f"{k} is missing" for k in own if k not in given and k not in missing]
         problems += [f"{k} is unknown" for k in given if k not in own and k not in dropped]
         problems += [
@@ -190,27 +199,32 @@ class NFAViT(nn.Module):
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise CheckpointError(
-                f"the checkpoint does not fit NFAViT: {'; '.join(problems[:3])}{more}; "
-                "NFAViT.from_official(checkpoint) builds the model that it is of"
+                f"the checkpoint does not match NFAViT: {'; '.join(problems[:3])}{more}; "
+                "NFAViT.from_official(checkpoint) builds the matching model"
             )
         loaded = {k: v for k, v in given.items() if k in own}
         self.load_state_dict({**own, **loaded})
         self._set_noise_block("published")
+        self.noise_eval = False  # as the weights were trained
         return LoadReport(
             loaded=tuple(loaded), renamed={}, interpolated={}, dropped=dropped, missing=missing,
-            settings={"noise_block": "published", "train_noise": self.train_noise},
+            settings={"noise_block": "published", "noise_eval": "False", "train_noise": self.train_noise},
         )  # fmt: skip
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Any], **arguments) -> tuple["NFAViT", LoadReport]:
-        """The official model that a checkpoint is of, in eval mode; widths and depths are read from its tensors.
+        """Build the official model of a checkpoint, in eval mode; widths and depths are inferred from its tensors.
 
         Args:
             state_dict: see `load_official`.
-            **arguments: of the class, such as ``num_heads``, which no tensor tells, or ``train_noise="aux"``.
+            **arguments: arguments of the class, such as ``num_heads``, which cannot be inferred, or
+                ``train_noise="aux"``.
+
+        Returns:
+            The model, and the report of `load_official`.
 
         Raises:
-            CheckpointError: it is not of such a model.
+            CheckpointError: if the checkpoint is not of an NFA-ViT.
         """
         given = _tensors(state_dict)
         try:
@@ -233,16 +247,16 @@ class NFAViT(nn.Module):
         noise: Mapping[str, Any] | None = None,
         image: Mapping[str, Any] | None = None,
     ) -> LoadReport:
-        """Start from published parts: Noiseprint's DnCNN, and ImageNet's MiT-b0 and MiT-b2 of SegFormer.
+        """Load pretrained parts: Noiseprint's DnCNN, and SegFormer's MiT-b0 and MiT-b2 pretrained on ImageNet.
 
-        The first convolution of a noise branch takes the mean over the three input channels of its weights, as
-        the official code.
+        As in the official code, the weights of the noise branch's first convolution are averaged over the three input
+        channels.
 
         Args:
-            extractor, noise, image: state dicts; what is None stays as it is.
+            extractor, noise, image: state dicts; None leaves a part unchanged.
 
         Raises:
-            CheckpointError: a part's names or shapes do not fit.
+            CheckpointError: if the names or shapes of a part do not match.
         """
         loaded, dropped = [], {}
         for name, given in (("noise_extractor", extractor), ("noise_backbone", noise), ("image_backbone", image)):
@@ -263,7 +277,7 @@ class NFAViT(nn.Module):
             ]
             if problems:
                 raise CheckpointError(
-                    f"the weights for {name} do not fit: {problems[0]} is missing or of another shape "
+                    f"the weights of {name} do not match: {problems[0]} is missing or has another shape "
                     f"({len(problems)} of {len(own)} tensors)"
                 )
             module.load_state_dict({**own, **weights})
@@ -278,7 +292,7 @@ class NFAViT(nn.Module):
 
 
 NFA_ViT = NFAViT
-"""The name that the official scripts use."""
+"""Alias with the name used by the official scripts."""
 
 
 def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -298,7 +312,7 @@ def _dim(branch: str, stage: int, given: Mapping[str, Tensor]) -> int:
 def _depth(branch: str, stage: int, given: Mapping[str, Tensor]) -> int:
     prefix = f"{branch}.block{stage}."
     numbers = {k.removeprefix(prefix).split(".")[0] for k in given if k.startswith(prefix)}
-    if numbers != {str(n) for n in range(len(numbers))}:  # else one name could ask for a million blocks
+    if numbers != {str(n) for n in range(len(numbers))}:  # otherwise a single name could request a million blocks
         raise KeyError(f"{prefix}{len(numbers) - 1}")
     return max(1, len(numbers))
 

@@ -1,4 +1,4 @@
-"""Regions of a picture for forgeries: boxes, ellipses, blobs, groups of superpixels, objects."""
+"""Random image regions for forgeries: boxes, ellipses, blobs and groups of superpixels."""
 
 from collections.abc import Sequence
 
@@ -18,21 +18,24 @@ def random_region(
     shapes: Sequence[str] = REGION_SHAPES,
     margin: int = 0,
 ) -> tuple[np.ndarray, str]:
-    """A region inside of a picture, ``[H, W]`` bool, and the name of its shape.
+    """Draw a random region of an image.
 
     Args:
-        rng: source of randomness.
-        image: ``[H, W, 3]`` uint8; superpixels follow its edges.
-        area: smallest and largest share of the picture.
+        rng: random generator.
+        image: uint8 ``[H, W, 3]``; superpixels follow its edges.
+        area: minimum and maximum area as fractions of the image, drawn log-uniformly.
         shapes: names from `REGION_SHAPES` to choose from.
-        margin: pixels at the border that stay free.
+        margin: width of the border without region pixels, in pixels.
+
+    Returns:
+        The region, bool ``[H, W]``, and the name of its shape.
 
     Raises:
-        ValueError: a shape is not known.
+        ValueError: if a shape is unknown.
     """
     unknown = [s for s in shapes if s not in REGION_SHAPES]
     if unknown or not shapes:
-        raise ValueError(f"shapes={list(shapes)} must be one or more of {REGION_SHAPES}")
+        raise ValueError(f"`shapes` must be one or more of {', '.join(REGION_SHAPES)}, got {list(shapes)}")
     shape = str(shapes[rng.integers(len(shapes))])
     height, width = image.shape[:2]
     share = float(np.exp(rng.uniform(np.log(area[0]), np.log(area[1]))))
@@ -45,21 +48,21 @@ def random_region(
 
 
 def _extent(rng: np.random.Generator, height: int, width: int, share: float, fill: float) -> tuple[float, float]:
-    """Height and width of a bounding box of which ``fill`` is covered, and that share of the picture is."""
+    """Size of a bounding box whose shape covers the fraction ``fill`` of it and ``share`` of the image."""
     ratio = float(np.exp(rng.uniform(-0.7, 0.7)))
     pixels = share * height * width / fill
     h = float(np.clip((pixels * ratio) ** 0.5, 4, 0.9 * height))
     return h, float(np.clip(pixels / h, 4, 0.9 * width))
 
 
-def _centre(rng: np.random.Generator, height: int, width: int, h: float, w: float) -> tuple[float, float]:
+def _center(rng: np.random.Generator, height: int, width: int, h: float, w: float) -> tuple[float, float]:
     return rng.uniform(h / 2, height - h / 2), rng.uniform(w / 2, width - w / 2)
 
 
 def _box(rng: np.random.Generator, image: np.ndarray, share: float) -> np.ndarray:
     height, width = image.shape[:2]
     h, w = _extent(rng, height, width, share, 1.0)
-    y, x = _centre(rng, height, width, h, w)
+    y, x = _center(rng, height, width, h, w)
     mask = np.zeros((height, width), bool)
     mask[round(y - h / 2) : round(y + h / 2), round(x - w / 2) : round(x + w / 2)] = True
     return mask
@@ -69,7 +72,7 @@ def _ellipse(rng: np.random.Generator, image: np.ndarray, share: float) -> np.nd
     cv2 = require("cv2")
     height, width = image.shape[:2]
     h, w = _extent(rng, height, width, share, 0.785)
-    y, x = _centre(rng, height, width, h, w)
+    y, x = _center(rng, height, width, h, w)
     mask = np.zeros((height, width), np.uint8)
     axes = (max(2, round(w / 2)), max(2, round(h / 2)))
     cv2.ellipse(mask, (round(x), round(y)), axes, rng.uniform(0, 180), 0, 360, 1, -1)
@@ -77,11 +80,11 @@ def _ellipse(rng: np.random.Generator, image: np.ndarray, share: float) -> np.nd
 
 
 def _blob(rng: np.random.Generator, image: np.ndarray, share: float) -> np.ndarray:
-    """A polygon whose radius varies smoothly with the angle."""
+    """Polygon whose radius varies smoothly with the angle."""
     cv2 = require("cv2")
     height, width = image.shape[:2]
     h, w = _extent(rng, height, width, share, 0.7)
-    y, x = _centre(rng, height, width, h, w)
+    y, x = _center(rng, height, width, h, w)
     angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     radius = np.ones_like(angle)
     for wave in range(2, 7):
@@ -94,7 +97,13 @@ def _blob(rng: np.random.Generator, image: np.ndarray, share: float) -> np.ndarr
 
 
 def superpixels(image: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Cells that follow the edges of a picture, ``[H, W]`` int32 from 0, by a watershed from a jittered grid."""
+    """Superpixels by a watershed from a jittered grid, labels int32 ``[H, W]`` from 0.
+
+    Args:
+        image: uint8 ``[H, W, 3]``.
+        count: approximate number of superpixels.
+        rng: random generator.
+    """
     cv2 = require("cv2")
     height, width = image.shape[:2]
     side = max(4.0, (height * width / max(1, count)) ** 0.5)
@@ -106,14 +115,14 @@ def superpixels(image: np.ndarray, count: int, rng: np.random.Generator) -> np.n
         markers[y, x] = index + 1
     smooth = np.ascontiguousarray(cv2.GaussianBlur(image, (0, 0), 2))
     cells = cv2.watershed(smooth, markers)
-    # the watershed leaves lines of -1 between cells
+    # The watershed marks lines between cells with -1.
     grown = cv2.dilate(np.maximum(cells, 0).astype(np.float32), np.ones((3, 3), np.uint8))
     cells = np.where(cells > 0, cells, grown.astype(np.int32))
     return np.maximum(cells - 1, 0)
 
 
 def _cells(rng: np.random.Generator, image: np.ndarray, share: float) -> np.ndarray:
-    """Neighboring superpixels, as many as it takes to cover the share."""
+    """Connected superpixels that cover about the fraction ``share`` of the image."""
     cv2 = require("cv2")
     cells = superpixels(image, max(16, round(4 / share)), rng)
     wanted = share * cells.size
@@ -128,7 +137,7 @@ def _cells(rng: np.random.Generator, image: np.ndarray, share: float) -> np.ndar
 
 
 def feathered(mask: np.ndarray, pixels: float) -> np.ndarray:
-    """Opacity of a mask with soft edges, ``[H, W]`` float32: 1 inside, 0 outside, a slope of about that width."""
+    """Alpha matte of a mask with soft edges of about the given width, float32 ``[H, W]``: 1 inside, 0 outside."""
     if pixels <= 0:
         return mask.astype(np.float32)
     cv2 = require("cv2")

@@ -1,55 +1,38 @@
-"""Results of forgery models: heat map, mask and score as files."""
+"""The prediction of a forgery model for one image."""
 
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from visionattn.errors import require
+from visionattn.inference.draw import class_color, draw_prediction
 from visionattn.inference.results import Prediction
-from visionattn.inference.writing import write_png
 
-__all__ = ["forgery_record", "heat_picture", "write_forgery_maps"]
-
-
-def heat_picture(heat: np.ndarray) -> np.ndarray:
-    """Probabilities ``[H, W]`` as a BGR picture, dark where 0 and bright where 1."""
-    cv2 = require("cv2")
-    return cv2.applyColorMap(_levels(heat), cv2.COLORMAP_INFERNO)
+__all__ = ["ForgeryPrediction"]
 
 
-def _levels(heat: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(heat, 0, 1) * 255).astype(np.uint8)
+@dataclass(frozen=True)
+class ForgeryPrediction(Prediction):
+    """Which pixels of an image are forged.
 
-
-def write_forgery_maps(out: Path, name: str, prediction: Prediction) -> dict[str, str]:
-    """Write what a forgery model says of each pixel.
-
-    - ``heat/<name>.png``: the probability that a pixel is forged, in colours.
-    - ``maps/<name>.png``: the same as gray levels, 255 for 1.
-    - ``masks/<name>.png``: 255 where forged.
-
-    Returns:
-        The paths within ``out``, by kind: ``heat``, ``map`` and ``mask``.
+    Attributes:
+        heatmap: probability that a pixel is forged, float32 ``[H, W]``.
+        semantic: 1 where a pixel is forged, 0 elsewhere, ``[H, W]``.
+        image_scores: probability that the image is authentic, and that it is forged.
     """
-    pictures = {
-        "heat": heat_picture(prediction.heatmap),
-        "map": _levels(prediction.heatmap),
-        "mask": (prediction.semantic == 1).astype(np.uint8) * 255,
-    }
-    written = {}
-    for kind, picture in pictures.items():
-        folder = {"heat": "heat", "map": "maps", "mask": "masks"}[kind]
-        (out / folder).mkdir(exist_ok=True)
-        write_png(out / folder / f"{name}.png", picture)
-        written[kind] = f"{folder}/{name}.png"
-    return written
 
+    @property
+    def forgery_score(self) -> float:
+        """Probability that any part of the image is forged."""
+        return float(self.image_scores[1])
 
-def forgery_record(prediction: Prediction, threshold: float = 0.5) -> dict[str, Any]:
-    """What JSON says of a picture: its score, whether that is above the threshold, and the share that is marked."""
-    return {
-        "forgery_score": round(float(prediction.forgery_score), 5),
-        "forged": bool(prediction.forgery_score > threshold),
-        "forged_share": round(float((prediction.semantic == 1).mean()), 5),
-    }
+    @property
+    def forged(self) -> bool:
+        """True if the image is more likely forged than authentic."""
+        return self.forgery_score > 0.5
+
+    def _overlay(self, image: np.ndarray) -> np.ndarray:
+        """Fill the forged regions, and write the verdict in the corner."""
+        label = int(self.forged)
+        color = class_color(label) if self.colors is None else tuple(self.colors[label])[::-1]
+        title = f"{self.classes[label]} {self.forgery_score:.2f}"
+        return draw_prediction(image, replace(self, heatmap=None), (title, color))

@@ -1,6 +1,6 @@
-"""Local forgeries made from any photographs while training: the picture, an exact mask, and what was done.
+"""Online synthesis of local forgeries from photographs, with exact masks and a record of the operations.
 
-The operations and their ranges are those common in the field (IMDLBenCo's augmentations, CASIA, tampCOCO).
+The operations and their parameter ranges are common in the field (IMDLBenCo's augmentations, CASIA, tampCOCO).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,30 +11,31 @@ import numpy as np
 
 from visionattn.errors import require
 from visionattn.heads.forgery.regions import REGION_SHAPES, feathered, random_region
+from visionattn.io.images import jpeg_round_trip
 
-__all__ = ["OPERATIONS", "Donor", "Forgery", "ForgerySynthesis", "compress"]
+__all__ = ["OPERATIONS", "Donor", "Forgery", "ForgerySynthesis"]
 
 OPERATIONS = ("copy_move", "splice", "removal", "clone", "noise", "blur", "jpeg", "resample")
 DEFAULT_WEIGHTS = {
     "copy_move": 2.0, "splice": 3.0, "removal": 1.5, "clone": 1.0, "noise": 1.0, "blur": 1.0, "jpeg": 1.0,
     "resample": 1.5,
 }  # fmt: skip
-LEAST_CHANGE = 1.0
-"""Mean change in grey levels within the mask below which a forgery is no forgery."""
+MIN_CHANGE = 1.0
+"""Minimum mean change within the mask in gray levels; forgeries with less are discarded."""
 
 Donor = tuple[np.ndarray, np.ndarray | None]
-"""A picture, ``[H, W, 3]`` uint8, and the mask of an object in it, ``[H, W]``, or None."""
+"""An image, uint8 ``[H, W, 3]``, and the mask of an object in it, ``[H, W]``, or None."""
 
 
 @dataclass
 class Forgery:
-    """A picture and what was done to it.
+    """An image with a record of its manipulation.
 
     Attributes:
-        image: ``[H, W, 3]`` uint8.
-        mask: ``[H, W]`` uint8, 1 where forged.
-        label: 1 if forged anywhere, else 0.
-        steps: what was done, in order, with its parameters: plain values, fit for JSON.
+        image: uint8 ``[H, W, 3]``.
+        mask: uint8 ``[H, W]``, 1 where forged.
+        label: 1 if the image is forged, else 0.
+        steps: operations in order with their parameters, JSON serializable.
     """
 
     image: np.ndarray
@@ -43,33 +44,27 @@ class Forgery:
     steps: list[dict[str, Any]] = field(default_factory=list)
 
 
-def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """The picture after JPEG compression, quality 1 to 100."""
-    cv2 = require("cv2")
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)
-
-
 class ForgerySynthesis:
-    """Makes a local forgery in a picture, or leaves it alone; then compresses it either way.
+    """Forge a random region of an image with a given probability, then compress the image in either case.
 
     Args:
-        operations: names from `OPERATIONS`, each with how often it is taken, or a list of names. ``"copy_move"``
-            pastes a part of the picture elsewhere, ``"splice"`` a part of a donor, ``"clone"`` either by
-            OpenCV's seamless cloning, ``"removal"`` inpaints, and the others change noise, sharpness, compression
-            or sampling of a region.
-        probability: share of pictures that are forged.
-        area: smallest and largest share of the picture, drawn log-uniformly.
-        shapes: of regions, see `visionattn.heads.forgery.regions`; splices take a donor's object where it has one.
-        feather: largest width of soft edges in pixels.
-        colour_match: how often a pasted part takes the mean and deviation of its surroundings.
-        geometry: how often a pasted part is scaled (0.5 to 1.5) and turned (up to 30 degrees).
-        quality: range of the JPEG quality of the result, or None for none; forged or not, pictures go through it
-            alike, so that it tells nothing.
-        donor: gives a `Donor` from a generator; without one, splices come from the picture itself.
+        operations: names from `OPERATIONS`, or a mapping of names to sampling weights. ``"copy_move"`` pastes a region
+            of the image elsewhere, ``"splice"`` a region of a donor, ``"clone"`` a region of a donor with OpenCV's
+            seamless cloning; ``"removal"`` inpaints; the others change noise, sharpness, compression or resampling of
+            a region.
+        probability: probability of a forgery.
+        area: minimum and maximum area of the region as fractions of the image, drawn log-uniformly.
+        shapes: shapes of the region, see `visionattn.heads.forgery.regions`; splices use the donor's object if given.
+        feather: maximum width of soft edges, in pixels.
+        colour_match: probability that a pasted region is matched to the color mean and standard deviation of the
+            pixels it replaces.
+        geometry: probability that a pasted region is scaled (0.5 to 1.5) and rotated (up to 30 degrees).
+        quality: range of the JPEG quality of the output, or None for no compression. It is applied to forged and
+            authentic images alike, so that it does not reveal the label.
+        donor: function that draws a `Donor` with a generator; without one, splices are taken from the image itself.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -88,19 +83,22 @@ class ForgerySynthesis:
             operations = {name: DEFAULT_WEIGHTS.get(name, 1.0) for name in operations}
         unknown = [name for name in operations if name not in OPERATIONS]
         if unknown or not operations or min(operations.values()) < 0 or sum(operations.values()) <= 0:
-            raise ValueError(f"operations={dict(operations)} must be weights of {OPERATIONS}")
+            raise ValueError(
+                f"`operations` must be names, or weights of at least 0, of {', '.join(OPERATIONS)}, "
+                f"got {dict(operations)}"
+            )
         unknown = [s for s in shapes if s not in REGION_SHAPES]
         if unknown or not shapes:
-            raise ValueError(f"shapes={list(shapes)} must be one or more of {REGION_SHAPES}")
+            raise ValueError(f"`shapes` must be one or more of {', '.join(REGION_SHAPES)}, got {list(shapes)}")
         if not 0 < area[0] <= area[1] < 1:
-            raise ValueError(f"area={area} must be two rising shares between 0 and 1")
+            raise ValueError(f"`area` must be two ascending numbers between 0 and 1, got {area}")
         for name, value in (("probability", probability), ("colour_match", colour_match), ("geometry", geometry)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value} must be in 0..1")
+                raise ValueError(f"`{name}` must be in [0, 1], got {value}")
         if not 0 <= feather < np.inf:
-            raise ValueError(f"feather={feather} must be a number of pixels, at least 0")
+            raise ValueError(f"`feather` must be finite and at least 0, got {feather}")
         if quality is not None and not 1 <= quality[0] <= quality[1] <= 100:
-            raise ValueError(f"quality={quality} must be two rising whole numbers in 1..100")
+            raise ValueError(f"`quality` must be two ascending whole numbers in 1..100, got {quality}")
         self.names = list(operations)
         weights = np.array([operations[n] for n in self.names], dtype=np.float64)
         self.weights = weights / weights.sum()
@@ -111,19 +109,21 @@ class ForgerySynthesis:
     def __call__(
         self, image: np.ndarray, seed: int | np.random.Generator | None = None, forge: bool | None = None
     ) -> Forgery:
-        """Forge a picture, or not.
+        """Forge an image, or only compress it.
+
+        If eight attempts give no valid forgery, the image stays authentic.
 
         Args:
-            image: ``[H, W, 3]`` uint8, at least 32 pixels a side; it is not changed.
-            seed: the same one gives the same forgery.
-            forge: whether to; None leaves it to chance.
+            image: uint8 ``[H, W, 3]`` with at least 32 pixels per side; it is not modified.
+            seed: random seed or generator.
+            forge: whether to forge; None decides randomly with ``probability``.
 
         Raises:
-            ValueError: the picture is not as it should be.
+            ValueError: if the image has another type or shape.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 32:
             raise ValueError(
-                f"image must be uint8 [H, W, 3] of at least 32 pixels a side, got {image.dtype} {image.shape}"
+                f"`image` must be uint8 [H, W, 3] with at least 32 pixels per side, got {image.dtype} {image.shape}"
             )
         rng = np.random.default_rng(seed)
         wanted = rng.random() < self.probability if forge is None else forge
@@ -139,18 +139,18 @@ class ForgerySynthesis:
             if not 0.25 * self.area[0] <= share <= 0.8:
                 continue
             difference = np.abs(changed[mask].astype(np.int16) - image[mask]).mean()
-            if difference < LEAST_CHANGE:
+            if difference < MIN_CHANGE:
                 continue
             step = {"operation": name, **facts, "area": round(share, 5), "change": round(float(difference), 2)}
             result = Forgery(changed, mask.astype(np.uint8), 1, [step])
             break
         if self.quality is not None:
             quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
-            result.image = compress(result.image, quality)
+            result.image = jpeg_round_trip(result.image, quality)
             result.steps.append({"operation": "save", "quality": quality})
         return result
 
-    # each gives the changed picture, the mask and the facts, or None where it does not work out
+    # Each operation returns the changed image, the mask and its parameters, or None on failure.
 
     def _copy_move(self, rng: np.random.Generator, image: np.ndarray) -> Any:
         region, shape = random_region(rng, image, self.area, self.shapes)
@@ -161,7 +161,7 @@ class ForgerySynthesis:
         return None if found is None else self._paste(rng, image, *found)
 
     def _donor_region(self, rng: np.random.Generator, image: np.ndarray) -> Any:
-        """A donor as large as the picture at least, a region of it, and the region's shape."""
+        """Draw a donor at least as large as the image, and a region of it with its parameters."""
         cv2 = require("cv2")
         picture, chosen = (image, None) if self.donor is None else self.donor(rng)
         grow = max(image.shape[0] / picture.shape[0], image.shape[1] / picture.shape[1])
@@ -187,7 +187,7 @@ class ForgerySynthesis:
     def _moved(
         self, rng: np.random.Generator, image: np.ndarray, source: np.ndarray, region: np.ndarray, apart: bool
     ) -> Any:
-        """A region of a source put somewhere in a canvas of the picture's size: content, mask, facts."""
+        """Move a region of the source to a random position of the image: content, mask, parameters."""
         cv2 = require("cv2")
         ys, xs = np.nonzero(region)
         if len(ys) < 16:
@@ -206,7 +206,7 @@ class ForgerySynthesis:
             y = rng.uniform(min(half_h, height / 2), max(height - half_h, height / 2))
             if not apart or abs(x - cx) > half_w / 2 or abs(y - cy) > half_h / 2:
                 break
-        if (scale, angle) == (1.0, 0.0):  # whole pixels, or the paste would be resampled
+        if (scale, angle) == (1.0, 0.0):  # integer shifts avoid resampling
             x, y = cx + round(x - cx), cy + round(y - cy)
         matrix = cv2.getRotationMatrix2D((float(cx), float(cy)), angle, scale)
         if flip:
@@ -236,7 +236,7 @@ class ForgerySynthesis:
         if not mask.any():
             return None
         if rng.random() < self.colour_match:
-            content, more["colour_match"] = _match_colours(content, image, mask), True
+            content, more["colour_match"] = _match_colors(content, image, mask), True
         changed, width = self._blend(rng, image, content, mask)
         return changed, mask, {**facts, **more, "feather": width}
 
@@ -271,7 +271,7 @@ class ForgerySynthesis:
         ys, xs = np.nonzero(mask)
         if len(ys) < 64 or min(np.ptp(ys), np.ptp(xs)) < 8:
             return None
-        # OpenCV puts the middle of the mask's bounding box at this point
+        # OpenCV places the center of the mask's bounding box at this point.
         box = (int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1)
         middle = (box[0] + box[2] // 2, box[1] + box[3] // 2)
         mixed = bool(rng.random() < 0.3)
@@ -299,9 +299,9 @@ class ForgerySynthesis:
 
     def _jpeg(self, rng: np.random.Generator, image: np.ndarray) -> Any:
         quality = int(rng.integers(30, 76))
-        top, left = int(rng.integers(8)), int(rng.integers(8))  # another place of the 8 x 8 blocks
+        top, left = int(rng.integers(8)), int(rng.integers(8))  # shift the grid of 8 x 8 blocks
         padded = np.pad(image, ((top, 0), (left, 0), (0, 0)), mode="edge")
-        return self._local(rng, image, compress(padded, quality)[top:, left:], {"quality": quality})
+        return self._local(rng, image, jpeg_round_trip(padded, quality)[top:, left:], {"quality": quality})
 
     def _resample(self, rng: np.random.Generator, image: np.ndarray) -> Any:
         cv2 = require("cv2")
@@ -313,8 +313,8 @@ class ForgerySynthesis:
         return self._local(rng, image, back, {"factor": round(factor, 3)})
 
 
-def _match_colours(content: np.ndarray, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The content with the mean and, within limits, the deviation that the picture has under the mask."""
+def _match_colors(content: np.ndarray, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Match the content within the mask to the color mean and (within limits) standard deviation of the image."""
     inside, under = content[mask].astype(np.float32), image[mask].astype(np.float32)
     gain = np.clip((under.std(0) + 1) / (inside.std(0) + 1), 0.6, 1.6)
     matched = (content.astype(np.float32) - inside.mean(0)) * gain + under.mean(0)

@@ -1,6 +1,6 @@
-"""Centre-based detection on a map seen from above (CenterPoint, CVPR 2021), with a branch that rates its own boxes.
+"""Center-based detection head on bird's-eye-view features (CenterPoint, CVPR 2021) with an optional IoU branch.
 
-Parameter names are those of OpenPCDet's ``CenterHead``, so that checkpoints trained there load.
+Parameter names match OpenPCDet's ``CenterHead``, so its checkpoints load.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ CHANNELS = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
 
 @dataclass
 class BEVDetections:
-    """What is found in one sample.
+    """Detections of one sample.
 
     Attributes:
-        boxes: float32 ``[N, 7]``: x, y, z of the centre, dx, dy, dz, heading counter-clockwise from +x.
-        scores: float32 ``[N]``, best first.
+        boxes: float32 ``[N, 7]``: x, y, z of the center, dx, dy, dz in meters, heading counter-clockwise from +x.
+        scores: float32 ``[N]``, in descending order.
         labels: int64 ``[N]``.
-        velocity: float32 ``[N, 2]`` in metres per second, or None.
+        velocity: float32 ``[N, 2]`` in meters per second, or None.
     """
 
     boxes: Tensor
@@ -38,17 +38,17 @@ class BEVDetections:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How maps become boxes.
+    """Post-processing options of `CenterHead`.
 
     Attributes:
-        max_candidates: cells of each class, and then of all together.
-        score_threshold: cells above it count, by their heat map alone.
-        post_range: least x, y, z, then most of centres; None for all.
-        rectify: for each class (or one for all) the share of the rated overlap in the score: heat ** (1 - a) *
-            overlap ** a.
-        nms_iou: for each class (or one for all) the overlap that a better box allows.
-        nms_pre: boxes of each class that suppression begins with.
-        max_boxes: boxes of each class that it ends with.
+        max_candidates: number of cells kept per class and then over all classes.
+        score_threshold: minimum heatmap score, before rectification.
+        post_range: minimum x, y, z and maximum x, y, z of box centers, in meters; None keeps all.
+        rectify: exponent of the predicted IoU, one for each class or one for all:
+            score = heatmap ** (1 - rectify) * iou ** rectify.
+        nms_iou: IoU threshold of non-maximum suppression, one for each class or one for all.
+        nms_pre: maximum number of boxes per class before suppression.
+        max_boxes: maximum number of boxes per class after suppression.
     """
 
     max_candidates: int = 500
@@ -61,17 +61,17 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.post_range is not None and len(self.post_range) != 6:
-            raise ValueError(f"post_range={list(self.post_range)} must be 6 numbers")
+            raise ValueError(f"`post_range` must be 6 numbers, got {list(self.post_range)}")
         rectify = [self.rectify] if isinstance(self.rectify, (int, float)) else self.rectify
         if not all(0 <= value <= 1 for value in rectify):
-            raise ValueError(f"rectify={self.rectify} must be in 0..1")
+            raise ValueError(f"`rectify` must be in [0, 1], got {self.rectify}")
 
     def for_classes(self, name: str, count: int) -> list[float]:
-        """``rectify`` or ``nms_iou`` for each class."""
+        """Values of ``rectify`` or ``nms_iou``, one for each class."""
         value = getattr(self, name)
         values = [float(value)] * count if isinstance(value, (int, float)) else [float(v) for v in value]
         if len(values) != count:
-            raise ValueError(f"{name} has {len(values)} values; there are {count} classes")
+            raise ValueError(f"`{name}` must have one value for each of {count} classes, got {len(values)}")
         return values
 
 
@@ -83,7 +83,7 @@ def _branch(channels: int, out_channels: int, convs: int, heatmap: bool) -> nn.S
         for module in branch.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-    nn.init.constant_(branch[-1].bias, -2.19 if heatmap else 0.0)  # sigmoid(-2.19) = 0.1: few cells are centres
+    nn.init.constant_(branch[-1].bias, -2.19 if heatmap else 0.0)  # sigmoid(-2.19) = 0.1: few cells are positive
     return branch
 
 
@@ -93,23 +93,24 @@ def _conv_norm(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class CenterHead(nn.Module):
-    """Heat maps of box centres, and boxes at their cells.
+    """Heatmaps of box centers, and box regression at the center cells.
 
     Args:
-        in_channels: of the map.
-        num_classes: how many.
-        grid: where the map's cells lie.
-        shared_channels: of the convolution that all branches share.
-        velocity: also predict it, in metres per second.
-        iou: also predict how well each box overlaps its object.
-        convs: convolutions of a branch, the last included.
-        class_groups: labels of the classes that share branches, such as ``[[0], [1, 2]]``; all of them unless given.
-        max_objects, overlap, min_radius: of `visionattn.heads.lidar.targets.center_targets`.
-        loss: weights of `visionattn.heads.lidar.losses.center_losses`.
-        decoding: how maps become boxes.
+        in_channels: number of input channels.
+        num_classes: number of classes.
+        grid: geometry of the input map.
+        shared_channels: channels of the convolution shared by all branches.
+        velocity: whether to predict the velocity, in meters per second.
+        iou: whether to predict the IoU of each box with its object.
+        convs: number of convolutions in each branch.
+        class_groups: labels of the classes that share branches, such as ``[[0], [1, 2]]``. Defaults to one group.
+        max_objects, overlap, min_radius: see `visionattn.heads.lidar.targets.center_targets`.
+        loss: keyword arguments of `visionattn.heads.lidar.losses.center_losses`.
+        decoding: post-processing options.
 
     Raises:
-        ValueError: ``class_groups`` does not have each class once, or ``decoding`` does not fit the classes.
+        ValueError: if ``class_groups`` does not contain each class exactly once, or ``decoding`` does not match the
+            classes.
     """
 
     def __init__(
@@ -131,15 +132,15 @@ class CenterHead(nn.Module):
         super().__init__()
         groups = [list(range(num_classes))] if class_groups is None else [list(group) for group in class_groups]
         if sorted(label for group in groups for label in group) != list(range(num_classes)) or not all(groups):
-            raise ValueError(f"class_groups={groups} must have each of 0..{num_classes - 1} once")
+            raise ValueError(f"`class_groups` must contain each of 0..{num_classes - 1} once, got {groups}")
         if convs < 1:
-            raise ValueError(f"convs={convs} must be at least 1")
+            raise ValueError(f"`convs` must be at least 1, got {convs}")
         self.num_classes, self.grid, self.groups = num_classes, grid, groups
         self.decoding = decoding or Decoding()
         self.rectify = self.decoding.for_classes("rectify", num_classes)
         self.nms_iou = self.decoding.for_classes("nms_iou", num_classes)
         if any(self.rectify) and not iou:
-            raise ValueError(f"rectify={self.decoding.rectify} needs the iou branch")
+            raise ValueError(f"`rectify` must be 0 without the IoU branch (`iou`), got {self.decoding.rectify}")
         self.with_velocity, self.loss_weights = velocity, dict(loss or {})
         self.target_options = dict(max_objects=max_objects, overlap=overlap, min_radius=min_radius)
         self.shared_conv = _conv_norm(in_channels, shared_channels)
@@ -151,10 +152,15 @@ class CenterHead(nn.Module):
             self.heads_list.append(nn.ModuleDict(branches))
 
     def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
-        """From a map ``[B, in_channels, H, W]`` (rows along y, columns along x), for each group of classes:
+        """Compute the output maps.
 
-        ``hm`` (logits of its classes), ``center`` 2, ``center_z`` 1, ``dim`` 3, ``rot`` 2 (cosine, sine) and, where
-        there are such branches, ``vel`` 2 and ``iou`` 1, each ``[B, channels, H, W]``.
+        Args:
+            x: features ``[B, in_channels, H, W]``, rows along y and columns along x.
+
+        Returns:
+            For each group of classes a dict of maps ``[B, C, H, W]``: ``hm`` (logits, one channel per class),
+            ``center`` (2 channels), ``center_z`` (1), ``dim`` (3), ``rot`` (2: cosine, sine) and, if enabled, ``vel``
+            (2) and ``iou`` (1).
         """
         x = self.shared_conv(x)
         return [{name: branch(x) for name, branch in head.items()} for head in self.heads_list]
@@ -166,16 +172,16 @@ class CenterHead(nn.Module):
         labels: Sequence[Tensor],
         velocity: Sequence[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses towards labelled boxes; see `visionattn.heads.lidar.losses.center_losses`.
+        """Compute the losses; see `visionattn.heads.lidar.losses.center_losses`.
 
         Args:
-            outputs: of `forward`.
-            boxes: of each sample ``[N, 7]``; N may be 0.
-            labels: of each sample int64 ``[N]``.
-            velocity: of each sample ``[N, 2]``, NaN where unknown.
+            outputs: return value of `forward`.
+            boxes: ground-truth boxes of each sample ``[N, 7]``; N may be 0.
+            labels: labels of each sample, int64 ``[N]``.
+            velocity: velocities of each sample ``[N, 2]`` in meters per second, NaN where unknown.
 
         Returns:
-            The losses summed over groups of classes.
+            The losses, summed over groups of classes.
         """
         total: dict[str, Tensor] = {}
         for group, output in zip(self.groups, outputs, strict=True):
@@ -199,7 +205,7 @@ class CenterHead(nn.Module):
 
     @torch.no_grad()
     def predict(self, outputs: Sequence[dict[str, Tensor]]) -> list[BEVDetections]:
-        """Boxes of each sample, from the maps of `forward`; see `Decoding`."""
+        """Decode the maps of `forward` into detections, one `BEVDetections` for each sample; see `Decoding`."""
         samples = []
         for number in range(len(outputs[0]["hm"])):
             parts = [self._candidates(out, group, number) for out, group in zip(outputs, self.groups, strict=True)]
@@ -207,7 +213,7 @@ class CenterHead(nn.Module):
         return samples
 
     def _candidates(self, output: dict[str, Tensor], group: list[int], number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes with velocities, scores and labels of one sample and group, before suppression."""
+        """Boxes (with velocities), scores and labels of one sample and class group, before suppression."""
         heat = output["hm"][number].float().sigmoid()
         columns = heat.shape[-1]
         score, index = heat.flatten(1).topk(min(self.decoding.max_candidates, heat[0].numel()))

@@ -1,13 +1,16 @@
 """A point cloud and its boxes seen from above: x up, y left, the sensor where the rings meet."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from visionattn.errors import require
 from visionattn.heads.lidar.data.boxes import bev_corners
-from visionattn.heads.lidar.results import PointPrediction
 from visionattn.inference.draw import class_color
+
+if TYPE_CHECKING:
+    from visionattn.heads.lidar.results import PointPrediction
 
 cv2 = require("cv2")
 
@@ -30,7 +33,7 @@ def shown_area(points: np.ndarray, boxes: np.ndarray | None = None) -> tuple[flo
 
 
 def draw_bev(
-    prediction: PointPrediction, area: Sequence[float] | None = None, pixels: int = 1200, captions: bool = True
+    prediction: "PointPrediction", area: Sequence[float] | None = None, pixels: int = 1200, captions: bool = True
 ) -> np.ndarray:
     """The picture, BGR uint8.
 
@@ -123,7 +126,7 @@ def _text(out: np.ndarray, text: str, where: tuple[int, int], color: tuple[int, 
     cv2.putText(out, text, where, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
 
 
-def _legend(out: np.ndarray, prediction: PointPrediction) -> None:
+def _legend(out: np.ndarray, prediction: "PointPrediction") -> None:
     counts = {name: prediction.names.count(name) for name in prediction.classes}
     rows = [
         (f"{name} {counts[name]}", class_color(label))

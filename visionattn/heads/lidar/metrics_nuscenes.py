@@ -1,9 +1,10 @@
-"""Average precision of boxes by the distance of their centres seen from above, as nuScenes measures it.
+"""The nuScenes detection metrics: average precision by center distance, and true-positive errors.
 
-Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020, section 3.1. A detection is right if
-its centre is nearer than a threshold to that of a labelled box of its class, which no better-scored one has taken.
-Right ones also have errors of translation, scale, orientation and velocity, at a threshold of 2 m. The attributes of
-nuScenes are not measured here, so that its detection score (NDS) is not either.
+Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020, section 3.1. A detection is a true
+positive if the bird's-eye-view distance from its center to the center of an unmatched ground-truth box of its class
+is below a threshold; detections are matched in descending order of score. Translation, scale, orientation and velocity
+errors are measured on the true positives at 2 m. Attributes are not evaluated, so the nuScenes detection score (NDS)
+is not available.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,26 +20,26 @@ RANGES = {
     "car": 50.0, "truck": 50.0, "bus": 50.0, "trailer": 50.0, "construction_vehicle": 50.0, "pedestrian": 40.0,
     "motorcycle": 40.0, "bicycle": 40.0, "traffic_cone": 30.0, "barrier": 30.0,
 }  # fmt: skip
-"""Metres from the vehicle within which nuScenes measures a class."""
+"""Evaluation range of each class, in meters from the ego vehicle."""
 
 _ERRORS = ("ATE", "ASE", "AOE", "AVE")
 _RECALLS = np.linspace(0, 1, 101)
-_LEAST = 0.1  # recall and precision below it do not count
+_MIN_VALUE = 0.1  # recall and precision below this are excluded
 _NO_HEADING = ("traffic_cone",)
-_HALF_TURN = ("barrier",)  # front and back are alike
+_HALF_TURN = ("barrier",)  # front and back cannot be distinguished
 
 
 class DistancePrecision:
-    """Measures detections; frames one by one by `measure`, all records together by `summarize`.
+    """nuScenes average precision: `measure` evaluates one frame, `summarize` combines the records of all frames.
 
     Args:
-        classes: names, in the order of the labels.
-        distances: thresholds in metres.
-        ranges: metres from the origin within which boxes of each class are measured; None for `RANGES`, and
-            everywhere for classes that are not in it.
+        classes: class names, in the order of the labels.
+        distances: matching thresholds on the center distance, in meters.
+        ranges: maximum distance from the origin of each class, in meters. Defaults to `RANGES`; classes without an
+            entry are evaluated at any distance.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: if an argument is invalid.
     """
 
     def __init__(
@@ -48,28 +49,34 @@ class DistancePrecision:
         ranges: Mapping[str, float] | None = None,
     ) -> None:
         if not classes or len(set(classes)) != len(classes):
-            raise ValueError(f"classes={list(classes)} must be one or more different names")
+            raise ValueError(f"`classes` must be one or more distinct names, got {list(classes)}")
         if not distances or min(distances) <= 0:
-            raise ValueError(f"distances={list(distances)} must be above 0")
+            raise ValueError(f"`distances` must be positive numbers, got {list(distances)}")
         known = RANGES if ranges is None else ranges
         self.classes, self.distances = tuple(classes), tuple(float(d) for d in distances)
         self.reach = np.array([known.get(name, np.inf) for name in classes])
 
     def measure(self, found: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, Any]:
-        """The record of one frame: what lies within the range of its class and, for detections, the labelled region.
+        """Evaluate one frame.
+
+        Keeps the boxes within the range of their class; detections must also lie in the labelled region.
 
         Args:
-            found: ``boxes`` ``[D, 7]`` or ``[D, 9]`` with a velocity, ``scores`` ``[D]``, ``labels`` ``[D]``.
-            truth: an item of `visionattn.heads.lidar.data.frames.PointCloudSet`; its ``ignore_boxes`` are not used, as
-                nuScenes has none.
+            found: detections: ``boxes`` ``[D, 7]`` (``[D, 9]`` with velocity), ``scores`` ``[D]``, ``labels`` ``[D]``.
+            truth: an item of `visionattn.heads.lidar.data.frames.PointCloudSet`. Its ``ignore_boxes`` are not used
+                because nuScenes has none.
+
+        Returns:
+            The record that `summarize` takes.
 
         Raises:
-            ValueError: shapes do not fit together.
+            ValueError: if the shapes do not match.
         """
         boxes, scores, labels = (_array(found[key]) for key in ("boxes", "scores", "labels"))
         if boxes.ndim != 2 or boxes.shape[1] not in (7, 9) or not len(boxes) == len(scores) == len(labels):
             raise ValueError(
-                f"boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} must be [D, 7 or 9], [D], [D]"
+                f"`boxes`, `scores` and `labels` must have shapes [D, 7 or 9], [D] and [D], "
+                f"got {boxes.shape}, {scores.shape} and {labels.shape}"
             )
         boxes = boxes.astype(np.float64)
         if boxes.shape[1] == 7:
@@ -93,11 +100,13 @@ class DistancePrecision:
         }
 
     def summarize(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Figures over all frames; a frame that several processes measured counts once.
+        """Compute the metrics over all frames; duplicate records of a frame are dropped.
 
-        In percent ``AP_car_0.5m`` and so on, ``AP_car``, their mean, and ``mAP``, the mean over classes; errors
-        ``ATE_car`` (metres), ``ASE_car`` (1 - IoU of aligned boxes), ``AOE_car`` (radians), ``AVE_car`` (metres per
-        second), and their means ``mATE`` and so on. Classes without a labelled box have none.
+        Returns:
+            In percent: ``AP_car_0.5m`` (one per class and threshold), ``AP_car`` (their mean) and ``mAP`` (mean over
+            classes). Errors: ``ATE_car`` (meters), ``ASE_car`` (1 - IoU of the aligned boxes), ``AOE_car`` (radians),
+            ``AVE_car`` (meters per second), and their means ``mATE``, ``mASE``, ``mAOE`` and ``mAVE``. Classes
+            without ground-truth boxes are omitted.
         """
         seen: dict[Any, Mapping[str, Any]] = {}
         for number, record in enumerate(records):
@@ -125,7 +134,7 @@ class DistancePrecision:
 
     @staticmethod
     def _errors(name: str, right: np.ndarray, scores: np.ndarray, pairs: np.ndarray, total: int) -> dict[str, float]:
-        """Means over recalls of the running means of errors; 1 where recall does not come above 0.1."""
+        """True-positive errors: cumulative means averaged over recalls above 0.1; 1 if recall does not exceed 0.1."""
         found, true = pairs[:, 0], pairs[:, 1]
         smaller = np.minimum(found[:, 3:6], true[:, 3:6]).prod(-1)
         union = found[:, 3:6].prod(-1) + true[:, 3:6].prod(-1) - smaller
@@ -144,7 +153,7 @@ class DistancePrecision:
         recall = right.cumsum() / total
         at = np.interp(_RECALLS, recall, scores, right=0) if len(right) else np.zeros(101)
         last = int(np.flatnonzero(at)[-1]) if at.any() else 0
-        first = round(100 * _LEAST) + 1
+        first = round(100 * _MIN_VALUE) + 1
         if last < first:
             return dict.fromkeys(errors, 1.0)
         hit = scores[right]
@@ -158,7 +167,7 @@ class DistancePrecision:
 def _match(
     frames: Sequence[Mapping[str, Any]], true: Sequence[np.ndarray], label: int, distance: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whether each detection of a class is right, its score, and pairs of right ones; the best-scored first."""
+    """Match the detections of one class, best score first: true-positive flags, scores, and the matched pairs."""
     rows = [np.flatnonzero(frame["labels"] == label) for frame in frames]
     owner = np.repeat(np.arange(len(frames)), [len(r) for r in rows])
     row = np.concatenate(rows).astype(np.int64)
@@ -183,17 +192,17 @@ def _match(
 
 
 def _average_precision(right: np.ndarray, total: int) -> float:
-    """Area above precision 0.1 and recall 0.1 of precision interpolated at 101 recalls, by the area there is."""
+    """Normalized area under the 101-point precision-recall curve above precision 0.1 and recall 0.1."""
     if not right.any():
         return 0.0
     true = right.cumsum()
     precision = np.interp(_RECALLS, true / total, true / np.arange(1, len(right) + 1), right=0)
-    above = precision[round(100 * _LEAST) + 1 :] - _LEAST
-    return float(above.clip(min=0).mean() / (1 - _LEAST))
+    above = precision[round(100 * _MIN_VALUE) + 1 :] - _MIN_VALUE
+    return float(above.clip(min=0).mean() / (1 - _MIN_VALUE))
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of all up to each, those that are NaN left out; 1 before the first that is not."""
+    """Cumulative mean ignoring NaN; 1 before the first finite value."""
     known = np.isfinite(values)
     count = known.cumsum()
     return np.where(count > 0, np.where(known, values, 0).cumsum() / np.maximum(count, 1), 1.0)

@@ -1,7 +1,7 @@
-"""Cascade of dense encoder-decoders on a map seen from above, as ScatterFormer takes it from HEDNet (NeurIPS 2023).
+"""Cascade of dense encoder-decoders on bird's-eye-view features, from HEDNet (NeurIPS 2023), used by ScatterFormer.
 
-Sparse convolutions leave the middle of a large object empty, as a LiDAR sees only its near sides; the dense levels
-carry features there. Parameter names are those of HEDNet's ``CascadeDEDBackbone``.
+A LiDAR measures only the near sides of large objects, so sparse convolutions leave their centers empty; the dense
+levels propagate features there. Parameter names match HEDNet's ``CascadeDEDBackbone``.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class _BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Residual block of two 3x3 convolutions; ``project`` adds a 1x1 convolution to the shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, project: bool = False) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _BasicBlock(nn.Module):
 
 
 class _Unit(nn.Module):
-    """One encoder-decoder; gives a map of the size of its input."""
+    """One encoder-decoder; the output has the spatial size of the input."""
 
     def __init__(self, in_channels: int, channels: int, blocks: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
@@ -60,22 +60,22 @@ class _Unit(nn.Module):
             levels.append(x)
         for up, norm, level in zip(self.decoder, self.decoder_norm, reversed(levels[:-1]), strict=True):
             rows, columns = level.shape[-2:]
-            x = norm(up(x)[..., :rows, :columns] + level)  # an odd size comes back one larger
+            x = norm(up(x)[..., :rows, :columns] + level)  # odd sizes are upsampled to one more
         return x
 
 
 class CascadeDED(nn.Module):
-    """Encoder-decoders one after another, on a map of any size.
+    """Sequence of encoder-decoders, for maps of any size.
 
     Args:
-        in_channels: of the map.
-        channels: of all levels, and of the result.
-        num_units: encoder-decoders.
-        blocks: residual blocks of each level; those of lower levels follow the one that halves the map.
-        strides: of each level; the first must be 1.
+        in_channels: number of input channels.
+        channels: channels of all levels and of the output.
+        num_units: number of encoder-decoders.
+        blocks: residual blocks of each level, not counting the downsampling block of the lower levels.
+        strides: downsampling stride of each level; the first must be 1.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -88,11 +88,13 @@ class CascadeDED(nn.Module):
     ) -> None:
         super().__init__()
         if num_units < 1:
-            raise ValueError(f"num_units={num_units} must be at least 1")
+            raise ValueError(f"`num_units` must be at least 1, got {num_units}")
         if not blocks or len(blocks) != len(strides):
-            raise ValueError(f"blocks={list(blocks)} and strides={list(strides)} must have one number for each level")
+            raise ValueError(
+                f"`blocks` and `strides` must have one number for each level, got {list(blocks)} and {list(strides)}"
+            )
         if strides[0] != 1 or min(strides) < 1:
-            raise ValueError(f"strides={list(strides)} must begin with 1 and be at least 1")
+            raise ValueError(f"`strides` must start with 1 and be at least 1, got {list(strides)}")
         self.num_features = channels
         self.layers = nn.ModuleList(
             _Unit(in_channels if index == 0 else channels, channels, blocks, strides) for index in range(num_units)
@@ -102,7 +104,7 @@ class CascadeDED(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, in_channels, H, W]`` to ``[B, channels, H, W]``."""
+        """Map ``[B, in_channels, H, W]`` to ``[B, channels, H, W]``."""
         for layer in self.layers:
             x = layer(x)
         return x

@@ -1,4 +1,4 @@
-"""What a model says of one point cloud, as a typed record."""
+"""The prediction for one point cloud."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,22 +15,23 @@ def _none() -> np.ndarray:
 
 @dataclass(frozen=True)
 class PointPrediction:
-    """Boxes in a point cloud.
+    """3-D boxes in a point cloud.
 
     Attributes:
-        points: float32 ``[N, C]`` that the model was given: x, y, z, intensity (0..1), ...
-        classes: the name of each class.
+        points: float32 ``[N, C]`` x, y, z, intensity in [0, 1], ...
+        classes: class names by label.
         boxes: float32 ``[M, 7]``: x, y, z of the centre, length, width, height in metres, heading in radians
             counter-clockwise from +x; best score first.
-        scores: float32 ``[M]`` in 0..1; NaN for annotations, which have none.
+        scores: float32 ``[M]`` in [0, 1]; NaN for annotations.
         labels: int64 ``[M]``, indices into `classes`.
         velocity: float32 ``[M, 2]`` in metres per second, or None.
-        truth: labelled boxes ``[T, 7]``, where there are some.
-        truth_classes: name of each one's class.
-        name: of the frame.
-        path: the file, or None.
-        seconds: time the model took, its preparation included.
-        dropped: points of the file that were left out because a value was not finite.
+        truth: labeled boxes ``[T, 7]``.
+        truth_classes: class name of each labeled box.
+        name: name of the frame.
+        path: the input file, or None.
+        seconds: inference time in seconds, including voxelization.
+        dropped: number of points removed because a value was not finite.
+        area: least x and y, then largest, in metres, that `draw` shows; None shows nearly all points.
     """
 
     points: np.ndarray
@@ -45,6 +46,7 @@ class PointPrediction:
     path: Path | None = None
     seconds: float = 0.0
     dropped: int = 0
+    area: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.boxes.shape != (len(self.scores), 7) or len(self.labels) != len(self.scores):
@@ -64,8 +66,18 @@ class PointPrediction:
         """The class name of each box."""
         return [self.classes[label] for label in self.labels]
 
+    def draw(self, image: np.ndarray | None = None) -> np.ndarray:
+        """Return the bird's-eye view, BGR uint8 ``[H, W, 3]``.
+
+        Args:
+            image: not used; the points are part of the prediction.
+        """
+        from visionattn.heads.lidar.draw import draw_bev
+
+        return draw_bev(self, self.area)
+
     def to_records(self) -> list[dict[str, Any]]:
-        """Each box as plain values: class, box, score and, where it is known, velocity."""
+        """Return each box as plain values: class, box, score and, if predicted, velocity."""
         records = []
         for index, name in enumerate(self.names):
             record: dict[str, Any] = {

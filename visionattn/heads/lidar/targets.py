@@ -1,6 +1,6 @@
-"""What a centre head is trained towards: one heat map for each class, and numbers at the cells of box centres.
+"""Training targets of the center head: class heatmaps and regression values at the cells of box centers.
 
-CenterPoint (Yin, Zhou, Krähenbühl, CVPR 2021), with the radius of CornerNet (Law, Deng, ECCV 2018).
+CenterPoint (Yin, Zhou, Krähenbühl, CVPR 2021) with the Gaussian radius of CornerNet (Law, Deng, ECCV 2018).
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ __all__ = ["BEVGrid", "CenterTargets", "center_targets", "gaussian_radius"]
 
 @dataclass(frozen=True)
 class BEVGrid:
-    """Where the cells of a map lie on the ground.
+    """Geometry of a bird's-eye-view map.
 
     Attributes:
-        range_min: x and y of the first cell's outer corner, in metres.
-        voxel_size: x and y of a voxel, in metres.
-        stride: voxels for each cell of the map, along x and y.
+        range_min: x and y of the outer corner of the first cell, in meters.
+        voxel_size: voxel size along x and y, in meters.
+        stride: voxels per cell of the map, along x and y.
     """
 
     range_min: tuple[float, float]
@@ -28,31 +28,31 @@ class BEVGrid:
 
     @classmethod
     def of(cls, point_cloud_range: Sequence[float], voxel_size: Sequence[float], stride: int) -> "BEVGrid":
-        """From a range (least x, y, z, then most) and a voxel (x, y, z)."""
+        """Create from a point cloud range (minimum x, y, z, maximum x, y, z) and a voxel size (x, y, z)."""
         x, y = (float(v) for v in point_cloud_range[:2])
         dx, dy = (float(v) for v in voxel_size[:2])
         return cls((x, y), (dx, dy), int(stride))
 
     def to_cells(self, xy: Tensor) -> Tensor:
-        """Metres ``[..., 2]`` to cells ``[..., 2]`` (column, row); the first cell spans 0 to 1."""
+        """Convert meters ``[..., 2]`` to cells ``[..., 2]`` (column, row); the first cell spans 0 to 1."""
         return (xy - xy.new_tensor(self.range_min)) / xy.new_tensor(self.voxel_size) / self.stride
 
-    def to_metres(self, cells: Tensor) -> Tensor:
-        """The inverse of `to_cells`."""
+    def to_meters(self, cells: Tensor) -> Tensor:
+        """Convert cells ``[..., 2]`` (column, row) to meters ``[..., 2]``; the inverse of `to_cells`."""
         return cells * self.stride * cells.new_tensor(self.voxel_size) + cells.new_tensor(self.range_min)
 
 
 @dataclass
 class CenterTargets:
-    """Targets of a batch of B samples, with room for M objects in each.
+    """Targets of a batch of B samples, padded to M objects per sample.
 
     Attributes:
-        heatmap: float32 ``[B, classes, H, W]``, 1 at the cell of a centre, falling off around it.
-        regression: float32 ``[B, M, 8]``, or ``[B, M, 10]`` with velocity: offset of the centre in its cell (x, y, in
-            cells), z, logarithms of the three sizes, cosine and sine of the heading, velocity (NaN where unknown).
-        index: int64 ``[B, M]``, row * W + column of the centre's cell.
-        mask: bool ``[B, M]``, where there is an object.
-        boxes: float32 ``[B, M, 7]``, the boxes themselves.
+        heatmap: float32 ``[B, classes, H, W]``, 1 at the center cells with a Gaussian around each.
+        regression: float32 ``[B, M, 8]``, or ``[B, M, 10]`` with velocity: offset of the center within its cell (x, y,
+            in cells), z, log of the three sizes, cosine and sine of the heading, velocity (NaN where unknown).
+        index: int64 ``[B, M]``, row * W + column of the center cell.
+        mask: bool ``[B, M]``, True for objects and False for padding.
+        boxes: float32 ``[B, M, 7]``, the ground-truth boxes.
     """
 
     heatmap: Tensor
@@ -63,14 +63,17 @@ class CenterTargets:
 
 
 def gaussian_radius(length: Tensor, width: Tensor, overlap: float = 0.1) -> Tensor:
-    """How far in cells a corner may move so that a box still overlaps its truth by that much (CornerNet, 3.1).
+    """Radius within which a shifted box keeps the given IoU with its ground truth (CornerNet, section 3.1).
 
-    All three cases divide by 2, not by twice the leading coefficient, as CornerNet's own code does and everything
-    trained since then has learned.
+    All three cases divide by 2 instead of twice the leading coefficient, as in CornerNet's code, because published
+    models were trained that way.
 
     Args:
-        length, width: in cells, any shape.
-        overlap: intersection over union, between 0 and 1.
+        length, width: box size in cells, any shape.
+        overlap: minimum IoU, between 0 and 1.
+
+    Returns:
+        Radius in cells, with the shape of ``length``.
     """
     perimeter, area = length + width, length * width
     apart = area * (1 - overlap) / (1 + overlap)
@@ -95,27 +98,28 @@ def center_targets(
     overlap: float = 0.1,
     min_radius: int = 2,
 ) -> CenterTargets:
-    """Targets from labelled boxes, which are read only.
+    """Build the training targets; the boxes are not modified.
 
     Args:
-        boxes: of each sample ``[N, 7]``; those with a size that is not above 0 are passed over, and so are those after
-            the first ``max_objects``. A centre outside of the map counts at its border: filter by range before.
-        labels: of each sample int64 ``[N]``, 0-based; those that are not below ``num_classes`` or negative are passed
-            over.
-        num_classes: heat maps.
+        boxes: ground-truth boxes of each sample ``[N, 7]``. Boxes with a size of 0 or less and those after the first
+            ``max_objects`` are skipped. Centers outside the map are clamped to its border, so filter by range first.
+        labels: labels of each sample, int64 ``[N]``. Labels outside [0, num_classes) are skipped.
+        num_classes: number of heatmaps.
         size: rows and columns of the map.
-        grid: where its cells lie.
-        velocity: of each sample ``[N, 2]``; without it, all of them unknown.
-        with_velocity: whether there is a velocity to learn.
-        max_objects: room for each sample.
+        grid: geometry of the map.
+        velocity: velocities of each sample ``[N, 2]``; None means unknown.
+        with_velocity: whether the regression targets include the velocity.
+        max_objects: number of objects each sample is padded to.
         overlap: see `gaussian_radius`.
-        min_radius: in cells.
+        min_radius: minimum Gaussian radius, in cells.
 
     Raises:
-        ValueError: as many samples of labels (or velocities) as of boxes are needed.
+        ValueError: if ``labels`` or ``velocity`` have a different number of samples than ``boxes``.
     """
-    if len(labels) != len(boxes) or (velocity is not None and len(velocity) != len(boxes)):
-        raise ValueError(f"labels has {len(labels)} samples; boxes has {len(boxes)}")
+    if len(labels) != len(boxes):
+        raise ValueError(f"`labels` must have as many samples as `boxes` ({len(boxes)}), got {len(labels)}")
+    if velocity is not None and len(velocity) != len(boxes):
+        raise ValueError(f"`velocity` must have as many samples as `boxes` ({len(boxes)}), got {len(velocity)}")
     rows, columns = size
     device = boxes[0].device if len(boxes) else None
     batch = len(boxes)
@@ -149,7 +153,7 @@ def center_targets(
 
 
 def _draw(heatmap: Tensor, cell: Tensor, radius: Tensor, label: Tensor) -> None:
-    """Put the largest of all Gaussians around cells ``[N, 2]`` (column, row) into a map ``[classes, H, W]``."""
+    """Draw Gaussians around cells ``[N, 2]`` (column, row) into ``[classes, H, W]``; overlaps take the maximum."""
     if len(cell) == 0:
         return
     _, rows, columns = heatmap.shape

@@ -1,4 +1,4 @@
-"""Points of a voxel to its features: the dynamic voxel feature encoder (Zhou et al., MVF, CoRL 2019)."""
+"""Dynamic voxel feature encoder (Zhou et al., MVF, CoRL 2019)."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,7 +12,7 @@ __all__ = ["VoxelEncoder"]
 
 
 class VoxelPoints(Protocol):
-    """What the encoder needs of `visionattn.heads.lidar.data.voxelize.Voxels`."""
+    """The attributes of `visionattn.heads.lidar.data.voxelize.Voxels` that the encoder uses."""
 
     points: Tensor
     coords: Tensor
@@ -20,7 +20,7 @@ class VoxelPoints(Protocol):
 
 
 class _PointLayer(nn.Module):
-    """Linear, norm, ReLU for each point, and the maximum over its voxel."""
+    """Linear layer, norm and ReLU for each point, followed by max pooling over each voxel."""
 
     def __init__(self, in_channels: int, out_channels: int, device: torch.device | None, dtype: torch.dtype | None):
         super().__init__()
@@ -30,20 +30,26 @@ class _PointLayer(nn.Module):
     def forward(self, x: Tensor, voxel: Tensor, count: int) -> tuple[Tensor, Tensor]:
         x = self.norm(self.linear(x)).relu()
         index = voxel[:, None].expand(-1, x.shape[1])
-        # after a ReLU nothing is below zero, with which each voxel begins
+        # zero is a valid initial maximum, since values after a ReLU are not negative
         return x, x.new_zeros(count, x.shape[1]).scatter_reduce(0, index, x, "amax", include_self=True)
 
 
 class VoxelEncoder(nn.Module):
-    """Each point with its distance to the mean of its voxel and to the voxel's centre, twice through a point layer.
+    """Encode the points of each voxel with two point layers.
+
+    Each point is extended by its offsets from the mean of its voxel's points and from the voxel center. Parameter
+    names match OpenPCDet: ``pfn_layers.{0,1}.{linear.weight,norm.*}``.
 
     Args:
-        in_channels: columns of a point, x, y, z first.
-        channels: of the voxels; half of it inside.
-        point_cloud_range: least x, y, z, then most, in metres.
-        voxel_size: along x, y, z in metres.
+        in_channels: number of point columns, x, y, z first.
+        channels: number of voxel features, even; the hidden layer has half as many.
+        point_cloud_range: minimum x, y, z and maximum x, y, z, in meters.
+        voxel_size: voxel size along x, y, z, in meters.
+        device: device of the parameters.
+        dtype: data type of the parameters.
 
-    Parameter names: OpenPCDet's, ``pfn_layers.{0,1}.{linear.weight,norm.*}``.
+    Raises:
+        ValueError: if ``in_channels`` or ``channels`` is out of range.
     """
 
     def __init__(
@@ -58,7 +64,9 @@ class VoxelEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if in_channels < 3 or channels < 2 or channels % 2:
-            raise ValueError(f"in_channels={in_channels} must be 3 or more, channels={channels} even")
+            raise ValueError(
+                f"`in_channels` must be at least 3 and `channels` even and at least 2, got {in_channels} and {channels}"
+            )
         self.in_channels, self.out_channels = in_channels, channels
         self.pfn_layers = nn.ModuleList(
             [
@@ -68,23 +76,29 @@ class VoxelEncoder(nn.Module):
         )
         low, size = (torch.tensor([float(v) for v in values[:3]]) for values in (point_cloud_range, voxel_size))
         self.register_buffer("voxel_size", size.to(device), persistent=False)
-        self.register_buffer("first_centre", (low + size / 2).to(device), persistent=False)
+        self.register_buffer("first_center", (low + size / 2).to(device), persistent=False)
 
     def forward(self, voxels: VoxelPoints) -> Tensor:
-        """Voxels of points ``[P, in_channels]`` to features ``[V, channels]``.
+        """Encode voxels.
+
+        Args:
+            voxels: P points ``[P, in_channels]`` in V voxels.
+
+        Returns:
+            Features ``[V, channels]``.
 
         Raises:
-            ValueError: the points have another number of columns.
+            ValueError: if the points do not have ``in_channels`` columns.
         """
         points, index, count = voxels.points, voxels.point_voxel, len(voxels.coords)
         if points.shape[1] != self.in_channels:
-            raise ValueError(f"points have {points.shape[1]} columns; this encoder takes {self.in_channels}")
+            raise ValueError(f"`voxels.points` must have {self.in_channels} columns, got {points.shape[1]}")
         xyz = points[:, :3]
         number = torch.bincount(index, minlength=count).clamp(min=1)[:, None]
         mean = xyz.new_zeros(count, 3).index_add(0, index, xyz) / number
         cell = voxels.coords[:, [3, 2, 1]].to(xyz.dtype)  # x, y, z
-        centre = cell * self.voxel_size + self.first_centre
-        x = torch.cat([points, xyz - mean[index], xyz - centre[index]], 1)
+        center = cell * self.voxel_size + self.first_center
+        x = torch.cat([points, xyz - mean[index], xyz - center[index]], 1)
         x, pooled = self.pfn_layers[0](x, index, count)
         _, pooled = self.pfn_layers[1](torch.cat([x, pooled[index]], 1), index, count)
         return pooled

@@ -1,4 +1,4 @@
-"""What the localization models share."""
+"""Mean over all processes of distributed training, shared by the localization models."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -7,7 +7,14 @@ __all__ = ["batch_mean"]
 
 
 def batch_mean(value: Tensor, sync: bool) -> Tensor:
-    """A scalar's mean over all processes where asked, with the gradient that averaging over processes expects."""
+    """Average a scalar over all processes.
+
+    The gradient is that of the local value, as expected by DistributedDataParallel, which averages gradients.
+
+    Args:
+        value: scalar tensor.
+        sync: whether to average; if False, or without distributed training, ``value`` is returned.
+    """
     if not (sync and dist.is_available() and dist.is_initialized()):
         return value
     total = value.detach().clone()

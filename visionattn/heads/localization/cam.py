@@ -1,4 +1,4 @@
-"""Class activation maps on the feature maps of any backbone.
+"""Class activation maps (CAM) and Grad-CAM for feature maps of any backbone.
 
 Zhou et al., "Learning Deep Features for Discriminative Localization" (CVPR 2016, arXiv 1512.04150), and Grad-CAM,
 Selvaraju et al. (ICCV 2017, arXiv 1610.02391).
@@ -15,11 +15,11 @@ __all__ = ["CAMHead", "CAMOutput", "grad_cam"]
 
 
 class CAMOutput(NamedTuple):
-    """What `CAMHead` gives.
+    """Output of `CAMHead`.
 
     Attributes:
-        logits: ``[B, classes]``, the mean of `class_maps`.
-        class_maps: ``[B, classes, h, w]``, each place's part in the logits.
+        logits: ``[B, classes]``, the spatial mean of ``class_maps``.
+        class_maps: ``[B, classes, h, w]``, the contribution of each position to the logits.
     """
 
     logits: Tensor
@@ -27,20 +27,20 @@ class CAMOutput(NamedTuple):
 
 
 class CAMHead(nn.Module):
-    """A linear classifier of the mean of a feature map, applied to each place before the mean is taken.
+    """Linear classifier applied to each position of a feature map before global average pooling.
 
-    Both orders give the same logits; this one gives the class activation maps with them.
+    The logits equal those of pooling first; this order also yields the class activation maps.
 
     Args:
-        in_channels: of the last feature map.
-        num_classes: at least 1.
-        dropout: share of the channels that training drops, the same in the whole map.
+        in_channels: channels of the last feature map.
+        num_classes: number of classes, at least 1.
+        dropout: probability of dropping a channel in training.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes} must be at least 1")
+            raise ValueError(f"`num_classes` must be at least 1, got {num_classes}")
         self.in_channels, self.num_classes = in_channels, num_classes
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(in_channels, num_classes, 1)
@@ -48,38 +48,41 @@ class CAMHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, features: Sequence[Tensor]) -> CAMOutput:
-        """Classify from the last of the feature maps ``[B, C, h, w]``."""
+        """Classify the last of the feature maps, ``[B, C, h, w]``."""
         class_maps = self.classifier(self.dropout(features[-1]))
         return CAMOutput(class_maps.mean((2, 3)), class_maps)
 
     def maps(self, output: CAMOutput, labels: Tensor) -> Tensor:
-        """The activation maps of one class each, ``[B, 1, h, w]`` of any range, without the classifier's bias.
+        """Class activation maps of one class per image, without the bias of the classifier.
 
         Args:
-            output: of `forward`.
+            output: return value of `forward`.
             labels: int64 ``[B]``.
+
+        Returns:
+            ``[B, 1, h, w]``, not normalized.
         """
         index = torch.arange(len(labels), device=labels.device)
         return (output.class_maps[index, labels] - self.classifier.bias[labels][:, None, None]).unsqueeze(1)
 
     def loss(self, output: CAMOutput, labels: Tensor) -> dict[str, Tensor]:
-        """``loss_cls``, the cross-entropy with labels int64 ``[B]``."""
+        """Compute ``loss_cls``, the cross-entropy with labels int64 ``[B]``."""
         return {"loss_cls": F.cross_entropy(output.logits.float(), labels)}
 
 
 def grad_cam(features: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Grad-CAM of a feature map: its channels weighted by the mean gradient of a class's logit, and cut at 0.
+    """Grad-CAM: the ReLU of the feature channels weighted by the mean gradient of a class logit.
 
-    On the map that a `CAMHead` classifies it equals the class activation map, but for the cut and the scale. It is
-    for maps of earlier stages, which are finer.
+    On the feature map that a `CAMHead` classifies, it equals the class activation map up to the ReLU and a scale. It
+    also applies to feature maps of earlier stages, which have a higher resolution.
 
     Args:
-        features: ``[B, C, h, w]``, from which `logits` were computed with gradients on.
+        features: ``[B, C, h, w]``, from which ``logits`` were computed with gradients enabled.
         logits: ``[B, classes]``.
         labels: int64 ``[B]``.
 
     Returns:
-        ``[B, 1, h, w]``, not negative, of any range.
+        ``[B, 1, h, w]``, not negative and not normalized.
     """
     chosen = logits.gather(1, labels[:, None]).sum()
     (gradient,) = torch.autograd.grad(chosen, features, retain_graph=True)

@@ -1,6 +1,7 @@
-"""How the authors of the spatial-aware token (Wu et al., ICCV 2023, arXiv 2303.10438) measure localization.
+"""Evaluation protocol of the spatial-aware token (Wu et al., ICCV 2023, arXiv 2303.10438).
 
-One threshold, one box around the largest region, and box accuracy with and without the classifier's answer.
+It uses one threshold and the box of the largest region, and measures box accuracy with and without the requirement
+that the class is correct.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ __all__ = ["LocalizationAccuracy", "LocalizationScores", "box_of_largest_region"
 
 
 def normalize_map(score_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Values of a heat map to 0..1, then bilinear interpolation to a size; float32 ``[height, width]``."""
+    """Normalize a heatmap to [0, 1], then resize it by bilinear interpolation; float32 ``[height, width]``."""
     cv2 = require("cv2")
     values = np.asarray(score_map, dtype=np.float32)
     lowest, highest = values.min(), values.max()
@@ -22,14 +23,14 @@ def normalize_map(score_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def box_of_largest_region(score_map: np.ndarray, threshold: float) -> np.ndarray:
-    """Box around the largest 8-connected region above a threshold, int64 ``[4]``.
+    """Bounding box of the largest 8-connected region above a threshold, int64 ``[4]``.
 
-    Of equally large regions it is the one that begins first, row by row. The right and bottom are one pixel beyond
-    the region. Where nothing is above, the box is the whole map.
+    Among regions of equal size, the first in row-major order is used. The right and bottom are one pixel past the
+    region. If no pixel exceeds the threshold, the box is the whole map.
 
     Args:
         score_map: ``[H, W]``.
-        threshold: a pixel must be above it.
+        threshold: threshold that pixels must exceed.
     """
     cv2 = require("cv2")
     height, width = score_map.shape
@@ -40,7 +41,7 @@ def box_of_largest_region(score_map: np.ndarray, threshold: float) -> np.ndarray
     areas = stats[1:, cv2.CC_STAT_AREA]
     largest = 1 + np.flatnonzero(areas == areas.max())
     label = largest[0]
-    if len(largest) > 1:  # OpenCV does not number regions row by row
+    if len(largest) > 1:  # OpenCV does not label regions in row-major order
         flat = regions.ravel()
         label = flat[np.isin(flat, largest).argmax()]
     left, top, w, h = (int(v) for v in stats[label, :4])
@@ -48,13 +49,13 @@ def box_of_largest_region(score_map: np.ndarray, threshold: float) -> np.ndarray
 
 
 def crop_boxes(boxes: np.ndarray, size: tuple[int, int], resize: int = 256, crop: int = 224) -> np.ndarray:
-    """True boxes of an image in the centre crop of its resized version, clipped to it, int64 ``[N, 4]``.
+    """Convert ground-truth boxes to pixels of the center crop of the resized image, clipped to it, int64 ``[N, 4]``.
 
     Args:
-        boxes: ``[N, 4]``.
-        size: height and width of the image, which is resized to a square.
-        resize: side of that square.
-        crop: side of the crop.
+        boxes: ``[N, 4]`` in pixels of the original image.
+        size: height and width of the original image, which is resized to a square.
+        resize: side length of the resized image.
+        crop: side length of the crop.
     """
     values = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     scaled = values * resize / np.array([size[1], size[0]] * 2, dtype=np.float64) - (resize - crop) // 2
@@ -63,15 +64,15 @@ def crop_boxes(boxes: np.ndarray, size: tuple[int, int], resize: int = 256, crop
 
 @dataclass(frozen=True)
 class LocalizationScores:
-    """Shares of images in percent.
+    """Accuracies in percent.
 
     Attributes:
-        gt_known: the box is right (IoU of at least 0.5).
-        top1: so is the class.
-        top5: the class is among the best five.
-        by_iou: IoU in percent to the share of right boxes.
-        cls_top1: the class is right.
-        cls_top5: the class is among the best five.
+        gt_known: GT-known localization accuracy: the IoU of the box is at least 0.5.
+        top1: Top-1 localization accuracy: box and class are correct.
+        top5: Top-5 localization accuracy: the box is correct and the class is among the top five.
+        by_iou: box accuracy for each IoU (in percent).
+        cls_top1: Top-1 classification accuracy.
+        cls_top5: Top-5 classification accuracy.
     """
 
     gt_known: float
@@ -83,10 +84,10 @@ class LocalizationScores:
 
 
 class LocalizationAccuracy:
-    """Gathers images and gives GT-known, Top-1 and Top-5 localization accuracy at one threshold.
+    """GT-known, Top-1 and Top-5 localization accuracy at one threshold.
 
     Args:
-        threshold: of maps that `normalize_map` brought to 0..1.
+        threshold: threshold on maps normalized by `normalize_map`.
     """
 
     def __init__(self, threshold: float = 0.4) -> None:
@@ -94,16 +95,16 @@ class LocalizationAccuracy:
         self._rows: list[tuple[float, bool, bool]] = []
 
     def add(self, score_map: np.ndarray, boxes: np.ndarray, scores: np.ndarray, label: int) -> tuple[np.ndarray, float]:
-        """Count one image.
+        """Add one image.
 
         Args:
             score_map: ``[H, W]`` from `normalize_map`.
-            boxes: the true ones in the map's pixels, ``[N, 4]``, N at least 1.
-            scores: of the classes, ``[K]``.
-            label: the true class.
+            boxes: ground-truth boxes in pixels of the map, ``[N, 4]`` with N >= 1.
+            scores: class scores ``[K]``.
+            label: ground-truth class.
 
         Returns:
-            The box found and its best IoU.
+            The predicted box and its maximum IoU.
         """
         box = box_of_largest_region(score_map, self.threshold)
         iou = float(box_iou(box, boxes).max())
@@ -112,13 +113,13 @@ class LocalizationAccuracy:
         return box, iou
 
     def count(self, iou: float, top1: bool, top5: bool) -> None:
-        """Count one image by the IoU of its box and whether its class is the best, or among the best five."""
+        """Add one image by the IoU of its box and whether its class is the top one, or among the top five."""
         self._rows.append((iou, top1, top5))
 
     def compute(self) -> LocalizationScores:
-        """The shares over all images."""
+        """Compute the accuracies over all images."""
         if not self._rows:
-            raise ValueError("no image was added")
+            raise ValueError("no images were added")
         iou, first, five = (np.array(column) for column in zip(*self._rows, strict=True))
         right = iou >= 0.5
 

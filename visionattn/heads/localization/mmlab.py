@@ -1,4 +1,4 @@
-"""Models that localize objects after training on image labels: SAT and class activation maps."""
+"""Weakly supervised localization models for mmengine: SAT and class activation maps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
 from visionattn.errors import CheckpointError, ConfigError
+from visionattn.heads.localization import mmlab_data, mmlab_metric  # noqa: F401  (registered with this module)
 from visionattn.heads.localization.cam import CAMHead, CAMOutput, grad_cam
 from visionattn.heads.localization.metrics_sat import box_of_largest_region, normalize_map
 from visionattn.heads.localization.sat import SpatialAwareToken, SpatialAwareTokenOutput
@@ -24,16 +25,16 @@ __all__ = ["CAM", "SAT", "VisionTransformer"]
 
 @MODELS.register_module()
 class VisionTransformer(BaseModule):
-    """A vision transformer of timm, for models that go through its blocks themselves; takes pictures of any size.
+    """A timm vision transformer for images of any size, for models that access its blocks directly.
 
     Args:
-        model_name: such as ``"deit_small_patch16_224"``.
-        pretrained: let timm fetch its weights.
-        init_cfg: mmengine's initialisation.
-        **kwargs: to ``timm.create_model``, such as ``drop_path_rate`` or ``img_size``.
+        model_name: timm model name, such as ``"deit_small_patch16_224"``.
+        pretrained: whether timm downloads pretrained weights.
+        init_cfg: see ``mmengine.model.BaseModule``.
+        **kwargs: passed to ``timm.create_model``, such as ``drop_path_rate`` or ``img_size``.
 
     Raises:
-        ConfigError: timm does not know the name, or it is not a `VisionTransformer` of timm.
+        ConfigError: if the name is unknown to timm, or is not a timm ``VisionTransformer``.
     """
 
     open_arguments = True
@@ -43,58 +44,70 @@ class VisionTransformer(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if not timm.is_model(model_name.split(".", 1)[0]):
-            raise ConfigError(f"backbone model_name={model_name!r} is not known to timm; timm.list_models() has names")
+            raise ConfigError(
+                f"backbone: `model_name` must be a model registered with timm (see timm.list_models()), "
+                f"got {model_name!r}"
+            )
         options = {"dynamic_img_size": True, "dynamic_img_pad": True, "num_classes": 0, **kwargs}
         try:
             self.net = timm.create_model(model_name, pretrained=bool(pretrained), **options)
         except TypeError as error:
-            raise ConfigError(f"backbone {model_name}: is not a VisionTransformer of timm, or {error}") from error
+            raise ConfigError(
+                f"backbone: `model_name` must be a timm VisionTransformer, got {model_name!r} ({error})"
+            ) from error
         if not isinstance(self.net, timm.models.VisionTransformer):
-            raise ConfigError(f"backbone {model_name}: is a {type(self.net).__name__}, not a VisionTransformer of timm")
+            raise ConfigError(
+                f"backbone: `model_name` must be a timm VisionTransformer, "
+                f"got {model_name!r}, a {type(self.net).__name__}"
+            )
 
     def init_weights(self) -> None:
-        """timm initialised the weights already."""
+        """Do nothing: timm initialized the weights."""
         self._is_init = True
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """The normed patches as one map ``[B, C, h, w]``."""
+        """Compute the normalized patch tokens as one feature map ``[B, C, h, w]``."""
         return tuple(self.net.forward_intermediates(x, indices=1, norm=True, intermediates_only=True))
 
 
 class Localizer(BaseModel):
-    """What both models do with logits and heat maps.
+    """Base class of the localization models.
 
-    ``predict`` gives each sample ``pred_scores`` (softmax ``[classes]``), ``pred_map`` (float32 ``[h, w]`` over the
-    picture, of the best class), ``true_map`` (likewise, of the true class, where the sample has one: what
-    localization is measured by) and ``pred_instances``: one box in pixels of the original picture, around the largest
-    region of the map, with the best class and its score. Where the pipeline has `TenCrop`, the scores are the mean
-    over the crops, and ``true_map`` is of the middle, as SAT is measured.
+    In ``"predict"`` mode, each sample gets ``pred_scores`` (softmax ``[classes]``), ``pred_map`` (float32 ``[h, w]``
+    over the image, for the predicted class), ``true_map`` (the same for the ground-truth class, if given; used for
+    evaluation) and ``pred_instances``: one box in pixels of the original image around the largest region of the map,
+    with the predicted class and its score. If the pipeline has `TenCrop`, the scores are averaged over the crops, and
+    ``true_map`` covers the center crop, as in the evaluation of SAT.
     """
+
+    job = "localization"
 
     def __init__(self, box_threshold: float, data_preprocessor: dict | None, init_cfg: dict | None) -> None:
         super().__init__(data_preprocessor or {"type": "ImgDataPreprocessor"}, init_cfg)
         if not 0 <= box_threshold < 1:
-            raise ConfigError(f"model.box_threshold={box_threshold} must be in 0..1")
+            raise ConfigError(f"model: `box_threshold` must be in [0, 1), got {box_threshold}")
         self.box_threshold = box_threshold
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         raise NotImplementedError
 
     def _predict(self, inputs: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, and maps ``[B, 1, h, w]`` of the best and of the true classes."""
+        """Compute logits, and maps ``[B, 1, h, w]`` of the predicted and the ground-truth classes."""
         raise NotImplementedError
 
     def _tensor(self, inputs: Tensor) -> Any:
         raise NotImplementedError
 
     def forward(self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None, mode: str = "tensor"):
-        """Losses, predictions or plain outputs of images ``[B, 3, H, W]``, as mmengine calls a model.
+        """Run the model.
 
         Args:
-            inputs: normed images.
-            data_samples: with ``gt_label`` for ``mode="loss"``.
-            mode: ``"loss"`` (a dict of losses), ``"predict"`` (the samples, see the class) or ``"tensor"`` (the
-                output of the model in `visionattn.heads`).
+            inputs: normalized images ``[B, 3, H, W]``.
+            data_samples: one data sample per image, with ``gt_label`` for ``"loss"``.
+            mode: ``"loss"``, ``"predict"`` or ``"tensor"``.
+
+        Returns:
+            A dict of losses, the data samples (see the class docstring), or the output of the head.
         """
         if mode == "tensor":
             return self._tensor(inputs)
@@ -104,12 +117,12 @@ class Localizer(BaseModel):
             right = logits.detach().argmax(1) == labels.to(inputs.device)
             return losses | {"accuracy": right.float().mean() * 100}
         if mode != "predict":
-            raise ValueError(f"mode={mode!r} must be tensor, loss or predict")
+            raise ValueError(f"`mode` must be 'tensor', 'loss' or 'predict', got {mode!r}")
         logits, best, true = self._predict(inputs, None if labels is None else labels.to(inputs.device))
         scores = self._crop_scores(data_samples)
         scores = logits.float().softmax(1) if scores is None else scores
         if not torch.isfinite(scores).all():
-            raise CheckpointError("the model puts out NaN or infinity; its checkpoint is from a failed run")
+            raise CheckpointError("the model outputs NaN or infinity; the checkpoint is from a diverged training run")
         for index, sample in enumerate(data_samples):
             sample.set_field(scores[index].cpu(), "pred_scores")
             shown = _around_crop(_of_picture(best[index], inputs.shape[-2:], sample), sample)
@@ -128,11 +141,11 @@ class Localizer(BaseModel):
         return list(data_samples)
 
     def _crop_scores(self, samples: Sequence[BaseDataElement]) -> Tensor | None:
-        """The mean softmax over the crops of each sample, ``[B, classes]``, or None where there are none."""
+        """Mean softmax over the crops of each sample, ``[B, classes]``; None without crops."""
         if "crops" not in samples[0]:
             return None
         scores = []
-        for sample in samples:  # one at a time: a batch of crops is ten times the batch
+        for sample in samples:  # one at a time, since the crops of a batch need ten times its memory
             crops = self.data_preprocessor({"inputs": list(sample.pop("crops"))})["inputs"]
             scores.append(self._tensor(crops).logits.float().softmax(1).mean(0))
         return torch.stack(scores)
@@ -145,7 +158,7 @@ def _labels(samples: Sequence[BaseDataElement] | None) -> Tensor | None:
 
 
 def _of_picture(score_map: Tensor, padded: Sequence[int], sample: BaseDataElement) -> Tensor:
-    """A map ``[1, h, w]`` over a padded input as float32 ``[h, w]`` over the picture alone, on the CPU."""
+    """Remove the padding from a map ``[1, h, w]`` of a padded input; float32 ``[h, w]`` on the CPU."""
     height, width = sample.metainfo["img_shape"][:2]
     rows, columns = score_map.shape[-2:]
     stride = -(-padded[0] // rows), -(-padded[1] // columns)
@@ -158,7 +171,7 @@ def _of_picture(score_map: Tensor, padded: Sequence[int], sample: BaseDataElemen
 
 
 def _around_crop(score_map: Tensor, sample: BaseDataElement) -> Tensor:
-    """A map of the middle of a picture, by `TenCrop`, as one over all of it; the rest has the lowest value."""
+    """Pad the map of the center crop of `TenCrop` to the whole image, with its minimum."""
     whole = sample.metainfo.get("cropped_from")
     if whole is None:
         return score_map
@@ -171,18 +184,18 @@ def _around_crop(score_map: Tensor, sample: BaseDataElement) -> Tensor:
 
 @MODELS.register_module()
 class SAT(Localizer):
-    """The spatial-aware token; see `visionattn.heads.localization.sat.SpatialAwareToken`.
+    """Spatial-aware token; see `visionattn.heads.localization.sat.SpatialAwareToken`.
 
     Args:
-        backbone: a ``visionattn.VisionTransformer``.
-        num_classes: at least 1.
-        aware_blocks: how many of the last blocks use the mask.
-        area: share of the pictures that objects cover on average.
-        sync_area: take that mean over all processes.
-        pretrained: a checkpoint file of the authors, or of a plain ViT or DeiT to start from.
-        box_threshold: of the map stretched to 0..1, for the box of a prediction; 0.4 as published.
-        data_preprocessor: of mmengine; its ``ImgDataPreprocessor`` norms images.
-        init_cfg: mmengine's initialisation.
+        backbone: config of a ``visionattn.VisionTransformer``.
+        num_classes: number of classes, at least 1.
+        aware_blocks: number of final blocks that use the mask.
+        area: mean fraction of the image area that objects cover.
+        sync_area: whether to average the area over all processes.
+        pretrained: checkpoint file of the authors, or of a plain ViT or DeiT.
+        box_threshold: threshold on the normalized map for the predicted box; 0.4 in the paper.
+        data_preprocessor: config of the data preprocessor. Defaults to mmengine's ``ImgDataPreprocessor``.
+        init_cfg: see ``mmengine.model.BaseModule``.
     """
 
     def __init__(
@@ -200,7 +213,7 @@ class SAT(Localizer):
         super().__init__(box_threshold, data_preprocessor, init_cfg)
         vit = MODELS.build(backbone)
         if not isinstance(vit, VisionTransformer):
-            raise ConfigError(f"model.backbone.type={backbone.get('type')!r}: SAT needs visionattn.VisionTransformer")
+            raise ConfigError(f"model: `backbone` must be a visionattn.VisionTransformer, got {backbone.get('type')!r}")
         try:
             self.sat = SpatialAwareToken(
                 vit.net, num_classes, aware_blocks=aware_blocks, area=area, sync_area=sync_area
@@ -211,7 +224,7 @@ class SAT(Localizer):
             self.sat.load_official(checkpoints.read(Path(pretrained).expanduser()))
 
     def own_names(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The weights of a checkpoint of the authors under this model's names; others as they are."""
+        """Rename the weights of a checkpoint of the authors to this model's names; return others unchanged."""
         if "loc_token" not in weights:
             return weights
         return {f"sat.{name}": value for name, value in self.sat.convert_official(weights).state_dict.items()}
@@ -230,21 +243,21 @@ class SAT(Localizer):
 
 @MODELS.register_module()
 class CAM(Localizer):
-    """A classifier on a backbone's last feature map, with its activation maps; see `visionattn.heads.localization.cam`.
+    """Classifier with class activation maps; see `visionattn.heads.localization.cam`.
 
-    A backbone cut at an earlier level, such as ``out_indices=(2,)``, has finer maps. With ``method="grad_cam"`` the
-    map may also be of an earlier level than the one that is classified.
+    A backbone truncated at an earlier stage, such as ``out_indices=(2,)``, gives maps of higher resolution. With
+    ``method="grad_cam"``, the map may come from an earlier stage than the classified one.
 
     Args:
-        backbone: a ``visionattn.Backbone``, or any that gives feature maps.
-        num_classes: at least 1.
-        in_channels: of the last feature map; from the backbone's ``num_features`` unless given.
-        method: ``"cam"``, by the classifier's weights, or ``"grad_cam"``.
-        level: for Grad-CAM, which of the backbone's outputs the map is of.
-        dropout: before the classifier.
-        box_threshold: of the map stretched to 0..1, for the box of a prediction.
-        data_preprocessor: of mmengine; its ``ImgDataPreprocessor`` norms images.
-        init_cfg: mmengine's initialisation.
+        backbone: config of a ``visionattn.Backbone``, or any backbone that returns feature maps.
+        num_classes: number of classes, at least 1.
+        in_channels: channels of the last feature map. Defaults to the backbone's ``num_features``.
+        method: ``"cam"`` (classifier weights) or ``"grad_cam"``.
+        level: for Grad-CAM, index of the backbone output that the map is computed from.
+        dropout: dropout probability before the classifier.
+        box_threshold: threshold on the normalized map for the predicted box.
+        data_preprocessor: config of the data preprocessor. Defaults to mmengine's ``ImgDataPreprocessor``.
+        init_cfg: see ``mmengine.model.BaseModule``.
     """
 
     def __init__(
@@ -261,13 +274,13 @@ class CAM(Localizer):
     ) -> None:
         super().__init__(box_threshold, data_preprocessor, init_cfg)
         if method not in ("cam", "grad_cam"):
-            raise ConfigError(f"model.method={method!r} must be cam or grad_cam")
+            raise ConfigError(f"model: `method` must be 'cam' or 'grad_cam', got {method!r}")
         if method == "cam" and level != -1:
-            raise ConfigError(f"model.level={level}: only method='grad_cam' has maps of other levels than the last")
+            raise ConfigError(f"model: `level` must be -1 with method 'cam', got {level}")
         self.backbone = MODELS.build(backbone)
         channels = in_channels or getattr(self.backbone, "num_features", [None])[-1]
         if channels is None:
-            raise ConfigError("model.in_channels is not set, and the backbone does not tell its channels")
+            raise ConfigError("model: `in_channels` must be set, since the backbone has no num_features")
         self.head = CAMHead(channels, num_classes, dropout=dropout)
         self.method, self.level = method, level
 

@@ -1,4 +1,4 @@
-"""Datasets and pipeline steps of weakly supervised localization."""
+"""Dataset and pipeline transforms of weakly supervised localization for mmengine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,28 +20,28 @@ __all__ = ["LocalizationDataset", "PackLocalizationInputs", "TenCrop"]
 
 @DATASETS.register_module()
 class LocalizationDataset(BaseDataset):
-    """Images with a label each, and boxes or masks to measure by; see `visionattn.heads.localization.sets`.
+    """Images with one label each, and boxes or masks for evaluation; see `visionattn.heads.localization.sets`.
 
     Args:
-        ann_file: folder with the metadata of one split, below ``data_root``.
+        ann_file: folder with the metadata of one split, relative to ``data_root``.
         data_prefix: ``img_path``, the image folder, and ``mask_path``, the mask folder.
-        metainfo: ``classes``, the names of the classes in the order of their labels. Without it they are numbers.
-        test_mode: each image must have a box or a mask.
-        **kwargs: of mmengine's ``BaseDataset``.
+        metainfo: ``classes``, the class names in the order of the labels. Defaults to the labels as strings.
+        test_mode: whether every image must have a box or a mask.
+        **kwargs: passed to mmengine's ``BaseDataset``.
 
     Raises:
-        DataError: the metadata is missing or malformed, or has a label beyond the classes.
+        DataError: if the metadata is missing or malformed, or has a label outside the classes.
     """
 
     open_arguments = True
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One dict for each image: path, label, boxes, masks."""
+        """Create one record per image: path, label, boxes and masks."""
         images = read_localization(self.ann_file, need_objects=self.test_mode)
         highest = max(image.label for image in images)
         classes = self._metainfo.setdefault("classes", tuple(str(label) for label in range(highest + 1)))
         if highest >= len(classes):
-            raise DataError(f"{self.ann_file}: has the label {highest}, but the config names {len(classes)} classes")
+            raise DataError(f"{self.ann_file}: labels must be below the {len(classes)} classes, got {highest}")
         folder, masks = Path(self.data_prefix.get("img_path") or ""), Path(self.data_prefix.get("mask_path") or "")
         return [
             {
@@ -58,30 +58,33 @@ class LocalizationDataset(BaseDataset):
 
 @TRANSFORMS.register_module()
 class TenCrop(BaseTransform):
-    """The middle of a picture to localize in, and ten crops to classify by: corners and middle, and these mirrored.
+    """Center crop for localization, and ten crops (corners, center and their flips) for classification.
 
-    SAT and earlier work are tested so: resized to 256x256, the map is of the middle 224x224, and the class has the
-    best mean softmax over the crops. The models of `visionattn.heads.localization.mmlab` take that mean.
+    This is the test protocol of SAT and earlier work: images are resized to 256x256, the map is computed on the center
+    224x224, and the class has the highest mean softmax over the crops. The models of
+    `visionattn.heads.localization.mmlab` compute that mean.
 
     Args:
-        size: side of the crops.
+        size: side length of the crops, in pixels.
 
     Raises:
-        ConfigError: ``size`` is not positive.
-        DataError: a picture is smaller than the crops.
+        ConfigError: if ``size`` is less than 1.
+        DataError: if an image is smaller than the crops.
     """
 
     def __init__(self, size: int = 224) -> None:
         if size < 1:
-            raise ConfigError(f"TenCrop size={size} must be positive")
+            raise ConfigError(f"TenCrop: `size` must be at least 1, got {size}")
         self.size = size
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Put the middle into ``img`` and all ten, ``[10, 3, size, size]``, into ``crops``."""
+        """Set ``img`` to the center crop, and ``crops`` to all ten, ``[10, 3, size, size]``."""
         image = results["img"]
         height, width = image.shape[:2]
         if min(height, width) < self.size:
-            raise DataError(f"{results.get('img_path')}: is {width} x {height}, less than TenCrop's {self.size}")
+            raise DataError(
+                f"{results.get('img_path')}: must be at least {self.size} x {self.size}, got {width} x {height}"
+            )
         crops = ten_crop(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), self.size)
         results["crops"] = torch.stack(crops)
         results["img"] = crops[4].permute(1, 2, 0).numpy()
@@ -92,10 +95,10 @@ class TenCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackLocalizationInputs(BaseTransform):
-    """Make the image a tensor and the rest a data sample: ``gt_label``, and what describes the image.
+    """Pack the image as a tensor, and the label and meta information as a data sample.
 
     Args:
-        meta_keys: what of the pipeline's results the sample keeps, where they are there.
+        meta_keys: keys of the pipeline's results to keep as meta information, if present.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Evaluators of weakly supervised localization; the measures are in `visionattn.metrics`."""
+"""Weakly supervised localization metrics for mmengine's evaluator."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from visionattn.heads.localization.metrics import (
     PIXEL_STEP,
     BoxAccuracy,
     PixelPrecision,
-    best_centre_box,
+    best_center_box,
     box_iou,
     contour_boxes,
     prepare_map,
@@ -31,28 +31,27 @@ __all__ = ["LocalizationMetric", "SATLocalizationMetric"]
 
 @METRICS.register_module()
 class LocalizationMetric(BaseMetric):
-    """MaxBoxAcc, MaxBoxAccV2, PxAP and the share of right classes, by the protocol of Choe et al. (CVPR 2020).
+    """MaxBoxAcc, MaxBoxAccV2, PxAP and classification accuracy, with the protocol of Choe et al. (CVPR 2020).
 
-    Maps and true boxes are brought to one size. An image is measured by the map of its true class. In percent:
+    Maps and ground-truth boxes are resized to one size. The map of the ground-truth class is evaluated. In percent:
 
-    - ``MaxBoxAccV2``, ``MaxBoxAcc``, and ``BoxAcc30``, ``BoxAcc50``, ``BoxAcc70``, the parts of the former;
-    - ``threshold``, where MaxBoxAcc is reached. It is chosen on the images that it measures, as the protocol has it;
-      give the one of the validation as an argument for figures without that advantage;
-    - ``GTKnownLoc``, ``Top1Loc``, ``Top5Loc``: right boxes (IoU 0.5, largest contour) at the threshold given, or else
-      at ``threshold``, of all images, and of those whose class is right or among the best five;
-    - ``Top1``, ``Top5``: right classes;
-    - ``PlainV2``: MaxBoxAccV2 by IoUs that do not add a pixel to each side;
-    - ``CentreBoxV2``: what the centred box that is best on other images reaches here, with ``centre_from``;
-    - ``PxAP`` instead of all about boxes, where the images have masks.
+    - ``MaxBoxAccV2``, ``MaxBoxAcc``, and ``BoxAcc30``, ``BoxAcc50``, ``BoxAcc70``, the components of MaxBoxAccV2;
+    - ``threshold``: the threshold (not in percent) at which MaxBoxAcc is reached. The protocol selects it on the test
+      images; for an unbiased result, pass the threshold of the validation set as an argument;
+    - ``GTKnownLoc``, ``Top1Loc``, ``Top5Loc``: localization accuracy (IoU 0.5, largest contour) at the given
+      threshold, or else at ``threshold``; for the latter two, the class must also be correct or among the top five;
+    - ``Top1``, ``Top5``: classification accuracy;
+    - ``PlainV2``: MaxBoxAccV2 with the standard IoU instead of the pixel-inclusive one;
+    - ``CentreBoxV2``: accuracy of the centered box that is best on the images of ``centre_from``, if given;
+    - ``PxAP``: in place of the box metrics if the images have masks.
 
     Args:
-        size: height and width that maps and boxes are brought to.
-        threshold: of the map, for the three localization accuracies.
+        size: height and width that maps and boxes are resized to.
+        threshold: threshold on the map for the three localization accuracies.
         centre_from: metadata folder with boxes and sizes of the training images, for ``CentreBoxV2``.
-        step: of the thresholds of boxes.
-        pixel_step: width of the bins of PxAP.
-        collect_device: of mmengine.
-        prefix: of mmengine.
+        step: step of the box thresholds.
+        pixel_step: bin width of PxAP.
+        collect_device, prefix: see ``mmengine.evaluator.BaseMetric``.
     """
 
     def __init__(
@@ -70,14 +69,14 @@ class LocalizationMetric(BaseMetric):
         self.step, self.pixel_step = step, pixel_step
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Measure each sample of a batch."""
+        """Evaluate each sample of a batch."""
         for sample in data_samples:
             score_map = prepare_map(_array(sample["true_map"]), self.size)
             result = _class_hits(sample)
             if sample.get("true_masks"):
-                pictures = [_mask(path) for path in sample["true_masks"]]
+                masks = [_mask(path) for path in sample["true_masks"]]
                 ignore = _mask(sample["ignore_mask"]) if sample.get("ignore_mask") else None
-                truth = truth_mask(pictures, ignore, self.size)
+                truth = truth_mask(masks, ignore, self.size)
                 result["pixels"] = PixelPrecision(self.pixel_step).histograms(score_map, truth)
             else:
                 boxes = resize_boxes(sample["true_boxes"], sample["ori_shape"][:2], self.size)
@@ -95,7 +94,7 @@ class LocalizationMetric(BaseMetric):
         }
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        """The figures of the class docstring over all images."""
+        """Compute the metrics listed in the class docstring."""
         metrics: dict[str, float] = {}
         if "pixels" in results[0]:
             precision = PixelPrecision(self.pixel_step)
@@ -122,7 +121,7 @@ class LocalizationMetric(BaseMetric):
             metrics[f"Top{k}Loc"] = accuracies["single"].compute(right).at(50, threshold)
         metrics["PlainV2"] = accuracies["plain"].compute().max_box_acc_v2
         if self.centre_from:
-            box, _ = best_centre_box(_train_boxes(self.centre_from, self.size), self.size)
+            box, _ = best_center_box(_train_boxes(self.centre_from, self.size), self.size)
             best = np.array([box_iou(box, r["boxes"]).max() for r in results])
             metrics["CentreBoxV2"] = float(np.mean([(best >= iou).mean() * 100 for iou in (0.3, 0.5, 0.7)]))
         return metrics
@@ -130,17 +129,16 @@ class LocalizationMetric(BaseMetric):
 
 @METRICS.register_module()
 class SATLocalizationMetric(BaseMetric):
-    """GT-known, Top-1 and Top-5 localization accuracy as the authors of SAT measure them.
+    """GT-known, Top-1 and Top-5 localization accuracy with the protocol of SAT, in percent.
 
-    For the published protocol the test pipeline resizes to 256x256 and crops the middle 224x224; without that crop
-    give ``resize=224``. Figures are in percent, under names that begin with ``SAT_``.
+    In the published protocol, the test pipeline resizes to 256x256 and crops the center 224x224; without the crop, set
+    ``resize=224``. Metric names start with ``SAT_``.
 
     Args:
-        threshold: of the stretched map.
-        resize: side of the square that the pipeline resizes images to.
-        crop: side of the crop in its middle.
-        collect_device: of mmengine.
-        prefix: of mmengine.
+        threshold: threshold on the normalized map.
+        resize: side length of the square that the pipeline resizes images to.
+        crop: side length of the center crop.
+        collect_device, prefix: see ``mmengine.evaluator.BaseMetric``.
     """
 
     def __init__(
@@ -155,7 +153,7 @@ class SATLocalizationMetric(BaseMetric):
         self.threshold, self.resize, self.crop = threshold, resize, crop
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep what each sample of a batch is measured by."""
+        """Collect the IoU and the class correctness of each sample of a batch."""
         for sample in data_samples:
             score_map = normalize_map(_array(sample["true_map"]), (self.crop, self.crop))
             boxes = crop_boxes(sample["true_boxes"], sample["ori_shape"][:2], self.resize, self.crop)
@@ -165,7 +163,7 @@ class SATLocalizationMetric(BaseMetric):
             self.results.append(_class_hits(sample) | {"iou": iou})
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        """The shares over all images."""
+        """Compute the accuracies over all images."""
         accuracy = LocalizationAccuracy(self.threshold)
         for result in results:
             accuracy.count(result["iou"], result["top1"], result["top5"])
@@ -191,5 +189,5 @@ def _train_boxes(folder: str, size: tuple[int, int]) -> list[np.ndarray]:
     images = [image for image in read_localization(folder, need_objects=True) if len(image.boxes)]
     lacking = [image.image_id for image in images if image.size is None]
     if lacking:
-        raise DataError(f"{folder}: image_sizes.txt has no size of {lacking[0]!r}")
+        raise DataError(f"{folder}: image_sizes.txt has no size for {lacking[0]!r}")
     return [resize_boxes(image.boxes, image.size, size) for image in images]

@@ -1,7 +1,7 @@
-"""Sample data for localization from image labels: one digit somewhere on each picture.
+"""Sample dataset of weakly supervised localization: images with one digit at a random position.
 
-Digits and photographs are those of `visionattn.data.digits`; train and val share the photographs' left halves and
-the first digits, test has the others.
+Digits and photographs are those of `visionattn.data.digits`. The training and validation splits share the left halves
+of the photographs and the first digits; the test split uses the right halves and the remaining digits.
 """
 
 from pathlib import Path
@@ -15,18 +15,18 @@ from visionattn.io.folders import cache_dir, is_current, new_folder
 
 __all__ = ["build_single_digits"]
 
-VERSION = 1  # raise it with every change of what is drawn, so that caches are rebuilt
+VERSION = 1  # increase it whenever the drawing changes, so that caches are rebuilt
 
 _README = """Single digits: sample data for localization from image labels, made by `visionattn data single-digits`
 ========================================================================================================
 
-images/{{train,val,test}}/*.jpg: {train}, {val} and {test} pictures of {size}x{size}, one digit each, whose longer
-side is {low:.0%} to {high:.0%} of the picture. metadata/{{train,val,test}}/: labels, sizes, boxes (x0,y0,x1,y1, the
-last two beyond the digit). masks/test/*.png with metadata/test-masks/: the digits' pixels.
+images/{{train,val,test}}/*.jpg: {train}, {val} and {test} images of {size}x{size}, one digit each, whose longer
+side is {low:.0%} to {high:.0%} of the image. metadata/{{train,val,test}}/: labels, sizes, boxes (x0,y0,x1,y1; x1 and
+y1 are exclusive). masks/test/*.png with metadata/test-masks/: the masks of the digits.
 Seed {seed}, recipe version {version}.
 Train and val use the left half of each photograph and the digits with index below {first_test}; test the rest.
 
-Sources and licences: scikit-learn {sklearn}, load_digits and load_sample_images.
+Sources and licenses: scikit-learn {sklearn}, load_digits and load_sample_images.
 {photo_terms}
 """
 
@@ -41,27 +41,30 @@ def build_single_digits(
     extent: tuple[float, float] = (0.3, 0.55),
     seed: int = 0,
 ) -> Path:
-    """Make the pictures and their metadata, or find them made, and return their folder.
+    """Generate the images and their metadata unless they exist already, and return their folder.
 
     Args:
-        out_dir: the folder; ``single-digits`` in `cache_dir` when None.
-        train: number of pictures of this split, at least 1.
-        val: likewise.
-        test: likewise.
+        out_dir: output folder. Defaults to ``single-digits`` in `cache_dir`.
+        train: number of training images, at least 1.
+        val: number of validation images, at least 1.
+        test: number of test images, at least 1.
         size: height and width in pixels, at least 64.
-        extent: least and most of a digit's longer side, as shares of `size`.
-        seed: seed of everything random.
+        extent: minimum and maximum length of a digit's longer side, as fractions of ``size``.
+        seed: random seed.
+
+    Returns:
+        The folder.
 
     Raises:
-        DataError: an argument is out of range, or the folder cannot be written or holds other files.
+        DataError: if an argument is out of range, or the folder cannot be written or contains other files.
     """
     for name, value, least in (
         ("train", train, 1), ("val", val, 1), ("test", test, 1), ("size", size, 64), ("seed", seed, 0)
     ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise DataError(f"single digits: {name} is {value!r}; give a whole number of at least {least}")
+            raise DataError(f"single digits: `{name}` must be a whole number of at least {least}, got {value!r}")
     if not 0 < extent[0] <= extent[1] <= 0.9:
-        raise DataError(f"single digits: extent is {extent}; give least and most in 0..0.9")
+        raise DataError(f"single digits: `extent` must be two ascending numbers in (0, 0.9], got {extent}")
     target = Path(out_dir).expanduser() if out_dir is not None else cache_dir() / "single-digits"
     stamp = {
         "data": "single digits", "version": VERSION, "train": train, "val": val, "test": test, "size": size,

@@ -1,4 +1,4 @@
-"""Spatial-aware token: localization from image labels with a vision transformer.
+"""Spatial-aware token (SAT): weakly supervised localization with a vision transformer.
 
 Wu et al., "Spatial-Aware Token for Weakly Supervised Object Localization" (ICCV 2023, arXiv 2303.10438).
 """
@@ -23,15 +23,15 @@ __all__ = ["SpatialAwareToken", "SpatialAwareTokenOutput", "create_sat", "spatia
 
 
 class SpatialAwareTokenOutput(NamedTuple):
-    """What `SpatialAwareToken` gives for images of ``h x w`` patches and a transformer of P prefix tokens.
+    """Output of `SpatialAwareToken` for images of ``h x w`` patches and a transformer with P prefix tokens.
 
     Attributes:
-        logits: ``[B, classes]``, the mean of `class_maps`.
-        maps: ``[B, 1, h, w]`` in 0..1, how likely each patch belongs to the object: the mean of the masks.
-        class_maps: ``[B, classes, h, w]``, each patch's part in the logits.
-        masks: of each spatially aware block ``[B, P + h * w + 1]`` in 0..1, in the order of the tokens.
-        prefix: ``[B, P, C]``, the normed class (and register) tokens.
-        location: ``[B, C]``, the normed spatial token.
+        logits: ``[B, classes]``, the spatial mean of ``class_maps``.
+        maps: ``[B, 1, h, w]`` in [0, 1], the localization map: the mean of ``masks`` over the blocks.
+        class_maps: ``[B, classes, h, w]``, the contribution of each patch to the logits.
+        masks: for each spatially aware block ``[B, P + h * w + 1]`` in [0, 1], in token order.
+        prefix: ``[B, P, C]``, the normalized class (and register) tokens.
+        location: ``[B, C]``, the normalized spatial token.
     """
 
     logits: Tensor
@@ -43,18 +43,18 @@ class SpatialAwareTokenOutput(NamedTuple):
 
 
 def spatially_aware_attention(attention: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention in which the last token says how much each token may give to all others (section 3.2).
+    """Self-attention whose keys are masked by the attention of the spatial token (section 3.2).
 
-    Its logits, meant over the heads, become a mask by a sigmoid. The attention weights of all queries are
-    multiplied by it, key by key, and not normalized again. That equals masking the values, which leaves the
-    attention itself to PyTorch's fused kernels.
+    The mask is the sigmoid of the spatial token's attention logits, averaged over the heads. The attention weights of
+    all queries are multiplied by it per key, without renormalization. This is equivalent to masking the values, which
+    allows PyTorch's fused attention.
 
     Args:
-        attention: timm's, whose weights are used.
-        x: ``[B, N, C]``, the spatial token last.
+        attention: timm attention module whose weights are used.
+        x: ``[B, N, C]``, with the spatial token last.
 
     Returns:
-        ``[B, N, C]`` and the mask ``[B, N]`` in float32 at least.
+        Output ``[B, N, C]`` and mask ``[B, N]``, the latter in float32 or float64.
     """
     B, N, _ = x.shape
     gate = getattr(attention, "gate", None)
@@ -78,23 +78,21 @@ def spatially_aware_attention(attention: Attention, x: Tensor) -> tuple[Tensor, 
 
 
 class SpatialAwareToken(nn.Module):
-    """A vision transformer with one more token, which learns from image labels where the object is.
+    """Vision transformer with a spatial token that learns object locations from image labels.
 
-    The token's attention in the last blocks masks what all tokens see of each patch; the classification loss
-    reaches it through that mask. Two more losses keep the masked area near a given share and the masks near 0 or 1.
+    In the last blocks, the attention of the spatial token masks the patches for all tokens; the classification loss
+    trains it through that mask. Two further losses keep the mean masked area near a target and the masks near 0 or 1.
 
     Args:
-        vit: a timm `VisionTransformer` with ordinary blocks and without a classifier, see `create_sat`.
-        num_classes: at least 1.
-        aware_blocks: how many of the last blocks use the mask; 3 as published.
-        area: share of the pictures that objects cover on average: 0.25 as published for CUB, 0.35 for ImageNet.
-        sync_area: under distributed training, take the mean area over all processes and not, as published, over
-            each process's own images.
-
-    Shapes: images ``[B, in_chans, H, W]`` of any size that the transformer takes; see `SpatialAwareTokenOutput`.
+        vit: a timm ``VisionTransformer`` with standard blocks and without a classifier, see `create_sat`.
+        num_classes: number of classes, at least 1.
+        aware_blocks: number of final blocks that use the mask; 3 in the paper.
+        area: mean fraction of the image area that objects cover; 0.25 for CUB and 0.35 for ImageNet in the paper.
+        sync_area: in distributed training, whether to average the area over all processes instead of over the local
+            images as in the paper.
 
     Raises:
-        ValueError: a transformer or number that does not do.
+        ValueError: if the transformer is not supported, or a number is out of range.
     """
 
     def __init__(
@@ -118,11 +116,11 @@ class SpatialAwareToken(nn.Module):
         self.register_buffer("smoothing", _smoothing())
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are positions or tokens."""
+        """Names of the parameters without weight decay: tokens and position embeddings."""
         return {"loc_token", "loc_embed"} | {f"vit.{name}" for name in self.vit.no_weight_decay()}
 
     def forward(self, x: Tensor) -> SpatialAwareTokenOutput:
-        """Logits and maps of images; see the class."""
+        """Compute logits and maps of images ``[B, in_chans, H, W]``."""
         vit = self.vit
         x = vit.patch_embed(x)
         grid = x.shape[1:3] if x.ndim == 4 else vit.patch_embed.grid_size
@@ -145,15 +143,15 @@ class SpatialAwareToken(nn.Module):
         return SpatialAwareTokenOutput(class_maps.mean((2, 3)), maps, class_maps, tuple(masks), x[:, :count], x[:, -1])
 
     def loss(self, output: SpatialAwareTokenOutput, labels: Tensor) -> dict[str, Tensor]:
-        """The three losses, each of weight 1 as published (section 3.3).
+        """Compute the three losses, each with weight 1 as in the paper (section 3.3).
 
         Args:
-            output: of `forward`.
+            output: return value of `forward`.
             labels: int64 ``[B]``.
 
         Returns:
-            ``loss_cls``, cross-entropy; ``loss_area``, how far the batch's mean of the maps is from `area`;
-            ``loss_norm``, the mean of ``m (1 - m)`` of the smoothed maps m.
+            ``loss_cls``, the cross-entropy; ``loss_area``, the absolute difference of the mean of the maps from
+            ``area``; ``loss_norm``, the mean of ``m * (1 - m)`` over the smoothed maps m.
         """
         smooth = F.conv2d(output.maps, self.smoothing.to(output.maps.dtype), padding=1)
         return {
@@ -163,15 +161,15 @@ class SpatialAwareToken(nn.Module):
         }
 
     def convert_official(self, state_dict: Mapping[str, Any]) -> Conversion:
-        """A checkpoint of the authors, or one of a plain ViT or DeiT, under this model's names."""
+        """Convert a checkpoint of the authors, or of a plain ViT or DeiT, to this model's names."""
         conversion = backbone_tensors(state_dict)
         given, own = conversion.state_dict, self.state_dict()
         plain = "loc_token" not in given
         for name, value in list(given.items()):
             if name.startswith(("head_dist.", "dist_token")) and f"vit.{name}" not in own:
-                conversion.drop(name, "of distillation, which the transformer has not")
+                conversion.drop(name, "distillation token, which the transformer does not have")
             elif name.startswith("head.") and (plain or value.shape[0] != self.num_classes):
-                conversion.drop(name, f"another classifier, of shape {tuple(value.shape)}")
+                conversion.drop(name, f"classifier of another model, of shape {tuple(value.shape)}")
             elif name == "weight":
                 conversion.rename(name, "smoothing")
             elif not name.startswith(("head.", "loc_")):
@@ -183,19 +181,19 @@ class SpatialAwareToken(nn.Module):
         return conversion
 
     def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
-        """Load a checkpoint of the authors, or one of a plain ViT or DeiT to start from.
+        """Load a checkpoint of the authors, or of a plain ViT or DeiT for training.
 
-        Positions are interpolated where the number of patches differs. A plain transformer has no spatial token
-        and no such classifier; those keep their values, as does a classifier for another number of classes.
+        Position embeddings are interpolated if the number of patches differs. Parameters that a plain transformer does
+        not have (spatial token, classifier) keep their values, as does a classifier with another number of classes.
 
         Raises:
-            CheckpointError: the checkpoint does not fit. The model is then unchanged.
+            CheckpointError: if the checkpoint does not match. The model is then unchanged.
         """
         conversion = self.convert_official(state_dict)
         given, own = conversion.state_dict, self.state_dict()
         plain = "loc_token" not in given
         missing = {
-            name: "the checkpoint has none that fits; it keeps its own value"
+            name: "not in the checkpoint; the initial value is kept"
             for name in own
             if name not in given and (name.startswith("head.") or (plain and not name.startswith("vit.")))
         }
@@ -208,7 +206,7 @@ class SpatialAwareToken(nn.Module):
         ]
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-            raise CheckpointError(f"the checkpoint does not fit SpatialAwareToken: {'; '.join(problems[:3])}{more}")
+            raise CheckpointError(f"the checkpoint does not match SpatialAwareToken: {'; '.join(problems[:3])}{more}")
         self.load_state_dict(given, strict=False)
         return LoadReport(tuple(given), conversion.renamed, conversion.interpolated, conversion.dropped, missing)
 
@@ -216,22 +214,22 @@ class SpatialAwareToken(nn.Module):
         prefix = 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens
         side = round((value.shape[1] - prefix) ** 0.5)
         if value.ndim != 3 or side * side + prefix != value.shape[1]:
-            return value  # reported as a wrong shape
+            return value  # reported as a shape mismatch by load_official
         return resample_abs_pos_embed(value, self.vit.patch_embed.grid_size, (side, side), num_prefix_tokens=prefix)
 
 
 def create_sat(model_name: str, num_classes: int, *, pretrained: bool = False, **kwargs: Any) -> SpatialAwareToken:
-    """A `SpatialAwareToken` on a vision transformer that timm knows by name, for pictures of any size.
+    """Create a `SpatialAwareToken` on a timm vision transformer, for images of any size.
 
     Args:
-        model_name: such as ``"deit_small_patch16_224"``, the published one.
-        num_classes: at least 1.
-        pretrained: let timm fetch the transformer's weights.
-        **kwargs: ``aware_blocks``, ``area`` and ``sync_area`` of `SpatialAwareToken`; the rest goes to
+        model_name: timm model name, such as ``"deit_small_patch16_224"``, which the paper uses.
+        num_classes: number of classes, at least 1.
+        pretrained: whether timm downloads pretrained weights of the transformer.
+        **kwargs: ``aware_blocks``, ``area`` and ``sync_area`` of `SpatialAwareToken`; the others are passed to
             ``timm.create_model``, such as ``drop_path_rate=0.1`` or ``img_size=(128, 192)``.
 
     Raises:
-        ValueError: the name is not one of a `VisionTransformer`, or an argument does not do.
+        ValueError: if the model is not a timm ``VisionTransformer``, or an argument is invalid.
     """
     own = {key: kwargs.pop(key) for key in ("aware_blocks", "area", "sync_area") if key in kwargs}
     options = {"dynamic_img_size": True, "dynamic_img_pad": True, "num_classes": 0, **kwargs}
@@ -240,28 +238,28 @@ def create_sat(model_name: str, num_classes: int, *, pretrained: bool = False, *
     except TypeError as error:
         if "dynamic_img" not in str(error):
             raise
-        raise ValueError(f"model_name={model_name!r} is not a VisionTransformer of timm") from error
+        raise ValueError(f"`model_name` must be a timm VisionTransformer, got {model_name!r}") from error
     return SpatialAwareToken(vit, num_classes, **own)
 
 
 def _check(vit: nn.Module, num_classes: int, aware_blocks: int, area: float) -> None:
     if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"vit is a {type(vit).__name__}; it must be a VisionTransformer of timm")
+        raise ValueError(f"`vit` must be a timm VisionTransformer, got {type(vit).__name__}")
     if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes} must be at least 1")
+        raise ValueError(f"`num_classes` must be at least 1, got {num_classes}")
     if not 1 <= aware_blocks <= len(vit.blocks):
-        raise ValueError(f"aware_blocks={aware_blocks} must be in 1..{len(vit.blocks)}, the blocks of the transformer")
+        raise ValueError(f"`aware_blocks` must be in 1..{len(vit.blocks)}, the number of blocks, got {aware_blocks}")
     if not 0 < area < 1:
-        raise ValueError(f"area={area} must be in 0..1")
+        raise ValueError(f"`area` must be between 0 and 1, got {area}")
     for block in vit.blocks[-aware_blocks:]:
         if type(block) is not Block or not isinstance(block.attn, Attention):
-            raise ValueError(f"vit has blocks of type {type(block).__name__}; the ordinary Block of timm is needed")
+            raise ValueError(f"`vit` must have timm blocks of type Block, got {type(block).__name__}")
     if not isinstance(vit.patch_drop, nn.Identity):
-        raise ValueError("vit drops patches (patch_drop_rate), so that no map can be made of them")
+        raise ValueError("`vit` must have `patch_drop_rate` 0, since the maps need all patches")
 
 
 def _smoothing() -> Tensor:
-    """Fixed 3x3 kernel ``[1, 1, 3, 3]``: square roots of a standard normal's mass in 3x3 equal cells."""
+    """Fixed 3x3 kernel ``[1, 1, 3, 3]``: square roots of the mass of a standard normal in 3x3 equal cells."""
     edges = torch.linspace(-6 - 13 / 6, 6 + 13 / 6, 4, dtype=torch.float64)
     mass = torch.special.ndtr(edges).diff()
     kernel = torch.outer(mass, mass).sqrt()

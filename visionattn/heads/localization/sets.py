@@ -1,14 +1,14 @@
-"""Metadata of weakly supervised localization, as CUB, ImageNet and OpenImages are distributed for it.
+"""Metadata of weakly supervised localization datasets such as CUB, ImageNet and OpenImages.
 
-The layout of Choe et al. (CVPR 2020, arXiv 2001.07437): a folder for each split, with comma-separated files without
-a header.
+The layout is that of Choe et al. (CVPR 2020, arXiv 2001.07437): one folder per split, with comma-separated files
+without a header.
 
 =======================  =====================================================
 ``image_ids.txt``        ``path``
 ``class_labels.txt``     ``path,label``
 ``image_sizes.txt``      ``path,width,height``
-``localization.txt``     ``path,x0,y0,x1,y1``, several lines for an image with several objects, or
-                         ``path,mask,ignore``, the ignore mask on the first line of an image only
+``localization.txt``     ``path,x0,y0,x1,y1``, one line per object, or
+                         ``path,mask,ignore``, the ignore mask only on the first line of an image
 =======================  =====================================================
 """
 
@@ -24,20 +24,20 @@ from visionattn.io.names import place
 __all__ = ["LocalizationImage", "read_localization"]
 
 MAX_DIGITS = 6
-"""Of labels and sizes. Without names for the classes, as many as the largest label says are made."""
+"""Maximum number of digits of labels and sizes, since class names are generated up to the largest label."""
 
 
 @dataclass
 class LocalizationImage:
-    """What the metadata says of one image.
+    """Metadata of one image.
 
     Attributes:
-        image_id: its path below the image folder.
-        label: its class, counted from 0.
-        size: height and width in pixels, or None where the split has no ``image_sizes.txt``.
-        boxes: float64 ``[N, 4]``, x0 y0 x1 y1 in pixels of the image; empty without boxes.
-        masks: paths of its objects' masks below the mask folder.
-        ignore: path of the mask of what is not to be measured, or None.
+        image_id: path relative to the image folder.
+        label: class label, from 0.
+        size: height and width in pixels, or None if the split has no ``image_sizes.txt``.
+        boxes: float64 ``[N, 4]``, x0, y0, x1, y1 in pixels of the image; N may be 0.
+        masks: paths of the object masks, relative to the mask folder.
+        ignore: path of the mask of the pixels to ignore in evaluation, or None.
     """
 
     image_id: str
@@ -49,30 +49,30 @@ class LocalizationImage:
 
 
 def read_localization(folder: str | Path, *, need_objects: bool = False) -> list[LocalizationImage]:
-    """Read one split.
+    """Read the metadata of one split.
 
     Args:
-        folder: holds the files of the split.
-        need_objects: whether each image must have a box or a mask, as for a test.
+        folder: folder with the files of the split.
+        need_objects: whether each image must have a box or a mask, as for testing.
 
     Returns:
         The images in the order of ``image_ids.txt``.
 
     Raises:
-        DataError: a file is missing or malformed, a name leads out of its folder, or an image lacks its label (or
-            objects); names file and line.
+        DataError: if a file is missing or malformed, a path leaves its folder, or an image lacks its label (or
+            objects); the message names the file and line.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder of localization metadata")
+        raise DataError(f"{folder}: folder of localization metadata not found")
     images: dict[str, LocalizationImage] = {}
     for where, fields in _lines(folder / "image_ids.txt", (1,)):
         if fields[0] in images:
-            raise DataError(f"{where}: {fields[0]!r} is there twice")
+            raise DataError(f"{where}: duplicate image {fields[0]!r}")
         place(fields[0], "the image folder", where)
         images[fields[0]] = LocalizationImage(fields[0], -1)
     if not images:
-        raise DataError(f"{folder / 'image_ids.txt'}: names no image")
+        raise DataError(f"{folder / 'image_ids.txt'}: contains no images")
     for where, (name, label) in _lines(folder / "class_labels.txt", (2,)):
         _known(images, name, where).label = _whole(label, where)
     if (folder / "image_sizes.txt").is_file():
@@ -81,12 +81,12 @@ def read_localization(folder: str | Path, *, need_objects: bool = False) -> list
     if (folder / "localization.txt").is_file():
         _read_objects(folder / "localization.txt", images)
     elif need_objects:
-        raise DataError(f"{folder / 'localization.txt'}: there is no such file, which testing needs")
+        raise DataError(f"{folder / 'localization.txt'}: file not found; it is required for testing")
     for image in images.values():
         if image.label < 0:
-            raise DataError(f"{folder / 'class_labels.txt'}: has no label of {image.image_id!r}")
+            raise DataError(f"{folder / 'class_labels.txt'}: has no label for {image.image_id!r}")
         if need_objects and not len(image.boxes) and not image.masks:
-            raise DataError(f"{folder / 'localization.txt'}: has no box or mask of {image.image_id!r}")
+            raise DataError(f"{folder / 'localization.txt'}: has no box or mask for {image.image_id!r}")
     return list(images.values())
 
 
@@ -98,15 +98,16 @@ def _read_objects(file: Path, images: dict[str, LocalizationImage]) -> None:
         if len(fields) == 3:
             for name in filter(None, fields[1:]):
                 place(name, "the mask folder", where)
-            masks.setdefault(image.image_id, []).append(fields[1])
+            if fields[1]:
+                masks.setdefault(image.image_id, []).append(fields[1])
             image.ignore = image.ignore or fields[2] or None
             continue
         try:
             box = [float(value) for value in fields[1:]]
         except ValueError:
-            raise DataError(f"{where}: {fields[1:]} are not the four numbers of a box") from None
+            raise DataError(f"{where}: box must be four numbers, got {fields[1:]}") from None
         if not (box[0] <= box[2] and box[1] <= box[3] and np.isfinite(box).all()):
-            raise DataError(f"{where}: the box {box} does not go from left to right and from top to bottom")
+            raise DataError(f"{where}: box must be finite x0, y0, x1, y1 with x0 <= x1 and y0 <= y1, got {box}")
         boxes.setdefault(image.image_id, []).append(box)
     for name, found in boxes.items():
         images[name].boxes = np.array(found, dtype=np.float64)
@@ -115,11 +116,11 @@ def _read_objects(file: Path, images: dict[str, LocalizationImage]) -> None:
 
 
 def _lines(file: Path, counts: tuple[int, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Where each line is, and its fields."""
+    """Yield the location (file and line number) and the fields of each line."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"{file}: there is no such file; a split needs image_ids.txt and class_labels.txt") from None
+        raise DataError(f"{file}: file not found; a split requires image_ids.txt and class_labels.txt") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
     for number, line in enumerate(text.splitlines(), 1):
@@ -128,7 +129,7 @@ def _lines(file: Path, counts: tuple[int, ...]) -> Iterator[tuple[str, list[str]
         fields = [line.strip()] if counts == (1,) else [part.strip() for part in line.split(",")]
         if len(fields) not in counts:
             wanted = " or ".join(str(count) for count in counts)
-            raise DataError(f"{file}:{number}: has {len(fields)} fields between commas, not {wanted}")
+            raise DataError(f"{file}:{number}: must have {wanted} comma-separated fields, got {len(fields)}")
         yield f"{file}:{number}", fields
 
 
@@ -140,5 +141,5 @@ def _known(images: dict[str, LocalizationImage], name: str, where: str) -> Local
 
 def _whole(text: str, where: str) -> int:
     if not text.isdecimal() or len(text) > MAX_DIGITS:
-        raise DataError(f"{where}: {text!r:.80} is not a whole number below a million")
+        raise DataError(f"{where}: must be a whole number below 1000000, got {text!r:.80}")
     return int(text)

@@ -1,0 +1,1 @@
+"""Semantic and panoptic segmentation with the models of mmseg and mmdet."""

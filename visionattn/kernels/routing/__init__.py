@@ -1,3 +1,5 @@
+"""Bi-level routing attention (BiFormer)."""
+
 from visionattn.kernels.routing import flops as flops
 from visionattn.kernels.routing.api import bilevel_routing_attention, route_regions
 

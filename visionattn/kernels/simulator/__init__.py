@@ -1,0 +1,1 @@
+"""Analytical model of the speed of sparse attention."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 torch.manual_seed(0)
 torch.set_num_threads(1)
-from visionattn.openmmlab import ops
+from visionattn.engine.compat import ops
 assert ops.install() and not ops.is_compiled()
 import mmdet.models, mmseg.models
 from mmcv import ops as mo

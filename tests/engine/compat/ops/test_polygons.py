@@ -101,8 +101,8 @@ def test_angle_is_clockwise_with_y_down():
     squares = torch.tensor([[3.0, 3, 1, 1, 0], [3, -3, 1, 1, 0]])
     ious = torch.full((2,), math.nan)
     box_iou_rotated(bar, squares, ious, mode_flag=0, aligned=False)
-    assert ious[0] > 0
-    assert ious[1] == 0
+    assert ious[0] > 0.01
+    assert ious[1].abs() < 1e-12
 
 
 def test_box_iou_quadri():

@@ -30,7 +30,7 @@ def test_dont_care_and_out_of_view(view):
     boxes = np.array([(10, 0, 0, 1, 1, 1, 0), (10, 8, 0, 1, 1, 1, 0.3), (-10, 0, 0, 1, 1, 1, 0)], float)
     assert view.counts(boxes).tolist() == [True, False, False]
     assert view.counts(boxes[:0]).tolist() == []
-    left, top, right, bottom = view.picture_boxes(boxes[:1])[0]
+    left, top, right, bottom = view.image_boxes(boxes[:1])[0]
     np.testing.assert_allclose((left + right) / 2, 50)
     assert bottom - top == pytest.approx(50 / 9.5, rel=1e-6)  # by its near face
 
@@ -48,9 +48,9 @@ def test_it_moves_with_the_points(view):
 
 
 def test_wrong_shapes():
-    with pytest.raises(ValueError, match="P2 must be 3 x 4"):
+    with pytest.raises(ValueError, match=r"`p2` must have shape \(3, 4\)"):
         CameraView.from_matrices(np.eye(3), np.eye(3), np.eye(4)[:3], (10, 10))
-    with pytest.raises(ValueError, match="R0_rect must be 3 x 3"):
+    with pytest.raises(ValueError, match=r"`r0_rect` must have shape \(3, 3\)"):
         CameraView.from_matrices(np.eye(4)[:3], np.eye(4), np.eye(4)[:3], (10, 10))
 
 
@@ -67,7 +67,7 @@ def test_real_frames_that_hold_only_what_the_camera_sees(shared_dir):
         else:
             assert 0.1 < seen.mean() < 0.25
         for entry, rectangle in zip(
-            content["boxes"], frame.labelled_region.picture_boxes(frame.boxes), strict=True
+            content["boxes"], frame.labelled_region.image_boxes(frame.boxes), strict=True
         ):  # their own rectangles were drawn by hand
             if entry["truncated"] == 0 and entry["occluded"] == 0:
                 assert np.abs(rectangle - entry["bbox_2d_xyxy"]).max() < 20

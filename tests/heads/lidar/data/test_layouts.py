@@ -31,15 +31,15 @@ def test_folder(samples, tmp_path):
 
 
 def test_what_is_refused(samples, tmp_path):
-    with pytest.raises(DataError, match="layout 'waymo'"):
+    with pytest.raises(DataError, match=r"`layout` must be one of .* got 'waymo'"):
         read_frames("waymo", samples)
-    with pytest.raises(DataError, match="does not apply to infos"):
+    with pytest.raises(DataError, match="`split` does not apply to layout 'infos'"):
         read_frames("infos", samples / "x.pkl", "val")
     for layout in LAYOUTS:
         with pytest.raises(DataError, match="none"):
             read_frames(layout, tmp_path / "none")
     assert known_classes("folder", tmp_path) is None
-    with pytest.raises(DataError, match="name them"):
+    with pytest.raises(DataError, match="set `classes`"):
         build_object_database(tmp_path / "o.npz", "folder", tmp_path)
     with pytest.raises(DataError, match=r"must end in \.npz"):
         build_object_database(tmp_path / "o.pkl", "folder", samples, "train")

@@ -134,18 +134,18 @@ def test_scenes(root):
     assert [frame.name for frame in read_nuscenes(root, scenes=["scene-0001"])] == ["s30"]
     (root / "val.txt").write_text("scene-0000\nscene-0777\n")
     assert len(read_nuscenes(root, scenes=root / "val.txt")) == 3
-    with pytest.raises(DataError, match="none of the 1 scenes"):
+    with pytest.raises(DataError, match="none of the 1 `scenes`"):
         read_nuscenes(root, scenes=["scene-0777"])
-    with pytest.raises(ValueError, match="sweeps=0"):
+    with pytest.raises(ValueError, match="`sweeps` must be at least 1, got 0"):
         read_nuscenes(root, sweeps=0)
     assert set(CATEGORIES.values()) == set(CLASSES)
 
 
 def test_broken_tables_are_named(root):
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="folder not found"):
         read_nuscenes(root, "v1.0-trainval")
     (root / "v1.0-test").mkdir()
-    with pytest.raises(DataError, match=r"there is v1\.0-mini, v1\.0-test"):
+    with pytest.raises(DataError, match=r"got v1\.0-mini, v1\.0-test"):
         read_nuscenes(root)
     (root / "v1.0-test").rmdir()
     path = root / "v1.0-mini" / "ego_pose.json"
@@ -153,7 +153,7 @@ def test_broken_tables_are_named(root):
     with pytest.raises(DataError, match=r"ego_pose\.json: has no token 'p0'"):
         read_nuscenes(root)
     path.write_text("[{")
-    with pytest.raises(DataError, match=r"ego_pose\.json: is no table"):
+    with pytest.raises(DataError, match=r"ego_pose\.json: is not a nuScenes table"):
         read_nuscenes(root)
     (root / "v1.0-mini" / "sensor.json").unlink()
     with pytest.raises(DataError, match=r"sensor\.json"):
@@ -200,7 +200,7 @@ def test_lists_that_are_refused(root):
     for bad, reason in (
         ({"infos": [], "metadata": {}}, "before 1.1"),
         ([1], "data_list"),
-        ({**content, "metainfo": {"dataset": "kitti"}}, "read_kitti"),
+        ({**content, "metainfo": {"dataset": "kitti"}}, "layout 'kitti'"),
         ({**content, "data_list": [{"token": "a"}]}, r"data_list\.0 is malformed"),
         ({**content, "extra": pytest.raises}, "refused"),
     ):

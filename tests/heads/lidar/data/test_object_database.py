@@ -47,9 +47,9 @@ def test_cutting_and_saving(frames, tmp_path):
         np.testing.assert_array_equal(getattr(again, key), getattr(database, key))
     assert again.classes == CLASSES
     assert len(cut_objects(frames, least_points=10**6)) == 0
-    with pytest.raises(DataError, match="no object database"):
+    with pytest.raises(DataError, match="not an object database"):
         ObjectDatabase.load(tmp_path / "0.bin")
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="inconsistent shapes"):
         ObjectDatabase(
             database.points, database.offsets[:-1], database.boxes, database.labels, database.labels, CLASSES
         )
@@ -114,9 +114,21 @@ def test_probability_and_arguments(frames):
     item = frames.load(0)
     assert ObjectPaste(database, {"car": 5}, probability=0)(item, np.random.default_rng(0)) is item
     assert ObjectPaste(database, {"car": 2})(item, np.random.default_rng(0)) is item  # it has two
-    with pytest.raises(ValueError, match="names 'van'"):
+    with pytest.raises(ValueError, match=r"`up_to` must have classes .* got 'van'"):
         ObjectPaste(database, {"van": 2})
     with pytest.raises(ValueError, match="at least 0"):
         ObjectPaste(database, {"car": -2})
-    with pytest.raises(ValueError, match="has a transform"):
+    with pytest.raises(ValueError, match="without a transform"):
         cut_objects(PointCloudSet(frames.frames, CLASSES, transform=lambda item, rng: item))
+
+
+def test_classes_are_matched_by_name(frames):
+    paste = ObjectPaste(cut_objects(frames), {"person": 3})
+    item = frames.load(0)
+    other = {**item, "labels": 2 - item["labels"], "classes": ("van", "person", "car")}
+    pasted = paste(other, np.random.default_rng(0))
+    new = pasted["labels"][len(item["labels"]) :]
+    assert len(new) > 0
+    assert (new == 1).all()
+    with pytest.raises(ValueError, match=r"class 'person', which the dataset \(car\) lacks"):
+        paste({**item, "classes": ("car",)}, np.random.default_rng(0))

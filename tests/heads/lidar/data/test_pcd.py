@@ -108,12 +108,12 @@ def test_decompression_by_hand():
 @pytest.mark.parametrize(
     ("data", "size", "reason"),
     [
-        (b"\x05ab", 6, "cut short"),
-        (b"\x00a\xa0", 8, "cut short"),
-        (b"\x20\x00", 3, "before the beginning"),
-        (b"\x02abc", 4, "3 bytes and not 4"),
+        (b"\x05ab", 6, "truncated"),
+        (b"\x00a\xa0", 8, "truncated"),
+        (b"\x20\x00", 3, "before its start"),
+        (b"\x02abc", 4, "3 bytes instead of 4"),
         (b"\x02abc", 2, "more than 2"),
-        (b"\x00a", 10**9, "cannot hold"),
+        (b"\x00a", 10**9, "cannot expand"),
     ],
 )
 def test_broken_compression_is_refused(data, size, reason):
@@ -134,7 +134,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, records):
             read_pcd(path)
         assert kind in content.decode("latin1")
     path.write_bytes(header(50, "ascii") + as_ascii(records).replace(b"0.5", b"x.5", 1))
-    with pytest.raises(DataError, match="no number"):
+    with pytest.raises(DataError, match="not a number"):
         read_pcd(path)
     for content in (b"", b"hello\n", header(3, "binary")[:-9], header(3, "zipped"), header(3, "binary", width=4)):
         path.write_bytes(content)

@@ -98,9 +98,9 @@ def test_arguments():
     with pytest.raises(ValueError, match="whole number"):
         grid_size((0, 0, 0, 0, 1, 1), (0.5, 0.5, 0.5))
     for bad in (torch.zeros(3, 2), torch.zeros(3), torch.zeros(3, 4, dtype=torch.int64)):
-        with pytest.raises(ValueError, match="points must be floating"):
+        with pytest.raises(ValueError, match="`points` must be floating"):
             voxelize(bad, RANGE, SIZE)
-    with pytest.raises(ValueError, match="3 and 4 columns"):
+    with pytest.raises(ValueError, match="same number of columns in all samples, got 4 and 3"):
         voxelize([torch.zeros(1, 4), torch.zeros(1, 3)], RANGE, SIZE)
     with pytest.raises(ValueError, match="empty list"):
         voxelize([], RANGE, SIZE)

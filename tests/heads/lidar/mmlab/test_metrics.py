@@ -65,5 +65,5 @@ def test_distance_figures_know_the_velocity():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ConfigError, match="BEVMetric: recall_points=12"):
+    with pytest.raises(ConfigError, match="BEVMetric: `recall_points` must be 11 or 40, got 12"):
         evaluate(dict(type="visionattn.BEVMetric", recall_points=12), frames(1))

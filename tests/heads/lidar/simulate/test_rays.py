@@ -72,7 +72,7 @@ def test_cylinder_and_ellipsoid():
     assert points[:, 2].max() <= 2
     assert np.linalg.norm(points[:, :2], axis=1).max() < np.hypot(10, 2)  # the near side
     ball = Ellipsoid(np.array([10.0, 2.0, 0.0]), np.array([2.0, 1.0, 0.5]), STONE, heading=0.5)
-    points = places(scan(Body([ball], 0)), owner=0) - ball.centre
+    points = places(scan(Body([ball], 0)), owner=0) - ball.center
     c, s = np.cos(0.5), np.sin(0.5)
     local = points @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) / ball.radii
     np.testing.assert_allclose(np.linalg.norm(local, axis=1), 1, atol=1e-9)
@@ -95,7 +95,7 @@ def test_leaves_let_rays_in():
     crown = Ellipsoid(np.array([8.0, 0, 0]), np.full(3, 2.0), leaves)
     wall = Body([prism((14, 0, 0), (0.2, 60, 20), 0, STONE)], 1)
     hits = scan(Body([crown], 0), wall)
-    inside = np.linalg.norm(places(hits, owner=0) - crown.centre, axis=1)
+    inside = np.linalg.norm(places(hits, owner=0) - crown.center, axis=1)
     assert inside.max() <= 2.0
     assert inside.std() > 0.2  # not only its surface
     behind = places(hits, owner=1)

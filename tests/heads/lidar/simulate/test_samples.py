@@ -10,7 +10,7 @@ from visionattn.heads.lidar.data.folders import read_point_folder
 from visionattn.heads.lidar.data.frames import PointCloudSet
 from visionattn.heads.lidar.simulate.rays import Lidar
 from visionattn.heads.lidar.simulate.samples import build_lidar_samples, difficulty
-from visionattn.heads.lidar.simulate.scenes import CLASSES, LEAST_POINTS, simulate_scan
+from visionattn.heads.lidar.simulate.scenes import CLASSES, MIN_POINTS, simulate_scan
 
 SMALL = Lidar(beams=16, azimuths=256)
 
@@ -27,7 +27,7 @@ def test_it_reads_back(folder):
         for index in range(count):
             scan, item = simulate_scan([5, number, index], SMALL, 50.0), frames[index]
             np.testing.assert_array_equal(item["points"], scan.points)
-            labelled = scan.counts >= LEAST_POINTS
+            labelled = scan.counts >= MIN_POINTS
             np.testing.assert_allclose(item["boxes"], scan.boxes[labelled], atol=1e-4)
             np.testing.assert_array_equal(item["labels"], scan.labels[labelled])
             assert len(item["ignore_boxes"]) == (~labelled).sum()
@@ -42,7 +42,7 @@ def test_manifest_counts(folder):
         labels = np.concatenate([item["labels"] for item in frames])
         assert [known["boxes"][name] for name in CLASSES] == np.bincount(labels, minlength=3).tolist()
         assert known["points"] == sum(len(item["points"]) for item in frames)
-    assert "nothing about a real sensor" in " ".join((folder / "README.txt").read_text().split())
+    assert "All data is simulated" in " ".join((folder / "README.txt").read_text().split())
 
 
 def test_it_is_made_once_and_other_folders_are_left_alone(folder, tmp_path):
@@ -64,5 +64,5 @@ def test_difficulty():
 
 @pytest.mark.parametrize("bad", [{"train": 0}, {"val": True}, {"seed": -1}, {"extent": 5.0}, {"train": 2.5}])
 def test_arguments(tmp_path, bad):
-    with pytest.raises(DataError, match=f"{next(iter(bad))} is"):
+    with pytest.raises(DataError, match=f"`{next(iter(bad))}` must be"):
         build_lidar_samples(tmp_path / "x", **bad)

@@ -1,17 +1,17 @@
-"""Operators that mmdet and mmseg expect from mmcv's compiled extension, on torchvision and plain PyTorch.
+"""Replacements for the operators in mmcv's compiled extension, based on torchvision and PyTorch.
 
-mmcv-lite has all of mmcv's Python and none of its compiled operators (`mmcv._ext`), without which neither
-mmdet nor mmseg can be imported. `install` puts a module with the same names, argument orders and in-place
-outputs in its place, unless a compiled one is there. All of it runs on CPU and CUDA, forward and backward;
-half types are computed in float32. Provided:
+mmcv-lite has the Python code of mmcv without the compiled operators (`mmcv._ext`), and neither mmdet nor mmseg can be
+imported without them. `install` supplies a module with the same function names, argument orders and in-place outputs,
+unless a compiled module is installed. All operators run on CPU and CUDA, forward and backward; half-precision inputs
+are computed in float32. The operators are:
 
 - boxes: nms, softnms, nms_match, nms_rotated, nms_quadri, bbox_overlaps, box_iou_rotated, box_iou_quadri
-- features of boxes: roi_align (average and maximum), roi_pool, deform_roi_pool, border_align
-- convolutions: deform_conv, modulated_deform_conv, masked_im2col and col2im
+- pooling: roi_align (average and maximum), roi_pool, deform_roi_pool, border_align
+- convolutions: deform_conv, modulated_deform_conv, masked_im2col and masked_col2im
 - attention and upsampling: ms_deform_attn, carafe, carafe_naive, psamask
-- losses and normalisation: sigmoid and softmax focal loss, the steps of MMSyncBN
+- losses and normalization: sigmoid and softmax focal loss, the steps of MMSyncBN
 
-Any other operator raises `BackendError` with its name when called.
+Any other operator raises `BackendError` with its name when it is called.
 """
 
 import importlib
@@ -26,7 +26,7 @@ _ORIGIN = "visionattn.engine.compat.ops"
 
 
 def _load() -> bool:
-    """Import `mmcv._ext`, whatever provides it; False where nothing does."""
+    """Import `mmcv._ext` from any provider and return True, or return False if it does not exist."""
     require("mmcv")
     try:
         importlib.import_module(_NAME)
@@ -37,14 +37,14 @@ def _load() -> bool:
     except ImportError as error:
         reason = str(error).splitlines()[0]
         raise BackendError(
-            f"the installed mmcv has compiled operators that cannot be loaded ({reason}); install an mmcv "
+            f"the compiled operators of the installed mmcv cannot be loaded ({reason}); install an mmcv "
             "wheel for this PyTorch, or replace it: pip uninstall mmcv && pip install mmcv-lite==2.1.0"
         ) from error
     return True
 
 
 def is_compiled() -> bool:
-    """Whether mmcv's operators are compiled ones; False with the stand-in, or with neither."""
+    """Return True if the compiled operators of mmcv are in use, False with the replacements or without any."""
     if not _load():
         return False
     spec = getattr(sys.modules[_NAME], "__spec__", None)
@@ -52,25 +52,26 @@ def is_compiled() -> bool:
 
 
 def install() -> bool:
-    """Make `mmcv.ops` importable: put the stand-in in place of `mmcv._ext` where no compiled one exists.
+    """Make `mmcv.ops` importable by supplying `mmcv._ext` if no compiled one is installed.
 
-    Call it before mmdet, mmseg or `mmcv.ops` is imported. Calling it again changes nothing.
+    It must be called before mmdet, mmseg or `mmcv.ops` is imported; importing `visionattn.engine` calls it. Calling it
+    again has no further effect.
 
     Returns:
-        Whether the stand-in is in use; False when a compiled `mmcv._ext` was found and left alone.
+        True if the replacements are in use, False if a compiled `mmcv._ext` is installed.
 
     Raises:
         MissingDependencyError: mmcv or torchvision is not installed.
-        BackendError: mmcv's compiled operators, or torchvision's, do not fit the installed PyTorch.
+        BackendError: the compiled operators of mmcv or torchvision do not match the installed PyTorch.
     """
     if _load():
         return not is_compiled()
     require("torchvision")
     try:
         require("torchvision.ops")
-    except RuntimeError as error:  # torchvision registers fakes for operators that then do not exist
+    except RuntimeError as error:  # raised when torchvision registers fake kernels for missing operators
         raise BackendError(
-            f"torchvision does not fit the installed PyTorch ({str(error).splitlines()[0]}); "
+            f"torchvision does not match the installed PyTorch ({str(error).splitlines()[0]}); "
             "install both from one index: pip install --upgrade torch torchvision"
         ) from error
     from .module import build

@@ -1,4 +1,4 @@
-"""BorderAlign: the strongest feature along each side of a box."""
+"""BorderAlign: the maximum of the features along each side of a box."""
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ __all__ = ["border_align_backward", "border_align_forward"]
 
 
 def _walk(boxes: Tensor, pool_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Start and step of the walk along each side of boxes ``[B, K, 4]``: (y, x, dy, dx), each ``[B, K, 4]``.
+    """Return the first sample and the step along each side of boxes ``[B, K, 4]``: (y, x, dy, dx), each ``[B, K, 4]``.
 
-    Sides in order: top and left from (x1, y1), bottom and right from (x2, y2) backwards.
+    The sides are top and left, starting at (x1, y1), and bottom and right, starting at (x2, y2).
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     dx, dy = (x2 - x1) / pool_size, (y2 - y1) / pool_size
@@ -35,14 +35,14 @@ def _walk(boxes: Tensor, pool_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 @operator
 def border_align_forward(input: Tensor, boxes: Tensor, output: Tensor, argmax_idx: Tensor, pool_size: int) -> None:
-    """BorderAlign (Qiu et al., 2020): maximum of ``pool_size + 1`` samples on each side, into `output`.
+    """BorderAlign (Qiu et al., 2020): write the maximum of ``pool_size + 1`` samples on each side to `output`.
 
     Args:
-        input: ``[B, 4 * C, H, W]``, C channels each for top, left, bottom, right.
-        boxes: ``[B, K, 4]``, (x1, y1, x2, y2) in pixels of the map.
+        input: ``[B, 4 * C, H, W]``, C channels each for top, left, bottom and right.
+        boxes: ``[B, K, 4]``, (x1, y1, x2, y2) in pixels of the feature map.
         output: ``[B, C, K, 4]``.
-        argmax_idx: like output, integer: which sample it was, counted from the corner the walk starts at.
-        pool_size: steps along a side.
+        argmax_idx: integer, same shape as output; receives the index of the maximum sample.
+        pool_size: number of steps along a side.
     """
     if not output.numel():
         return
@@ -67,7 +67,7 @@ def border_align_forward(input: Tensor, boxes: Tensor, output: Tensor, argmax_id
 def border_align_backward(
     grad_output: Tensor, boxes: Tensor, argmax_idx: Tensor, grad_input: Tensor, pool_size: int
 ) -> None:
-    """Gradient of `border_align_forward` in its input, written into `grad_input` ``[B, 4 * C, H, W]``."""
+    """Write the gradient of `border_align_forward` with respect to its input to `grad_input` ``[B, 4 * C, H, W]``."""
     dtype = work_dtype(grad_output)
     batch, channels = grad_output.shape[:2]
     y, x, dy, dx = (t.unsqueeze(1) for t in _walk(boxes.to(dtype), pool_size))

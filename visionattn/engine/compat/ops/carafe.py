@@ -1,4 +1,4 @@
-"""CARAFE upsampling: each output pixel is a predicted mixture of the input pixels around it."""
+"""CARAFE upsampling: each output pixel is a weighted sum of an input neighborhood with predicted weights."""
 
 from collections.abc import Iterator
 
@@ -12,20 +12,20 @@ __all__ = ["carafe_backward", "carafe_forward", "carafe_naive_backward", "carafe
 
 
 def _rows(features: Tensor, kernel_size: int) -> Iterator[slice]:
-    """Rows of the map to handle at a time: a table of all neighbours is ``kernel_size ** 2`` times the map."""
+    """Return the number of rows per chunk; all neighborhoods need ``kernel_size ** 2`` times the memory of the map."""
     per_row = features.numel() // features.size(2) * kernel_size**2
     step = max(1, MAX_ELEMENTS // per_row)
     return (slice(i, min(i + step, features.size(2))) for i in range(0, features.size(2), step))
 
 
 def _padded(features: Tensor, kernel_size: int, groups: int) -> Tensor:
-    """Features with a border of zeros, channels last: ``[N, H+, W+, G, C/G]``."""
+    """Return zero-padded channels-last features ``[N, H+, W+, G, C/G]``."""
     padded = F.pad(features.to(work_dtype(features)), [kernel_size // 2] * 4)
     return padded.unflatten(1, (groups, -1)).permute(0, 3, 4, 1, 2).contiguous()
 
 
 def _shifts(padded: Tensor, rows: slice, kernel_size: int) -> Iterator[Tensor]:
-    """The given rows of the map seen from each neighbour position, as views ``[N, h, W, G, C/G]``."""
+    """Yield views ``[N, h, W, G, C/G]`` of the given rows, shifted to each position in the neighborhood."""
     width = padded.size(2) - kernel_size + 1
     for i in range(kernel_size):
         for j in range(kernel_size):
@@ -33,14 +33,14 @@ def _shifts(padded: Tensor, rows: slice, kernel_size: int) -> Iterator[Tensor]:
 
 
 def _by_pixel(upsampled: Tensor, groups: int, scale: int, rows: slice) -> Tensor:
-    """Rows of a map ``[N, G * X, H * s, W * s]`` as ``[N, h, W, G, s * s, X]``: a matrix per low pixel."""
+    """Reshape rows of a map ``[N, G * X, H * s, W * s]`` to ``[N, h, W, G, s * s, X]``, one matrix per input pixel."""
     part = upsampled[:, :, rows.start * scale : rows.stop * scale].to(work_dtype(upsampled))
     part = part.unflatten(1, (groups, -1)).unflatten(3, (-1, scale)).unflatten(5, (-1, scale))
     return part.permute(0, 3, 5, 1, 4, 6, 2).flatten(4, 5)
 
 
 def _write_by_pixel(target: Tensor, values: Tensor, scale: int, rows: slice) -> None:
-    """The reverse of `_by_pixel`: write ``[N, h, W, G, s * s, X]`` to the rows of ``[N, G * X, H * s, W * s]``."""
+    """Inverse of `_by_pixel`: write ``[N, h, W, G, s * s, X]`` to the rows of ``[N, G * X, H * s, W * s]``."""
     part = values.unflatten(4, (scale, scale)).permute(0, 3, 6, 1, 4, 2, 5)
     part = part.flatten(5, 6).flatten(3, 4).flatten(1, 2)
     target[:, :, rows.start * scale : rows.stop * scale] = part.to(target)
@@ -50,15 +50,15 @@ def _write_by_pixel(target: Tensor, values: Tensor, scale: int, rows: slice) -> 
 def carafe_naive_forward(
     features: Tensor, masks: Tensor, output: Tensor, kernel_size: int, group_size: int, scale_factor: int
 ) -> None:
-    """CARAFE (Wang et al., 2019, eq. 4) into `output`; zeros lie beyond the border.
+    """CARAFE (Wang et al., 2019, eq. 4) with zero padding, written to `output`.
 
     Args:
         features: ``[N, C, H, W]``.
-        masks: ``[N, group_size * kernel_size ** 2, H * scale_factor, W * scale_factor]``, the mixtures.
+        masks: weights, ``[N, group_size * kernel_size ** 2, H * scale_factor, W * scale_factor]``.
         output: ``[N, C, H * scale_factor, W * scale_factor]``.
-        kernel_size: odd, side of the neighbourhood.
-        group_size: groups of channels sharing a mixture.
-        scale_factor: integer upsampling factor.
+        kernel_size: side of the neighborhood, odd.
+        group_size: number of channel groups; the channels of a group share their weights.
+        scale_factor: upsampling factor, an integer.
     """
     padded = _padded(features, kernel_size, group_size)
     for rows in _rows(features, kernel_size):
@@ -78,7 +78,7 @@ def carafe_naive_backward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """Gradients of `carafe_naive_forward`, written into `bottom_grad` (features) and `mask_grad`."""
+    """Write the gradients of `carafe_naive_forward` to `bottom_grad` (features) and `mask_grad`."""
     padded = _padded(features, kernel_size, group_size)
     padded_grad = torch.zeros_like(padded)
     for rows in _rows(features, kernel_size):
@@ -106,11 +106,11 @@ def carafe_forward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """`carafe_naive_forward` with the work space of compiled kernels.
+    """`carafe_naive_forward` with the buffers of the compiled kernels.
 
     Args:
-        rfeatures: like features; gets a copy of them, which mmcv hands to `carafe_backward`.
-        routput, rmasks: unused.
+        rfeatures: same shape as features; receives a copy of them, which mmcv passes to `carafe_backward`.
+        routput, rmasks: buffers of compiled kernels; not used.
     """
     rfeatures.copy_(features)
     carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
@@ -131,5 +131,5 @@ def carafe_backward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """Gradients of `carafe_forward`, written into `bottom_grad` and `mask_grad`; other buffers are unused."""
+    """Write the gradients of `carafe_forward` to `bottom_grad` and `mask_grad`; the other buffers are not used."""
     carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, kernel_size, group_size, scale_factor)

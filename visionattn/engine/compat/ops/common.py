@@ -1,4 +1,4 @@
-"""What the operators share: numeric conventions and bilinear sampling with RoIAlign's border rule."""
+"""Shared functions of the operators: numeric conventions and bilinear sampling as in RoIAlign."""
 
 import functools
 from collections.abc import Callable
@@ -18,19 +18,19 @@ __all__ = [
     "work_dtype",
 ]
 
-MAX_ELEMENTS = 1 << 24  # temporaries are cut into pieces of about this many numbers (64 MiB in float32)
+MAX_ELEMENTS = 1 << 24  # approximate number of elements in temporary tensors (64 MiB in float32)
 
 
 def work_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype to compute in: float64 if any argument has it, else float32 (half types lose coordinates)."""
+    """Return float64 if any tensor has it, else float32: half-precision types cannot represent coordinates."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def operator(function: Callable) -> Callable:
-    """Run `function` as a compiled operator would: outside autograd and outside autocast.
+    """Decorate a function to run without autograd and autocast, like a compiled operator.
 
-    mmcv wraps most operators in `torch.autograd.Function`, which turns gradients off but leaves autocast on;
-    autocast would run the matrix products inside in half precision.
+    mmcv wraps most operators in `torch.autograd.Function`, which disables gradients but not autocast. With autocast,
+    matrix products would be computed in half precision.
     """
 
     @functools.wraps(function)
@@ -43,20 +43,20 @@ def operator(function: Callable) -> Callable:
 
 
 def bilinear_taps(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The four pixels around each position and their weights, differentiable in the position.
+    """Compute the four pixels around each position and their bilinear weights, differentiable in the position.
 
-    The border rule is that of RoIAlign (Mask R-CNN): a position more than one pixel outside counts as zero,
-    one closer than that takes the value of the border.
+    The border is handled as in RoIAlign (Mask R-CNN): positions more than one pixel outside of the map sample zero,
+    and other positions outside are clamped to the border.
 
     Args:
-        y, x: positions in pixels, pixel centres at integers; any common shape ``[...]``.
+        y, x: positions in pixels with pixel centers at integers, both ``[...]``.
         height, width: size of the map.
 
     Returns:
-        ``index [..., 4]``, int64, into the flattened map, and ``weight [..., 4]``, zero for those outside.
+        ``index``, int64 ``[..., 4]``, into the flattened map, and ``weight``, ``[..., 4]``, zero outside.
     """
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    y = y.where(inside, 0).clamp(0, height - 1)  # NaN is not inside
+    y = y.where(inside, 0).clamp(0, height - 1)  # False for NaN
     x = x.where(inside, 0).clamp(0, width - 1)
     y0 = y.detach().floor()
     x0 = x.detach().floor()
@@ -70,16 +70,16 @@ def bilinear_taps(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor
 
 
 def channels_last_rows(maps: Tensor) -> Tensor:
-    """``[N, C, H, W]`` to ``[N * H * W, C]``: one row a pixel, for gathering all its channels at once."""
+    """Reshape ``[N, C, H, W]`` to ``[N * H * W, C]``, one row per pixel."""
     return maps.permute(0, 2, 3, 1).reshape(-1, maps.size(1))
 
 
 def sample_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of rows, without gathering them first.
+    """Compute weighted sums of rows without materializing the gathered rows; differentiable in rows and weights.
 
     Args:
-        rows: ``[R, C]``, float32 or float64.
-        index, weight: ``[..., K]``, which rows to add and how much of each. All differentiable but the index.
+        rows: float32 or float64 ``[R, C]``.
+        index, weight: indices and weights of the rows in each sum, ``[..., K]``.
 
     Returns:
         ``[..., C]``.
@@ -92,11 +92,11 @@ def sample_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 def add_at_positions(maps: Tensor, plane: Tensor, y: Tensor, x: Tensor, values: Tensor) -> None:
-    """The transpose of bilinear sampling: spread `values` over the four pixels around their positions.
+    """Transpose of bilinear sampling: add values to the four pixels around their positions.
 
     Args:
-        maps: ``[..., H, W]``, contiguous, added to in place; its leading axes count as one of planes.
-        plane, y, x, values: common shape; plane number, position in pixels, what to add.
+        maps: contiguous ``[..., H, W]``, changed in place. The leading dimensions are flattened to planes.
+        plane, y, x, values: index of the plane, position in pixels, and value, all of the same shape.
     """
     height, width = maps.shape[-2:]
     index, weight = bilinear_taps(y, x, height, width)
@@ -106,15 +106,15 @@ def add_at_positions(maps: Tensor, plane: Tensor, y: Tensor, x: Tensor, values: 
 
 
 def first_maximum(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximum over the samples of each bin, the first of equals.
+    """Compute the maximum over the samples of each bin, and its first index.
 
     Args:
         values: ``[..., S, C]``.
-        valid: ``[..., S]``, broadcastable: which samples belong to the bin.
+        valid: bool ``[..., S]``, broadcastable; True for samples that belong to the bin.
 
     Returns:
-        The maximum ``[..., C]``, zero for bins without samples; which sample it was ``[..., C]``; whether the
-        bin has any sample ``[..., 1]``.
+        The maximum ``[..., C]``, zero for empty bins; its index ``[..., C]``; and bool ``[..., 1]``, True for bins
+        that are not empty.
     """
     which = values.masked_fill(~valid.unsqueeze(-1), -torch.inf).argmax(-2)
     best = values.gather(-2, which.unsqueeze(-2)).squeeze(-2)

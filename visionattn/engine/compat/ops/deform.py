@@ -1,4 +1,4 @@
-"""Deformable convolution, v1 and v2 (modulated), on torchvision's kernels."""
+"""Deformable convolution v1 and v2 (modulated), with the kernels of torchvision."""
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +16,20 @@ __all__ = [
     "modulated_deform_conv_forward",
 ]
 
-# torchvision computes all gradients of a convolution at once, mmcv asks for those of the weight in a second
-# call with the same grad_output: the first call leaves them here for the second.
+# torchvision computes all gradients in one call, whereas mmcv requests the gradient of the weight in a second call with
+# the same grad_output. The first call stores it here.
 _weight_grads: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-FAR = 1e6  # pixels: an offset that leads outside every map
+FAR = 1e6  # offset in pixels that is outside of any map
 
 
 def _prepare(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The tensors as torchvision wants them: of one dtype, none missing, no offset NaN.
+    """Prepare the tensors for torchvision: the same dtype, no missing tensor, no NaN offsets.
 
-    Compiled mmcv reads zero at an offset that is NaN; torchvision's CPU kernel reads out of bounds.
+    At NaN offsets, the compiled operator of mmcv samples zero and the CPU kernel of torchvision reads out of bounds.
     """
     mask = mask if mask is not None else input.new_zeros(len(input), 1)
     bias = bias if bias is not None else input.new_zeros(weight.size(0))
@@ -48,7 +48,7 @@ def _convolve(
 def _gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, geometry: tuple
 ) -> tuple[Tensor, ...]:
-    """Gradients of input, weight, offset, mask and bias."""
+    """Compute the gradients with respect to input, weight, offset, mask and bias."""
     tensors = _prepare(input, weight, offset, mask, None)
     return torch.ops.torchvision._deform_conv2d_backward(
         grad_output.to(tensors[0].dtype), *tensors, *geometry, mask is not None
@@ -75,16 +75,16 @@ def deform_conv_forward(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Deformable convolution (Dai et al., 2017) into `output` ``[N, C_out, H_out, W_out]``.
+    """Deformable convolution (Dai et al., 2017), written to `output` ``[N, C_out, H_out, W_out]``.
 
     Args:
         input: ``[N, C_in, H, W]``.
         weight: ``[C_out, C_in / group, kH, kW]``.
-        offset: ``[N, deformable_group * kH * kW * 2, H_out, W_out]``, (y, x) per kernel position, in pixels.
+        offset: (y, x) per kernel position in pixels, ``[N, deformable_group * kH * kW * 2, H_out, W_out]``.
         output: written in place.
-        columns, ones, im2col_step: work space of compiled kernels; unused.
-        kW, kH, dW, dH, padW, padH, dilationW, dilationH: kernel, stride, padding, dilation per axis.
-        group, deformable_group: groups of channels sharing weights, and sharing offsets.
+        columns, ones, im2col_step: buffers and options of compiled kernels; not used.
+        kW, kH, dW, dH, padW, padH, dilationW, dilationH: kernel size, stride, padding and dilation.
+        group, deformable_group: numbers of channel groups for the weights and for the offsets.
     """
     if not output.numel():
         return
@@ -113,7 +113,7 @@ def deform_conv_backward_input(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Gradients of `deform_conv_forward` in input and offset, written into `grad_input` and `grad_offset`."""
+    """Write the gradients of `deform_conv_forward` with respect to input and offset to `grad_input`, `grad_offset`."""
     if not grad_output.numel():
         return
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
@@ -144,30 +144,30 @@ def deform_conv_backward_parameters(
     scale: float,
     im2col_step: int,
 ) -> None:
-    """Gradient of `deform_conv_forward` in the weight, times `scale`, written into `grad_weight`."""
+    """Write the gradient of `deform_conv_forward` with respect to the weight, times `scale`, to `grad_weight`."""
     if not grad_output.numel():
         return
     *same, grad = _weight_grads.pop(grad_output, (None,))
     if same != [input.data_ptr(), offset.data_ptr(), grad_output._version]:
         geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-        # the gradient in the weight does not depend on its values
+        # the gradient does not depend on the values of the weight
         grad = _gradients(grad_output, input, torch.zeros_like(grad_weight), offset, None, geometry)[1]
     grad_weight.copy_(grad * scale)
 
 
 def _read_as(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Offsets or masks ``[N, K, H, W]`` as maps of the output's size ``[N, K, *size]``.
+    """Reinterpret offsets or masks ``[N, K, H, W]`` as maps of the output size ``[N, K, *size]``.
 
-    Compiled kernels never look at H and W: they read the memory of each image as if its maps had the output's
-    size. mmdet's DyHead passes maps of the finer level, and its published weights were trained on such reads.
+    Compiled kernels ignore H and W: they read the memory of each image as if its maps had the size of the output.
+    DyHead in mmdet passes maps of the finer level, and its published weights were trained in this way.
     """
     if maps.shape[2:] == size or maps[0, 0].numel() < size[0] * size[1]:
-        return maps  # too small is an error, which torchvision reports
+        return maps  # torchvision raises an error if the maps are too small
     return maps.flatten(1)[:, : maps.size(1) * size[0] * size[1]].unflatten(1, (maps.size(1), *size))
 
 
 def _write_as_read(target: Tensor, grad: Tensor) -> None:
-    """Store the gradient of `_read_as` in its argument."""
+    """Write the gradient of `_read_as` with respect to its argument."""
     if target.shape == grad.shape:
         target.copy_(grad)
     else:
@@ -197,14 +197,14 @@ def modulated_deform_conv_forward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Modulated deformable convolution (Zhu et al., 2019) into `output` ``[N, C_out, H_out, W_out]``.
+    """Modulated deformable convolution (Zhu et al., 2019), written to `output` ``[N, C_out, H_out, W_out]``.
 
     Args:
-        input, weight, offset: as in `deform_conv_forward`.
-        bias: ``[C_out]``, read only `with_bias`.
-        mask: ``[N, deformable_group * kernel_h * kernel_w, H_out, W_out]``, a factor per kernel position.
+        input, weight, offset: see `deform_conv_forward`.
+        bias: ``[C_out]``, used if `with_bias`.
+        mask: modulation per kernel position, ``[N, deformable_group * kernel_h * kernel_w, H_out, W_out]``.
         output: written in place.
-        ones, columns: work space of compiled kernels; unused.
+        ones, columns: buffers of compiled kernels; not used.
     """
     if not output.numel():
         return
@@ -240,7 +240,7 @@ def modulated_deform_conv_backward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Gradients of `modulated_deform_conv_forward`, written into the five ``grad_*`` tensors."""
+    """Write the gradients of `modulated_deform_conv_forward` to the five ``grad_*`` tensors."""
     if not grad_output.numel():
         return
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling: RoIAlign whose bins move by learned offsets."""
+"""Deformable RoI pooling: RoIAlign with learned offsets of the bins."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def _pool(
     sampling_ratio: int,
     gamma: float,
 ) -> Tensor:
-    """The pooled features ``[R, C, *bins]``, differentiable in input and offset."""
+    """Compute the pooled features ``[R, C, *bins]``, differentiable in input and offset."""
     height, width = input.shape[2:]
     start_y, start_x, size_y, size_x = box_edges(rois, spatial_scale, aligned=True)
     ys, use_y, count_y = sample_axis(start_y, size_y, bins[0], sampling_ratio)
@@ -39,7 +39,7 @@ def _pool(
 
 
 def _parts(rois: Tensor, bins: tuple[int, int], spatial_scale: float, sampling_ratio: int) -> Iterator[slice]:
-    """Boxes to pool at a time, so that the table of sampled pixels stays small."""
+    """Return the number of boxes per chunk, which limits the memory for the samples."""
     if sampling_ratio > 0:
         samples = sampling_ratio**2 * bins[0] * bins[1]
     else:
@@ -61,17 +61,17 @@ def deform_roi_pool_forward(
     sampling_ratio: int,
     gamma: float,
 ) -> None:
-    """Deformable RoI pooling (Dai et al., 2017) on RoIAlign samples, into `output`.
+    """Deformable RoI pooling (Dai et al., 2017) with the samples of RoIAlign, written to `output`.
 
     Args:
         input: ``[N, C, H, W]``.
-        rois: ``[R, 5]``, (image in the batch, x1, y1, x2, y2) in pixels of the image.
-        offset: ``[R, 2, pooled_height, pooled_width]``, (x, y) over gamma times the box size; or empty.
+        rois: ``[R, 5]``, (batch index, x1, y1, x2, y2) in pixels of the image.
+        offset: (x, y) in units of gamma times the box size, ``[R, 2, pooled_height, pooled_width]``; or empty.
         output: ``[R, C, pooled_height, pooled_width]``.
-        pooled_height, pooled_width: bins along each axis.
-        spatial_scale: pixels of the map per pixel of the image.
+        pooled_height, pooled_width: number of bins along each axis.
+        spatial_scale: pixels of the feature map per pixel of the image.
         sampling_ratio: samples per bin and axis; 0 for one per pixel, rounded up.
-        gamma: factor of the offsets.
+        gamma: factor on the offsets.
     """
     if not output.numel():
         return
@@ -96,10 +96,10 @@ def deform_roi_pool_backward(
     sampling_ratio: int,
     gamma: float,
 ) -> None:
-    """Gradients of `deform_roi_pool_forward`, into `grad_input` and, if it is not empty, `grad_offset`.
+    """Write the gradients of `deform_roi_pool_forward` to `grad_input` and, if it is not empty, `grad_offset`.
 
-    Where a sample lies on or beyond the border its value does not change with the offset, and adds no
-    gradient to it (compiled mmcv adds that of the nearest inner position).
+    Samples on or outside of the border are constant with respect to the offset and do not contribute to its gradient.
+    The compiled operator of mmcv uses the gradient at the nearest position inside.
     """
     if not grad_output.numel():
         grad_input.zero_()

@@ -1,7 +1,7 @@
-"""Focal losses (Lin et al., 2017), one number per prediction, unreduced.
+"""Focal losses (Lin et al., 2017) without reduction.
 
-The logarithms are taken of the logits, so that the losses stay exact where compiled kernels saturate:
-they round sigmoid to 0 or 1 first, and bound the logarithm at -87.
+Logarithms are computed from the logits, so the losses are exact where those of compiled kernels saturate, which round
+the sigmoid to 0 or 1 and clamp the logarithm at -87.
 """
 
 import torch
@@ -19,7 +19,7 @@ __all__ = [
 
 
 def _row_weight(target: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor | float:
-    """``weight[target]``, and 1 for labels that are no class (background, ignored)."""
+    """Return ``weight[target]``, and 1 for labels that are not a class (background, ignored)."""
     if not weight.numel():
         return 1.0
     known = (target >= 0) & (target < weight.numel())
@@ -34,15 +34,17 @@ def _one_hot(input: Tensor, target: Tensor) -> Tensor:
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Sigmoid focal loss into `output`: ``-alpha (1 - p)^gamma log p`` for the labelled class of each row,
-    ``-(1 - alpha) p^gamma log(1 - p)`` for the others.
+    """Sigmoid focal loss, written to `output`.
+
+    It is ``-alpha (1 - p)^gamma log p`` for the target class of each row and ``-(1 - alpha) p^gamma log(1 - p)`` for
+    the other classes.
 
     Args:
         input: logits ``[N, C]``.
-        target: labels ``[N]``; one outside [0, C), such as -1 or C, is background: no class is positive.
-        weight: a factor per class ``[C]``, applied by the row's label (1 for background), or empty.
+        target: labels ``[N]``; labels outside [0, C), such as -1 or C, are background without a positive class.
+        weight: weight per class ``[C]``, selected by the label of the row (1 for background), or empty.
         output: ``[N, C]``.
-        gamma, alpha: focusing exponent, share of the positive class.
+        gamma, alpha: focusing exponent, and weight of the positive class.
     """
     x = input.to(work_dtype(input))
     p = x.sigmoid()
@@ -57,7 +59,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Derivative of each number of `sigmoid_focal_loss_forward` in its logit, into `grad_input`."""
+    """Write the derivative of each element of `sigmoid_focal_loss_forward` in its logit to `grad_input`."""
     x = input.to(work_dtype(input))
     p, q = x.sigmoid(), (-x).sigmoid()
     positive = alpha * q.pow(gamma) * (gamma * p * F.logsigmoid(x) - q)
@@ -68,7 +70,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _label_probability(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Probability of the label, its logarithm, and which rows have a label; all ``[N]``."""
+    """Return the probability of the label, its logarithm, and True for rows with a label; all ``[N]``."""
     known = (target >= 0) & (target < softmax.size(1))
     p = softmax.gather(1, target.where(known, 0)[:, None]).squeeze(1)
     return p, p.clamp(min=torch.finfo(torch.float32).tiny).log(), known
@@ -78,14 +80,14 @@ def _label_probability(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor,
 def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Softmax focal loss into `output`: ``-alpha (1 - p)^gamma log p`` of the labelled class.
+    """Softmax focal loss ``-alpha (1 - p)^gamma log p`` of the target class, written to `output`.
 
     Args:
-        input: probabilities ``[N, C]``, softmax already applied.
-        target: labels ``[N]``; rows labelled outside [0, C), such as -1, give 0.
-        weight: a factor per class ``[C]``, or empty.
+        input: probabilities after the softmax, ``[N, C]``.
+        target: labels ``[N]``; the loss is 0 for labels outside [0, C), such as -1.
+        weight: weight per class ``[C]``, or empty.
         output: ``[N]``.
-        gamma, alpha: focusing exponent, factor.
+        gamma, alpha: focusing exponent, and factor.
     """
     p, log_p, known = _label_probability(input.to(work_dtype(input)), target)
     loss = -alpha * (1 - p).pow(gamma) * log_p * _row_weight(target, weight, p.dtype)
@@ -102,14 +104,14 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Derivative of `softmax_focal_loss_forward` in the logits, into `grad_input` ``[N, C]``.
+    """Write the derivative of `softmax_focal_loss_forward` in the logits to `grad_input` ``[N, C]``.
 
     Args:
-        buff: ``[N]``, gets the derivative in the label's log-probability.
+        buff: ``[N]``, receives the derivative in the log-probability of the label.
     """
     softmax = input.to(work_dtype(input))
     p, log_p, known = _label_probability(softmax, target)
-    rest = (1 - p).clamp(min=torch.finfo(torch.float32).tiny)  # a power below 0 of exactly 0 is infinite
+    rest = (1 - p).clamp(min=torch.finfo(torch.float32).tiny)  # negative powers of 0 are infinite
     slope = alpha * (gamma * rest.pow(gamma - 1) * p * log_p - (1 - p).pow(gamma))
     slope = (slope * _row_weight(target, weight, p.dtype)).where(known, 0)
     buff.copy_(slope)

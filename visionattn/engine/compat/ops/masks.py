@@ -12,10 +12,10 @@ COLLECT = 0  # psa_type; 1 is distribute
 
 
 def _realign(values: Tensor, size: tuple[int, int], half: tuple[int, int], sign: int) -> Tensor:
-    """``result[n, a, b, h, w] = values[n, a + sign * h + shift_h, b + sign * w + shift_w, h, w]``, 0 outside.
+    """Compute ``values[n, a + sign * h + shift_h, b + sign * w + shift_w, h, w]`` at ``[n, a, b, h, w]``, 0 outside.
 
-    With sign -1 and shift `half`, mask entries relative to each pixel become entries at absolute positions;
-    with sign +1 and shift -`half`, the reverse.
+    Sign -1 and shift `half` convert mask entries at positions relative to each pixel to absolute positions; sign +1 and
+    shift -`half` do the reverse.
     """
     for axis, (length, reach) in enumerate(zip(size, half, strict=True)):
         pixels, limit = values.size(axis + 3), values.size(axis + 1)
@@ -44,13 +44,13 @@ def psamask_forward(
     half_h_mask: int,
     half_w_mask: int,
 ) -> None:
-    """Spread each pixel's mask, centred on it, over the whole map (Zhao et al., 2018), into `output`.
+    """Convert the masks centered at each pixel to masks over the whole map (PSANet, Zhao et al., 2018).
 
     Args:
         input: ``[num_, h_mask * w_mask, h_feature, w_feature]``.
-        output: ``[num_, h_feature * w_feature, h_feature, w_feature]``. The mask of pixel s at position t
-            goes to channel t, pixel s (psa_type 0, collect) or to channel s, pixel t (1, distribute);
-            positions that a mask does not reach are 0.
+        output: ``[num_, h_feature * w_feature, h_feature, w_feature]``. The mask value of pixel s at position t is
+            written to channel t, pixel s (psa_type 0, collect) or to channel s, pixel t (1, distribute). Positions
+            outside of a mask are 0.
     """
     masks = input.view(num_, h_mask, w_mask, h_feature, w_feature)
     spread = _realign(masks, (h_feature, w_feature), (half_h_mask, half_w_mask), -1)
@@ -72,7 +72,7 @@ def psamask_backward(
     half_h_mask: int,
     half_w_mask: int,
 ) -> None:
-    """Gradient of `psamask_forward`, written into `grad_input`."""
+    """Write the gradient of `psamask_forward` to `grad_input`."""
     spread = grad_output.reshape(num_, h_feature, w_feature, h_feature, w_feature)
     if psa_type != COLLECT:
         spread = spread.permute(0, 3, 4, 1, 2)
@@ -90,13 +90,13 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """The patches that a convolution of stride 1 reads at chosen output pixels, into `col`.
+    """Write the input patches of a stride-1 convolution at selected output pixels to `col`.
 
     Args:
         im: ``[1, C, H, W]``.
-        mask_h_idx, mask_w_idx: ``[P]``, int64, the output pixels.
+        mask_h_idx, mask_w_idx: rows and columns of the output pixels, int64 ``[P]``.
         col: ``[C * kernel_h * kernel_w, P]``.
-        kernel_h, kernel_w, pad_h, pad_w: of the convolution; beyond the border are zeros.
+        kernel_h, kernel_w, pad_h, pad_w: kernel size and zero padding.
     """
     padded = F.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None]
@@ -111,6 +111,6 @@ def masked_col2im_forward(
     """Write the columns of `col` ``[channels, P]`` to pixels (mask_h_idx, mask_w_idx) of `im`.
 
     Args:
-        im: ``[1, channels, height, width]``; other pixels keep what they hold.
+        im: ``[1, channels, height, width]``; other pixels are unchanged.
     """
     im[0, :, mask_h_idx, mask_w_idx] = col.to(im)

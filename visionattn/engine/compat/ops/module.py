@@ -1,4 +1,4 @@
-"""The module object that stands in for `mmcv._ext`."""
+"""The module object that replaces `mmcv._ext`."""
 
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -21,14 +21,14 @@ def _not_compiled() -> str:
 
 
 def _missing(name: str) -> Callable:
-    """What the module gives for a name it lacks; mmcv asks for every name on import and calls few."""
-    if name.startswith("_"):  # the import system and inspection tools probe for these
+    """Return a function that raises an error, since mmcv accesses all operators on import but calls few of them."""
+    if name.startswith("_"):  # accessed by the import system and by inspection tools
         raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
 
     def unavailable(*args, **kwargs):
         raise BackendError(
-            f"the mmcv operator {name} is not among those visionattn provides without compiled mmcv; "
-            "install an mmcv 2.1 wheel compiled for this PyTorch in place of mmcv-lite"
+            f"the mmcv operator {name} requires compiled mmcv; "
+            "replace mmcv-lite by an mmcv 2.1 wheel that was compiled for this PyTorch"
         )
 
     unavailable.__name__ = unavailable.__qualname__ = name
@@ -36,8 +36,8 @@ def _missing(name: str) -> Callable:
 
 
 def build() -> ModuleType:
-    """A new module object with every operator of `OPERATORS`; any other name raises when called."""
-    module = ModuleType(NAME, "Stand-in for mmcv's compiled operators; see visionattn.engine.compat.ops.")
+    """Create a module object with all operators in `OPERATORS`; other operators raise an error when called."""
+    module = ModuleType(NAME, "Replacement for mmcv's compiled operators; see visionattn.engine.compat.ops.")
     module.__spec__ = ModuleSpec(NAME, loader=None, origin="visionattn.engine.compat.ops")
     module.__dict__.update(OPERATORS)
     module.get_compiler_version = _not_compiled

@@ -10,7 +10,7 @@ __all__ = ["ms_deform_attn_backward", "ms_deform_attn_forward"]
 
 
 def _attend(value: Tensor, shapes: list[list[int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """The attention itself, differentiable; shapes as in `ms_deform_attn_forward`."""
+    """Compute the attention, differentiable; see `ms_deform_attn_forward` for the shapes."""
     batch, _, heads, dim = value.shape
     queries = locations.size(1)
     result = value.new_zeros(batch * heads, dim, queries)
@@ -33,15 +33,15 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Weighted sum of bilinear samples around each query, from every level (Zhu et al., 2021, eq. 3).
+    """Compute the weighted sum of bilinear samples of all levels for each query (Zhu et al., 2021, eq. 3).
 
     Args:
-        value: ``[B, K, heads, D]``, the pixels of all levels, one level after the other.
-        value_spatial_shapes: ``[L, 2]``, (height, width) of each level.
-        value_level_start_index: ``[L]``, implied by the shapes; unused.
-        sampling_locations: ``[B, Q, heads, L, P, 2]``, (x, y) in [0, 1] of each level; zeros lie outside.
+        value: pixels of all levels, concatenated, ``[B, K, heads, D]``.
+        value_spatial_shapes: (height, width) of each level, ``[L, 2]``.
+        value_level_start_index: ``[L]``; not used, since it follows from the shapes.
+        sampling_locations: (x, y) in [0, 1] of each level, ``[B, Q, heads, L, P, 2]``; samples outside are zero.
         attention_weights: ``[B, Q, heads, L, P]``.
-        im2col_step: images per launch of compiled kernels; unused.
+        im2col_step: option of compiled kernels; not used.
 
     Returns:
         ``[B, Q, heads * D]``.
@@ -64,7 +64,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Gradients of `ms_deform_attn_forward`, written into the three ``grad_*`` tensors."""
+    """Write the gradients of `ms_deform_attn_forward` to the three ``grad_*`` tensors."""
     dtype = work_dtype(value)
     leaves = [t.detach().to(dtype).requires_grad_() for t in (value, sampling_locations, attention_weights)]
     with torch.enable_grad():

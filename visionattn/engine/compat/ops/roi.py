@@ -1,4 +1,4 @@
-"""RoIAlign and RoIPool: features of fixed size from boxes of any size."""
+"""RoIAlign and RoIPool: pool the features in boxes to a fixed size."""
 
 import torch
 import torchvision  # noqa: F401  registers the operators used below
@@ -18,13 +18,13 @@ from .common import (
 __all__ = ["roi_align_backward", "roi_align_forward", "roi_pool_backward", "roi_pool_forward"]
 
 MAX_POOL = 0  # pool_mode; 1 is the average
-NOWHERE = -2.0  # position recorded for a bin without samples: outside every map, so it gets no gradient
+NOWHERE = -2.0  # position of the maximum in empty bins: outside of any map, so that it receives no gradient
 
 
 def finite_rois(rois: Tensor, dtype: torch.dtype) -> Tensor:
-    """Boxes ``[R, 5]`` in `dtype`; one with NaN or infinity becomes a box outside every map, which pools to 0.
+    """Convert boxes ``[R, 5]`` to `dtype`, and replace NaN or infinite boxes by boxes outside of any map.
 
-    A diverged model produces such boxes, and torchvision's CPU kernel reads out of bounds for them.
+    Diverged models predict such boxes, for which the CPU kernel of torchvision reads out of bounds. They pool to 0.
     """
     rois = rois.to(dtype)
     outside = rois.new_tensor([0, -1e6, -1e6, -1e6, -1e6])
@@ -32,15 +32,16 @@ def finite_rois(rois: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sample_axis(start: Tensor, size: Tensor, bins: int, sampling_ratio: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where RoIAlign samples along one axis.
+    """Compute the sample positions of RoIAlign along one axis.
 
     Args:
-        start, size: ``[R]``, of the boxes, in pixels of the map.
+        start, size: start and size of the boxes in pixels of the feature map, ``[R]``.
         bins: number of bins along the axis.
-        sampling_ratio: samples in a bin; 0 takes ``ceil(size / bins)``, which differs from box to box.
+        sampling_ratio: samples per bin; 0 for ``ceil(size / bins)``, which depends on the box.
 
     Returns:
-        Positions ``[R, bins, S]``; ``[R, S]``, which of the S samples the box uses; ``[R]``, how many.
+        The positions ``[R, bins, S]``; bool ``[R, S]``, True for the samples that the box uses; and their number
+        ``[R]``.
     """
     bin_size = size / bins
     count = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else bin_size.ceil().clamp(min=0)
@@ -53,7 +54,7 @@ def sample_axis(start: Tensor, size: Tensor, bins: int, sampling_ratio: int) -> 
 
 
 def box_edges(rois: Tensor, spatial_scale: float, aligned: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Start and size of boxes ``[R, 5]`` on the map: (y, x, height, width), each ``[R]``."""
+    """Return start and size of boxes ``[R, 5]`` on the feature map: (y, x, height, width), each ``[R]``."""
     x1, y1, x2, y2 = (rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)).unbind(1)
     height, width = y2 - y1, x2 - x1
     if not aligned:
@@ -106,18 +107,18 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """RoIAlign (He et al., 2017): bilinear samples in each bin, averaged or their maximum, into `output`.
+    """RoIAlign (He et al., 2017): write the average or maximum of the bilinear samples in each bin to `output`.
 
     Args:
         input: ``[N, C, H, W]``.
-        rois: ``[R, 5]``, (image in the batch, x1, y1, x2, y2) in pixels of the image.
+        rois: ``[R, 5]``, (batch index, x1, y1, x2, y2) in pixels of the image.
         output: ``[R, C, aligned_height, aligned_width]``.
-        argmax_y, argmax_x: like output for the maximum, where it was found; unused for the average.
-        aligned_height, aligned_width: bins along each axis.
-        spatial_scale: pixels of the map per pixel of the image.
+        argmax_y, argmax_x: same shape as output; receive the position of the maximum. Not used for the average.
+        aligned_height, aligned_width: number of bins along each axis.
+        spatial_scale: pixels of the feature map per pixel of the image.
         sampling_ratio: samples per bin and axis; 0 for one per pixel, rounded up.
-        pool_mode: 0 maximum, 1 average. A bin without samples gives 0.
-        aligned: shift by half a pixel, as pixel centres ask; else boxes are at least one pixel wide.
+        pool_mode: 0 for the maximum, 1 for the average. Bins without samples are 0.
+        aligned: shift boxes by half a pixel, for pixel centers at integers; if False, boxes have at least one pixel.
     """
     if not output.numel():
         return
@@ -134,11 +135,11 @@ def roi_align_forward(
 
 
 def _axis_weights(start: Tensor, size: Tensor, bins: int, length: int) -> tuple[Tensor, list[int], list[int]]:
-    """How much each pixel of a map's axis of this length counts in each bin of the boxes.
+    """Compute the weight of each pixel along one axis in each bin of the boxes.
 
     Returns:
-        Weights ``[R, bins, E]`` of the E pixels from each box's first one on; the first pixels and the numbers of
-        pixels within the map, R each.
+        The weights ``[R, bins, E]`` of E pixels starting at the first pixel of each box; the index of the first pixel
+        ``[R]``; and the number of pixels within the map ``[R]``.
     """
     positions, use, count = sample_axis(start, size, bins, 0)
     inside = (positions >= -1) & (positions <= length) & use[:, None]
@@ -159,16 +160,16 @@ def _axis_weights(start: Tensor, size: Tensor, bins: int, length: int) -> tuple[
 def _average_backward_cpu(
     grad_output: Tensor, rois: Tensor, shape: torch.Size, spatial_scale: float, aligned: bool
 ) -> Tensor:
-    """Gradient of the average over a sample per pixel, as one small matrix product on each axis of a box.
+    """Compute the gradient of average pooling with one small matrix product along each axis of a box.
 
-    The weights of the bilinear samples are products of one for each axis, so a box's gradient is ``Wy^T G Wx``; it
-    is added to the map at once, with the channels last. torchvision adds each of the samples' four taps one by one.
+    The weights of bilinear samples are separable, so the gradient of a box is ``Wy^T G Wx``, which is added to the
+    channels-last map at once. torchvision adds the four neighbors of each sample one by one.
     """
     batch, channels, height, width = shape
     grad = grad_output.new_zeros(batch, height, width, channels)
     start_y, start_x, size_y, size_x = box_edges(rois, spatial_scale, aligned)
     bins_h, bins_w = grad_output.shape[2:]
-    order = torch.maximum(size_y, size_x).argsort()  # a chunk is as wide as its largest box
+    order = torch.maximum(size_y, size_x).argsort()  # the width of a chunk is that of its largest box
     for part in order.split(64):
         wy, tops, rows = _axis_weights(start_y[part], size_y[part], bins_h, height)
         wx, lefts, columns = _axis_weights(start_x[part], size_x[part], bins_w, width)
@@ -199,7 +200,7 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Gradient of `roi_align_forward` in its input, written into `grad_input` ``[N, C, H, W]``."""
+    """Write the gradient of `roi_align_forward` with respect to its input to `grad_input` ``[N, C, H, W]``."""
     if not grad_output.numel():
         grad_input.zero_()
         return
@@ -227,7 +228,7 @@ def roi_align_backward(
 
 
 def _pool_axis(low: Tensor, high: Tensor, bins: int, limit: int) -> tuple[Tensor, Tensor]:
-    """Pixels of each bin along one axis: numbers ``[R, bins, S]`` and which of the S belong to the bin."""
+    """Return the pixel indices of each bin along one axis ``[R, bins, S]``, and True for those in the bin."""
     bin_size = ((high - low) / bins)[:, None]
     number = torch.arange(bins + 1, device=low.device, dtype=low.dtype)
     first = (number[:-1] * bin_size + low[:, None]).floor().clamp(0, limit).long()
@@ -246,15 +247,15 @@ def roi_pool_forward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """RoIPool (Girshick, 2015) with unrounded boxes, as mmcv has it: maximum over the pixels a bin touches.
+    """RoIPool (Girshick, 2015) with unrounded boxes, as in mmcv: the maximum over the pixels that a bin overlaps.
 
     Args:
         input: ``[N, C, H, W]``.
-        rois: ``[R, 5]``, (image in the batch, x1, y1, x2, y2), the last pixel included.
+        rois: ``[R, 5]``, (batch index, x1, y1, x2, y2), including the last pixel.
         output: ``[R, C, pooled_height, pooled_width]``, written in place; 0 for empty bins.
-        argmax: like output, integer: where in the flattened map the maximum was, -1 for empty bins.
-        pooled_height, pooled_width: bins along each axis.
-        spatial_scale: pixels of the map per pixel of the image.
+        argmax: integer, same shape as output; index of the maximum in the flattened map, -1 for empty bins.
+        pooled_height, pooled_width: number of bins along each axis.
+        spatial_scale: pixels of the feature map per pixel of the image.
     """
     if not output.numel():
         return
@@ -286,7 +287,7 @@ def roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Gradient of `roi_pool_forward` in its input, written into `grad_input` ``[N, C, H, W]``."""
+    """Write the gradient of `roi_pool_forward` with respect to its input to `grad_input` ``[N, C, H, W]``."""
     channels, height, width = grad_input.shape[1:]
     grad = grad_input.new_zeros(grad_input.numel(), dtype=work_dtype(grad_output))
     channel = torch.arange(channels, device=grad.device)[:, None, None]

@@ -1,6 +1,6 @@
-"""The local steps of mmcv's synchronised batch normalisation (`MMSyncBN`); mmcv reduces between the ranks.
+"""The local steps of synchronized batch normalization in mmcv (`MMSyncBN`), which reduces between the ranks.
 
-Inputs are ``[N, C, S]`` with the spatial axes flattened; statistics, weight and bias are ``[C]``, float32.
+Inputs are ``[N, C, S]`` with flattened spatial dimensions; statistics, weight and bias are float32 ``[C]``.
 """
 
 from torch import Tensor
@@ -22,13 +22,13 @@ def _column(statistic: Tensor) -> Tensor:
 
 @operator
 def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
-    """Mean of each channel, into `mean`."""
+    """Write the mean of each channel to `mean`."""
     mean.copy_(input.to(mean.dtype).mean((0, 2)))
 
 
 @operator
 def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:
-    """Mean squared distance of each channel from `mean`, into `var`."""
+    """Write the mean squared deviation of each channel from `mean` to `var`."""
     var.copy_((input.to(mean.dtype) - _column(mean)).square().mean((0, 2)))
 
 
@@ -48,14 +48,14 @@ def sync_bn_forward_output(
     momentum: float | Tensor,
     group_size: int,
 ) -> None:
-    """Normalise with the given statistics, and move the running ones towards them.
+    """Normalize with the given statistics and update the running statistics.
 
     Args:
-        weight, bias: affine part, or None.
-        running_mean, running_var: updated in place by `momentum`, the variance unbiased by the number of
-            values on all ranks; or None.
-        norm: ``[N, C, S]``, gets the input normalised, before the affine part.
-        std: ``[C]``, gets the standard deviation.
+        weight, bias: affine parameters, or None.
+        running_mean, running_var: updated in place with `momentum`, with the unbiased variance over the values of all
+            ranks; or None.
+        norm: ``[N, C, S]``, receives the normalized input before the affine transform.
+        std: ``[C]``, receives the standard deviation.
         output: ``[N, C, S]``.
         eps: added to the variance.
         group_size: number of ranks.
@@ -73,7 +73,7 @@ def sync_bn_forward_output(
 
 @operator
 def sync_bn_backward_param(grad_output: Tensor, norm: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
-    """Gradients of the affine part, into `grad_weight` and `grad_bias`."""
+    """Write the gradients of the affine parameters to `grad_weight` and `grad_bias`."""
     grad = grad_output.to(norm.dtype)
     grad_weight.copy_((grad * norm).sum((0, 2)))
     grad_bias.copy_(grad.sum((0, 2)))
@@ -89,7 +89,7 @@ def sync_bn_backward_data(
     std: Tensor,
     grad_input: Tensor,
 ) -> None:
-    """Gradient of the input, into `grad_input`, from those of the affine part averaged over the ranks."""
+    """Write the gradient of the input to `grad_input`, from the affine gradients averaged over the ranks."""
     grad = grad_output.to(norm.dtype)
     number = grad_output.size(0) * grad_output.size(2)
     through_statistics = (norm * _column(grad_weight) + _column(grad_bias)) / number

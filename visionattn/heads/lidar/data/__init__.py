@@ -1,0 +1,1 @@
+"""Datasets, point cloud files, augmentation and voxelization of LiDAR detection."""

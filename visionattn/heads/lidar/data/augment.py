@@ -1,8 +1,8 @@
-"""Augmentation of point clouds together with their boxes.
+"""Data augmentation of point clouds and their boxes.
 
-A transform takes an item of `visionattn.heads.lidar.data.frames.PointCloudSet` (NumPy arrays) and a generator, and
-returns the changed item; everything random comes from the generator. What moves points moves boxes, velocities and the
-labelled region with them.
+A transform takes an item of `visionattn.heads.lidar.data.frames.PointCloudSet` (NumPy arrays) and a random generator,
+the only source of randomness, and returns a new item. Geometric transforms apply to points, boxes, velocities and the
+labelled region.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,12 @@ _BOX_KEYS = ("boxes", "labels", "difficulty", "velocity")
 
 
 def move(item: Item, matrix: np.ndarray) -> Item:
-    """An item after ``[4, 4]``: a rotation about z, flips, one scale for all axes, and a translation."""
+    """Apply a transform to an item.
+
+    Args:
+        item: the item; it is not modified.
+        matrix: ``[4, 4]``, composed of a rotation about z, flips, a uniform scale and a translation.
+    """
     matrix = np.asarray(matrix, np.float64)
     linear, shift = matrix[:3, :3], matrix[:3, 3]
     scale = abs(np.linalg.det(linear)) ** (1 / 3)
@@ -60,7 +65,7 @@ def _scaled(matrix: np.ndarray, size: int = 4) -> np.ndarray:
 
 
 class Compose:
-    """Several transforms, one after another."""
+    """Apply several transforms in sequence."""
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
@@ -72,17 +77,17 @@ class Compose:
 
 
 class RandomFlip:
-    """Mirrors the scene.
+    """Randomly mirror the scene.
 
     Args:
-        left_right: how often y changes its sign.
-        front_back: how often x does.
+        left_right: probability of negating y.
+        front_back: probability of negating x.
     """
 
     def __init__(self, left_right: float = 0.5, front_back: float = 0.5) -> None:
         for name, value in (("left_right", left_right), ("front_back", front_back)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value} must be in 0..1")
+                raise ValueError(f"`{name}` must be in [0, 1], got {value}")
         self.left_right, self.front_back = left_right, front_back
 
     def __call__(self, item: Item, rng: np.random.Generator) -> Item:
@@ -93,10 +98,10 @@ class RandomFlip:
 
 
 class RandomRotation:
-    """Turns the scene about the sensor's z axis.
+    """Randomly rotate the scene about the z axis of the sensor.
 
     Args:
-        angle: least and most in radians; one number is its negative and itself.
+        angle: range (minimum, maximum) in radians; a single number a means (-a, a).
     """
 
     def __init__(self, angle: float | tuple[float, float] = np.pi / 4) -> None:
@@ -109,15 +114,15 @@ class RandomRotation:
 
 
 class RandomScaling:
-    """Makes the scene larger or smaller, objects and all.
+    """Randomly scale the scene, including its objects.
 
     Args:
-        scale: least and most, above 0.
+        scale: range (minimum, maximum) of the factor, above 0.
     """
 
     def __init__(self, scale: tuple[float, float] = (0.95, 1.05)) -> None:
         if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale={scale} must be two rising numbers above 0")
+            raise ValueError(f"`scale` must be two ascending numbers above 0, got {scale}")
         self.scale = scale
 
     def __call__(self, item: Item, rng: np.random.Generator) -> Item:
@@ -125,16 +130,16 @@ class RandomScaling:
 
 
 class RandomTranslation:
-    """Shifts the scene by normally distributed distances.
+    """Randomly translate the scene by normally distributed offsets.
 
     Args:
-        deviation: along x, y and z in metres.
+        deviation: standard deviation along x, y and z, in meters.
     """
 
     def __init__(self, deviation: float | tuple[float, float, float] = 0.5) -> None:
         self.deviation = np.broadcast_to(np.asarray(deviation, np.float64), 3)
         if not (self.deviation >= 0).all():
-            raise ValueError(f"deviation={deviation} must be at least 0")
+            raise ValueError(f"`deviation` must be at least 0, got {deviation}")
 
     def __call__(self, item: Item, rng: np.random.Generator) -> Item:
         matrix = np.eye(4)
@@ -143,17 +148,19 @@ class RandomTranslation:
 
 
 class RangeFilter:
-    """Leaves out points outside of a range, and boxes whose centre is outside of it.
+    """Drop points outside a range, and boxes whose center is outside it.
 
     Args:
-        point_cloud_range: least x, y, z, then most.
-        least_points: a box with fewer points left goes too, to the boxes that count neither way.
+        point_cloud_range: minimum x, y, z and maximum x, y, z, in meters.
+        least_points: boxes with fewer remaining points are moved to the ignored boxes.
     """
 
     def __init__(self, point_cloud_range: Sequence[float], least_points: int = 0) -> None:
         self.range = np.asarray(point_cloud_range, np.float64)
         if self.range.shape != (6,) or not (self.range[:3] < self.range[3:]).all():
-            raise ValueError(f"point_cloud_range={list(point_cloud_range)} must be 3 numbers and 3 larger ones")
+            raise ValueError(
+                f"`point_cloud_range` must be minimum x, y, z and larger maximum x, y, z, got {list(point_cloud_range)}"
+            )
         self.least_points = least_points
 
     def __call__(self, item: Item, rng: np.random.Generator) -> Item:
@@ -179,22 +186,22 @@ class RangeFilter:
 
 
 class ShufflePoints:
-    """Brings the points into a random order."""
+    """Randomly permute the points."""
 
     def __call__(self, item: Item, rng: np.random.Generator) -> Item:
         return {**item, "points": item["points"][rng.permutation(len(item["points"]))]}
 
 
 class DropPoints:
-    """Leaves out each point with the same chance, drawn for each scan.
+    """Drop each point with a probability drawn once per scan.
 
     Args:
-        share: least and most chance, in 0..1.
+        share: range (minimum, maximum) of the probability, in [0, 1].
     """
 
     def __init__(self, share: tuple[float, float] = (0.0, 0.2)) -> None:
         if not 0 <= share[0] <= share[1] <= 1:
-            raise ValueError(f"share={share} must be two rising numbers in 0..1")
+            raise ValueError(f"`share` must be two ascending numbers in [0, 1], got {share}")
         self.share = share
 
     def __call__(self, item: Item, rng: np.random.Generator) -> Item:
@@ -205,5 +212,5 @@ class DropPoints:
 def _pair(name: str, value: float | tuple[float, float]) -> tuple[float, float]:
     low, high = (-abs(value), abs(value)) if isinstance(value, (int, float)) else value
     if not low <= high:
-        raise ValueError(f"{name}={value} must be a number or two rising ones")
+        raise ValueError(f"`{name}` must be a number or two ascending numbers, got {value}")
     return float(low), float(high)

@@ -1,22 +1,29 @@
-"""Boxes and points in NumPy: what lies in a box, where its corners are, which boxes overlap from above.
+"""Box geometry in NumPy: corners, points inside boxes, and overlap in bird's-eye view.
 
-Boxes are ``[M, 7]``: x, y, z of the centre, length, width, height, heading counter-clockwise from +x in radians.
+Boxes are ``[M, 7]``: x, y, z of the center, length, width, height in meters, heading counter-clockwise from +x in
+radians.
 """
 
 import numpy as np
+import torch
+
+from visionattn.kernels.box_overlap import rotated_intersection
 
 __all__ = ["bev_corners", "bev_overlaps", "box_corners", "count_points", "points_in_box", "wrap_angle"]
+
+LEAST_OVERLAP = 1e-9
+"""Area in square metres above which two boxes overlap; less is rounding error."""
 
 _SIGNS = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)]) / 2
 
 
 def wrap_angle(angle: np.ndarray) -> np.ndarray:
-    """The same angle in -pi..pi, pi itself left out."""
+    """Wrap angles to [-pi, pi)."""
     return (np.asarray(angle) + np.pi) % (2 * np.pi) - np.pi
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:
-    """Corners from above, counter-clockwise from front left, float64 ``[M, 4, 2]``."""
+    """Corners in bird's-eye view, counter-clockwise from the front left, float64 ``[M, 4, 2]``."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 7)
     cosine, sine = np.cos(boxes[:, 6]), np.sin(boxes[:, 6])
     local = _SIGNS[None] * boxes[:, None, 3:5]
@@ -26,7 +33,7 @@ def bev_corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def box_corners(boxes: np.ndarray) -> np.ndarray:
-    """Corners, the four at the bottom and then those at the top, float64 ``[M, 8, 3]``."""
+    """Corners of boxes, the four at the bottom followed by the four at the top, float64 ``[M, 8, 3]``."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 7)
     flat = bev_corners(boxes)
     height = boxes[:, 2, None] + np.array([-0.5, 0.5]) * boxes[:, 5, None]
@@ -35,12 +42,12 @@ def box_corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def points_in_box(points: np.ndarray, box: np.ndarray, margin: float = 0.0) -> np.ndarray:
-    """Rows of the points in a box, its faces included, int64 ``[K]``.
+    """Indices of the points inside a box, including its faces, int64 ``[K]``.
 
     Args:
         points: ``[N, C]``, x, y, z first.
         box: ``[7]``.
-        margin: added to the box on each side, in metres.
+        margin: enlargement of the box on each side, in meters.
     """
     box = np.asarray(box, np.float64)
     half = box[3:6] / 2 + margin
@@ -54,24 +61,26 @@ def points_in_box(points: np.ndarray, box: np.ndarray, margin: float = 0.0) -> n
 
 
 def count_points(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Number of points in each box, int64 ``[M]``."""
+    """Number of points inside each box, int64 ``[M]``."""
     return np.array([len(points_in_box(points, box)) for box in boxes], dtype=np.int64)
 
 
 def bev_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Which boxes overlap from above by more than an edge, bool ``[N, M]``.
+    """Return which boxes overlap in bird's-eye view, bool ``[N, M]``; boxes that only touch do not overlap.
 
-    Two convex shapes are apart if and only if they are along a normal of a side of one of them.
+    Args:
+        first: ``[N, 7]``.
+        second: ``[M, 7]``.
     """
-    a, b = bev_corners(first), bev_corners(second)
-    apart = np.zeros((len(a), len(b)), bool)
-    for boxes, mine in ((first, True), (second, False)):
-        heading = np.asarray(boxes, np.float64).reshape(-1, 7)[:, 6]
-        for angle in (heading, heading + np.pi / 2):
-            axis = np.stack([np.cos(angle), np.sin(angle)], -1)
-            if mine:
-                p, q = np.einsum("nd,nkd->nk", axis, a)[:, None], np.einsum("nd,mkd->nmk", axis, b)
-            else:
-                p, q = np.einsum("md,nkd->nmk", axis, a), np.einsum("md,mkd->mk", axis, b)[None]
-            apart |= (p.max(-1) <= q.min(-1) + 1e-9) | (q.max(-1) <= p.min(-1) + 1e-9)
-    return ~apart
+    a, b = (np.asarray(boxes, np.float64).reshape(-1, 7)[:, [0, 1, 3, 4, 6]] for boxes in (first, second))
+    offset = a[:, None, :2] - b[:, :2]
+    distance = 2 * np.hypot(offset[..., 0], offset[..., 1])
+    # Circles around the boxes and within them decide most pairs without any intersection.
+    found = distance < a[:, 2:4].min(1)[:, None] + b[:, 2:4].min(1)
+    near = distance <= np.hypot(a[:, 2], a[:, 3])[:, None] + np.hypot(b[:, 2], b[:, 3])
+    rows, columns = (near & ~found).nonzero()
+    if len(rows):
+        with torch.inference_mode():
+            area = rotated_intersection(torch.from_numpy(a[rows]), torch.from_numpy(b[columns]))
+        found[rows, columns] = area.numpy() > LEAST_OVERLAP
+    return found

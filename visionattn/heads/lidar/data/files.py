@@ -1,4 +1,4 @@
-"""Point clouds from files: KITTI's and nuScenes' ``.bin``, PCD, and NumPy's arrays."""
+"""Reading and writing of point cloud files: ``.bin`` of KITTI and nuScenes, PCD and NumPy arrays."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,18 @@ from visionattn.io.npz import read_arrays
 __all__ = ["SUFFIXES", "PointCloud", "read_points", "write_points"]
 
 SUFFIXES = (".bin", ".pcd", ".npy", ".npz")
-"""Of the files that `read_points` takes."""
+"""File name suffixes that `read_points` supports."""
 
 _INTENSITY = ("intensity", "i", "reflectance", "reflectivity")
 
 
 @dataclass(frozen=True)
 class PointCloud:
-    """What a file holds.
+    """Content of a point cloud file.
 
     Attributes:
-        points: float32 ``[N, C]``: x, y, z and what else the file has.
-        dropped: rows left out because a value of theirs was not finite.
+        points: float32 ``[N, C]``: x, y, z and the further columns of the file.
+        dropped: number of rows dropped because a value was not finite.
     """
 
     points: np.ndarray
@@ -33,30 +33,31 @@ class PointCloud:
 def read_points(path: str | Path, columns: int | None = None) -> PointCloud:
     """Read a point cloud.
 
-    - ``.bin`` is float32, little-endian, row after row: KITTI's have 4 columns, nuScenes' 5 (the last is the ring).
-      Without ``columns``, a file called ``.pcd.bin`` has 5; of others the size decides, or else the values do.
-    - ``.pcd``: x, y, z, intensity (zeros where the file has none), then its other fields in their order.
-    - ``.npy``: a numeric array ``[N, C]``; ``.npz``: its array ``points``, or the only one. Objects are refused.
+    - ``.bin``: rows of little-endian float32 values, 4 columns in KITTI and 5 in nuScenes (the last is the ring).
+      Without ``columns``, ``.pcd.bin`` files have 5; for others, the number is inferred from the file size and values.
+    - ``.pcd``: x, y, z, intensity (zeros if the file has none), then the other fields in file order.
+    - ``.npy``: a numeric array ``[N, C]``. ``.npz``: its array ``points``, or its only array. Objects are not loaded.
 
     Args:
         path: the file.
-        columns: of a ``.bin``, how many there are; of others, how many to keep.
+        columns: for ``.bin``, the number of columns in the file; for other formats, the number to keep.
 
     Raises:
-        DataError: the file is missing, cut short, of another format, or its header claims more than it holds.
+        ValueError: if ``columns`` is less than 3.
+        DataError: if the file is missing, truncated, of another format, or inconsistent with its header.
     """
     path = Path(path)
     if columns is not None and columns < 3:
-        raise ValueError(f"columns={columns} must be at least 3: x, y, z")
+        raise ValueError(f"`columns` must be at least 3 (x, y, z), got {columns}")
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: no known kind of point cloud; there are {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: unknown point cloud format; supported are {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+        raise DataError(f"{path}: file not found")
     readers = {".bin": _read_bin, ".pcd": _read_pcd, ".npy": _read_npy, ".npz": _read_npz}
     points = readers[path.suffix.lower()](path, columns)
     if columns is not None and points.shape[1] < columns:
-        raise DataError(f"{path}: has {points.shape[1]} columns, and columns={columns} are asked for")
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is dropped
+        raise DataError(f"{path}: has {points.shape[1]} columns, but `columns` is {columns}")
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become infinite and are dropped
         points = points[:, :columns].astype(np.float32)
     finite = np.isfinite(points).all(1)
     dropped = int(len(points) - finite.sum())
@@ -64,7 +65,7 @@ def read_points(path: str | Path, columns: int | None = None) -> PointCloud:
 
 
 def write_points(path: str | Path, points: np.ndarray) -> None:
-    """Write ``[N, C]`` as a ``.bin``."""
+    """Write points ``[N, C]`` as a ``.bin`` file of little-endian float32."""
     np.ascontiguousarray(points, "<f4").tofile(path)
 
 
@@ -76,18 +77,19 @@ def _read_bin(path: Path, columns: int | None) -> np.ndarray:
     if not possible:
         what = "4 or 5" if columns is None else str(columns)
         raise DataError(
-            f"{path}: its {size} bytes are no rows of {what} float32 columns; it is cut short, or of others"
+            f"{path}: {size} bytes are not a whole number of rows of {what} float32 columns; "
+            "the file is truncated or has another number of columns"
         )
     values = np.fromfile(path, "<f4")
     if len(possible) > 1 and size:
         possible = [c for c in possible if _sensible(values.reshape(-1, c))]
         if len(possible) != 1:
-            raise DataError(f"{path}: could have 4 or 5 columns; give the number")
+            raise DataError(f"{path}: could have 4 or 5 columns; set `columns`")
     return values.reshape(-1, possible[0])
 
 
 def _sensible(points: np.ndarray) -> bool:
-    """Whether all beyond x, y, z (intensity, ring or time) is at least 0, as no coordinates in its place would be."""
+    """Return True if the columns after z (intensity, ring, time) have no negative values but the coordinates do."""
     with np.errstate(invalid="ignore"):
         return not (points[:, 3:] < 0).any() and bool((points[:, :3] < 0).any())
 
@@ -96,7 +98,7 @@ def _read_pcd(path: Path, columns: int | None) -> np.ndarray:
     fields = read_pcd(path)
     missing = [axis for axis in "xyz" if axis not in fields]
     if missing:
-        raise DataError(f"{path}: has no field {missing[0]!r}; it has {', '.join(fields) or 'none'}")
+        raise DataError(f"{path}: has no field {missing[0]!r}; its fields are {', '.join(fields) or 'none'}")
     intensity = next((name for name in _INTENSITY if name in fields), None)
     first = [fields[axis] for axis in "xyz"]
     first.append(np.zeros(len(fields["x"]), np.float32) if intensity is None else fields[intensity])
@@ -106,10 +108,10 @@ def _read_pcd(path: Path, columns: int | None) -> np.ndarray:
 
 
 def _read_npy(path: Path, columns: int | None) -> np.ndarray:
-    try:  # mapping compares the header with the size of the file
+    try:  # memory mapping compares the header with the file size
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy parses the header as Python, and damage there shows as any error
-        raise DataError(f"{path}: is no readable array, or is cut short ({' '.join(str(error).split())})") from error
+    except Exception as error:  # NumPy parses the header as Python, so a damaged header can raise any error
+        raise DataError(f"{path}: is not a readable array or is truncated ({' '.join(str(error).split())})") from error
     return _checked(array, path)
 
 
@@ -122,5 +124,5 @@ def _read_npz(path: Path, columns: int | None) -> np.ndarray:
 
 def _checked(array: np.ndarray, path: Path) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] < 3 or array.dtype.kind not in "fiu":
-        raise DataError(f"{path}: must hold numbers [N, C] with C at least 3, got {array.dtype} {array.shape}")
+        raise DataError(f"{path}: must be a numeric array [N, C] with C >= 3, got {array.dtype} {array.shape}")
     return array

@@ -1,7 +1,7 @@
-"""Frames of LiDAR data with their boxes: what all readers give, and the dataset that loads them.
+"""LiDAR frames with boxes, the common output of all readers, and the dataset that loads them.
 
-`PointCloudFrame` is what is known of a frame without reading its points; `PointCloudSet` reads points, gives classes
-their numbers and applies transforms (`visionattn.heads.lidar.data.augment`).
+`PointCloudFrame` describes a frame without loading its points; `PointCloudSet` loads points, maps class names to
+labels and applies transforms (`visionattn.heads.lidar.data.augment`).
 """
 
 from collections.abc import Callable, Sequence
@@ -33,20 +33,20 @@ class PointCloudFrame:
     """One scan and its labels.
 
     Attributes:
-        name: of the frame.
-        path: of its points.
-        boxes: float32 ``[M, 7]``: x, y, z of the centre, length, width, height, heading counter-clockwise from +x.
-        classes: name of each box's class.
-        difficulty: int64 ``[M]``, 0 easy, 1 moderate, 2 hard; -1 for what is harder than hard, which counts neither
-            way in a measure.
-        ignore_boxes: float32 ``[I, 7]``, boxes that count neither way.
-        ignore_classes: for each, the class of detections that it excuses; ``""`` for all.
-        velocity: float32 ``[M, 2]`` in metres per second, NaN where unknown; None if the set has none.
-        labelled_region: where labels are complete; None for everywhere.
-        columns: of the file, see `visionattn.heads.lidar.data.files.read_points`.
-        intensity_scale: value of the file's intensity that becomes 1.
-        x_right: whether the file's axes are x right, y forward.
-        read: reads the points in another way, such as several sweeps as one.
+        name: name of the frame.
+        path: file of the points.
+        boxes: float32 ``[M, 7]``: x, y, z of the center, length, width, height in meters, heading counter-clockwise
+            from +x in radians.
+        classes: class name of each box.
+        difficulty: int64 ``[M]``: 0 easy, 1 moderate, 2 hard, -1 harder than hard (excluded from evaluation).
+        ignore_boxes: float32 ``[I, 7]``, boxes excluded from evaluation.
+        ignore_classes: for each ignored box, the class whose detections it may match; ``""`` for all classes.
+        velocity: float32 ``[M, 2]`` in meters per second, NaN where unknown; None if the dataset has no velocities.
+        labelled_region: region in which labels are complete; None for everywhere.
+        columns: number of columns of the file, see `visionattn.heads.lidar.data.files.read_points`.
+        intensity_scale: intensity in the file that is scaled to 1.
+        x_right: whether the axes of the file are x right, y forward.
+        read: custom function that loads the points, such as several sweeps; None reads ``path``.
     """
 
     name: str
@@ -65,27 +65,26 @@ class PointCloudFrame:
 
 
 class PointCloudSet(Dataset):
-    """Frames as items for training and for measures.
+    """Dataset of LiDAR frames for training and evaluation.
 
-    An item is a dict: ``points`` float32 ``[N, C]`` (x, y, z, intensity in 0..1, then what the set has), ``boxes``
+    An item is a dict: ``points`` float32 ``[N, C]`` (x, y, z, intensity in [0, 1], then further columns), ``boxes``
     float32 ``[M, 7]``, ``labels`` int64 ``[M]``, ``difficulty`` int64 ``[M]``, ``ignore_boxes`` float32 ``[I, 7]``,
-    ``ignore_labels`` int64 ``[I]`` (-1: of all classes), ``velocity`` float32 ``[M, 2]`` where there is one,
-    ``labelled_region`` (None, or a `CameraView`), ``frame``, ``path`` and ``dropped`` (points that were not finite).
+    ``ignore_labels`` int64 ``[I]`` (-1 for all classes), ``velocity`` float32 ``[M, 2]`` if available,
+    ``labelled_region`` (a `CameraView` or None), ``frame``, ``path`` and ``dropped`` (number of non-finite points).
 
-    Transforms draw from a generator that NumPy's global one seeds, so that an item is the same whenever that one is
-    in the same state.
+    Transforms get a generator seeded from NumPy's global random state, so an item is determined by that state.
 
     Args:
-        frames: from one of the readers.
-        classes: names of the classes, in the order of their labels. Boxes of other classes are left out.
-        columns: how many columns of the points to keep, at least 3.
-        transform: called with an item, in NumPy arrays, and a ``numpy.random.Generator``; gives an item.
-        crop_to_view: leave out points and boxes outside of the labelled region, as training on them would teach that
-            nothing is there.
-        x_forward: turn frames whose axes are x right, y forward (nuScenes) to x forward, y left, as KITTI's are.
+        frames: frames from one of the readers.
+        classes: class names, in the order of the labels. Boxes of other classes are dropped.
+        columns: number of point columns to keep, at least 3.
+        transform: called with an item (NumPy arrays) and a ``numpy.random.Generator``; returns an item.
+        crop_to_view: drop points and boxes outside the labelled region, where unlabelled objects would count as
+            background in training.
+        x_forward: rotate frames with axes x right, y forward (nuScenes) to x forward, y left, as in KITTI.
 
     Raises:
-        ValueError: a class is named twice.
+        ValueError: if ``classes`` has duplicates or is empty, or ``columns`` is less than 3.
     """
 
     def __init__(
@@ -98,9 +97,9 @@ class PointCloudSet(Dataset):
         x_forward: bool = False,
     ) -> None:
         if len(set(classes)) != len(classes) or not classes:
-            raise ValueError(f"classes={list(classes)} must be one or more different names")
+            raise ValueError(f"`classes` must be one or more distinct names, got {list(classes)}")
         if columns < 3:
-            raise ValueError(f"columns={columns} must be at least 3: x, y, z")
+            raise ValueError(f"`columns` must be at least 3 (x, y, z), got {columns}")
         self.frames, self.classes, self.columns = list(frames), tuple(classes), columns
         self.transform, self.crop_to_view, self.x_forward = transform, crop_to_view, x_forward
 
@@ -115,13 +114,13 @@ class PointCloudSet(Dataset):
         return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in item.items()}
 
     def load(self, index: int) -> dict[str, Any]:
-        """An item in NumPy arrays, without transforms."""
+        """Load an item as NumPy arrays, without transforms."""
         frame = self.frames[index]
         item = self.labels(index)
         cloud = frame.read() if frame.read is not None else read_points(frame.path, frame.columns)
         points = cloud.points
         if points.shape[1] < self.columns:
-            raise DataError(f"{frame.path}: has {points.shape[1]} columns, and columns={self.columns} are asked for")
+            raise DataError(f"{frame.path}: has {points.shape[1]} columns, but `columns` is {self.columns}")
         points = np.array(points[:, : self.columns])
         if self.columns > 3 and frame.intensity_scale != 1:
             points[:, 3] /= frame.intensity_scale
@@ -137,7 +136,7 @@ class PointCloudSet(Dataset):
         return {"points": points, **item, "dropped": cloud.dropped}
 
     def labels(self, index: int) -> dict[str, Any]:
-        """An item without its points, which are not read."""
+        """Load an item without its points."""
         frame = self.frames[index]
         numbers = {name: number for number, name in enumerate(self.classes)}
         known = np.array([name in numbers for name in frame.classes], bool)
@@ -165,14 +164,14 @@ class PointCloudSet(Dataset):
 
 
 def turn_points(points: np.ndarray) -> np.ndarray:
-    """From x right, y forward to x forward, y left; ``[N, C]``, x and y first."""
+    """Rotate points ``[N, C]`` (x and y first) from x right, y forward to x forward, y left."""
     turned = np.array(points)
     turned[:, 0], turned[:, 1] = points[:, 1], -points[:, 0]
     return turned
 
 
 def turn_boxes(boxes: np.ndarray) -> np.ndarray:
-    """Boxes ``[M, 7]`` turned as `turn_points` turns points."""
+    """Rotate boxes ``[M, 7]`` from x right, y forward to x forward, y left."""
     turned = turn_points(boxes)
     turned[:, 6] = wrap_angle(boxes[:, 6] - np.pi / 2)
     return turned

@@ -1,6 +1,6 @@
-"""Lists of frames as mmdetection3d (1.1 and later) writes them, ``nuscenes_infos_train.pkl`` and the like.
+"""Info files of mmdetection3d 1.1 and later, such as ``nuscenes_infos_train.pkl``.
 
-They are read without unpickling any object, see `visionattn.io.pickles`.
+They are read without unpickling objects, see `visionattn.io.pickles`.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from visionattn.io.pickles import read_plain_pickle
 
 __all__ = ["read_mmdet3d_infos"]
 
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # of content of other forms
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # raised by malformed content
 
 
 def read_mmdet3d_infos(
@@ -26,40 +26,42 @@ def read_mmdet3d_infos(
     points: str = "samples/LIDAR_TOP",
     earlier: str = "sweeps/LIDAR_TOP",
 ) -> list[PointCloudFrame]:
-    """The frames of a list whose boxes are in the LiDAR's frame, as those of nuScenes are.
+    """Read the frames of an info file whose boxes are in the LiDAR frame, such as that of nuScenes.
 
     Args:
-        path: of the list.
-        root: what its paths start from; its folder when None.
-        sweeps: turns that make a frame, the annotated one included.
-        points: folder of the annotated turns below ``root``.
-        earlier: likewise of those between.
+        path: the info file.
+        root: root folder of the paths in the file. Defaults to the folder of the file.
+        sweeps: number of sweeps per frame, including the annotated one.
+        points: folder of the annotated sweeps below ``root``.
+        earlier: folder of the intermediate sweeps below ``root``.
 
     Raises:
-        ValueError: ``sweeps`` is less than 1.
-        DataError: the file is malformed, holds objects, or is of another version or set.
+        ValueError: if ``sweeps`` is less than 1.
+        DataError: if the file is malformed, contains objects, or is of another version or dataset.
     """
     if sweeps < 1:
-        raise ValueError(f"sweeps={sweeps} must be at least 1")
+        raise ValueError(f"`sweeps` must be at least 1, got {sweeps}")
     path = Path(path)
     content = read_plain_pickle(path)
     if isinstance(content, dict) and "infos" in content:
-        raise DataError(f"{path}: is of mmdetection3d before 1.1; convert it with its tools/dataset_converters")
+        raise DataError(f"{path}: is in the format of mmdetection3d before 1.1; convert it with its dataset_converters")
     if not isinstance(content, dict) or not isinstance(content.get("data_list"), list):
-        raise DataError(f"{path}: must be a dict with a list data_list, as mmdetection3d writes it")
+        raise DataError(f"{path}: must be an info file of mmdetection3d, a dict with a list data_list")
     meta = content.get("metainfo") or {}
     try:
-        kind = str(meta.get("dataset", "nuscenes")).lower()
+        dataset = str(meta.get("dataset", "nuscenes")).lower()
         names = {int(number): str(name) for name, number in (meta.get("categories") or {}).items()}
     except _MALFORMED as error:
         raise DataError(f"{path}: its metainfo is malformed ({type(error).__name__}: {error})") from error
-    if "kitti" in kind or "waymo" in kind:
-        raise DataError(f"{path}: is of {kind}, whose boxes are in a camera's frame; for KITTI use read_kitti")
+    if "kitti" in dataset or "waymo" in dataset:
+        raise DataError(
+            f"{path}: must have boxes in the LiDAR frame, got an info file of {dataset}; read KITTI with layout 'kitti'"
+        )
     base = path.parent if root is None else Path(root)
     frames = []
     for number, info in enumerate(content["data_list"]):
         try:
-            frames.append(_frame(info, names, base, sweeps, (points, earlier), "nuscenes" in kind))
+            frames.append(_frame(info, names, base, sweeps, (points, earlier), "nuscenes" in dataset))
         except _MALFORMED as error:
             raise DataError(f"{path}: data_list.{number} is malformed ({type(error).__name__}: {error})") from error
     return frames
@@ -81,7 +83,7 @@ def _frame(
     for instance in info.get("instances") or []:
         label = int(instance["bbox_label_3d"])
         if label < 0:
-            continue  # of no class of the set
+            continue  # not one of the dataset's classes
         box = np.array(instance["bbox_3d"], np.float32).reshape(-1)[:7]
         boxes.append(box)
         classes.append(names.get(label, str(label)))
@@ -105,7 +107,7 @@ def _frame(
 
 
 def _place(root: Path, folders: tuple[str, str], name: str, annotated: bool) -> Path:
-    """Where points are: lists have bare names, or paths of the machine that wrote them, whose last part counts."""
+    """Locate a point cloud file: entries are bare names or foreign paths, of which the last component is used."""
     path = Path(name)
     if not leads_out(name) and path.parent != Path() and (root / path).is_file():
         return root / path

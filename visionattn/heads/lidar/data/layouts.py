@@ -1,4 +1,4 @@
-"""Frames by the name of their layout, for commands and configs; and object databases from them."""
+"""Reading of LiDAR datasets by layout name, for commands and configs, and building of object databases."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,18 +19,19 @@ LAYOUTS = ("folder", "kitti", "nuscenes", "infos")
 def read_frames(
     layout: str, source: str | Path, split: str | None = None, *, sweeps: int = 10, version: str | None = None
 ) -> list[PointCloudFrame]:
-    """The frames of a set.
+    """Read the frames of a dataset.
 
     Args:
         layout: ``"folder"`` (see `visionattn.heads.lidar.data.folders`), ``"kitti"``, ``"nuscenes"``, or ``"infos"``,
             an info file of mmdetection3d.
-        source: folder of the set; of infos, the list.
-        split: of KITTI, a list of frames; of nuScenes, a file of scenes; of a folder, one below it.
-        sweeps: of nuScenes and infos, how many turns make a frame.
-        version: of nuScenes, see `visionattn.heads.lidar.data.nuscenes.read_nuscenes`.
+        source: root folder of the dataset; for ``"infos"``, the info file.
+        split: for ``"kitti"``, a list of frames; for ``"nuscenes"``, a file of scene names; for ``"folder"``, a
+            subfolder.
+        sweeps: number of sweeps per frame, for ``"nuscenes"`` and ``"infos"``.
+        version: nuScenes version, see `visionattn.heads.lidar.data.nuscenes.read_nuscenes`.
 
     Raises:
-        DataError: an unknown layout, or the files are not as it says.
+        DataError: if the layout is unknown or the files do not match it.
     """
     if layout == "folder":
         return read_point_folder(Path(source) / split if split else source)
@@ -39,14 +40,14 @@ def read_frames(
     if layout == "nuscenes":
         return nuscenes.read_nuscenes(source, version, split, sweeps)
     if layout != "infos":
-        raise DataError(f"layout {layout!r} must be one of {LAYOUTS}")
+        raise DataError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if split:
-        raise DataError(f"split {split!r} does not apply to infos, which are of one split; leave it out")
+        raise DataError(f"`split` does not apply to layout 'infos', whose file holds one split, got {split!r}")
     return read_mmdet3d_infos(source, sweeps=sweeps)
 
 
 def known_classes(layout: str, source: str | Path) -> tuple[str, ...] | None:
-    """The classes of a layout, or of the ``manifest.json`` of a folder or the one above; None where nothing tells."""
+    """Class names of a dataset: those of the layout, or from ``manifest.json`` in the folder or its parent, or None."""
     if layout != "folder":
         return {"kitti": kitti.CLASSES, "nuscenes": nuscenes.CLASSES, "infos": nuscenes.CLASSES}.get(layout)
     for folder in (Path(source), Path(source).parent):
@@ -67,30 +68,33 @@ def build_object_database(
     least_points: int = 5,
     version: str | None = None,
 ) -> ObjectDatabase:
-    """Write the objects of a training set for `visionattn.heads.lidar.data.object_database.ObjectPaste`.
+    """Extract the objects of a training set for `visionattn.heads.lidar.data.object_database.ObjectPaste`.
 
-    nuScenes gets ten sweeps and the column of their age, and is turned to x forward, as its training data is here.
+    nuScenes is read with ten sweeps and their age column, and rotated to x forward, as for training.
 
     Args:
-        out: file to write, ``.npz``.
-        layout, source, split, version: of `read_frames`.
-        classes: names, in the order of the labels of the training set; None for those that are known.
-        least_points: of an object.
+        out: output file, ``.npz``.
+        layout, source, split, version: see `read_frames`.
+        classes: class names in the order of the training labels. Defaults to `known_classes`.
+        least_points: minimum number of points of an object.
+
+    Returns:
+        The database.
 
     Raises:
-        DataError: the classes are unknown, no object was found, or a file cannot be read or written.
+        DataError: if the classes are unknown, no object is found, or a file cannot be read or written.
     """
     out = Path(out)
     if out.suffix != ".npz":
-        raise DataError(f"{out}: must end in .npz")
+        raise DataError(f"{out}: the file name must end in .npz")
     names = classes or known_classes(layout, source)
     if not names:
-        raise DataError(f"{source}: nothing there tells the classes; name them")
+        raise DataError(f"{source}: the classes are unknown; set `classes`")
     frames = read_frames(layout, source, split, version=version)
     columns = 5 if layout in ("nuscenes", "infos") else 4
     database = cut_objects(PointCloudSet(frames, names, columns, x_forward=True), least_points)
     if not len(database):
-        raise DataError(f"{source}: has no object of {', '.join(names)} with {least_points} points")
+        raise DataError(f"{source}: has no object of {', '.join(names)} with {least_points} or more points")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         database.save(out)

@@ -1,8 +1,9 @@
-"""nuScenes (Caesar et al., CVPR 2020) from its own JSON tables.
+"""The nuScenes dataset (Caesar et al., CVPR 2020), read from its JSON tables.
 
-Points are ROOT/samples/LIDAR_TOP/*.pcd.bin and ROOT/sweeps/LIDAR_TOP/*.pcd.bin; tables ROOT/v1.0-mini/*.json and so on.
-The sensor's axes are **x right, y forward**: `visionattn.heads.lidar.data.frames.PointCloudSet` turns frames with
-``x_forward=True``. Intensity is 0..255 in the files and 0..1 in items.
+Points are in ROOT/samples/LIDAR_TOP/*.pcd.bin and ROOT/sweeps/LIDAR_TOP/*.pcd.bin, tables in ROOT/v1.0-mini/*.json (or
+another version). The axes of the sensor are **x right, y forward**;
+`visionattn.heads.lidar.data.frames.PointCloudSet` rotates frames with ``x_forward=True``. Intensity is in [0, 255] in
+the files and in [0, 1] in items.
 """
 
 from collections.abc import Sequence
@@ -41,14 +42,14 @@ CATEGORIES = {
     "vehicle.trailer": "trailer",
     "vehicle.truck": "truck",
 }
-"""Category of an annotation to class; the others are not of the task."""
+"""Maps annotation categories to classes; other categories are not part of the detection task."""
 
 MINI_VAL = ("scene-0103", "scene-0916")
-"""The scenes of v1.0-mini that are for validation."""
+"""The validation scenes of v1.0-mini."""
 
 _CHANNEL = "LIDAR_TOP"
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # of content of other forms
-_LONGEST = 1.5  # seconds between two annotations from which a velocity is taken
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # raised by malformed content
+_MAX_INTERVAL = 1.5  # maximum seconds between two annotations for a velocity estimate
 
 
 def read_nuscenes(
@@ -57,24 +58,23 @@ def read_nuscenes(
     scenes: Sequence[str] | str | Path | None = None,
     sweeps: int = 10,
 ) -> list[PointCloudFrame]:
-    """The annotated frames, in the order of the tables.
+    """Read the annotated frames, in the order of the tables.
 
-    Points have the columns x, y, z, intensity, age in seconds. Boxes without a point in LiDAR or radar count neither
-    way.
+    Point columns are x, y, z, intensity and age in seconds. Boxes without LiDAR or radar points become ignored boxes.
 
     Args:
-        root: of the set.
-        version: folder of the tables, such as ``"v1.0-trainval"``; None for the one there is.
-        scenes: names of those to take, or a file with one name in a line; None for all. The lists of the official
-            splits are in the set's own development kit; see also `MINI_VAL`.
-        sweeps: turns that make a frame, the annotated one included.
+        root: root folder of the dataset.
+        version: folder of the tables, such as ``"v1.0-trainval"``. Defaults to the only one present.
+        scenes: scene names, or a file with one name per line; None for all scenes. The official splits are listed in
+            the nuScenes development kit; see also `MINI_VAL`.
+        sweeps: number of sweeps per frame, including the annotated one.
 
     Raises:
-        ValueError: ``sweeps`` is less than 1.
-        DataError: a table is missing or malformed, or points to what does not exist.
+        ValueError: if ``sweeps`` is less than 1.
+        DataError: if a table is missing or malformed, or refers to a missing row.
     """
     if sweeps < 1:
-        raise ValueError(f"sweeps={sweeps} must be at least 1")
+        raise ValueError(f"`sweeps` must be at least 1, got {sweeps}")
     tables = _Tables(Path(root), version)
     frames = []
     try:
@@ -83,30 +83,30 @@ def read_nuscenes(
             if wanted is None or sample["scene_token"] in wanted:
                 frames.append(tables.frame(sample, sweeps))
     except _MALFORMED as error:
-        raise DataError(f"{tables.folder}: its tables are malformed ({type(error).__name__}: {error})") from error
+        raise DataError(f"{tables.folder}: the tables are malformed ({type(error).__name__}: {error})") from error
     if not frames:
-        raise DataError(f"{tables.folder}: has no frame of the scenes {scenes}")
+        raise DataError(f"{tables.folder}: has no frame of `scenes` {scenes}")
     return frames
 
 
 class _Tables:
-    """The tables by token, and what follows from several of them."""
+    """The tables, indexed by token, and lookups that join several of them."""
 
     def __init__(self, root: Path, version: str | None) -> None:
         if version is None:
             found = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir())
             if len(found) != 1:
                 there = ", ".join(found) or "none"
-                raise DataError(f"{root}: must hold one folder v1.0-* of tables; there is {there}; name the version")
+                raise DataError(f"{root}: `version` is needed unless there is exactly one folder v1.0-*, got {there}")
             version = found[0]
         self.root, self.folder = root, root / version
         if not self.folder.is_dir():
-            raise DataError(f"{self.folder}: there is no such folder of tables")
+            raise DataError(f"{self.folder}: table folder not found")
         self._known: dict[str, dict[str, dict[str, Any]]] = {}
         try:
             self._join()
         except _MALFORMED as error:
-            raise DataError(f"{self.folder}: its tables are malformed ({type(error).__name__}: {error})") from error
+            raise DataError(f"{self.folder}: the tables are malformed ({type(error).__name__}: {error})") from error
 
     def _join(self) -> None:
         channels = {token: sensor["channel"] for token, sensor in self.read("sensor").items()}
@@ -119,7 +119,7 @@ class _Tables:
             self.boxes.setdefault(annotation["sample_token"], []).append(annotation)
 
     def read(self, table: str) -> dict[str, dict[str, Any]]:
-        """A table by token."""
+        """Rows of a table, by token."""
         if table not in self._known:
             path = self.folder / f"{table}.json"
             try:
@@ -127,27 +127,29 @@ class _Tables:
                 self._known[table] = {row["token"]: row for row in rows}
             except (OSError, ValueError, TypeError, KeyError) as error:
                 text = " ".join(str(error).split())
-                raise DataError(f"{path}: is no table ({type(error).__name__}: {text})") from error
+                raise DataError(f"{path}: is not a nuScenes table ({type(error).__name__}: {text})") from error
         return self._known[table]
 
     def row(self, table: str, token: str) -> dict[str, Any]:
-        """A row."""
+        """The row of a table with the given token."""
         try:
             return self.read(table)[token]
         except KeyError:
-            raise DataError(f"{self.folder / table}.json: has no token {token!r}, which another table names") from None
+            raise DataError(
+                f"{self.folder / table}.json: has no token {token!r}, to which another table refers"
+            ) from None
 
     def to_global(self, data: dict[str, Any]) -> np.ndarray:
-        """``[4, 4]`` from the sensor at the time of a measurement to the map."""
+        """Transform ``[4, 4]`` from the sensor, at the time of a measurement, to the global frame."""
         pose = self.row("ego_pose", data["ego_pose_token"])
         mounted = self.row("calibrated_sensor", data["calibrated_sensor_token"])
         return transform(pose["rotation"], pose["translation"]) @ transform(mounted["rotation"], mounted["translation"])
 
     def frame(self, sample: dict[str, Any], sweeps: int) -> PointCloudFrame:
-        """One annotated sample."""
+        """The frame of an annotated sample."""
         data = self.key.get(sample["token"])
         if data is None:
-            raise DataError(f"{self.folder / 'sample_data'}.json: has no {_CHANNEL} of the sample {sample['token']!r}")
+            raise DataError(f"{self.folder / 'sample_data'}.json: has no {_CHANNEL} for the sample {sample['token']!r}")
         from_global = np.linalg.inv(self.to_global(data))
         where = f"{self.folder / 'sample_data'}.json"
         path = place(data["filename"], self.root, where)
@@ -182,22 +184,25 @@ class _Tables:
         )
 
     def velocity(self, annotation: dict[str, Any]) -> np.ndarray:
-        """From the annotations before and after, in metres per second on the map; NaN where they are too far apart."""
+        """Velocity ``[3]`` in meters per second in the global frame, from the previous and next annotations.
+
+        NaN if they are too far apart in time.
+        """
         table = self.read("sample_annotation")
         first = table.get(annotation["prev"], annotation)
         last = table.get(annotation["next"], annotation)
         times = [self.row("sample", a["sample_token"])["timestamp"] / 1e6 for a in (first, last)]
-        longest = _LONGEST * (2 if first is not annotation and last is not annotation else 1)
-        if not 0 < times[1] - times[0] <= longest:
+        max_interval = _MAX_INTERVAL * (2 if first is not annotation and last is not annotation else 1)
+        if not 0 < times[1] - times[0] <= max_interval:
             return np.full(3, np.nan)
         return (np.array(last["translation"]) - np.array(first["translation"])) / (times[1] - times[0])
 
 
 def _box(annotation: dict[str, Any], from_global: np.ndarray) -> list[float]:
     width, length, height = annotation["size"]
-    centre = from_global @ [*annotation["translation"], 1]
+    center = from_global @ [*annotation["translation"], 1]
     ahead = from_global[:3, :3] @ rotation_matrix(annotation["rotation"])[:, 0]
-    return [*centre[:3], length, width, height, float(np.arctan2(ahead[1], ahead[0]))]
+    return [*center[:3], length, width, height, float(np.arctan2(ahead[1], ahead[0]))]
 
 
 def _wanted(scenes: Sequence[str] | str | Path | None, tables: _Tables) -> set[str] | None:
@@ -207,11 +212,11 @@ def _wanted(scenes: Sequence[str] | str | Path | None, tables: _Tables) -> set[s
         try:
             scenes = Path(scenes).read_text(encoding="utf-8").split()
         except OSError as error:
-            raise DataError(f"{scenes}: cannot be read ({error.strerror}); it must list scenes") from error
+            raise DataError(f"{scenes}: cannot be read as a list of scenes ({error.strerror})") from error
     known = {scene["name"]: token for token, scene in tables.read("scene").items()}
     unknown = [name for name in scenes if name not in known]
     if unknown and len(unknown) == len(scenes):
         raise DataError(
-            f"{tables.folder / 'scene'}.json: has none of the {len(unknown)} scenes, such as {unknown[0]!r}"
+            f"{tables.folder / 'scene'}.json: has none of the {len(unknown)} `scenes`, such as {unknown[0]!r}"
         )
     return {known[name] for name in scenes if name in known}

@@ -1,4 +1,4 @@
-"""Objects cut out of training scans, and put into others (ground-truth sampling; Yan et al., SECOND, Sensors 2018)."""
+"""Ground-truth sampling (Yan et al., SECOND, Sensors 2018): paste objects of training scans into other scans."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,18 +18,18 @@ _KEYS = ("points", "offsets", "boxes", "labels", "difficulty", "classes")
 
 
 class ObjectDatabase:
-    """Objects with their points, where they were seen.
+    """Objects with their points, at their original positions.
 
     Args:
-        points: float32 ``[N, C]``, those of all objects one after another.
-        offsets: int64 ``[K + 1]``: object k has the rows from ``offsets[k]`` to ``offsets[k + 1]``.
+        points: float32 ``[N, C]``, points of all objects, concatenated.
+        offsets: int64 ``[K + 1]``; object k has the rows ``offsets[k]`` to ``offsets[k + 1]``.
         boxes: float32 ``[K, 7]``.
-        labels: int64 ``[K]`` into ``classes``.
+        labels: int64 ``[K]``, indices into ``classes``.
         difficulty: int64 ``[K]``.
-        classes: names.
+        classes: class names.
 
     Raises:
-        ValueError: the arrays do not fit together.
+        ValueError: if the arrays are inconsistent.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class ObjectDatabase:
         count = len(boxes)
         fit = points.ndim == 2 and boxes.shape == (count, 7) and len(labels) == len(difficulty) == count
         if not fit or offsets.shape != (count + 1,) or (np.diff(offsets, prepend=0) < 0).any():
-            raise ValueError("points, offsets, boxes, labels and difficulty do not fit together")
+            raise ValueError("`points`, `offsets`, `boxes`, `labels` and `difficulty` have inconsistent shapes")
         if offsets[-1] != len(points) or (count and not 0 <= labels.min() <= labels.max() < len(classes)):
-            raise ValueError("offsets or labels point beyond points or classes")
+            raise ValueError("`offsets` or `labels` refer to missing points or classes")
         self.points, self.offsets, self.boxes = points, offsets, boxes
         self.labels, self.difficulty, self.classes = labels, difficulty, tuple(classes)
 
@@ -54,43 +54,43 @@ class ObjectDatabase:
         return len(self.boxes)
 
     def cut(self, index: int) -> np.ndarray:
-        """The points of an object, ``[n, C]``."""
+        """Points of one object, ``[n, C]``."""
         return self.points[self.offsets[index] : self.offsets[index + 1]]
 
     def save(self, path: str | Path) -> None:
-        """Write an ``.npz``."""
+        """Write the database as ``.npz``."""
         np.savez(path, **{key: np.asarray(getattr(self, key)) for key in _KEYS})
 
     @classmethod
     def load(cls, path: str | Path) -> "ObjectDatabase":
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            DataError: the file is missing or malformed.
+            DataError: if the file is missing or malformed.
         """
         try:
             content: dict[str, Any] = dict(zip(_KEYS, read_arrays(path, _KEYS), strict=True))
             if any(content[key].dtype.kind not in "fiu" for key in _KEYS[:-1]) or content["labels"].dtype.kind == "f":
-                raise ValueError("its points, boxes and labels are not all numbers")
+                raise ValueError("points, boxes and labels must be numeric arrays")
             content["classes"] = [str(name) for name in content["classes"]]
             return cls(**content)
         except (DataError, ValueError, TypeError, IndexError) as error:
             reason = " ".join(str(error).removeprefix(f"{path}: ").split())
-            raise DataError(f"{path}: is no object database ({reason})") from error
+            raise DataError(f"{path}: is not an object database ({reason})") from error
 
 
 def cut_objects(frames: PointCloudSet, least_points: int = 5) -> ObjectDatabase:
-    """Cut all objects out of a set, which should be a training set.
+    """Extract all objects of a training set.
 
     Args:
-        frames: without a transform.
-        least_points: objects with fewer are left out, and so are those of difficulty -1.
+        frames: dataset without a transform.
+        least_points: minimum number of points; objects with fewer or with difficulty -1 are skipped.
 
     Raises:
-        ValueError: the set has a transform.
+        ValueError: if the dataset has a transform.
     """
     if frames.transform is not None:
-        raise ValueError("frames has a transform; cut objects out of a set without one")
+        raise ValueError("`frames` must be a dataset without a transform")
     points: list[np.ndarray] = [np.zeros((0, frames.columns), np.float32)]
     rows: list[tuple[np.ndarray, int, int]] = []
     for index in range(len(frames)):
@@ -111,20 +111,21 @@ def cut_objects(frames: PointCloudSet, least_points: int = 5) -> ObjectDatabase:
 
 
 class ObjectPaste:
-    """Puts objects of a database into a scan, where they overlap with none that is there.
+    """Paste objects of a database into a scan at positions where they do not overlap other objects.
 
-    Objects keep their distance from the sensor, so that the number of their points stays right, and the side that they
-    show it. The scan's own points within a pasted box go.
+    Objects keep their distance and orientation relative to the sensor, so their point density stays realistic. Points
+    of the scan inside a pasted box are removed.
 
     Args:
-        database: objects; its classes are those of the items.
-        up_to: for each class, the number of objects to fill a scan up to.
-        turn: put them at any azimuth in place of their own; not for scans whose labels are of a camera's view.
-        to_ground: set them on the lowest points around, where there are some within a metre of their bottom.
-        probability: how often it is done.
+        database: the objects. Its classes are matched by name with ``classes`` of the items, if these have them.
+        up_to: for each class, the number of objects in a scan after pasting.
+        turn: place objects at a random azimuth; not suitable for scans labelled only in a camera's view.
+        to_ground: move objects vertically onto the lowest nearby points, if these are within 1 m of the object's
+            bottom.
+        probability: probability of pasting into a scan.
 
     Raises:
-        ValueError: a class is not in the database, or a number is out of its range.
+        ValueError: if a class is not in the database, or a number is out of range.
     """
 
     def __init__(
@@ -137,9 +138,13 @@ class ObjectPaste:
     ) -> None:
         unknown = [name for name in up_to if name not in database.classes]
         if unknown:
-            raise ValueError(f"up_to names {unknown[0]!r}; the database has {', '.join(database.classes)}")
-        if any(count < 0 for count in up_to.values()) or not 0 <= probability <= 1:
-            raise ValueError(f"up_to={dict(up_to)} must be at least 0, and probability={probability} in 0..1")
+            raise ValueError(
+                f"`up_to` must have classes of the database ({', '.join(database.classes)}), got {unknown[0]!r}"
+            )
+        if any(count < 0 for count in up_to.values()):
+            raise ValueError(f"`up_to` must have numbers of at least 0, got {dict(up_to)}")
+        if not 0 <= probability <= 1:
+            raise ValueError(f"`probability` must be in [0, 1], got {probability}")
         self.database, self.turn, self.to_ground, self.probability = database, turn, to_ground, probability
         self.up_to = {database.classes.index(name): count for name, count in up_to.items()}
         self._pools = {label: np.flatnonzero(database.labels == label) for label in self.up_to}
@@ -147,12 +152,14 @@ class ObjectPaste:
     def __call__(self, item: Item, rng: np.random.Generator) -> Item:
         if rng.random() >= self.probability:
             return item
+        names = tuple(item.get("classes", self.database.classes))
         taken = np.concatenate([item["boxes"], item["ignore_boxes"]])
         chosen: list[int] = []
         new_boxes: list[np.ndarray] = []
         cuts: list[np.ndarray] = []
         for label, count in self.up_to.items():
-            missing = min(count - int((item["labels"] == label).sum()), len(self._pools[label]))
+            own = self._label_in(names, label)
+            missing = min(count - int((item["labels"] == own).sum()), len(self._pools[label]))
             if missing <= 0:
                 continue
             for index in rng.choice(self._pools[label], missing, replace=False):
@@ -164,7 +171,15 @@ class ObjectPaste:
                     cuts.append(points)
         if not chosen:
             return item
-        return self._joined(item, chosen, np.stack(new_boxes).astype(np.float32), cuts)
+        labels = np.array([self._label_in(names, label) for label in self.database.labels[chosen]], np.int64)
+        return self._joined(item, chosen, labels, np.stack(new_boxes).astype(np.float32), cuts)
+
+    def _label_in(self, names: Sequence[str], label: int) -> int:
+        """Return the label that a class of the database has in a dataset with these class names."""
+        name = self.database.classes[label]
+        if name not in names:
+            raise ValueError(f"`up_to` has the class {name!r}, which the dataset ({', '.join(names)}) lacks")
+        return names.index(name)
 
     def _placed(self, index: int, scene: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         box, points = self.database.boxes[index].copy(), self.database.cut(index).copy()
@@ -186,14 +201,16 @@ class ObjectPaste:
                 points[:, 2] += shift
         return box, points
 
-    def _joined(self, item: Item, chosen: list[int], boxes: np.ndarray, cuts: list[np.ndarray]) -> Item:
+    def _joined(
+        self, item: Item, chosen: list[int], labels: np.ndarray, boxes: np.ndarray, cuts: list[np.ndarray]
+    ) -> Item:
         kept = np.ones(len(item["points"]), bool)
         for box in boxes:
             kept[points_in_box(item["points"], box)] = False
         changed: dict[str, Any] = dict(item)
         changed["points"] = np.concatenate([item["points"][kept], *cuts])
         changed["boxes"] = np.concatenate([item["boxes"], boxes])
-        changed["labels"] = np.concatenate([item["labels"], self.database.labels[chosen]])
+        changed["labels"] = np.concatenate([item["labels"], labels])
         changed["difficulty"] = np.concatenate([item["difficulty"], self.database.difficulty[chosen]])
         if "velocity" in item:
             unknown = np.full((len(chosen), 2), np.nan, np.float32)

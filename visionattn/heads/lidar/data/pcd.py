@@ -1,6 +1,6 @@
-"""The Point Cloud Library's PCD files (version 0.7): header, ASCII, binary and LZF-compressed data.
+"""PCD files of the Point Cloud Library (version 0.7) with ASCII, binary or LZF-compressed data.
 
-What the header says is compared with what the file holds before anything of that size is made.
+Sizes in the header are checked against the file size before memory is allocated.
 """
 
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ __all__ = ["PcdHeader", "lzf_decompress", "parse_header", "read_pcd"]
 
 HEADER_BYTES = 65536
 MAX_COUNT = 65536
-"""Values of one field in a point; descriptors have some hundreds."""
-LONGEST_NUMBER = 64
-_KINDS = {("F", 4): "<f4", ("F", 8): "<f8"} | {
-    (kind, size): f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)
+"""Maximum number of values of one field per point; feature descriptors have some hundreds."""
+MAX_NUMBER_CHARS = 64
+_DTYPES = {("F", 4): "<f4", ("F", 8): "<f8"} | {
+    (type_, size): f"<{type_.lower()}{size}" for type_ in "IU" for size in (1, 2, 4, 8)
 }
-_LZF_RATIO = 88  # 3 bytes of a reference give at most 264
+_LZF_RATIO = 88  # a back-reference of 3 bytes expands to at most 264
 
 
 @dataclass(frozen=True)
 class PcdHeader:
-    """What comes before the data.
+    """Header of a PCD file.
 
     Attributes:
-        fields: name of each field; ``_`` is padding.
-        dtypes: NumPy's name of each field's type.
-        counts: values of each field in a point.
-        points: how many there are.
+        fields: field names; ``_`` is padding.
+        dtypes: NumPy type string of each field.
+        counts: number of values of each field per point.
+        points: number of points.
         data: ``"ascii"``, ``"binary"`` or ``"binary_compressed"``.
-        offset: where the data begins in the file.
+        offset: position of the data in the file, in bytes.
     """
 
     fields: tuple[str, ...]
@@ -44,17 +44,20 @@ class PcdHeader:
 
     @property
     def step(self) -> int:
-        """Bytes of a point in binary data."""
+        """Bytes per point in binary data."""
         return sum(np.dtype(d).itemsize * c for d, c in zip(self.dtypes, self.counts, strict=True))
 
 
 def read_pcd(path: str | Path) -> dict[str, np.ndarray]:
-    """The fields of a PCD file by name, ``[N]`` each, in the file's types; ASCII gives float64.
+    """Read the fields of a PCD file.
 
-    Padding and fields of several values for each point are left out.
+    Padding and fields with several values per point are skipped.
+
+    Returns:
+        Arrays ``[N]`` by field name, with the types of the file; float64 for ASCII data.
 
     Raises:
-        DataError: the file is missing, is no PCD file, is cut short, or its header and data contradict each other.
+        DataError: if the file is missing, not a PCD file, truncated, or its header and data are inconsistent.
     """
     path = Path(path)
     try:
@@ -74,17 +77,21 @@ def read_pcd(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def parse_header(content: bytes, path: str | Path = "PCD file") -> PcdHeader:
-    """Read the header at the beginning of a file's bytes.
+    """Parse the header at the beginning of the file content.
+
+    Args:
+        content: the bytes of the file.
+        path: name for error messages.
 
     Raises:
-        DataError: it is none, or is incomplete.
+        DataError: if the header is missing, incomplete or malformed.
     """
     entries: dict[str, list[str]] = {}
     offset = 0
     while "DATA" not in entries:
         end = content.find(b"\n", offset, HEADER_BYTES)
         if end < 0:
-            raise DataError(f"{path}: is no PCD file: its header has no DATA line")
+            raise DataError(f"{path}: is not a PCD file: the header has no DATA line")
         words = content[offset:end].decode("ascii", "replace").split()
         offset = end + 1
         if words and not words[0].startswith("#"):
@@ -93,37 +100,37 @@ def parse_header(content: bytes, path: str | Path = "PCD file") -> PcdHeader:
         fields = tuple(entries["FIELDS"])
         sizes = [int(s) for s in entries["SIZE"]]
         counts = tuple(int(c) for c in entries.get("COUNT", ["1"] * len(fields)))
-        dtypes = tuple(_KINDS[kind.upper(), size] for kind, size in zip(entries["TYPE"], sizes, strict=True))
+        dtypes = tuple(_DTYPES[type_.upper(), size] for type_, size in zip(entries["TYPE"], sizes, strict=True))
         width, height = int(entries["WIDTH"][0]), int(entries.get("HEIGHT", ["1"])[0])
         points = int(entries["POINTS"][0]) if "POINTS" in entries else width * height
         data = entries["DATA"][0].lower()
     except (KeyError, ValueError, IndexError) as error:
-        raise DataError(f"{path}: its PCD header is malformed ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: the PCD header is malformed ({type(error).__name__}: {error})") from error
     fit = len(fields) == len(dtypes) == len(counts) and all(0 < count <= MAX_COUNT for count in counts)
     if not fields or not fit or min(width, height, points) < 0:
-        raise DataError(f"{path}: its PCD header is malformed (FIELDS, SIZE, TYPE and COUNT do not fit together)")
+        raise DataError(f"{path}: the PCD header is malformed (FIELDS, SIZE, TYPE and COUNT are inconsistent)")
     if points != width * height:
-        raise DataError(f"{path}: its PCD header says POINTS {points}, but WIDTH {width} x HEIGHT {height}")
+        raise DataError(f"{path}: POINTS must be WIDTH {width} x HEIGHT {height}, got {points}")
     if data not in ("ascii", "binary", "binary_compressed"):
-        raise DataError(f"{path}: DATA {data!r} must be ascii, binary or binary_compressed")
+        raise DataError(f"{path}: DATA must be ascii, binary or binary_compressed, got {data!r}")
     return PcdHeader(fields, dtypes, counts, points, data, offset)
 
 
 def lzf_decompress(data: bytes | memoryview, size: int) -> bytes:
-    """Undo LibLZF's compression.
+    """Decompress data of LibLZF.
 
-    A control byte below 32 is followed by that many literal bytes plus one; any other has a length in its upper
-    three bits (7: a further byte is added) and, with the next byte, how far back to copy from.
+    A control byte c below 32 is followed by c + 1 literal bytes. Any other control byte starts a back-reference: its
+    upper three bits hold the length (7: the next byte is added), its lower five bits and one more byte the distance.
 
     Args:
-        data: compressed.
-        size: of the result.
+        data: the compressed data.
+        size: size of the decompressed data, in bytes.
 
     Raises:
-        ValueError: the data is cut short, points before its beginning, or gives another size.
+        ValueError: if the data is truncated, refers to a position before the start, or has another decompressed size.
     """
     if size > _LZF_RATIO * len(data):
-        raise ValueError(f"{len(data)} bytes cannot hold {size}")
+        raise ValueError(f"of {len(data)} bytes cannot expand to {size} bytes")
     data, out, at, end = bytes(data), bytearray(), 0, len(data)
     try:
         while at < end:
@@ -144,28 +151,28 @@ def lzf_decompress(data: bytes | memoryview, size: int) -> bytes:
                 start = len(out) - ((control & 31) << 8) - data[at] - 1
                 at += 1
                 if start < 0:
-                    raise ValueError("a reference points before the beginning")
+                    raise ValueError("has a back-reference before its start")
                 piece = out[start : start + length]
-                if len(piece) < length:  # the copy overlaps what it writes: a repetition
+                if len(piece) < length:  # source and destination overlap, which repeats the piece
                     piece = (piece * (length // len(piece) + 1))[:length]
                 out += piece
             if len(out) > size:
-                raise ValueError(f"holds more than {size} bytes")
+                raise ValueError(f"expands to more than {size} bytes")
     except IndexError:
-        raise ValueError("is cut short") from None
+        raise ValueError("is truncated") from None
     if len(out) != size:
-        raise ValueError(f"holds {len(out)} bytes and not {size}")
+        raise ValueError(f"expands to {len(out)} bytes instead of {size}")
     return bytes(out)
 
 
 def _unique_dtype(header: PcdHeader) -> np.dtype:
-    """One record; padding gets names of its own, and so do repeated names."""
+    """NumPy record type of one point; padding and repeated names get unique names."""
     seen: set[str] = set()
     parts = []
-    for number, (name, kind, count) in enumerate(zip(header.fields, header.dtypes, header.counts, strict=True)):
+    for number, (name, dtype, count) in enumerate(zip(header.fields, header.dtypes, header.counts, strict=True)):
         unique = f"_{number}" if name == "_" or name in seen else name
         seen.add(unique)
-        parts.append((unique, kind) if count == 1 else (unique, kind, (count,)))
+        parts.append((unique, dtype) if count == 1 else (unique, dtype, (count,)))
     return np.dtype(parts)
 
 
@@ -173,7 +180,7 @@ def _binary(body: memoryview, header: PcdHeader, path: Path) -> dict[str, np.nda
     need = header.points * header.step
     if len(body) < need:
         raise DataError(
-            f"{path}: is cut short: its header says {header.points} points, {need} bytes; {len(body)} are there"
+            f"{path}: is truncated: the header announces {header.points} points ({need} bytes), got {len(body)} bytes"
         )
     records = np.frombuffer(body, _unique_dtype(header), header.points)
     return {name: records[name] for name in records.dtype.names or ()}
@@ -181,21 +188,21 @@ def _binary(body: memoryview, header: PcdHeader, path: Path) -> dict[str, np.nda
 
 def _compressed(body: memoryview, header: PcdHeader, path: Path) -> dict[str, np.ndarray]:
     if len(body) < 8:
-        raise DataError(f"{path}: is cut short: no sizes before its compressed data")
+        raise DataError(f"{path}: is truncated: the sizes before the compressed data are missing")
     packed, full = (int(s) for s in np.frombuffer(body, "<u4", 2))
     need = header.points * header.step
     if full != need or packed > len(body) - 8:
         raise DataError(
-            f"{path}: its header says {need} bytes of points; the data says {full}, and {packed} compressed, of which "
-            f"{len(body) - 8} are there"
+            f"{path}: the header announces {need} bytes of points, the data section {full} ({packed} compressed), "
+            f"got {len(body) - 8} compressed bytes"
         )
     try:
         plain = lzf_decompress(body[8 : 8 + packed], full) if full else b""
     except ValueError as error:
-        raise DataError(f"{path}: its compressed data {error}") from error
+        raise DataError(f"{path}: the compressed data {error}") from error
     columns, at = {}, 0
-    for name, kind, count in zip(header.fields, header.dtypes, header.counts, strict=True):  # one field after another
-        values = np.frombuffer(plain, kind, header.points * count, at)
+    for name, dtype, count in zip(header.fields, header.dtypes, header.counts, strict=True):  # stored field by field
+        values = np.frombuffer(plain, dtype, header.points * count, at)
         columns.setdefault(name, values)
         at += values.nbytes
     return columns
@@ -207,17 +214,17 @@ def _ascii(body: memoryview, header: PcdHeader, path: Path) -> dict[str, np.ndar
     words = bytes(body).split() if len(body) >= 2 * need - 1 else []
     if len(words) < need or (need == 0 and len(words)):
         raise DataError(
-            f"{path}: is cut short or malformed: its header says {header.points} points of {width} values; "
-            f"{len(words) or 'fewer'} values are there"
+            f"{path}: is truncated or malformed: the header announces {header.points} points of {width} values, "
+            f"got {len(words) or 'fewer'} values"
         )
     words = words[:need]
     longest = max(map(len, words), default=0)
-    if longest > LONGEST_NUMBER:  # an array of text has room for the longest in every place
-        raise DataError(f"{path}: holds a number of {longest} characters; {LONGEST_NUMBER} is the most")
+    if longest > MAX_NUMBER_CHARS:  # a NumPy string array allocates the longest width for every element
+        raise DataError(f"{path}: numbers must have at most {MAX_NUMBER_CHARS} characters, got {longest}")
     try:
         values = np.array(words, dtype=np.bytes_).astype(np.float64).reshape(header.points, width)
     except ValueError as error:
-        raise DataError(f"{path}: holds what is no number ({error})") from error
+        raise DataError(f"{path}: contains a value that is not a number ({error})") from error
     columns, at = {}, 0
     for name, count in zip(header.fields, header.counts, strict=True):
         columns.setdefault(name, values[:, at])

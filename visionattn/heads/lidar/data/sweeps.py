@@ -1,4 +1,4 @@
-"""Several turns of a LiDAR as one point cloud, in the frame of the last, with the age of each point."""
+"""Aggregation of LiDAR sweeps into one point cloud in the frame of the key sweep, with the age of each point."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ __all__ = ["Sweep", "SweepReader", "rotation_matrix", "transform"]
 
 @dataclass(frozen=True)
 class Sweep:
-    """One turn.
+    """One earlier sweep.
 
     Attributes:
-        path: of its points.
-        to_key: float64 ``[4, 4]``, from its frame to that of the last turn.
-        age: seconds before the last turn.
+        path: file of the points.
+        to_key: float64 ``[4, 4]``, transform to the frame of the key sweep.
+        age: time before the key sweep, in seconds.
     """
 
     path: Path
@@ -28,13 +28,14 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SweepReader:
-    """Reads turns as one: x, y, z, intensity, age in seconds.
+    """Read several sweeps as one point cloud with the columns x, y, z, intensity and age in seconds.
 
     Attributes:
-        path: of the last turn.
-        sweeps: those before it.
-        columns: of the files.
-        nearest: metres in x and y within which points of earlier turns are left out: the vehicle itself.
+        path: file of the key sweep, the latest one.
+        sweeps: the earlier sweeps.
+        columns: number of columns of the files.
+        nearest: points of earlier sweeps within this distance in both x and y are dropped, in meters, because they
+            lie on the ego vehicle.
     """
 
     path: Path
@@ -43,7 +44,7 @@ class SweepReader:
     nearest: float = 1.0
 
     def __call__(self) -> PointCloud:
-        """All points, the last turn's first."""
+        """Load all points, those of the key sweep first."""
         first = read_points(self.path, self.columns)
         parts, dropped = [_with_age(first.points, 0.0)], first.dropped
         for sweep in self.sweeps:
@@ -61,14 +62,14 @@ def _with_age(points: np.ndarray, age: float) -> np.ndarray:
 
 
 def rotation_matrix(quaternion: Sequence[float]) -> np.ndarray:
-    """``[3, 3]`` of a quaternion w, x, y, z, which need not have length 1.
+    """Rotation matrix ``[3, 3]`` of a quaternion (w, x, y, z), which is normalized first.
 
     Raises:
-        ValueError: it is no 4 numbers, or 0.
+        ValueError: if the quaternion is not 4 numbers, or is zero.
     """
     q = np.asarray(quaternion, np.float64)
     if q.shape != (4,) or not np.linalg.norm(q) > 0:
-        raise ValueError(f"rotation {quaternion} must be 4 numbers (w, x, y, z), not all 0")
+        raise ValueError(f"`quaternion` must be 4 numbers (w, x, y, z), not all 0, got {quaternion}")
     w, x, y, z = q / np.linalg.norm(q)
     return np.array([
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -78,7 +79,7 @@ def rotation_matrix(quaternion: Sequence[float]) -> np.ndarray:
 
 
 def transform(rotation: Sequence[float], translation: Sequence[float]) -> np.ndarray:
-    """``[4, 4]`` of a quaternion w, x, y, z and a shift."""
+    """Homogeneous transform ``[4, 4]`` of a quaternion (w, x, y, z) and a translation."""
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = rotation_matrix(rotation), translation
     return matrix

@@ -1,4 +1,4 @@
-"""Point clouds with boxes for mmengine's data loaders: frames of `visionattn.data`, and their pipeline steps."""
+"""LiDAR datasets and pipeline transforms for mmengine."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,27 +33,27 @@ __all__ = [
 
 @DATASETS.register_module()
 class PointCloudDataset(BaseDataset):
-    """Frames of LiDAR data, as the readers of `visionattn.data` find them.
+    """LiDAR dataset in one of the layouts of `visionattn.heads.lidar.data.layouts`.
 
     Args:
-        layout: ``"folder"`` (point clouds, each with a JSON file of its boxes), ``"kitti"``, ``"nuscenes"``, or
-            ``"infos"``, a list that mmdetection3d made of nuScenes.
-        data_root: of the set.
-        ann_file: of KITTI, a list of frames such as ``"ImageSets/train.txt"``; of nuScenes, a list of scenes; of
-            infos, the ``.pkl``.
-        data_prefix: ``pts``, the folder below ``data_root`` with the point clouds of ``"folder"``.
-        metainfo: ``classes``, in the order of the labels; KITTI's and nuScenes' are known.
-        columns: of the points to keep: x, y, z, intensity, then what the set has.
-        version: of nuScenes, its folder of tables; found unless given.
-        sweeps: of nuScenes, how many turns of the sensor make a frame.
-        crop_to_view: leave out what a camera does not see, where only that is labelled.
-        x_forward: turn frames whose axes are x right, y forward, so that all models see x forward.
-        every, offset: take each ``every``-th frame from the ``offset``-th on.
-        **arguments: of mmengine's ``BaseDataset``, such as ``pipeline``.
+        layout: ``"folder"`` (point clouds with one JSON file each), ``"kitti"``, ``"nuscenes"``, or ``"infos"``, an
+            info file of mmdetection3d for nuScenes.
+        data_root: root folder of the dataset.
+        ann_file: for ``"kitti"``, a list of frames such as ``"ImageSets/train.txt"``; for ``"nuscenes"``, a list of
+            scenes; for ``"infos"``, the ``.pkl`` file.
+        data_prefix: ``pts``, the folder of the point clouds below ``data_root``, for ``"folder"``.
+        metainfo: ``classes``, in the order of the labels. Defaults to those of the layout.
+        columns: number of point columns to keep: x, y, z, intensity, then further columns.
+        version: nuScenes version, the folder of the tables. Defaults to the only one present.
+        sweeps: number of sweeps per frame, for nuScenes.
+        crop_to_view: drop points and boxes outside the camera's view where only that is labelled.
+        x_forward: rotate frames with axes x right, y forward to x forward, y left.
+        every, offset: use every ``every``-th frame, starting at index ``offset``.
+        **arguments: passed to mmengine's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
-        ConfigError: an unknown layout, or no classes.
-        DataError: the files are not as the layout says, or no frame has a box of any class.
+        ConfigError: if the layout is unknown, the classes are unknown, or ``every`` or ``offset`` is out of range.
+        DataError: if the files do not match the layout, or no box is of any of the classes.
     """
 
     METAINFO: ClassVar[dict] = {}
@@ -74,19 +74,23 @@ class PointCloudDataset(BaseDataset):
         **arguments: Any,
     ) -> None:
         if layout not in LAYOUTS:
-            raise ConfigError(f"PointCloudDataset layout={layout!r} must be one of {LAYOUTS}")
+            raise ConfigError(f"PointCloudDataset: `layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         if every < 1 or not 0 <= offset < every:
-            raise ConfigError(f"PointCloudDataset every={every} must be at least 1, and offset={offset} below it")
+            raise ConfigError(
+                f"PointCloudDataset: `every` must be at least 1 and `offset` in [0, every), got {every} and {offset}"
+            )
         metainfo = dict(metainfo or {})
         if not metainfo.setdefault("classes", None if layout == "folder" else known_classes(layout, data_root)):
-            raise ConfigError(f"PointCloudDataset layout={layout!r} needs metainfo=dict(classes=(...))")
+            raise ConfigError(
+                f"PointCloudDataset: `metainfo` must have `classes` with layout {layout!r}, got {metainfo}"
+            )
         self.layout, self.version, self.sweeps = layout, version, sweeps
         self.every, self.offset = every, offset
         self.set_options = dict(columns=columns, crop_to_view=crop_to_view, x_forward=x_forward)
         super().__init__(data_root=data_root, data_prefix=data_prefix or {"pts": ""}, metainfo=metainfo, **arguments)
 
     def read_frames(self) -> list[PointCloudFrame]:
-        """All frames of the set."""
+        """Read all frames of the dataset."""
         source, split = self.data_root, self.ann_file or None
         if self.layout == "folder":
             source, split = self.data_prefix["pts"] or self.data_root, None
@@ -95,25 +99,29 @@ class PointCloudDataset(BaseDataset):
         return read_frames(self.layout, source, split, sweeps=self.sweeps, version=self.version)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One record for each frame; its points are read when it is asked for."""
+        """Create one record per frame; points are loaded on access."""
         frames = self.read_frames()[self.offset :: self.every]
         if not frames:
-            raise DataError(f"{self.data_root or self.ann_file}: holds no frames")
+            raise DataError(f"{self.data_root or self.ann_file}: contains no frames")
         classes = self.metainfo["classes"]
         there = {name for frame in frames for name in frame.classes}
         if there and not there & set(classes):
-            raise DataError(f"{frames[0].path}: no box is of {list(classes)}; the set's are {sorted(there)[:12]}")
+            raise DataError(
+                f"{frames[0].path}: no box of the dataset has a class of {list(classes)}; "
+                f"its classes are {sorted(there)[:12]}"
+            )
         self.frames = PointCloudSet(frames, classes, **self.set_options)
         return [{"img_path": str(frame.path), "number": number} for number, frame in enumerate(frames)]
 
     def prepare_data(self, idx: int) -> Any:
-        """Read a frame and send it through the pipeline."""
+        """Load a frame and apply the pipeline."""
         info = self.get_data_info(idx)
-        return self.pipeline({**self.frames.load(info["number"]), "sample_idx": info["sample_idx"]})
+        item = self.frames.load(info["number"])
+        return self.pipeline({**item, "sample_idx": info["sample_idx"], "classes": self.frames.classes})
 
 
 class _Seeded:
-    """A transform of items and a generator, as a step of a pipeline; NumPy's own is seeded for each sample."""
+    """Adapts a transform with a generator argument to a pipeline step; the generator is seeded from NumPy's state."""
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         return super().__call__(item, np.random.default_rng(np.random.randint(2**31, size=4)))  # type: ignore[misc]
@@ -156,12 +164,11 @@ class PointDrop(_Seeded, point_augment.DropPoints):
 
 @TRANSFORMS.register_module()
 class PasteObjects(_Seeded, ObjectPaste):
-    """`visionattn.heads.lidar.data.object_database.ObjectPaste`, with the database in a file.
+    """`visionattn.heads.lidar.data.object_database.ObjectPaste` with a database file.
 
     Args:
-        database: what ``visionattn data objects`` wrote.
-        up_to: for each class, the number of objects to fill a scan up to.
-        turn, to_ground, probability: of `ObjectPaste`.
+        database: path of a database, such as one written by ``visionattn data objects``.
+        up_to, turn, to_ground, probability: see `ObjectPaste`.
     """
 
     def __init__(
@@ -177,10 +184,10 @@ class PasteObjects(_Seeded, ObjectPaste):
 
 @TRANSFORMS.register_module()
 class PackPoints(BaseTransform):
-    """Makes the points a tensor and the rest a data sample.
+    """Pack the points as a tensor and the labels as a data sample.
 
-    The sample has ``gt_instances`` (``boxes`` ``[M, 7]``, ``labels``, ``difficulty`` and, where it is known,
-    ``velocity``) and, as meta information, what describes the frame and what is not to be counted in it.
+    The sample has ``gt_instances`` (``boxes`` ``[M, 7]``, ``labels``, ``difficulty`` and, if available,
+    ``velocity``); its meta information describes the frame, the ignored boxes and the labelled region.
     """
 
     META: Sequence[str] = ("frame", "path", "sample_idx", "ignore_boxes", "ignore_labels", "labelled_region")

@@ -1,4 +1,4 @@
-"""Detection in point clouds for mmengine's runner: voxels, encoder, sparse backbone, dense neck, centre head."""
+"""LiDAR detector for mmengine: voxelization, voxel encoder, sparse backbone, dense neck and center head."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from visionattn.heads.lidar.voxel_encoder import VoxelEncoder
 __all__ = ["BEVDetector", "PointDataPreprocessor", "SparseBackbone"]
 
 OFFICIAL = {"vfe": "voxel_encoder", "backbone_3d": "backbone.net", "backbone_2d": "neck", "dense_head": "bbox_head"}
-"""Parts of OpenPCDet's detectors, and of this one."""
+"""Maps module names of OpenPCDet's detectors to those of `BEVDetector`."""
 
 MODELS.register_module(name="VoxelEncoder", module=VoxelEncoder)
 MODELS.register_module(name="CenterHead", module=CenterHead)
@@ -29,16 +29,16 @@ MODELS.register_module(name="CascadeDED", module=CascadeDED)
 
 @MODELS.register_module()
 class PointDataPreprocessor(BaseDataPreprocessor):
-    """Moves points to the model's device and sorts them into voxels there.
+    """Move points to the model's device and voxelize them there.
 
     Args:
-        point_cloud_range: least x, y, z, then most, in metres.
-        voxel_size: x, y, z in metres.
-        tanh_columns: columns of the points that are squashed by tanh, such as Waymo's intensity and elongation.
-        non_blocking: of the move.
+        point_cloud_range: minimum x, y, z and maximum x, y, z, in meters.
+        voxel_size: voxel size along x, y, z, in meters.
+        tanh_columns: point columns to which tanh is applied, such as Waymo's intensity and elongation.
+        non_blocking: whether the transfer is asynchronous.
 
     Raises:
-        ConfigError: the range is no whole number of voxels.
+        ConfigError: if the range is not a multiple of the voxel size.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class PointDataPreprocessor(BaseDataPreprocessor):
         self.tanh_columns = list(tanh_columns)
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """A collated batch, with ``inputs`` ``{"voxels": Voxels}`` in place of points."""
+        """Convert a collated batch; ``inputs`` becomes ``{"voxels": Voxels}``."""
         data = self.cast_data(data)
         points = list(data["inputs"]["points"])
         if self.tanh_columns:
@@ -70,15 +70,15 @@ class PointDataPreprocessor(BaseDataPreprocessor):
 
 @MODELS.register_module()
 class SparseBackbone(BaseModule):
-    """A backbone of timm's registry that goes from voxels to a map seen from above, such as ``scatterformer_waymo``.
+    """A timm model that maps voxels to bird's-eye-view features, such as ``scatterformer_waymo``.
 
     Args:
-        model_name: of the model.
-        init_cfg: of mmengine.
-        **kwargs: to ``timm.create_model``, such as ``window_size``.
+        model_name: name of the timm model.
+        init_cfg: see ``mmengine.model.BaseModule``.
+        **kwargs: passed to ``timm.create_model``, such as ``window_size``.
 
     Raises:
-        ConfigError: timm does not know the name or an argument, or the model takes no voxels.
+        ConfigError: if the name or an argument is unknown to timm, or the model does not accept voxels.
     """
 
     open_arguments = True
@@ -86,48 +86,55 @@ class SparseBackbone(BaseModule):
     def __init__(self, model_name: str, init_cfg: dict | list | None = None, **kwargs: Any) -> None:
         super().__init__(init_cfg)
         if not timm.is_model(model_name.split(".", 1)[0]):
-            raise ConfigError(f"backbone model_name={model_name!r} is not known to timm; timm.list_models() has names")
+            raise ConfigError(
+                f"backbone: `model_name` must be a model registered with timm (see timm.list_models()), "
+                f"got {model_name!r}"
+            )
         try:
             self.net = timm.create_model(model_name, num_classes=0, **kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"backbone {model_name}: {' '.join(str(error).split())}") from error
         if not hasattr(self.net, "forward_sparse"):
-            raise ConfigError(f"backbone {model_name}: takes pictures, not voxels; such as scatterformer_waymo does")
+            raise ConfigError(
+                f"backbone: `model_name` must be a model of voxels, such as scatterformer_waymo, "
+                f"got the image model {model_name!r}"
+            )
         self.num_features = [int(self.net.num_features)]
 
     def init_weights(self) -> None:
-        """The model initialised its weights already."""
+        """Do nothing: timm initialized the weights."""
         self._is_init = True
 
     def forward(self, features: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-        """Voxels ``[V, C]`` at int64 ``[V, 4]`` (batch, z, y, x) to a map ``[B, C', H, W]``."""
+        """Map voxel features ``[V, C]`` at int64 ``[V, 4]`` (batch, z, y, x) to ``[B, C', H, W]``."""
         return self.net.forward_sparse(features, coords, batch_size)
 
 
 @MODELS.register_module()
 class BEVDetector(BaseModel):
-    """Boxes in point clouds.
+    """LiDAR detector with a center head.
 
-    ``predict`` gives each data sample ``pred_instances``: ``boxes`` ``[N, 7]``, ``scores``, ``labels`` and, from heads
-    that know it, ``velocity``.
+    In ``"predict"`` mode, each data sample gets ``pred_instances`` with ``boxes`` ``[N, 7]``, ``scores``, ``labels``
+    and, if the head predicts it, ``velocity``.
 
     Args:
-        point_cloud_range: least x, y, z, then most, in metres; data preprocessor, backbone and head take it from here.
-        voxel_size: x, y, z in metres; likewise.
-        voxel_encoder: points of voxels to features.
-        backbone: features of voxels to a map.
-        bbox_head: a ``visionattn.CenterHead``; its ``decoding`` takes the fields of
+        point_cloud_range: minimum x, y, z and maximum x, y, z in meters; passed to data preprocessor, voxel encoder,
+            backbone and head.
+        voxel_size: voxel size along x, y, z in meters; passed on likewise.
+        voxel_encoder: config of the voxel encoder.
+        backbone: config of the backbone, which maps voxel features to bird's-eye-view features.
+        bbox_head: config of a ``visionattn.CenterHead``; its ``decoding`` has the fields of
             `visionattn.heads.lidar.center_head.Decoding`.
-        neck: on the map, such as a ``visionattn.CascadeDED``.
-        data_preprocessor: arguments of `PointDataPreprocessor` besides range and voxels.
-        stride: voxels for each cell of the backbone's map.
-        init_cfg: of mmengine.
+        neck: config of the neck, such as ``visionattn.CascadeDED``; None for no neck.
+        data_preprocessor: further arguments of `PointDataPreprocessor`.
+        stride: voxels per cell of the backbone's output.
+        init_cfg: see ``mmengine.model.BaseModule``.
 
     Raises:
-        ConfigError: parts that do not fit.
+        ConfigError: if the parts do not match.
     """
 
-    task = "points"
+    job = "points"
 
     def __init__(
         self,
@@ -157,14 +164,14 @@ class BEVDetector(BaseModel):
             raise ConfigError(f"model: {error}") from error
 
     def own_names(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The weights of a checkpoint of OpenPCDet under this model's names; others as they are."""
+        """Rename the weights of an OpenPCDet checkpoint to this model's names; return other weights unchanged."""
         if not any(name.startswith("dense_head.") for name in weights):
             return weights
         parts = ((name.partition("."), value) for name, value in weights.items() if name != "global_step")
         return {f"{OFFICIAL.get(first, first)}.{rest}": value for (first, _, rest), value in parts}
 
     def extract(self, voxels: Voxels) -> Tensor:
-        """The map that the head works on, ``[B, C, H, W]``."""
+        """Compute the input features of the head, ``[B, C, H, W]``."""
         features = self.voxel_encoder(voxels)
         x = self.backbone(features, voxels.coords, voxels.batch_size)
         return x if self.neck is None else self.neck(x)
@@ -172,7 +179,16 @@ class BEVDetector(BaseModel):
     def forward(
         self, inputs: dict[str, Any], data_samples: Sequence[BaseDataElement] | None = None, mode: str = "tensor"
     ) -> Any:
-        """``"loss"``: a dict of losses; ``"predict"``: the data samples with results; ``"tensor"``: the head's maps."""
+        """Run the model.
+
+        Args:
+            inputs: ``{"voxels": Voxels}``, from `PointDataPreprocessor`.
+            data_samples: one data sample for each point cloud; needed for ``"loss"`` and ``"predict"``.
+            mode: ``"loss"``, ``"predict"`` or ``"tensor"``.
+
+        Returns:
+            A dict of losses, the data samples with ``pred_instances``, or the maps of the head.
+        """
         outputs = self.bbox_head(self.extract(inputs["voxels"]))
         if mode == "loss":
             truth = [sample.gt_instances for sample in data_samples]
@@ -184,7 +200,7 @@ class BEVDetector(BaseModel):
 
     def _predict(self, outputs: list[dict[str, Tensor]], data_samples: Sequence[BaseDataElement]) -> list[Any]:
         if not all(torch.isfinite(value).all() for output in outputs for value in output.values()):
-            raise CheckpointError("the model puts out NaN or infinity; its checkpoint is from a failed run")
+            raise CheckpointError("the model outputs NaN or infinity; the checkpoint is from a diverged training run")
         for found, sample in zip(self.bbox_head.predict(outputs), data_samples, strict=True):
             values = dict(boxes=found.boxes, scores=found.scores, labels=found.labels)
             if found.velocity is not None:

@@ -1,4 +1,4 @@
-"""Boxes in point clouds measured by mmengine's evaluator, on one process or many; see `visionattn.metrics`."""
+"""LiDAR detection metrics for mmengine's evaluator, in one process or several."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,16 +14,16 @@ from visionattn.heads.lidar.metrics_nuscenes import DISTANCES, DistancePrecision
 __all__ = ["BEVDistanceMetric", "BEVMetric"]
 
 
-class _Measured(BaseMetric):
-    """Builds its measure when the classes are known, and keeps one small record for each frame."""
+class _LidarMetric(BaseMetric):
+    """Create the measure once the dataset's classes are known, and collect one record per frame."""
 
     def make(self, classes: Sequence[str]) -> Any:
-        """The measure for these classes."""
+        """Create the measure for these classes."""
         raise NotImplementedError
 
     @property
     def measure(self) -> Any:
-        """The measure of the dataset's classes."""
+        """The measure for the dataset's classes."""
         classes = tuple((self.dataset_meta or {}).get("classes") or ())
         if getattr(self, "_built", (None,))[0] != classes:
             try:
@@ -33,7 +33,7 @@ class _Measured(BaseMetric):
         return self._built[1]
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Measure each frame of a batch."""
+        """Evaluate each frame of a batch."""
         for sample in data_samples:
             truth = {**sample["gt_instances"], **{k: v for k, v in sample.items() if k not in _INSTANCES}}
             found = dict(sample["pred_instances"])
@@ -42,7 +42,7 @@ class _Measured(BaseMetric):
             self.results.append(self.measure.measure(found, truth))
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        """The figures over all frames."""
+        """Compute the metrics over all frames."""
         return self.measure.summarize(results)
 
 
@@ -50,13 +50,12 @@ _INSTANCES = ("gt_instances", "pred_instances")
 
 
 @METRICS.register_module()
-class BEVMetric(_Measured):
-    """KITTI's average precision by overlap; see `visionattn.heads.lidar.metrics_kitti.BevPrecision`.
+class BEVMetric(_LidarMetric):
+    """KITTI average precision; see `visionattn.heads.lidar.metrics_kitti.BevPrecision`.
 
     Args:
-        iou, recall_points, levels, dont_care, least_height: of `BevPrecision`.
-        collect_device: of mmengine.
-        prefix: of mmengine.
+        iou, recall_points, levels, dont_care, least_height: see `BevPrecision`.
+        collect_device, prefix: see ``mmengine.evaluator.BaseMetric``.
     """
 
     def __init__(
@@ -75,18 +74,17 @@ class BEVMetric(_Measured):
         )
 
     def make(self, classes: Sequence[str]) -> BevPrecision:
-        """The measure for these classes."""
+        """Create the measure for these classes."""
         return BevPrecision(classes, **self.options)
 
 
 @METRICS.register_module()
-class BEVDistanceMetric(_Measured):
-    """Average precision by distance of centres, as nuScenes has it; see `visionattn.heads.lidar.metrics_nuscenes`.
+class BEVDistanceMetric(_LidarMetric):
+    """nuScenes average precision; see `visionattn.heads.lidar.metrics_nuscenes.DistancePrecision`.
 
     Args:
-        distances, ranges: of `DistancePrecision`.
-        collect_device: of mmengine.
-        prefix: of mmengine.
+        distances, ranges: see `DistancePrecision`.
+        collect_device, prefix: see ``mmengine.evaluator.BaseMetric``.
     """
 
     def __init__(
@@ -100,5 +98,5 @@ class BEVDistanceMetric(_Measured):
         self.options = dict(distances=distances, ranges=ranges)
 
     def make(self, classes: Sequence[str]) -> DistancePrecision:
-        """The measure for these classes."""
+        """Create the measure for these classes."""
         return DistancePrecision(classes, **self.options)

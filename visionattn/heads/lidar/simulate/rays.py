@@ -1,7 +1,7 @@
-"""Casts the rays of a spinning LiDAR into a scene of simple shapes; NumPy, one scan well under a second.
+"""Ray casting of a spinning LiDAR into a scene of geometric primitives, in NumPy.
 
-A shape is tested only against the columns of rays whose azimuth can meet it. What is nearest wins, which is what
-makes occlusion.
+A shape is tested only against the ray columns whose azimuth can hit it. The nearest hit of each ray is kept, which
+models occlusion.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ __all__ = ["Body", "Convex", "Cylinder", "Ellipsoid", "Hits", "Lidar", "Material
 
 @dataclass(frozen=True)
 class Lidar:
-    """A spinning sensor at the origin.
+    """A spinning LiDAR at the origin.
 
     Attributes:
-        beams: number of lasers: 64 as Velodyne's HDL-64E (2 to -24.3 degrees, denser in the upper half), any other
-            number spread evenly over 10.7 to -30.7 degrees as those of the HDL-32E.
-        azimuths: measurements of each in a turn.
-        height: of the sensor above the ground, in metres.
-        max_range: metres beyond which nothing returns.
-        noise: standard deviation of the range, in metres.
-        dropout: share of returns that are lost anywhere; more are lost far away and at grazing angles.
+        beams: number of lasers. 64 follows the Velodyne HDL-64E (2 to -24.3 degrees, denser in the upper half); any
+            other number is spaced evenly from 10.7 to -30.7 degrees as in the HDL-32E.
+        azimuths: measurements of each laser in one revolution.
+        height: height of the sensor above the ground, in meters.
+        max_range: maximum range, in meters.
+        noise: standard deviation of the range, in meters.
+        dropout: base probability of losing a return; it rises at long range and at grazing angles.
     """
 
     beams: int = 64
@@ -36,28 +36,30 @@ class Lidar:
 
     def __post_init__(self) -> None:
         if self.beams < 1 or self.azimuths < 8:
-            raise ValueError(f"beams={self.beams} must be at least 1, and azimuths={self.azimuths} at least 8")
+            raise ValueError(
+                f"`beams` must be at least 1 and `azimuths` at least 8, got {self.beams} and {self.azimuths}"
+            )
         if not (self.height > 0 and self.max_range > 1 and self.noise >= 0 and 0 <= self.dropout < 1):
             raise ValueError(
-                f"height={self.height} must be above 0, max_range={self.max_range} above 1, noise={self.noise} at "
-                f"least 0, dropout={self.dropout} in 0..1"
+                "`height` must be above 0, `max_range` above 1, `noise` at least 0 and `dropout` in [0, 1), "
+                f"got {self.height}, {self.max_range}, {self.noise} and {self.dropout}"
             )
 
     @cached_property
     def elevation(self) -> np.ndarray:
-        """Of each beam in radians, the highest first, float64 ``[beams]``."""
+        """Elevation of each beam in radians, in descending order, float64 ``[beams]``."""
         if self.beams == 64:
             return np.radians(np.concatenate([np.linspace(2, -8.33, 32), np.linspace(-8.83, -24.33, 32)]))
         return np.radians(np.linspace(10.67, -30.67, self.beams))
 
     @cached_property
     def azimuth(self) -> np.ndarray:
-        """Of each column in radians, rising from -pi, float64 ``[azimuths]``."""
+        """Azimuth of each column in radians, ascending from -pi, float64 ``[azimuths]``."""
         return -np.pi + 2 * np.pi * (np.arange(self.azimuths) + 0.5) / self.azimuths
 
     @cached_property
     def directions(self) -> np.ndarray:
-        """Unit vectors, float64 ``[beams, azimuths, 3]``."""
+        """Unit direction of each ray, float64 ``[beams, azimuths, 3]``."""
         flat = np.cos(self.elevation)[:, None]
         x, y = flat * np.cos(self.azimuth), flat * np.sin(self.azimuth)
         return np.stack([x, y, np.broadcast_to(np.sin(self.elevation)[:, None], x.shape)], -1)
@@ -65,13 +67,13 @@ class Lidar:
 
 @dataclass(frozen=True)
 class Material:
-    """What a surface gives back.
+    """Reflective properties of a surface.
 
     Attributes:
-        reflectance: mean intensity, 0..1.
-        spread: its standard deviation.
-        loss: share of returns that do not come back, as of glass.
-        density: of a medium that rays enter, such as leaves: hits per metre; 0 for a surface.
+        reflectance: mean intensity, in [0, 1].
+        spread: standard deviation of the intensity.
+        loss: probability that a return is lost, as with glass.
+        density: hits per meter in a medium that rays penetrate, such as foliage; 0 for a surface.
     """
 
     reflectance: float
@@ -82,22 +84,29 @@ class Material:
 
 @dataclass(frozen=True)
 class Convex:
-    """What lies below all of some planes, ``normals [P, 3] . x <= offsets [P]``; within a circle seen from above."""
+    """Intersection of half-spaces ``normals [P, 3] . x <= offsets [P]``.
+
+    ``center`` and ``radius`` describe a bounding circle in bird's-eye view.
+    """
 
     normals: np.ndarray
     offsets: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     radius: float
     material: Material
 
     def cross(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where rays ``[..., 3]`` from the origin enter and leave, and the cosine of incidence; enter > leave: miss."""
+        """Intersect rays ``[..., 3]`` from the origin with the shape.
+
+        Returns:
+            Entry distance, exit distance (a miss if entry > exit) and cosine of the angle of incidence.
+        """
         speed = directions @ self.normals.T
         with np.errstate(divide="ignore", invalid="ignore"):
             at = self.offsets / speed
         enters = np.where(speed < 0, at, -np.inf)
         leave = np.where(speed > 0, at, np.inf).min(-1)
-        # A ray along a plane and outside of it never comes in.
+        # A ray parallel to a plane and outside of it never enters.
         outside = ((speed == 0) & (self.offsets < 0)).any(-1)
         face = enters.argmax(-1)[..., None]
         enter = np.take_along_axis(enters, face, -1)[..., 0]
@@ -107,20 +116,20 @@ class Convex:
 
 @dataclass(frozen=True)
 class Cylinder:
-    """An upright cylinder between two heights, without lids."""
+    """An upright cylinder between the heights ``low`` and ``high``, without end caps."""
 
-    centre: np.ndarray
+    center: np.ndarray
     radius: float
     low: float
     high: float
     material: Material
 
     def cross(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `Convex.cross`."""
+        """See `Convex.cross`."""
         dx, dy, dz = np.moveaxis(directions, -1, 0)
         a = dx * dx + dy * dy
-        b = dx * self.centre[0] + dy * self.centre[1]
-        root = b * b - a * (self.centre[0] ** 2 + self.centre[1] ** 2 - self.radius**2)
+        b = dx * self.center[0] + dy * self.center[1]
+        root = b * b - a * (self.center[0] ** 2 + self.center[1] ** 2 - self.radius**2)
         enter = np.where(root > 0, (b - np.sqrt(np.maximum(root, 0))) / a, np.inf)
         z = np.where(np.isfinite(enter), enter, 0) * dz
         enter = np.where((z >= self.low) & (z <= self.high), enter, np.inf)
@@ -129,23 +138,23 @@ class Cylinder:
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """An upright ellipsoid; ``radii`` across and up, turned about no axis but z."""
+    """An ellipsoid with semi-axes ``radii [3]``, rotated about z by ``heading``."""
 
-    centre: np.ndarray
+    center: np.ndarray
     radii: np.ndarray
     material: Material
     heading: float = 0.0
 
     @property
     def radius(self) -> float:
-        """Of a circle around it, seen from above."""
+        """Radius of the bounding circle in bird's-eye view."""
         return float(self.radii[:2].max())
 
     def cross(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `Convex.cross`."""
+        """See `Convex.cross`."""
         cosine, sine = np.cos(self.heading), np.sin(self.heading)
         turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-        d, c = directions @ turn / self.radii, self.centre @ turn / self.radii
+        d, c = directions @ turn / self.radii, self.center @ turn / self.radii
         a, b = (d * d).sum(-1), d @ c
         root = b * b - a * (c @ c - 1)
         half = np.sqrt(np.maximum(root, 0)) / a
@@ -154,7 +163,7 @@ class Ellipsoid:
 
 @dataclass(frozen=True)
 class Body:
-    """Shapes that belong together; ``number`` tells an object from others, -1 is scenery."""
+    """Shapes of one object; ``number`` is the object's index, or -1 for scenery."""
 
     shapes: Sequence[Convex | Cylinder | Ellipsoid]
     number: int = -1
@@ -162,15 +171,15 @@ class Body:
 
 @dataclass
 class Hits:
-    """What comes back, for each ray ``[beams, azimuths]``.
+    """The nearest hit of each ray, in arrays ``[beams, azimuths]``.
 
     Attributes:
-        distance: metres, infinite where nothing is.
-        reflectance: mean and spread of the material at the hit, ``[..., 2]``.
-        loss: chance that it is lost.
-        cosine: of the angle of incidence.
-        owner: number of the body; -1 scenery, -2 ground or nothing.
-        alone: rays that would meet each numbered body if it were alone.
+        distance: distance in meters; infinite without a hit.
+        reflectance: mean and standard deviation of the material's intensity, ``[..., 2]``.
+        loss: probability that the return is lost.
+        cosine: cosine of the angle of incidence.
+        owner: index of the body hit; -1 for scenery, -2 for the ground or no hit.
+        alone: for each numbered body, the number of rays that would hit it without occlusion.
     """
 
     distance: np.ndarray
@@ -182,22 +191,22 @@ class Hits:
 
 
 def prism(
-    centre: Sequence[float],
+    center: Sequence[float],
     size: Sequence[float],
     heading: float,
     material: Material,
     taper: tuple[float, float, float] = (0.0, 0.0, 0.0),
     bevel: float = 0.0,
 ) -> Convex:
-    """A box whose sides lean inwards and whose upright edges are cut.
+    """Build a box with optionally tapered sides and beveled vertical edges.
 
     Args:
-        centre: x, y, z in the frame of the sensor.
-        size: along its heading, across, and up, at the bottom.
-        heading: counter-clockwise from +x.
-        material: of all of it.
-        taper: how far front, back and sides have come in at the top, in metres.
-        bevel: how much of the corners is cut off seen from above, in metres.
+        center: x, y, z in the sensor frame, in meters.
+        size: length along the heading, width and height in meters, measured at the bottom.
+        heading: angle counter-clockwise from +x, in radians.
+        material: material of all faces.
+        taper: inward offset at the top of the front, the back and both sides, in meters.
+        bevel: length cut off the corners in bird's-eye view, in meters.
     """
     length, width, height = size
     front, back, side = taper
@@ -213,7 +222,7 @@ def prism(
     cosine, sine = np.cos(heading), np.sin(heading)
     turn = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
     normals = normals / scale[:, None] @ turn.T
-    place = np.asarray(centre, np.float64)
+    place = np.asarray(center, np.float64)
     offsets = np.array([row[1] for row in rows]) / scale + normals @ place
     return Convex(normals, offsets, place, float(np.hypot(length, width) / 2), material)
 
@@ -225,14 +234,14 @@ def cast(
     rng: np.random.Generator,
     asphalt: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> Hits:
-    """Send every ray once.
+    """Cast every ray of one revolution.
 
     Args:
-        lidar: the sensor, which is at the origin.
-        ground: height of the ground, in the sensor's frame, from x and y.
-        bodies: what stands on it.
-        rng: for how deep rays get into leaves.
-        asphalt: reflectance of the ground from x and y.
+        lidar: the sensor, at the origin.
+        ground: maps x and y to the height of the ground in the sensor frame.
+        bodies: objects and scenery.
+        rng: generator for the penetration depth into media with a density.
+        asphalt: maps x and y to the reflectance of the ground.
     """
     hits = _ground(lidar, ground, asphalt)
     for body in bodies:
@@ -267,12 +276,12 @@ def cast(
 
 
 def _columns(lidar: Lidar, shape: Convex | Cylinder | Ellipsoid) -> np.ndarray:
-    """Columns of rays that can meet what lies in a circle around the shape."""
-    distance = float(np.hypot(shape.centre[0], shape.centre[1]))
+    """Ray columns that can hit the bounding circle of the shape."""
+    distance = float(np.hypot(shape.center[0], shape.center[1]))
     if distance <= shape.radius:
         return np.arange(lidar.azimuths)
     half = np.arcsin(shape.radius / distance)
-    middle = np.arctan2(shape.centre[1], shape.centre[0])
+    middle = np.arctan2(shape.center[1], shape.center[0])
     step = 2 * np.pi / lidar.azimuths
     first = int(np.floor((middle - half + np.pi) / step))
     last = int(np.ceil((middle + half + np.pi) / step))
@@ -284,7 +293,7 @@ def _ground(
     ground: Callable[[np.ndarray, np.ndarray], np.ndarray],
     asphalt: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> Hits:
-    """Distances to a gently uneven ground, by repeatedly meeting the level plane at the height found there."""
+    """Distances to a slightly uneven ground, by fixed-point iteration on a level plane at the local height."""
     d = lidar.directions
     down = d[..., 2] < -1e-3
     distance = np.full(d.shape[:2], np.inf)

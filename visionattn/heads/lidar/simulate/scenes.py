@@ -1,7 +1,6 @@
-"""Random streets for a simulated LiDAR: cars, pedestrians, cyclists, and what else stands about.
+"""Random street scenes for the simulated LiDAR: cars, pedestrians, cyclists and scenery.
 
-Nothing is copied from a real place. Objects are made of several shapes, so that a scan of one is no perfect box, and
-what a sensor sees of it depends on what stands before it.
+Objects are composed of several shapes, so their points do not form a perfect box, and they occlude one another.
 """
 
 from collections.abc import Callable
@@ -15,8 +14,8 @@ from visionattn.heads.lidar.simulate.rays import Body, Convex, Cylinder, Ellipso
 __all__ = ["CLASSES", "SimulatedScan", "simulate_scan"]
 
 CLASSES = ("car", "pedestrian", "cyclist")
-LEAST_POINTS = 5
-"""Points that an object needs to have a label; with fewer it is to be ignored."""
+MIN_POINTS = 5
+"""Minimum number of points of a labelled object; objects with fewer are ignored."""
 
 _GLASS = Material(0.05, 0.03, loss=0.6)
 _TYRE, _METAL = Material(0.08, 0.02), Material(0.35, 0.1)
@@ -26,14 +25,14 @@ _WALL, _BARK, _LEAVES = Material(0.3, 0.06), Material(0.25, 0.06), Material(0.3,
 
 @dataclass(frozen=True)
 class SimulatedScan:
-    """One turn of the sensor, and what is in it.
+    """One revolution of the sensor with its ground truth.
 
     Attributes:
-        points: float32 ``[N, 4]``: x, y, z, intensity in 0..1, in the sensor's frame (z = -height is the ground).
-        boxes: float32 ``[M, 7]`` of all objects with a point, see `visionattn.heads.lidar.data.boxes`.
-        labels: int64 ``[M]`` into `CLASSES`.
-        counts: int64 ``[M]``, points within each box.
-        visible: float32 ``[M]``, the share of an object's rays that nothing else stops.
+        points: float32 ``[N, 4]``: x, y, z, intensity in [0, 1], in the sensor frame (the ground is near z = -height).
+        boxes: float32 ``[M, 7]``, all objects with at least one point, see `visionattn.heads.lidar.data.boxes`.
+        labels: int64 ``[M]``, indices into `CLASSES`.
+        counts: int64 ``[M]``, number of points inside each box.
+        visible: float32 ``[M]``, fraction of each object's rays that are not occluded.
     """
 
     points: np.ndarray
@@ -44,12 +43,12 @@ class SimulatedScan:
 
 
 def simulate_scan(seed: int | list[int], lidar: Lidar | None = None, extent: float = 55.0) -> SimulatedScan:
-    """Make a random street and scan it; the same arguments give the same points.
+    """Generate a random street and scan it; equal arguments give equal points.
 
     Args:
-        seed: of everything random.
-        lidar: the sensor.
-        extent: how far from the sensor objects are put, in metres.
+        seed: random seed.
+        lidar: the sensor. Defaults to ``Lidar()``.
+        extent: maximum distance of objects from the sensor, in meters.
     """
     lidar = lidar or Lidar()
     rng = np.random.default_rng(seed)
@@ -71,7 +70,7 @@ def simulate_scan(seed: int | list[int], lidar: Lidar | None = None, extent: flo
 
 
 def _measure(lidar: Lidar, hits: Hits, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Points with noise in range and intensity, some lost; and the body of each."""
+    """Apply noise and dropout: points ``[N, 4]`` and the body index of each ``[N]``."""
     hit = np.isfinite(hits.distance)
     distance, cosine = hits.distance[hit], hits.cosine[hit]
     chance = lidar.dropout + 0.5 * np.clip(0.04 - cosine, 0, 0.04) / 0.04 + 0.3 * (distance / lidar.max_range) ** 4
@@ -85,7 +84,7 @@ def _measure(lidar: Lidar, hits: Hits, rng: np.random.Generator) -> tuple[np.nda
 
 
 class _Scene:
-    """Fills a random street with objects; the street's own frame is turned by ``heading``."""
+    """A random street with objects; the street's frame is rotated by ``heading``."""
 
     def __init__(self, rng: np.random.Generator, height: float, extent: float) -> None:
         self.rng, self.extent = rng, extent
@@ -93,27 +92,27 @@ class _Scene:
         self.boxes: list[list[float]] = []
         self.labels: list[int] = []
         self.bodies: list[Body] = []
-        self.taken = [[0.0, 0.0, 0.0, 6.0, 3.0, 2.0, self.heading]]  # of the vehicle that carries the sensor
-        self.half = rng.uniform(3.5, 8.0)  # of the road
+        self.taken = [[0.0, 0.0, 0.0, 6.0, 3.0, 2.0, self.heading]]  # the vehicle that carries the sensor
+        self.half = rng.uniform(3.5, 8.0)  # half the width of the road
         self.offset = rng.uniform(-0.5, 0.5) * self.half
         self.ground, self.shade = _surface(rng, height, self)
         self._scenery()
         self._objects()
 
     def local(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """From the sensor's frame to along and across the street."""
+        """Convert x and y in the sensor frame to coordinates along and across the street."""
         c, s = np.cos(self.heading), np.sin(self.heading)
         return x * c + y * s, y * c - x * s + self.offset
 
     def place(self, along: float, across: float) -> tuple[float, float, float]:
-        """From along and across the street to x, y and the ground's height there."""
+        """Convert coordinates along and across the street to x, y and the height of the ground."""
         c, s = np.cos(self.heading), np.sin(self.heading)
         across -= self.offset
         x, y = along * c - across * s, along * s + across * c
         return x, y, float(self.ground(np.array(x), np.array(y)))
 
     def free(self, box: list[float], gap: float) -> bool:
-        """Whether nothing is there yet; then it is taken."""
+        """Return True and reserve the space of the box if it is free."""
         grown = [*box[:3], box[3] + gap, box[4] + gap, *box[5:]]
         if np.hypot(box[0], box[1]) > self.extent * 1.4 or bev_overlaps(np.array([grown]), np.array(self.taken)).any():
             return False
@@ -153,14 +152,14 @@ class _Scene:
                 size = rng.uniform(0.4, 1.6, 3)
                 if self.free([x, y, z, *size * 2, 0], 0.2):
                     self.bodies.append(Body([Ellipsoid(np.array([x, y, z + size[2] * 0.6]), size, _LEAVES)]))
-            else:  # boxes, bins, signs: of the size of objects, but none
+            else:  # boxes, bins, signs: as large as labelled objects, but scenery
                 self._block(along, side * (self.half + rng.uniform(0.5, 4)), tuple(rng.uniform(0.4, 1.6, 3)), _METAL)
 
     def _block(self, along: float, across: float, size: tuple[float, ...], material: Material) -> None:
         x, y, z = self.place(along, across)
         heading = self.heading + self.rng.normal(0, 0.02)
         if self.free([x, y, z, *size, heading], 0.3):
-            low = 1.0  # it goes into the ground, which is not level
+            low = 1.0  # extends below the uneven ground
             whole = (size[0], size[1], size[2] + low)
             self.bodies.append(Body([prism((x, y, z + (size[2] - low) / 2), whole, heading, material)]))
 
@@ -176,15 +175,15 @@ class _Scene:
 
     def _objects(self) -> None:
         rng, reach = self.rng, self.extent
-        for _ in range(rng.poisson(10)):  # parked at the kerb, some across it
+        for _ in range(rng.poisson(10)):  # parked along the curb, some perpendicular to it
             side = rng.choice([-1, 1])
             turn = np.pi / 2 if rng.random() < 0.15 else 0.0
             self._add(0, rng.uniform(-reach, reach), side * (self.half + rng.uniform(-1.1, 0.6)), turn)
         for _ in range(rng.poisson(6)):  # in the lanes
             self._add(0, rng.uniform(-reach, reach), rng.choice([-1, 1]) * self.half * rng.uniform(0.3, 0.6), 0.0)
-        for _ in range(rng.poisson(2)):  # on yards and crossings
+        for _ in range(rng.poisson(2)):  # in yards and at intersections
             self._add(0, rng.uniform(-reach, reach), rng.uniform(-20, 20), rng.uniform(-np.pi, np.pi))
-        reach = min(reach, 45.0)  # beyond that, hardly a ray meets a person
+        reach = min(reach, 45.0)  # beyond that, hardly any ray hits a person
         for _ in range(rng.poisson(9)):
             across = rng.choice([-1, 1]) * (self.half + rng.uniform(0.8, 3.5))
             if rng.random() < 0.25:
@@ -219,7 +218,7 @@ _Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _at(box: list[float], along: float, across: float, up: float) -> np.ndarray:
-    """A place in a box, from the middle of its bottom."""
+    """Position in a box, relative to the center of its bottom face."""
     c, s = np.cos(box[6]), np.sin(box[6])
     return np.array([box[0] + along * c - across * s, box[1] + along * s + across * c, box[2] - box[5] / 2 + up])
 
@@ -232,7 +231,7 @@ def _car(rng: np.random.Generator, box: list[float]) -> list[_Shape]:
     shapes: list[_Shape] = [
         prism(_at(box, 0, 0, (waist + clearance) / 2), body, heading, paint, (0.12, 0.08, 0.06), rng.uniform(0.15, 0.3))
     ]
-    hood, tail = [(0.24, 0.12), (0.24, 0.02), (0.16, 0.0), (0.26, 0.2)][rng.integers(4)]  # shares of the length
+    hood, tail = [(0.24, 0.12), (0.24, 0.02), (0.16, 0.0), (0.26, 0.2)][rng.integers(4)]  # fractions of the length
     front, back = length / 2 - hood * length, -length / 2 + tail * length + 0.04
     cabin = (front - back, width - 0.1, height - waist)
     lean = (rng.uniform(0.4, 0.8), rng.uniform(0.15, 0.6), 0.2)
@@ -248,7 +247,7 @@ def _car(rng: np.random.Generator, box: list[float]) -> list[_Shape]:
 
 
 def _person(rng: np.random.Generator, box: list[float], low: float, lean: float) -> list[_Shape]:
-    """Torso, arms and head between a height and the top of the box."""
+    """Torso, arms and head between the height ``low`` and the top of the box."""
     width, height, heading = box[4], box[5], box[6]
     top = height - 0.13
     torso = (top - low) * 0.55
@@ -267,7 +266,7 @@ def _pedestrian(rng: np.random.Generator, box: list[float]) -> list[_Shape]:
     stride = rng.uniform(0, box[3] / 2 - 0.1)
     shapes = _person(rng, box, box[5] * 0.48, 0.0)
     for side in (-1, 1):
-        for share, reach in ((0.0, 0.5), (0.5, 1.0)):  # a lower leg is further out than a thigh
+        for share, reach in ((0.0, 0.5), (0.5, 1.0)):  # the lower leg is further from the body's axis than the thigh
             place = _at(box, side * stride * (1 - (share + reach) / 2), side * box[4] * 0.18, 0)
             low, high = place[2] + box[5] * 0.5 * share, place[2] + box[5] * 0.5 * reach
             shapes.append(Cylinder(place[:2], 0.075, low, high, _CLOTH))
@@ -290,17 +289,17 @@ _BUILDERS = (_car, _pedestrian, _cyclist)
 
 
 def _surface(rng: np.random.Generator, height: float, scene: _Scene) -> tuple[_Field, _Field]:
-    """Height and reflectance of the ground: a slope, waves, a kerb; asphalt with lines, and what is beside it."""
+    """Height of the ground (slope, waves and curb) and its reflectance (asphalt, lane markings, roadside)."""
     slope = rng.normal(0, 0.008, 2)
     waves = [(rng.uniform(0.02, 0.08), rng.uniform(-0.15, 0.15, 2), rng.uniform(0, 6.3)) for _ in range(4)]
-    kerb, road, beside = rng.uniform(0.05, 0.15), rng.uniform(0.2, 0.32), rng.uniform(0.25, 0.4)
+    curb, road, beside = rng.uniform(0.05, 0.15), rng.uniform(0.2, 0.32), rng.uniform(0.25, 0.4)
 
     def ground(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         z = -height + slope[0] * x + slope[1] * y
         for size, (fx, fy), phase in waves:
             z = z + size * (np.sin(fx * x + fy * y + phase) - np.sin(phase))
         across = np.abs(scene.local(x, y)[1])
-        return z + kerb * np.clip((across - scene.half) / 0.1, 0, 1)
+        return z + curb * np.clip((across - scene.half) / 0.1, 0, 1)
 
     def shade(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         along, across = scene.local(x, y)

@@ -1,0 +1,1 @@
+"""Scattered linear attention in Triton."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from visionattn.heads.segmentation.blending import MapCanvas, probabilities, tile_weight
+from visionattn.inference.blending import MapCanvas, probabilities, tile_weight
 from visionattn.inference.tiling import tile_grid
 
 

@@ -1,4 +1,4 @@
-"""A trained detector over files of points."""
+"""A trained detector on files of points."""
 
 import json
 
@@ -10,13 +10,15 @@ import torch
 pytest.importorskip("mmdet")
 
 from visionattn.errors import ConfigError, DataError
-from visionattn.heads.lidar.predict import PointOptions, PointPredictor, find_clouds, predict_clouds
+from visionattn.heads.lidar.job import PointJob, PointOptions
 from visionattn.heads.lidar.rotated_boxes import bev_iou
+from visionattn.inference import Predictor
+from visionattn.inference.files import plan_files, predict_files
 
 
 @pytest.fixture(scope="module")
 def predictor(pillars_run):
-    return PointPredictor(next(pillars_run.glob("*.py")), next(pillars_run.glob("epoch_*.pth")), "cpu", score_thr=0.4)
+    return Predictor.from_run(pillars_run, "cpu", score_thr=0.4)
 
 
 def test_files_and_arrays_give_the_same(predictor, scans_dir, pillars):
@@ -48,9 +50,7 @@ def test_intensity_and_columns_of_bare_files(predictor, pillars, tmp_path):
     points = pillars.make_scan(1003)[0]
     scaled = np.concatenate([points[:, :3], points[:, 3:] * 255, np.zeros((len(points), 2), np.float32)], 1)
     scaled.astype(np.float32).tofile(tmp_path / "a.bin")
-    other = PointPredictor.__new__(PointPredictor)
-    other.__dict__.update(predictor.__dict__)
-    other.options = PointOptions(0.4, columns=6, intensity_max=255.0)
+    other = Predictor.from_model(predictor.model, score_thr=0.4, columns=6, intensity_max=255.0)
     assert np.allclose(other(tmp_path / "a.bin").boxes, predictor(points).boxes, atol=1e-4)
 
 
@@ -62,8 +62,10 @@ def test_results_of_a_folder(predictor, scans_dir, tmp_path):
     (data / "broken.bin").write_bytes(b"123")
     lines = []
     out = tmp_path / "out"
-    summary = predict_clouds(predictor, find_clouds([data]), out, {"config": "c"}, html=True, on_error=lines.append)
-    assert summary.frames == 2
+    plan = plan_files(PointJob.find([data]), out)
+    with_pages = Predictor.from_model(predictor.model, score_thr=0.4, html=True)
+    summary = predict_files(with_pages, plan, {"config": "c"}, on_error=lines.append)
+    assert summary.inputs == 2
     assert [path for path, _ in summary.failed] == [str(data / "broken.bin")]
     assert len(lines) == 1
     content = json.loads((out / "predictions.json").read_text())
@@ -81,21 +83,27 @@ def test_results_of_a_folder(predictor, scans_dir, tmp_path):
 
 
 def test_inputs(scans_dir, tmp_path):
-    files = find_clouds([scans_dir])
+    files = [source.path for source in PointJob.find([scans_dir])]
     assert len(files) == 32
-    assert find_clouds([files[3], scans_dir, files[3]])[0] == files[3]
-    assert len(find_clouds([scans_dir], exclude=scans_dir / "val")) == 24
-    with pytest.raises(DataError, match="there is no such file"):
-        find_clouds([tmp_path / "none.bin"])
-    with pytest.raises(DataError, match="holds no point cloud"):
-        find_clouds([tmp_path])
+    assert PointJob.find([files[3], scans_dir, files[3]])[0].path == files[3]
+    assert len(PointJob.find([scans_dir], exclude=scans_dir / "val")) == 24
+    with pytest.raises(DataError, match="no such file"):
+        PointJob.find([tmp_path / "none.bin"])
+    with pytest.raises(DataError, match="point cloud"):
+        PointJob.find([tmp_path])
+
+
+def test_options_of_images_are_rejected(predictor):
+    for option in ({"tile": 640}, {"tta": True}, {"scales": (1, 2)}):
+        with pytest.raises(ConfigError, match="not supported for points models"):
+            Predictor.from_model(predictor.model, **option)
 
 
 @pytest.mark.parametrize(
     "option",
-    [{"score_thr": 2.0}, {"batch_size": 0}, {"columns": 2}, {"intensity_max": 0.0}],
+    [{"columns": 2}, {"intensity_max": 0.0}],
     ids=lambda o: next(iter(o)),
 )
 def test_options_out_of_range(option):
-    with pytest.raises(ConfigError, match=f"--{next(iter(option)).replace('_', '-')}"):
+    with pytest.raises(ConfigError, match=f"`{next(iter(option))}`"):
         PointOptions(**option)

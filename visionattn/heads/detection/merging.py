@@ -1,0 +1,204 @@
+"""Merge boxes and instance masks found in several tiles or views of one image.
+
+Neighboring tiles overlap. An object that the border of a tile cuts is found as a fragment there, and whole in the next
+tile if the overlap is as wide as the object. Fragments of objects that another tile contains whole are discarded. Parts
+of a larger object, each cut by the border that faces the other, are joined if they agree in the region that both tiles
+cover, so that its mask may span any number of tiles. Finally, non-maximum suppression within each class removes
+duplicates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from visionattn.errors import require
+from visionattn.inference.results import InstanceMasks, Prediction
+from visionattn.inference.tiling import Tile
+
+__all__ = ["NMS_IOU", "flip_prediction", "merge_by_nms", "merge_tiles"]
+
+NMS_IOU = 0.6
+FRAGMENT_COVER = 0.7
+"""Fraction of a cut box that must lie inside another box for it to be a fragment of that object."""
+PIECE_IOU = 0.6
+"""Intersection over union, within the region that two tiles share, from which two cut objects are parts of one."""
+
+
+def merge_tiles(
+    predictions: Sequence[Prediction],
+    tiles: Sequence[Tile],
+    image_size: tuple[int, int],
+    iou_thr: float = NMS_IOU,
+) -> Prediction:
+    """One prediction for the image from one per tile, in the tiles' own coordinates.
+
+    Give only boxes above the score threshold: a whole box removes its fragments whatever the scores.
+
+    Args:
+        predictions: what the model says of each tile.
+        tiles: where the tiles lie.
+        image_size: (height, width) of the image in pixels.
+        iou_thr: boxes of one class that overlap more than this are one object.
+    """
+    moved = [_move(p, tile, image_size) for p, tile in zip(predictions, tiles, strict=True)]
+    merged = _concatenate(moved)
+    # What is put together of pieces belongs to no tile but to the whole image, which cuts nothing.
+    homes = np.array([*tiles, (0, 0, image_size[1], image_size[0])], dtype=np.float64)
+    tile_of = np.repeat(np.arange(len(tiles)), [len(p) for p in moved])
+    keep = ~(_seen_whole_elsewhere(merged, tile_of, homes) | _fragments(merged, tile_of, homes))
+    merged, tile_of = _join_pieces(merged.select(keep), tile_of[keep], homes)
+    return merge_by_nms([merged.select(~_fragments(merged, tile_of, homes))], iou_thr)
+
+
+def merge_by_nms(predictions: Sequence[Prediction], iou_thr: float = NMS_IOU) -> Prediction:
+    """All boxes of several predictions on one image, less those that a surer one of their class overlaps.
+
+    Args:
+        predictions: at least one, all in the coordinates of the same image.
+        iou_thr: intersection over union from which two boxes of a class count as one object.
+    """
+    ops = require("torchvision.ops")
+    merged = _concatenate(predictions)
+    boxes, scores, labels = (torch.from_numpy(a.copy()) for a in (merged.boxes, merged.scores, merged.labels))
+    # float64, for batched_nms keeps classes apart by moving their boxes far off
+    keep = ops.batched_nms(boxes.double(), scores.double(), labels, iou_thr)
+    return merged.select(keep.numpy())
+
+
+def flip_prediction(prediction: Prediction) -> Prediction:
+    """The prediction as it is on the image mirrored left to right."""
+    width = prediction.image_size[1]
+    boxes = prediction.boxes.copy()
+    boxes[:, [0, 2]] = width - prediction.boxes[:, [2, 0]]
+    masks = None if prediction.masks is None else prediction.masks.flipped()
+    return replace(prediction, boxes=boxes, masks=masks)
+
+
+def _move(prediction: Prediction, tile: Tile, image_size: tuple[int, int]) -> Prediction:
+    x, y = tile[:2]
+    boxes = prediction.boxes + np.array([x, y, x, y], dtype=np.float32)
+    masks = None if prediction.masks is None else prediction.masks.moved((x, y), image_size)
+    return replace(prediction, boxes=boxes, masks=masks, image_size=image_size, image=None)
+
+
+def _concatenate(predictions: Sequence[Prediction]) -> Prediction:
+    if len({p.image_size for p in predictions}) != 1:
+        raise ValueError("give at least one prediction, and all of one image")
+    masks = None
+    if all(p.masks is not None for p in predictions):
+        crops = [crop for p in predictions for crop in p.masks.crops]
+        corners = [corner for p in predictions for corner in p.masks.corners]
+        masks = InstanceMasks(crops, corners, predictions[0].image_size)
+    return replace(
+        predictions[0],
+        boxes=np.concatenate([p.boxes for p in predictions]),
+        scores=np.concatenate([p.scores for p in predictions]),
+        labels=np.concatenate([p.labels for p in predictions]),
+        masks=masks,
+        seconds=sum(p.seconds for p in predictions),
+    )
+
+
+def _cut_sides(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which sides (left, top, right, bottom) of each box end at a border that cuts the image, and by what margin."""
+    boxes = prediction.boxes.astype(np.float64)
+    height, width = prediction.image_size
+    home = homes[tile_of]
+    # A detector seldom puts a cut box exactly on the border. To call a whole box cut does no harm: it goes
+    # only if another box covers it and reaches as far, and grows only by one that agrees with it.
+    margin = np.maximum(2.0, 0.01 * (home[:, 2:] - home[:, :2]).max(axis=1, initial=0))[:, None]
+    inner = np.stack([home[:, 0] > 0, home[:, 1] > 0, home[:, 2] < width, home[:, 3] < height], axis=1)
+    return inner & (np.abs(boxes - home) <= margin), margin
+
+
+def _seen_whole_elsewhere(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> np.ndarray:
+    """Which boxes ``[N]`` a border of their tile cuts while another tile has them well inside."""
+    boxes = prediction.boxes.astype(np.float64)
+    height, width = prediction.image_size
+    cut, margin = _cut_sides(prediction, tile_of, homes)
+    elsewhere = np.zeros(len(boxes), dtype=bool)
+    for tile, (x0, y0, x1, y1) in enumerate(homes[:-1]):
+        slack = np.where([x0 > 0, y0 > 0, x1 < width, y1 < height], margin, 0)
+        room = np.concatenate([boxes[:, :2] - (x0, y0), (x1, y1) - boxes[:, 2:]], axis=1)
+        elsewhere |= (tile_of != tile) & (room >= slack).all(axis=1)
+    return cut.any(axis=1) & elsewhere
+
+
+def _fragments(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> np.ndarray:
+    """Which boxes ``[N]`` are pieces, cut by a tile's border, of a box in another tile."""
+    boxes = prediction.boxes.astype(np.float64)
+    cut, margin = _cut_sides(prediction, tile_of, homes)
+    whole = ~cut.any(axis=1)
+    area = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)
+    fragment = np.zeros(len(boxes), dtype=bool)
+    for index in np.flatnonzero(~whole):
+        box = boxes[index]
+        low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+        covers = (high - low).clip(min=0).prod(axis=1) >= FRAGMENT_COVER * max(area[index], 1e-9)
+        reach = np.concatenate([box[:2] - boxes[:, :2], boxes[:, 2:] - box[2:]], axis=1)  # beyond each side
+        beyond = (reach >= -margin) | ~cut[index]
+        larger = (area > area[index]) | ((area == area[index]) & (np.arange(len(boxes)) < index))
+        other = (tile_of != tile_of[index]) & (prediction.labels == prediction.labels[index])
+        fragment[index] = (other & covers & beyond.all(axis=1) & (whole | larger)).any()
+    return fragment
+
+
+def _join_pieces(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> tuple[Prediction, np.ndarray]:
+    """Put together the pieces of objects that are larger than what tiles share.
+
+    Two boxes of a class are pieces of one object if each is cut by the border that faces the other's tile, and their
+    parts within what both tiles see overlap by `PIECE_IOU`, in their masks where there are any.
+
+    Returns:
+        The prediction, joined boxes in place of their pieces, and its ``tile_of``, the last home for joined ones.
+    """
+    cut, _ = _cut_sides(prediction, tile_of, homes)
+    group = np.arange(len(prediction))
+    for first in np.flatnonzero(cut[:, 2:].any(axis=1)):
+        best: dict[int, tuple[float, int]] = {}
+        for second in _facing(prediction, tile_of, homes, cut, first):
+            iou = _shared_iou(prediction, first, second, homes[tile_of[first]], homes[tile_of[second]])
+            if iou >= PIECE_IOU:
+                tile = int(tile_of[second])
+                best[tile] = max(best.get(tile, (0.0, -1)), (iou, int(second)))
+        for _, second in best.values():
+            group[group == group[second]] = group[first]
+    groups = [np.flatnonzero(group == value) for value in np.unique(group)]
+    boxes = prediction.boxes
+    low = np.array([boxes[g, :2].min(axis=0) for g in groups], np.float32).reshape(-1, 2)
+    high = np.array([boxes[g, 2:].max(axis=0) for g in groups], np.float32).reshape(-1, 2)
+    leader = np.array([g[prediction.scores[g].argmax()] for g in groups], np.int64)
+    joined = prediction.select(leader)
+    masks = joined.masks
+    if masks is not None:
+        masks = InstanceMasks.union(prediction.masks, groups)
+    homes_of = np.array([tile_of[g[0]] if len(g) == 1 else len(homes) - 1 for g in groups], np.int64)
+    return replace(joined, boxes=np.concatenate([low, high], axis=1), masks=masks), homes_of
+
+
+def _facing(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray, cut: np.ndarray, first: int) -> np.ndarray:
+    """The boxes of its class, in tiles to the right or below, that a border facing this cut box cuts."""
+    home, other = homes[tile_of[first]], homes[tile_of]
+    right = cut[first, 2] & cut[:, 0] & (other[:, 0] > home[0]) & (other[:, 0] < home[2])
+    below = cut[first, 3] & cut[:, 1] & (other[:, 1] > home[1]) & (other[:, 1] < home[3])
+    return np.flatnonzero((right | below) & (prediction.labels == prediction.labels[first]))
+
+
+def _shared_iou(prediction: Prediction, first: int, second: int, home: np.ndarray, other: np.ndarray) -> float:
+    """IoU of two boxes, or of their masks, within the area of both tiles."""
+    low, high = np.maximum(home[:2], other[:2]), np.minimum(home[2:], other[2:])
+    if (high <= low).any():
+        return 0.0
+    if prediction.masks is not None:
+        window = tuple(int(value) for value in (*low, *high))
+        a, b = (prediction.masks.within(index, window) for index in (first, second))
+        return float((a & b).sum() / max(1, (a | b).sum()))
+    a, b = (
+        np.concatenate([np.maximum(box[:2], low), np.minimum(box[2:], high)]).astype(np.float64)
+        for box in (prediction.boxes[first], prediction.boxes[second])
+    )
+    sides = [(box[2:] - box[:2]).clip(min=0).prod() for box in (a, b)]
+    common = (np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(min=0).prod()
+    return float(common / max(sum(sides) - common, 1e-9))

@@ -1,0 +1,205 @@
+"""The jobs of semantic and panoptic segmentation."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from visionattn.data.panoptic import id2rgb
+from visionattn.heads.segmentation.panoptic_tiles import merge_panoptic_tiles
+from visionattn.inference.blending import MapCanvas, ViewSum
+from visionattn.inference.decoding import pixel_logits, to_array
+from visionattn.inference.image_job import ImageJob
+from visionattn.inference.job import Merger, Tally, View
+from visionattn.inference.results import InstanceMasks, Prediction
+from visionattn.inference.tiling import Tile
+
+__all__ = ["JOBS", "PanopticJob", "SemanticJob"]
+
+
+class _MapJob(ImageJob):
+    """A job that predicts the class of each pixel."""
+
+    tiles = True
+
+    @classmethod
+    def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
+        """Accept the models of mmseg and mmdet that predict what this job is named for."""
+        from visionattn.heads.segmentation.mmlab_models import segments
+
+        return super().matches(model, config) or segments(model, config) == cls.name
+
+    def palette(self) -> tuple[tuple[int, int, int], ...] | None:
+        """Return the colors that the data set defines: semantic maps are known by them."""
+        colors = self.model.palette
+        return tuple(map(tuple, colors)) if colors and len(colors) == len(self.classes) else None
+
+    def maps(self, prediction: Prediction) -> dict[str, np.ndarray]:
+        """Return the class index of each pixel."""
+        return {"map": prediction.semantic}
+
+    def shares(self, prediction: Prediction) -> dict[str, float]:
+        """Return the share of all pixels by class."""
+        values, counts = np.unique(prediction.semantic, return_counts=True)
+        return {
+            self.classes[value]: round(count / prediction.semantic.size, 5)
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True)
+            if 0 <= value < len(self.classes)
+        }
+
+    def lines(self, record: Mapping[str, Any], counts: Counter) -> list[str]:
+        """Return the shares of the classes, largest first."""
+        shares = sorted(record["pixel_shares"].items(), key=lambda item: -item[1])
+        return [", ".join(f"{name} {share:.1%}" for name, share in shares)] if shares else []
+
+
+class SemanticJob(_MapJob):
+    """The class of each pixel."""
+
+    name = "semantic"
+    views = True
+
+    def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
+        """Return the map of classes."""
+        return Prediction(size, semantic=_semantic_map(output), **self.common())
+
+    def merger(self, item: np.ndarray, views: Sequence[View], overlap: int) -> "MapMerger":
+        """Return a merger by mean probabilities."""
+        return MapMerger(self, item.shape[:2], len(views), overlap)
+
+    def record(self, prediction: Prediction, index: int) -> dict[str, Any]:
+        """Return the share of all pixels by class."""
+        return {"pixel_shares": self.shares(prediction)}
+
+    def count(self, prediction: Prediction) -> Counter:
+        """Return the share of all pixels by class."""
+        return Counter(self.shares(prediction))
+
+    def summary(self, tally: Tally) -> str:
+        """Return the mean shares of the classes."""
+        shares = (f"{name} {value / max(1, tally.inputs):.1%}" for name, value in tally.found.most_common())
+        return "pixels: " + (", ".join(shares) or "none")
+
+    def legend(self, tally: Tally) -> dict[str, str]:
+        """Return the mean shares of the classes."""
+        return {name: f"{value / max(1, tally.inputs):.1%}" for name, value in tally.found.most_common()}
+
+
+class PanopticJob(_MapJob):
+    """The segment and the class of each pixel."""
+
+    name = "panoptic"
+    thresholded = True
+
+    def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
+        """Return the segments: one mask, box and label each, with a score of 1.
+
+        A value of ``semantic`` that equals the number of classes means no class.
+        """
+        ids = to_array(output.pred_panoptic_seg.sem_seg[0], np.int64)
+        return Prediction(size, **_segments(ids, len(self.classes)), **self.common())
+
+    def merger(self, item: np.ndarray, views: Sequence[View], overlap: int) -> "PanopticMerger":
+        """Return a merger that matches segments in the overlap of tiles."""
+        return PanopticMerger(self, item.shape[:2])
+
+    def maps(self, prediction: Prediction) -> dict[str, np.ndarray]:
+        """Return the class index of each pixel, and the segments in the format of COCO panoptic."""
+        return super().maps(prediction) | {"panoptic": id2rgb(prediction.panoptic.segments)[..., ::-1]}
+
+    def record(self, prediction: Prediction, index: int) -> dict[str, Any]:
+        """Return detections, pixel shares and ``segments_info`` as COCO panoptic has it."""
+        found = prediction.panoptic
+        ids = self.category_ids or range(1, len(self.classes) + 1)
+        areas = np.bincount(found.segments.ravel(), minlength=len(found.labels) + 1)[1:]
+        segments = [
+            {"id": number, "category_id": int(ids[label]), "area": int(area)}
+            for number, (label, area) in enumerate(zip(found.labels, areas, strict=True), 1)
+        ]
+        return super().record(prediction, index) | {
+            "pixel_shares": self.shares(prediction),
+            "segments_info": segments,
+        }
+
+    def lines(self, record: Mapping[str, Any], counts: Counter) -> list[str]:
+        """Return the number of segments by class, and the shares of the classes."""
+        return [", ".join(f"{name} {count}" for name, count in counts.most_common()), *super().lines(record, counts)]
+
+
+class MapMerger(Merger):
+    """Averages class probabilities over the views of a tile, and blends the tiles.
+
+    Args:
+        job: the job.
+        size: (height, width) of the image in pixels.
+        views: number of views of each tile.
+        overlap: overlap of neighboring tiles in pixels.
+    """
+
+    def __init__(self, job: SemanticJob, size: tuple[int, int], views: int, overlap: int) -> None:
+        self.job, self.size = job, size
+        self.canvas = MapCanvas(size, overlap)
+        self.sum = ViewSum(views)
+        head = getattr(job.model.model, "decode_head", None)
+        self.threshold = float(getattr(head, "threshold", None) or 0.5)
+
+    def add(self, tile: Tile, view: View, output: Any) -> None:
+        """Add the probabilities of one view of one tile."""
+        for done, values in self.sum.add(tile, pixel_logits(output, self.threshold), view.mirrored):
+            self.canvas.add(done, values)
+
+    def result(self) -> Prediction:
+        """Return the map of classes."""
+        return Prediction(self.size, semantic=self.canvas.result(), **self.job.common())
+
+
+class PanopticMerger(Merger):
+    """Merges the segments of tiles; see `visionattn.heads.segmentation.panoptic_tiles`.
+
+    Args:
+        job: the job.
+        size: (height, width) of the image in pixels.
+    """
+
+    def __init__(self, job: PanopticJob, size: tuple[int, int]) -> None:
+        self.job, self.size = job, size
+        self.found: dict[Tile, Prediction] = {}
+
+    def add(self, tile: Tile, view: View, output: Any) -> None:
+        """Add the segments of one tile."""
+        self.found[tile] = self.job.prediction(output, (tile[3] - tile[1], tile[2] - tile[0]))
+
+    def result(self) -> Prediction:
+        """Return the merged segments."""
+        things = self.job.model.model.panoptic_fusion_head.num_things_classes
+        return merge_panoptic_tiles(list(self.found.values()), list(self.found), self.size, things)
+
+
+def _semantic_map(output: Any) -> np.ndarray:
+    data = output.pred_sem_seg
+    return to_array(data.data if "data" in data else data.sem_seg, np.int64)[0]
+
+
+def _segments(segments: np.ndarray, count: int) -> dict[str, Any]:
+    """Decode mmdet's panoptic ids, which are label + 1000 * number."""
+    masks, labels, boxes = [], [], []
+    for code in np.unique(segments):
+        label = int(code) % 1000
+        if label >= count:
+            continue
+        mask = segments == code
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        masks.append(mask)
+        labels.append(label)
+        boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    return {
+        "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
+        "scores": np.ones(len(labels), np.float32),
+        "labels": np.asarray(labels, np.int64),
+        "masks": InstanceMasks.from_dense(np.asarray(masks, bool).reshape(-1, *segments.shape)),
+        "semantic": np.minimum(segments % 1000, count).astype(np.int64),
+    }
+
+
+JOBS = (SemanticJob, PanopticJob)

@@ -1,0 +1,359 @@
+"""The contract between the inference code and a job.
+
+A job is one kind of prediction: detection, segmentation, forgery detection, boxes in point clouds, ... Everything
+that only one job needs is in its folder below `visionattn.heads`, and the rest of the package reaches it through the
+`Job` class of that folder's ``job.py``. `visionattn.inference`, `visionattn.engine` and `visionattn.cli` know no job
+by name.
+
+Steps of a prediction: `Job.find` lists the input files, `Job.read` loads one, `Job.sample` returns the input of the
+test pipeline of the config, `TrainedModel.run` runs the pipeline and the model, and `Job.decode` converts the raw
+output to a typed prediction. If an image is cut into tiles, mirrored or rescaled, a `Merger` combines the raw outputs
+instead. `Job.write` writes the result files and returns their entries in ``predictions.json``.
+"""
+
+import argparse
+import importlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from visionattn.errors import ConfigError
+from visionattn.inference.options import Options
+from visionattn.inference.tiling import Tile
+from visionattn.inference.writing import write_maps
+from visionattn.io.inputs import Source
+
+__all__ = [
+    "Job",
+    "Merger",
+    "NoOptions",
+    "Result",
+    "Tally",
+    "TrainedModel",
+    "View",
+    "add_job_modules",
+    "job_by_name",
+    "job_of",
+    "jobs",
+    "views_of",
+]
+
+
+class TrainedModel(Protocol):
+    """A model with its weights and test pipeline, such as `visionattn.engine.model.LoadedModel`.
+
+    Attributes:
+        model: the network, in eval mode.
+        cfg: the config.
+        classes: class names by label.
+        palette: RGB colors by label, or None.
+        device: where the network is.
+    """
+
+    model: nn.Module
+    cfg: Mapping[str, Any]
+    classes: tuple[str, ...]
+    palette: Sequence[tuple[int, int, int]] | None
+    device: torch.device
+
+    def run(self, samples: Sequence[dict[str, Any]], scale: float = 1.0) -> list[Any]:
+        """Run the test pipeline and the network on one batch and return one raw output per sample.
+
+        Args:
+            samples: inputs of the pipeline, see `Job.sample`.
+            scale: factor on the size that the pipeline resizes to.
+        """
+
+
+class Result(Protocol):
+    """Interface of every typed prediction.
+
+    Attributes:
+        classes: class names by label.
+        seconds: inference time for this input in seconds, including preprocessing.
+        path: the input file, or None.
+    """
+
+    classes: tuple[str, ...]
+    seconds: float
+    path: Path | None
+
+    def draw(self, image: np.ndarray | None = None) -> np.ndarray:
+        """Return the overlay, BGR uint8 ``[H, W, 3]``."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of an image under test-time augmentation."""
+
+    scale: float = 1.0
+    mirrored: bool = False
+
+
+@dataclass
+class Tally:
+    """Totals of a run over files.
+
+    Attributes:
+        inputs: number of inputs predicted, frames of videos included.
+        found: totals of `Job.count`.
+    """
+
+    inputs: int
+    found: Counter
+
+
+class Merger(ABC):
+    """Combines the raw outputs for the tiles and views of one image into one prediction."""
+
+    @abstractmethod
+    def add(self, tile: Tile, view: View, output: Any) -> None:
+        """Add one raw output. Tiles come row by row, and all views of a tile one after the other."""
+
+    @abstractmethod
+    def result(self) -> Any:
+        """Return the prediction after the last output."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of a job that has none of its own."""
+
+
+class Job(ABC):
+    """Inputs, decoding, merging, drawing and result files of one kind of prediction; bound to one model.
+
+    Args:
+        model: the trained model.
+        options: inference options.
+        own: options of this job, an `OwnOptions`.
+
+    Attributes:
+        name: the name in result files, and of ``task`` in a config that sets the job itself.
+        OwnOptions: dataclass with the options that only this job has; each is an option of `Predictor` and, if
+            `add_arguments` declares it, of the command line.
+        noun: name of one input in messages and summaries, in the singular.
+        records: name of the list in ``predictions.json``, in the plural; with ``_id`` for the final ``s``, the key of
+            the index of a record.
+        accepts_video: a video is one input; otherwise videos are predicted frame by frame.
+        tiles: large inputs can be cut into tiles.
+        views: mirrored and rescaled views can be merged.
+        thresholded: detections below ``score_thr`` are discarded.
+        max_batch_size: upper bound of ``batch_size``.
+    """
+
+    name: ClassVar[str]
+    OwnOptions: ClassVar[type] = NoOptions
+    noun: ClassVar[str] = "image"
+    records: ClassVar[str] = "images"
+    accepts_video: ClassVar[bool] = False
+    tiles: ClassVar[bool] = False
+    views: ClassVar[bool] = False
+    thresholded: ClassVar[bool] = False
+    max_batch_size: ClassVar[int] = 1 << 30
+
+    def __init__(self, model: TrainedModel, options: Options, own: Any = None) -> None:
+        self.model, self.options = model, options
+        self.own = self.OwnOptions() if own is None else own
+        self.classes = tuple(model.classes)
+        if options.tile is not None and not self.tiles:
+            raise ConfigError(f"`tile` is not supported for {self.name} models; process whole inputs")
+        for name, used in (("tta", options.tta), ("scales", options.scales != (1.0,))):
+            if used and not self.views:
+                raise ConfigError(f"`{name}` is not supported for {self.name} models: their views cannot be merged")
+
+    # Which models
+
+    @classmethod
+    def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
+        """Return True if models of this class, built from this model config, belong to this job.
+
+        By default, a model class declares its job with a class attribute, ``job = "<name>"``.
+        """
+        return getattr(model, "job", None) == cls.name
+
+    @classmethod  # noqa: B027  most jobs add none
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the command-line arguments for `OwnOptions` to ``visionattn infer``."""
+
+    # Inputs
+
+    @classmethod
+    @abstractmethod
+    def find(cls, inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:
+        """Return the input files in files, folders and globs, each once; skip those in the folder ``exclude``."""
+
+    @abstractmethod
+    def read(self, source: Any) -> Any:
+        """Load one input: a path, or what the job accepts in memory.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+
+    @abstractmethod
+    def sample(self, item: Any, view: View = View()) -> dict[str, Any]:
+        """Return the input of the test pipeline for an item returned by `read`."""
+
+    def batch_key(self, item: Any) -> Any:
+        """Only items with equal keys share a batch."""
+        return None
+
+    def describe(self, item: Any) -> str:
+        """Return a noun phrase for messages about an item, such as "an image of 640x480"."""
+        return f"one {self.noun}"
+
+    # Outputs
+
+    @abstractmethod
+    def decode(self, output: Any, item: Any) -> Any:
+        """Return the typed prediction for the raw output of one item."""
+
+    def merger(self, item: Any, views: Sequence[View], overlap: int) -> Merger:
+        """Return a `Merger` for an image that is cut into tiles or predicted in several views.
+
+        Args:
+            item: the image.
+            views: the views added for each tile.
+            overlap: overlap of neighboring tiles in pixels.
+        """
+        raise ConfigError(f"predictions of {self.name} models cannot be merged")
+
+    def attach(self, prediction: Any, item: Any) -> Any:
+        """Return the prediction with the input attached, if drawing needs it."""
+        return prediction
+
+    # Results
+
+    def draw(self, item: Any, prediction: Any) -> np.ndarray:
+        """Return the overlay, BGR uint8 ``[H, W, 3]``."""
+        return prediction.draw(item)
+
+    @abstractmethod
+    def record(self, prediction: Any, index: int) -> dict[str, Any]:
+        """Return the JSON record of a prediction: plain values, without file names.
+
+        Args:
+            prediction: from `decode` or a `Merger`.
+            index: index of the input, or of the frame in a video.
+        """
+
+    def maps(self, prediction: Any) -> dict[str, np.ndarray]:
+        """Return per-pixel results by kind; see `visionattn.inference.writing.MAP_FOLDERS` for the kinds."""
+        return {}
+
+    def write(self, out: Path, name: str, prediction: Any) -> dict[str, Any]:
+        """Write the result files of one input except the overlay, and return their entries of the record."""
+        return write_maps(out, name, self.maps(prediction))
+
+    def count(self, prediction: Any) -> Counter:
+        """Return the counts that the summary adds up over all inputs, such as detections by class."""
+        return Counter(prediction.names)
+
+    def lines(self, record: Mapping[str, Any], counts: Counter) -> list[str]:
+        """Return the lines below a thumbnail in the report.
+
+        Args:
+            record: from `record`.
+            counts: from `count`.
+        """
+        found = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        return [found or f"no detections with a score of at least {self.options.score_thr:g}"]
+
+    def summary(self, tally: Tally) -> str:
+        """Return one line about all inputs of a run."""
+        found = ", ".join(f"{name} {count}" for name, count in tally.found.most_common())
+        total = sum(tally.found.values())
+        threshold = f", score at least {self.options.score_thr:g}" if self.thresholded else ""
+        return f"detections: {total}{f' ({found})' if found else ''}{threshold}"
+
+    def legend(self, tally: Tally) -> dict[str, str]:
+        """Return the class names in the legend of the report, each with its text."""
+        return {name: str(count) for name, count in tally.found.most_common()}
+
+    def describe_model(self) -> dict[str, Any]:
+        """Return the entries about classes and units at the top of ``predictions.json``."""
+        return {"classes": list(self.classes)}
+
+    def colors(self) -> Mapping[int, tuple[int, int, int]]:
+        """Return the color (blue, green, red) of each label in overlays."""
+        from visionattn.inference.draw import map_colors
+
+        return map_colors(self.classes)
+
+    # Other commands
+
+    @classmethod
+    def draw_samples(cls, config: Any, split: str, number: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield names and drawn images of the first samples, for ``visionattn browse``."""
+        raise ConfigError(f"training samples of {cls.name} models cannot be drawn")
+
+    @classmethod
+    def exported(cls, model: nn.Module) -> nn.Module:
+        """Return the module that ``visionattn export`` traces: a normalized image tensor to tensors.
+
+        Raises:
+            ConfigError: models of this job cannot be exported.
+        """
+        raise ConfigError(f"{cls.name} models cannot be exported")
+
+
+_modules: list[str] = []
+
+
+def add_job_modules(names: Sequence[str]) -> None:
+    """Add job packages; each has a module ``job`` with ``JOBS``, a tuple of `Job` classes.
+
+    The modules are imported when a job is looked up. `visionattn.openmmlab` adds the jobs of this package.
+    """
+    _modules.extend(name for name in names if name not in _modules)
+
+
+def jobs() -> list[type[Job]]:
+    """Return every known job."""
+    return [job for name in _modules for job in importlib.import_module(f"{name}.job").JOBS]
+
+
+def job_by_name(name: str) -> type[Job]:
+    """Return the job with this name.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    known = {job.name: job for job in jobs()}
+    if name not in known:
+        raise ConfigError(f"`task` must be one of {', '.join(sorted(known))}, got {name!r}")
+    return known[name]
+
+
+def job_of(model: type, config: Mapping[str, Any]) -> type[Job]:
+    """Return the job of a model.
+
+    Args:
+        model: class of the model.
+        config: the whole config; its ``task``, if set, names the job.
+
+    Raises:
+        ConfigError: no job accepts the model, or several do.
+    """
+    if config.get("task"):
+        return job_by_name(config["task"])
+    model_config = config.get("model") or {}
+    found = [job for job in jobs() if job.matches(model, model_config)]
+    if len(found) != 1:
+        known = ", ".join(sorted(job.name for job in (found or jobs())))
+        reason = "more than one job accepts" if found else "no job accepts"
+        raise ConfigError(f"{reason} models of type {model.__name__}; set `task` in the config to one of: {known}")
+    return found[0]
+
+
+def views_of(options: Options) -> list[View]:
+    """Return the views of each image for `Options.scales` and `Options.tta`."""
+    return [View(scale, mirrored) for scale in options.scales for mirrored in (False, True)[: 1 + options.tta]]
