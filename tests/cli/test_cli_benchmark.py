@@ -67,11 +67,11 @@ def test_dry_run_lists_the_tiles_and_marks_the_default(capsys, monkeypatch):
     ("argv", "words"),
     [
         (["na2d", "--shape", "12", "--kernel-size", "3"], ["--shape must have one value per axis (2 for na2d), got 1"]),
-        (["na2d", "--shape", "12", "12", "--kernel-size", "13"], ["kernel_size=(13, 13)"]),
+        (["na2d", "--shape", "12", "12", "--kernel-size", "13"], ["got kernel_size=(13, 13)"]),
         ([*PROBLEM, "--dtype", "fp64", "--dry-run"], ["fp64"]),
         ([*PROBLEM, "--rounds", "1"], ["--rounds must be at least 2, got 1"]),
         ([*PROBLEM, "--device", "cpu", "--backends", "nonsense"], ["nonsense"]),
-        ([*PROBLEM, "--heads", "3", "--heads-kv", "2"], ["2 heads", "3 heads"]),
+        ([*PROBLEM, "--heads", "3", "--heads-kv", "2"], ["must divide the 3 heads", "got 2"]),
     ],
 )
 def test_bad_arguments(argv, words, capsys):

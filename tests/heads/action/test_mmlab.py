@@ -169,14 +169,14 @@ def test_infer_command(run, tmp_path, capsys):
     command = ["infer", *inputs, "--run", str(run / "run"), "--out", str(tmp_path / "c"), "--points", str(poses)]
     assert main(command) == 1
     errors = [r["error"] for r in json.loads((tmp_path / "c/predictions.json").read_text())["images"]]
-    for part in ("has no key points of it", "broken.mp4", "is a picture; this model classifies videos"):
+    for part in ("has no keypoints for it", "broken.mp4", "is not a video"):
         assert any(part in error for error in errors)
 
 
 def test_infer_refuses_what_does_not_apply(run, capsys):
     video = str(run / "data/moving-figures/videos/test/00000.avi")
     assert main(["infer", video, "--run", str(run / "run"), "--tta"]) != 0
-    assert "views of videos are set in the config" in capsys.readouterr().err
+    assert "--tta is not supported for action models" in capsys.readouterr().err
 
 
 def test_labels_beyond_the_classes_stop_training(run, tmp_path, capsys):

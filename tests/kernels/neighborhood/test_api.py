@@ -213,24 +213,24 @@ X = torch.zeros(1, 8, 8, 4, 6)
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        (dict(kernel_size=9), ["kernel_size=(9, 9)", "axis 0", "8"]),
-        (dict(kernel_size=3, dilation=3), ["dilation=(3, 3)", "9 positions", "8"]),
-        (dict(kernel_size=3, stride=4), ["stride=(4, 4)", "(3, 3)"]),
-        (dict(kernel_size=3, stride=0), ["stride=(0, 0)"]),
-        (dict(kernel_size=0), ["kernel_size=(0, 0)", "at least 1"]),
-        (dict(kernel_size=3, dilation=0), ["dilation=(0, 0)"]),
-        (dict(kernel_size=(3, 3, 3)), ["kernel_size=(3, 3, 3)", "3 entries", "2 axes"]),
-        (dict(kernel_size=3.0), ["kernel_size=3.0", "int"]),
-        (dict(kernel_size=3, is_causal=1), ["is_causal=1", "bool"]),
-        (dict(query=X[0]), ["query", "(8, 8, 4, 6)", "5 dimensions"]),
+        (dict(kernel_size=9), ["`kernel_size`", "got kernel_size=(9, 9)", "axis 0, 8"]),
+        (dict(kernel_size=3, dilation=3), ["`dilation`", "dilation=(3, 3)", "axis 0, 8"]),
+        (dict(kernel_size=3, stride=4), ["`stride`", "got (4, 4)", "(3, 3)"]),
+        (dict(kernel_size=3, stride=0), ["`stride`", "got (0, 0)"]),
+        (dict(kernel_size=0), ["`kernel_size`", "got (0, 0)", "at least 1"]),
+        (dict(kernel_size=3, dilation=0), ["`dilation`", "got (0, 0)"]),
+        (dict(kernel_size=(3, 3, 3)), ["`kernel_size`", "got (3, 3, 3)", "2 axes"]),
+        (dict(kernel_size=3.0), ["`kernel_size`", "got 3.0", "int"]),
+        (dict(kernel_size=3, is_causal=1), ["`is_causal`", "got 1", "bool"]),
+        (dict(query=X[0]), ["`query`", "[8, 8, 4, 6]", "5 dimensions"]),
         (dict(key=X.double()), ["key", "float64", "float32"]),
-        (dict(key=X[:, :7]), ["key", "(1, 7, 8)", "(1, 8, 8)"]),
-        (dict(key=X[..., :5]), ["key", "head_dim 5", "6"]),
-        (dict(key=X[..., :3, :]), ["value has 4 heads", "key has 3"]),
-        (dict(key=X[..., :3, :], value=X[..., :3, :]), ["3 heads", "4 heads"]),
+        (dict(key=X[:, :7]), ["`key`", "got [1, 7, 8]", "[1, 8, 8]"]),
+        (dict(key=X[..., :5]), ["`key`", "head_dim of `query`, 6", "got 5"]),
+        (dict(key=X[..., :3, :]), ["`value`", "as `key`, 3", "got 4"]),
+        (dict(key=X[..., :3, :], value=X[..., :3, :]), ["`key`", "4 heads", "got 3"]),
         (dict(key=X.to("meta")), ["key", "meta", "cpu"]),
         (dict(query=X.long(), key=X.long(), value=X.long()), ["query", "int64", "float32"]),
-        (dict(rpb=torch.zeros(4, 5, 7)), ["rpb", "(4, 5, 7)", "(4, 5, 5)"]),
+        (dict(rpb=torch.zeros(4, 5, 7)), ["`rpb`", "got [4, 5, 7]", "[4, 5, 5]"]),
         (dict(kernel_size=4, rpb=torch.zeros(4, 7, 7)), ["rpb", "odd"]),
         (dict(is_causal=True, rpb=torch.zeros(4, 5, 5)), ["rpb", "is_causal"]),
         (dict(additional_keys=X[:, 0]), ["additional_values", "together"]),
@@ -245,7 +245,7 @@ def test_bad_input_names_the_argument(kwargs, words):
 
 
 def test_named_backend_is_never_replaced(monkeypatch):
-    with pytest.raises(BackendError, match="no backend 'cuda'"):
+    with pytest.raises(BackendError, match=r"`backend` must be .* got 'cuda'"):
         na2d(X, X, X, 3, backend="cuda")
     monkeypatch.setenv("VISIONATTN_BACKEND", "nonsense")
     with pytest.raises(BackendError, match="nonsense"):

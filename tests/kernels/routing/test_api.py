@@ -236,24 +236,24 @@ X = torch.zeros(1, 8, 8, 4, 6)
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        (dict(num_regions=0), ["num_regions=0", ">= 1"]),
-        (dict(num_regions=(4, 4, 4)), ["num_regions=(4, 4, 4)", "(rows, columns)"]),
-        (dict(num_regions=4.0), ["num_regions=4.0"]),
-        (dict(topk=0), ["topk=0", "1", "16"]),
-        (dict(topk=17), ["topk=17", "16"]),
-        (dict(topk=True), ["topk=True"]),
-        (dict(query=X[0]), ["query", "(8, 8, 4, 6)", "5 dimensions"]),
+        (dict(num_regions=0), ["`num_regions`", "got 0", "at least 1"]),
+        (dict(num_regions=(4, 4, 4)), ["`num_regions`", "got (4, 4, 4)", "(rows, columns)"]),
+        (dict(num_regions=4.0), ["`num_regions`", "got 4.0"]),
+        (dict(topk=0), ["`topk`", "got 0", "from 1", "16"]),
+        (dict(topk=17), ["`topk`", "got 17", "16"]),
+        (dict(topk=True), ["`topk`", "got True"]),
+        (dict(query=X[0]), ["`query`", "[8, 8, 4, 6]", "5 dimensions"]),
         (dict(key=X.double()), ["key", "float64", "float32"]),
-        (dict(key=X[:, :7], value=X[:, :7]), ["key", "(1, 7, 8, 4, 6)", "key_regions"]),
-        (dict(value=X[:, :7]), ["value", "(7, 8)", "(8, 8)"]),
-        (dict(key=X[..., :5]), ["key", "head_dim 5", "6"]),
-        (dict(key=X[..., :3, :]), ["key", "3 heads", "4 heads"]),
+        (dict(key=X[:, :7], value=X[:, :7]), ["`key`", "got [1, 7, 8, 4, 6]", "`key_regions`"]),
+        (dict(value=X[:, :7]), ["`value`", "got [7, 8]", "[8, 8]"]),
+        (dict(key=X[..., :5]), ["`key`", "head_dim of `query`, 6", "got 5"]),
+        (dict(key=X[..., :3, :]), ["`key`", "1 and 4", "got 1 and 3"]),
         (dict(key=X.to("meta")), ["key", "meta", "cpu"]),
         (dict(query=X.long(), key=X.long(), value=X.long()), ["query", "int64", "float32"]),
-        (dict(query=X[:, :0], key=X[:, :0], value=X[:, :0]), ["query", "only the batch may be empty"]),
+        (dict(query=X[:, :0], key=X[:, :0], value=X[:, :0]), ["`query`", "must not be empty"]),
         (dict(padding_mask=torch.zeros(8, 8)), ["padding_mask", "float32", "torch.bool"]),
-        (dict(padding_mask=torch.zeros(2, 8, 8, dtype=torch.bool)), ["padding_mask", "(2, 8, 8)", "(1, 8, 8)"]),
-        (dict(key_regions=torch.zeros(1, 16, 2, dtype=torch.long)), ["key_regions", "(1, 16, 2)", "(1, 16, 3)"]),
+        (dict(padding_mask=torch.zeros(2, 8, 8, dtype=torch.bool)), ["`padding_mask`", "got [2, 8, 8]", "[1, 8, 8]"]),
+        (dict(key_regions=torch.zeros(1, 16, 2, dtype=torch.long)), ["`key_regions`", "got [1, 16, 2]", "[1, 16, 3]"]),
         (dict(key_regions=torch.zeros(1, 16, 3)), ["key_regions", "float32", "int64"]),
     ],
 )
@@ -266,7 +266,7 @@ def test_bad_input_names_the_argument(kwargs, words):
 
 def test_named_backend_is_never_replaced(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendError, match="no backend 'cuda'"):
+    with pytest.raises(BackendError, match=r"`backend` must be .* got 'cuda'"):
         bilevel_routing_attention(X, X, X, 4, 3, backend="cuda")
     with pytest.raises(BackendError, match="'triton' cannot run"):
         bilevel_routing_attention(X, X, X, 4, 3, backend="triton")

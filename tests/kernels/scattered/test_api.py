@@ -181,7 +181,7 @@ def test_compile_without_graph_break():
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     for a, b in zip(eager, torch.autograd.grad(compiled(q, k, v, offsets).square().sum(), (q, k, v)), strict=True):
         torch.testing.assert_close(a, b)
-    with pytest.raises(ValueError, match="ends with 33"):
+    with pytest.raises(ValueError, match="got 0 and 33"):
         compiled(q[:20], k[:20], v[:20], offsets)
 
 
@@ -269,24 +269,24 @@ O = torch.tensor([0, 2, 6])
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        (dict(query=X[0]), ["query", "(2, 4)", "3 dimensions"]),
+        (dict(query=X[0]), ["`query`", "got shape [2, 4]", "3 dimensions"]),
         (dict(key=X.double()), ["key", "float64", "float32"]),
-        (dict(key=X[:5]), ["key", "5 tokens", "6 tokens"]),
-        (dict(value=X[:, :1]), ["value", "1 heads", "2 heads"]),
-        (dict(key=X[..., :3]), ["key", "head_dim 3", "4"]),
-        (dict(value=X[..., :0]), ["value", "(6, 2, 0)", "only the number of tokens"]),
+        (dict(key=X[:5]), ["`key`", "6 and 2", "got 5 and 2"]),
+        (dict(value=X[:, :1]), ["`value`", "6 and 2", "got 6 and 1"]),
+        (dict(key=X[..., :3]), ["`key`", "head_dim of `query`, 4", "got 3"]),
+        (dict(value=X[..., :0]), ["`value`", "[6, 2, 0]", "must not be empty"]),
         (dict(key=X.to("meta")), ["key", "meta", "cpu"]),
         (dict(query=X.long(), key=X.long(), value=X.long()), ["query", "int64", "float32"]),
-        (dict(offsets=O[None]), ["offsets", "(1, 3)", "(windows + 1,)"]),
-        (dict(offsets=O[:0]), ["offsets", "(0,)"]),
+        (dict(offsets=O[None]), ["`offsets`", "got [1, 3]", "[windows + 1]"]),
+        (dict(offsets=O[:0]), ["`offsets`", "got [0]"]),
         (dict(offsets=O.float()), ["offsets", "float32", "int64"]),
         (dict(offsets=O.to("meta")), ["offsets", "meta", "cpu"]),
-        (dict(offsets=torch.tensor([1, 2, 6])), ["offsets", "begins with 1", "begin with 0"]),
-        (dict(offsets=torch.tensor([0, 2, 5])), ["offsets", "ends with 5", "6"]),
-        (dict(offsets=torch.tensor([0])), ["offsets", "ends with 0", "6"]),
-        (dict(offsets=torch.tensor([0, 4, 3, 6])), ["offsets", "4 to 3", "position 2"]),
-        (dict(eps=0), ["eps=0.0", "positive"]),
-        (dict(eps=float("nan")), ["eps=nan"]),
+        (dict(offsets=torch.tensor([1, 2, 6])), ["`offsets`", "got 1 and 6", "start with 0"]),
+        (dict(offsets=torch.tensor([0, 2, 5])), ["`offsets`", "tokens, 6", "got 0 and 5"]),
+        (dict(offsets=torch.tensor([0])), ["`offsets`", "tokens, 6", "got 0 and 0"]),
+        (dict(offsets=torch.tensor([0, 4, 3, 6])), ["`offsets`", "4 followed by 3", "position 2"]),
+        (dict(eps=0), ["`eps`", "got 0.0", "positive"]),
+        (dict(eps=float("nan")), ["`eps`", "got nan"]),
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -300,7 +300,7 @@ def test_bad_input_names_the_argument(backend, kwargs, words):
 
 def test_named_backend_is_never_replaced(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendError, match="no backend 'cuda'"):
+    with pytest.raises(BackendError, match=r"`backend` must be .* got 'cuda'"):
         scattered_linear_attention(X, X, X, O, backend="cuda")
     with pytest.raises(BackendError, match="'triton' cannot run"):
         scattered_linear_attention(X, X, X, O, backend="triton")

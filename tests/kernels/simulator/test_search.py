@@ -81,7 +81,7 @@ def test_tiles_of_equal_work_prefer_cubes():
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(ValueError, match="q_sizes=0 must be at least 1"):
+    with pytest.raises(ValueError, match="`q_sizes` must be at least 1"):
         search_tiles((8, 8), 3, q_sizes=0)
-    with pytest.raises(ValueError, match="window="):
+    with pytest.raises(ValueError, match="`window`"):
         search_strides((8, 8), 9, q_tile=4, kv_tile=4)

@@ -135,16 +135,22 @@ def test_wrong_arguments():
     coords = voxels(0, 10, (3, 3, 3))
     neighbors = Neighbors.submanifold(coords, (3, 3, 3), 3)
     cases = [
-        (lambda: Neighbors.submanifold(coords, (3, 3, 3), (1, 2, 1)), r"kernel_size=\(1, 2, 1\) must be odd"),
-        (lambda: Neighbors.submanifold(coords, (3, 3), 3), r"spatial_shape=\(3, 3\) must be one or three"),
-        (lambda: Neighbors.submanifold(coords, (2, 3, 3), 3), "voxels outside of spatial_shape"),
-        (lambda: Neighbors.submanifold(coords[[0, 0]], (3, 3, 3), 3), "a voxel twice"),
+        (lambda: Neighbors.submanifold(coords, (3, 3, 3), (1, 2, 1)), r"`kernel_size` must be odd, got \(1, 2, 1\)"),
+        (lambda: Neighbors.submanifold(coords, (3, 3), 3), r"`spatial_shape` must be one or three .* got \(3, 3\)"),
+        (lambda: Neighbors.submanifold(coords, (2, 3, 3), 3), "`coords` must be inside spatial_shape"),
+        (lambda: Neighbors.submanifold(coords[[0, 0]], (3, 3, 3), 3), "`coords` must be unique"),
         (lambda: Neighbors.submanifold(coords.int(), (3, 3, 3), 3), r"must be int64 \[N, 4\]"),
-        (lambda: Neighbors.strided(coords, (3, 3, 3), 5), "is larger than spatial_shape"),
-        (lambda: Neighbors.strided(coords, (3, 3, 3), 3, padding=-1), "padding=-1 must be"),
-        (lambda: sparse_conv3d(torch.randn(9, 2), torch.randn(2, 3, 3, 3, 2), neighbors), "features has 9 rows"),
-        (lambda: sparse_conv3d(torch.randn(10, 2), torch.randn(2, 3, 3, 1, 2), neighbors), "weight has shape"),
-        (lambda: sparse_depthwise_conv3d(torch.randn(10, 2), torch.randn(3, 3, 3, 1), neighbors), "weight has shape"),
+        (lambda: Neighbors.strided(coords, (3, 3, 3), 5), "`kernel_size` must fit into spatial_shape"),
+        (lambda: Neighbors.strided(coords, (3, 3, 3), 3, padding=-1), "`padding` must be .* got -1"),
+        (
+            lambda: sparse_conv3d(torch.randn(9, 2), torch.randn(2, 3, 3, 3, 2), neighbors),
+            "must have 10 rows",
+        ),
+        (lambda: sparse_conv3d(torch.randn(10, 2), torch.randn(2, 3, 3, 1, 2), neighbors), "`weight` must have"),
+        (
+            lambda: sparse_depthwise_conv3d(torch.randn(10, 2), torch.randn(3, 3, 3, 1), neighbors),
+            "`weight` must have",
+        ),
         (lambda: sparse_conv3d(torch.ones(10, 2).long(), torch.randn(2, 3, 3, 3, 2), neighbors), "must be floating"),
     ]
     for call, message in cases:

@@ -314,7 +314,9 @@ def make_pattern(shape: Any, window: Any, stride: Any, dilation: Any, causal: An
     for axis, (length, k, s, d, _) in enumerate(pattern.axes):
         if k * d > length:
             times = f" times dilation {d}" if d > 1 else ""
-            raise ValueError(f"`window`{times} must be at most the length of axis {axis}, {length}, got {window}")
+            raise ValueError(
+                f"`window`{times} must be at most the length of axis {axis}, {length}, got window={window}"
+            )
         if s > k:
             raise ValueError(f"`stride` must be at most `window` {window} on axis {axis}, got {stride}")
     return pattern
@@ -335,7 +337,7 @@ def simulate(
 
     Args:
         shape: length of each axis of the map, 1 to 3 axes.
-        window: window length, one for all axes or one per axis; its product with the dilation must not exceed the axis.
+        window: window length, one for all axes or one per axis; times the dilation at most the length of the axis.
         stride: from 1 to the window, one for all axes or one per axis.
         dilation: one for all axes or one per axis; it need not divide the axis.
         causal: one for all axes or one per axis.
