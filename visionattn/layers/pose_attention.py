@@ -243,9 +243,8 @@ class PoseBlocks(nn.ModuleList):
         if mask is None:
             return prefix, patches
         last = self[-1]
-        chained = (
-            last.attention == "spatiotemporal" and len(self) > 1
-        )  # temporal attention of the second block needs all outputs of the first
+        # Temporal attention of a second block needs the outputs of the first one for all tokens.
+        chained = last.attention == "spatiotemporal" and len(self) > 1
         if attended is not None or chained or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._dense(prefix, patches, mask, attended, attended is not None or chained)
         if not mask.is_floating_point() or not (mask.requires_grad or ((mask > 0) & (mask < 1)).any()):
