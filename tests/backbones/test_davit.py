@@ -111,7 +111,7 @@ def test_a_whole_classifier_in_a_cut_feature_wrapper():
     for model in (timm.create_model("davit_tiny", features_only=True, out_indices=(0, 1), **kwargs), large):
         report = load_official(model, source.state_dict())
         assert set(report.dropped.values()) == {
-            "after the last stage of this model",
+            "after the last stage of the model",
             "the model has no classifier",
             "the model has no final norm",
         }

@@ -184,7 +184,7 @@ def test_incomplete_and_foreign_entries(source):
 def test_what_is_no_checkpoint():
     assert "no backbone tensors" in _error(small(), {"epoch": 3})
     assert "got a list" in _error(small(), [torch.ones(1)])
-    with pytest.raises(TypeError, match="`model` must be a backbone of visionattn or a DaViT of timm, got .*Linear"):
+    with pytest.raises(TypeError, match=r"`model` must be a backbone of visionattn or a DaViT of timm, got .*Linear"):
         load_official(torch.nn.Linear(2, 2), {})
 
 

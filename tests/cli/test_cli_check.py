@@ -57,4 +57,4 @@ def test_masks_are_read(tmp_path, capsys):
     assert main(["check", config, "--cfg-options", *options]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "masks/train/a.png: holds the value 1 (48 pixels), but the 1 classes are 0, and 255 is ignored" in err
+    assert "masks/train/a.png: contains the value 1 (48 pixels), but the 1 classes are 0, and 255 is ignored" in err

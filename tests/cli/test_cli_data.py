@@ -140,7 +140,7 @@ def test_failures_are_one_line(tmp_path: Path, base_url: str, bccd_zip: Path, ca
     missing = _error(capsys, "bccd", *out, "--url", f"{base_url}/none.zip")
     assert f"{base_url}/none.zip" in missing
     assert "404" in missing
-    assert "--archive FILE" in missing
+    assert "`archive`" in missing
     (bccd_zip.parent / "page.zip").write_text("<html>")
     assert "not a complete zip" in _error(capsys, "bccd", *out, "--url", f"{base_url}/page.zip")
     assert "none.zip does not exist" in _error(capsys, "bccd", *out, "--archive", str(tmp_path / "none.zip"))

@@ -69,10 +69,10 @@ def test_what_is_no_dump(run, tmp_path, capsys):
     checkpoints.write({"state_dict": {}}, tmp_path / "iter_5.pth")
     run(0.0)
     assert main(["replay", str(tmp_path / "iter_5.pth")]) == 1
-    assert "is no dump of a stopped run" in capsys.readouterr().err
+    assert "is not a dump of a stopped run" in capsys.readouterr().err
     checkpoints.write({"format": FORMAT, "seed": 0, "iteration": 5, "rank": 0, "batch": None}, tmp_path / "iter_5.pth")
     assert main(["replay", str(tmp_path / "iter_5.pth")]) == 1
-    assert "holds no batch" in capsys.readouterr().err
+    assert "contains no batch" in capsys.readouterr().err
     (tmp_path / "alone").mkdir()
     (tmp_path / "iter_5.pth").rename(tmp_path / "alone" / "x.pth")
     assert main(["replay", str(tmp_path / "alone" / "x.pth")]) == 1

@@ -126,5 +126,5 @@ def test_checkpoint_problems(config, capsys):
 
 
 def test_wrong_devices_and_seed(config, capsys):
-    assert "give 1 or more" in fails(capsys, "tiny.py", "--devices", "0")
-    assert "the seed -1 is negative" in fails(capsys, "tiny.py", "--seed", "-1")
+    assert "--devices must be at least 1, got 0" in fails(capsys, "tiny.py", "--devices", "0")
+    assert "--seed must be at least 0, got -1" in fails(capsys, "tiny.py", "--seed", "-1")

@@ -113,10 +113,10 @@ def _broken(path: str, value: object) -> dict:
         ("images.1.file_name", "d.jpg", ["'d.jpg' is not in"]),
         ("images.0.file_name", "A.JPG", ["'A.JPG' is not in", "there is 'a.jpg'"]),
         ("images.0.file_name", "sub", ["'sub' is not in"]),
-        ("images.0.file_name", "../instances.json", ["leads out"]),
-        ("images.0.file_name", "sub/../../instances.json", ["leads out"]),
-        ("images.0.file_name", "/etc/hostname", ["leads out"]),
-        ("images.0.file_name", "..\\x.jpg", ["leads out"]),
+        ("images.0.file_name", "../instances.json", ["outside the image folder"]),
+        ("images.0.file_name", "sub/../../instances.json", ["outside the image folder"]),
+        ("images.0.file_name", "/etc/hostname", ["outside the image folder"]),
+        ("images.0.file_name", "..\\x.jpg", ["outside the image folder"]),
         ("images", [], ['"images" is empty']),
         ("images", ..., ['no "images"']),
         ("annotations", {}, ['list as its "annotations"']),
@@ -168,7 +168,7 @@ def test_no_such_file(images: Path):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        (json.dumps(GOOD)[:-9], "cut short"),
+        (json.dumps(GOOD)[:-9], "truncated"),
         ("", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("[1, 2]", "top level is a list"),

@@ -23,7 +23,7 @@ def test_bccd(tmp_path: Path, bccd_files: dict, make_tree: Tree):
     out = tmp_path / "out"
     report = convert_bccd(make_tree(bccd_files), out)
     assert report.images == {"train": 3, "val": 2, "test": 1}
-    assert report.notes == ["boxes of zero size, left out: 1", "boxes clipped by up to a pixel: 1"]
+    assert report.notes == ["boxes of zero size, omitted: 1", "boxes clipped by up to a pixel: 1"]
     for split, count in report.images.items():
         summary = check_coco(out / f"instances_{split}.json", out / "images" / split, tolerance=0)
         assert summary.images == count
@@ -59,10 +59,10 @@ _TRAIN = "BCCD_Dataset-master/BCCD/ImageSets/Main/train.txt"
         (
             _XML,
             lambda text: text.replace("<xmax>64", "<xmax>80"),
-            ["00001.xml", "does not lie in its 64x48 image"],
+            ["00001.xml", "is outside its 64x48 image"],
         ),
-        (_XML, lambda text: text.replace("<xmax>30", "<xmax>3"), ["does not lie"]),
-        (_XML, lambda text: text.replace("<xmax>30", "<xmax>thirty"), ["whole numbers"]),
+        (_XML, lambda text: text.replace("<xmax>30", "<xmax>3"), ["is outside"]),
+        (_XML, lambda text: text.replace("<xmax>30", "<xmax>thirty"), ["not integers"]),
         (_XML, lambda text: text.replace("RBC", "XYZ"), ["class 'XYZ'"]),
         (_XML, lambda text: text[:-20], ["not valid XML"]),
         (_XML, lambda text: '<!DOCTYPE a [<!ENTITY b "c">]>' + text, ["entities"]),
@@ -119,8 +119,8 @@ def test_nuclei(tmp_path: Path, nuclei_files: dict, make_tree: Tree):
     report = convert_nuclei(make_tree(nuclei_files), out)
     assert report.images == {"train": 14, "val": 2, "test": 4}
     # the masks share rows 10 and 11 by columns 12 to 14: 6 pixels, in each of 20 images
-    assert report.notes[0].endswith("given to the smallest: 120")
-    assert report.notes[1].endswith("left out: 1")
+    assert report.notes[0].endswith("assigned to the smallest: 120")
+    assert report.notes[1].endswith("omitted: 1")
     names = [(out / f"{split}.txt").read_text().split() for split in report.images]
     assert len({name for part in names for name in part}) == 20
     for split in report.images:
@@ -159,7 +159,7 @@ def test_nuclei_split_does_not_depend_on_order_and_follows_the_seed(
         ("03ab/images/03ab.png", None, "03ab.png is missing"),
         ("03ab/masks/a.png", lambda content: content[:60], "cannot be decoded"),
         ("03ab/masks/a.png", "other size", "(w, h)"),
-        ("03ab/masks", None, "holds 0 masks"),
+        ("03ab/masks", None, "got 0"),
     ],
 )
 def test_nuclei_faults(tmp_path: Path, nuclei_files: dict, make_tree: Tree, name: str, change, part: str):
@@ -235,7 +235,7 @@ def test_camvid_classes_are_those_of_the_development_data(
     [
         ("CamVid/train.txt", "/SegNet/CamVid/train/a.png", "pairs"),
         ("CamVid/train.txt", "/x/train/.. /x/trainannot/a.png", "plain file name"),
-        ("CamVid/trainannot/train_1.png", (12, 16, 12), "holds the index 12"),
+        ("CamVid/trainannot/train_1.png", (12, 16, 12), "contains the index 12"),
         ("CamVid/trainannot/train_1.png", (5, 5, 0), "differ"),
         ("CamVid/trainannot/train_1.png", None, "missing"),
         ("CamVid/train.txt", None, "no folder with"),

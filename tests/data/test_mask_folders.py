@@ -41,7 +41,7 @@ def test_lists_take_a_part(folders, tmp_path):
     (tmp_path / "names.txt").write_text("town/a\n\nb.JPG\n")
     names = read_names(tmp_path / "names.txt")
     assert [i.name for i, _ in pair_masks(*folders, names)] == ["b.JPG", "a.jpeg"]
-    with pytest.raises(DataError, match=r"images: has no image 'c', which is in the list"):
+    with pytest.raises(DataError, match=r"images: the image 'c' in the list of names does not exist"):
         pair_masks(*folders, ["c.png"])
 
 
@@ -57,10 +57,10 @@ def test_masks_beside_their_images(folders):
 
 
 def test_lists_that_cannot_be_read(tmp_path):
-    with pytest.raises(DataError, match=r"no\.txt: there is no such list"):
+    with pytest.raises(DataError, match=r"no\.txt: the list of images does not exist"):
         read_names(tmp_path / "no.txt")
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(DataError, match="lists no images"):
+    with pytest.raises(DataError, match="list of images is empty"):
         read_names(tmp_path / "empty.txt")
 
 
@@ -70,10 +70,10 @@ def test_missing_masks_images_and_folders(folders, tmp_path):
     (masks / "town/a.png").unlink()
     with pytest.raises(DataError, match=r"b\.JPG: has no mask; .*masks/b\.png does not exist \(and 1 more images\)"):
         pair_masks(*folders)
-    with pytest.raises(DataError, match=r"no: there is no such folder"):
+    with pytest.raises(DataError, match=r"no: the folder does not exist"):
         pair_masks(images, tmp_path / "no")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: has no images"):
+    with pytest.raises(DataError, match=r"empty: the folder contains no image"):
         pair_masks(tmp_path / "empty", masks)
     save(images / "a.jpg", np.zeros((4, 6, 3)))
     with pytest.raises(DataError, match=r"differs from a\.jpg only in its suffix"):
@@ -102,9 +102,9 @@ def test_palette_and_binary_masks_hold_numbers(folders):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.full((4, 6), 3), r"holds the value 3 \(24 pixels\), but the 3 classes are 0 to 2, and 255 is ignored"),
+        (np.full((4, 6), 3), r"contains the value 3 \(24 pixels\), but the 3 classes are 0 to 2, and 255 is ignored"),
         (np.zeros((6, 4)), r"is 4 x 6 pixels, but its image b\.JPG is 6 x 4"),
-        (np.zeros((4, 6, 3)), r"is a colour picture \(RGB\)"),
+        (np.zeros((4, 6, 3)), r"is a colour image \(RGB\)"),
     ],
 )
 def test_masks_that_do_not_fit(folders, values, message):
@@ -115,17 +115,17 @@ def test_masks_that_do_not_fit(folders, values, message):
 
 def test_values_beyond_eight_bits_are_not_cut(folders):
     Image.fromarray(np.full((4, 6), 257, np.uint16)).save(folders[1] / "b.png")
-    with pytest.raises(DataError, match=r"b\.png: holds the value 257"):
+    with pytest.raises(DataError, match=r"b\.png: contains the value 257"):
         check_masks(pair_masks(*folders), CLASSES)
 
 
 def test_damage_and_compression(folders):
     images, masks = folders
     (masks / "a.png").write_bytes((masks / "a.png").read_bytes()[:40])
-    with pytest.raises(DataError, match=r"a\.png: does not open as a mask"):
+    with pytest.raises(DataError, match=r"a\.png: cannot be opened as a mask"):
         check_masks(pair_masks(*folders), CLASSES)
     Image.new("L", (6, 4)).save(masks / "a.png", format="JPEG")
-    with pytest.raises(DataError, match=r"a\.png: is a JPEG file, which changes numbers"):
+    with pytest.raises(DataError, match=r"a\.png: is a JPEG file, and JPEG compression changes values"):
         check_masks(pair_masks(*folders), CLASSES)
     Image.new("L", (6, 4)).save(masks / "a.png")
     (images / "b.JPG").write_bytes(b"no")
@@ -144,5 +144,5 @@ def test_turned_photographs_have_the_size_they_are_read_in(folders):
 def test_black_and_white_masks_train_nothing(folders):
     for _, mask in pair_masks(*folders):
         save(mask, np.where(np.arange(24).reshape(4, 6) < 9, 255, 0))
-    with pytest.raises(DataError, match="3 masks hold only 0 and 255; 255 means ignored, so write 'road' as 1"):
+    with pytest.raises(DataError, match="3 masks contain only 0 and 255, but 255 is ignored; 'road' must be 1"):
         check_masks(pair_masks(*folders), CLASSES)

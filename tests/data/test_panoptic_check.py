@@ -60,7 +60,7 @@ def segments(content: dict) -> list[dict]:
         (lambda c: c["categories"].reverse(), "the thing 'cat' comes after a category of stuff"),
         (lambda c: c["categories"][0].pop("isthing"), "category 'cat' has isthing None"),
         (lambda c: c["annotations"][0].pop("segments_info"), "no list segments_info"),
-        (lambda c: c["annotations"][0].update(image_id=7), "image_id 7, which is not there"),
+        (lambda c: c["annotations"][0].update(image_id=7), "image_id 7, which does not exist"),
         (lambda c: c["annotations"][0].update(image_id=2), "'2.jpg' is named '1.png'"),
         (lambda c: c["annotations"].append(c["annotations"][0]), "'1.jpg' has more than one annotation"),
         (lambda c: c["annotations"].pop(), "image '2.jpg' has no annotation"),
@@ -68,10 +68,10 @@ def segments(content: dict) -> list[dict]:
         (lambda c: segments(c)[0].update(id=0), "'2.jpg': a segment has id 0"),
         (lambda c: segments(c)[0].update(id=1 << 24), "a segment has id 16777216"),
         (lambda c: segments(c)[0].update(id=5), "segment 5 is listed more than once"),
-        (lambda c: segments(c)[0].update(category_id=4), "segment 300 names category_id 4"),
+        (lambda c: segments(c)[0].update(category_id=4), "segment 300 has category_id 4"),
         (lambda c: segments(c)[0].pop("area"), "segment 300 has no area"),
         (lambda c: segments(c)[0].update(id=301), r"segment 301 is not in the map .*2\.png"),
-        (lambda c: segments(c).pop(0), r"2\.png shows the id 300, which is no segment"),
+        (lambda c: segments(c).pop(0), r"2\.png contains the id 300, which is not a segment"),
         (lambda c: c["images"][0].update(file_name="3.jpg"), r"image '3\.jpg' is not in"),
     ],
 )
@@ -89,8 +89,8 @@ def test_spoilt_file(sound, spoil, message):
     [
         (lambda p: p.unlink(), "is missing"),
         (lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be read"),
-        (lambda p: write_map(p, np.full((6, 9), 5)), "is of 9x6, its image of 8x6"),
-        (lambda p: cv2.imwrite(str(p), np.zeros((6, 8), np.uint8)), "is of mode L"),
+        (lambda p: write_map(p, np.full((6, 9), 5)), "is 9x6, but its image is 8x6"),
+        (lambda p: cv2.imwrite(str(p), np.zeros((6, 8), np.uint8)), "has mode L"),
     ],
 )
 def test_spoilt_map(sound, spoil, message):

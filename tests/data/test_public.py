@@ -40,7 +40,7 @@ def test_from_an_archive(tmp_path: Path, make_zip: Callable[..., Path], request:
 
 
 def test_too_few_images(tmp_path: Path, make_zip: Callable[..., Path], bccd_files: dict):
-    with pytest.raises(DataError, match="train split has 3 images, fewer than the 205"):
+    with pytest.raises(DataError, match="train split has 3 images, but at least 205"):
         fetch_public("bccd", tmp_path / "out", archive=make_zip(bccd_files))
     assert not (tmp_path / "out").exists()
     assert [entry.name for entry in tmp_path.iterdir()] == ["archive.zip"]

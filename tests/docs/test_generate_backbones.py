@@ -1,4 +1,4 @@
-"""docs/backbones.md is what its script writes now."""
+"""docs/backbones.md is up to date."""
 
 import subprocess
 import sys

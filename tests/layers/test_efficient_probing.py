@@ -122,5 +122,5 @@ def test_errors():
         EfficientProbing(12, 4)(torch.zeros(2, 12))
     with pytest.raises(ValueError, match="`num_classes` must be at least 1, got 0"):
         EfficientProbe(timm.create_model("resnet18"), 0)
-    with pytest.raises(ValueError, match="`backbone` must be a timm model .*, got a Linear"):
+    with pytest.raises(ValueError, match=r"`backbone` must be a timm model .*, got a Linear"):
         EfficientProbe(torch.nn.Linear(2, 2), 3)

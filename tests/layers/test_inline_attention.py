@@ -94,7 +94,7 @@ def test_many_tokens_in_half_precision():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="`kernel_func` must be one of .*, got 'softmax'"):
+    with pytest.raises(ValueError, match=r"`kernel_func` must be one of .*, got 'softmax'"):
         InLineAttention(8, 2, kernel_func="softmax")
     with pytest.raises(ValueError, match=r"`attn_drop` must be 0, .*, got 0\.1"):
         InLineAttention(8, 2, attn_drop=0.1)

@@ -109,5 +109,5 @@ def test_errors():
     for state in ({}, {"model": {}}, {"epoch": 3}):
         with pytest.raises(CheckpointError, match="has no tensors"):
             filter_official(state, model)
-    with pytest.raises(CheckpointError, match="`model` must be .*, got a ResNet"):
+    with pytest.raises(CheckpointError, match=r"`model` must be .*, got a ResNet"):
         filter_official({}, timm.create_model("resnet18"))

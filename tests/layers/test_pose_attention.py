@@ -219,7 +219,7 @@ def test_select_tokens():
 
 
 def test_bad_attention():
-    with pytest.raises(ValueError, match="`attention` must be one of .*, got 'temporal'"):
+    with pytest.raises(ValueError, match=r"`attention` must be one of .*, got 'temporal'"):
         PoseBlock(12, 3, "temporal")
 
 

@@ -290,7 +290,7 @@ def test_errors_leave_the_model():
             replace_attention(model, *arguments, **options)
     assert all(type(block.attn) is timm.layers.Attention for block in model.blocks)
     assert not model.patch_embed._forward_hooks
-    with pytest.raises(ValueError, match="`model` must be or contain a VisionTransformer, .*, got a ResNet"):
+    with pytest.raises(ValueError, match=r"`model` must be or contain a VisionTransformer, .*, got a ResNet"):
         replace_attention(timm.create_model("resnet18"), "agent")
     with pytest.raises(ValueError, match=r"`keep_rate` must have one value for each of 4 stages, got \[0.1, 0.2\]"):
         replace_attention(make("swin_tiny_patch4_window7_224"), "sparsifiner", keep_rate=[0.1, 0.2])

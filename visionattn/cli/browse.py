@@ -27,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
     from visionattn.engine.config.checks import check_config
     from visionattn.engine.config.load import load_config
     from visionattn.engine.model import model_class
-    from visionattn.engine.train.progress import track
     from visionattn.inference.job import job_of
     from visionattn.inference.writing import write_png
+    from visionattn.io.console import track
 
     config = load_config(args.config, args.cfg_options)
     check_config(config, (args.split,))

@@ -85,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
     require("mmengine")  # before anything that takes time
     from visionattn.engine.config.checks import check_config
     from visionattn.engine.model import config_for, model_class
-    from visionattn.inference.console import progress_bar
     from visionattn.inference.files import plan_files, predict_files
     from visionattn.inference.job import job_of
     from visionattn.inference.options import Options, pick_device, split_options
     from visionattn.inference.predictor import Predictor
+    from visionattn.io.console import progress_bar
 
     device = pick_device(args.device)
     out = _out_folder(args)
@@ -181,7 +181,7 @@ def _count_work(sources: list, job) -> int:
 
 
 def _print_summary(summary, job, out: Path, elapsed: float) -> None:
-    from visionattn.inference.console import count_of
+    from visionattn.io.console import count_of
 
     parts = [count_of(summary.inputs, job.noun)]
     if summary.videos:

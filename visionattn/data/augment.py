@@ -1,8 +1,8 @@
-"""albumentations pipelines for an image with boxes, instance masks and maps of labels, kept in step.
+"""albumentations pipelines applied consistently to an image, its boxes, instance masks and label maps.
 
-`find_problems` judges a pipeline written as dicts, `Augmenter` runs one. Labels travel through albumentations as
-label maps, never as one mask for each object, so that an image with hundreds of objects costs one warp and not
-hundreds. New area that a rotation or a padding brings in belongs to no object, and is ``ignore_index`` in a map.
+`find_problems` validates a pipeline written as dicts, `Augmenter` runs it. Instance masks are passed to albumentations
+as label maps instead of one mask per object, so an image with hundreds of objects needs one warp instead of hundreds.
+Area added by rotation or padding belongs to no object and is set to ``ignore_index`` in label maps.
 """
 
 import difflib
@@ -23,33 +23,33 @@ __all__ = ["Augmented", "Augmenter", "find_problems", "load_albumentations"]
 
 INNER_KEYS = ("transforms", "first", "second")
 REFUSED = {
-    "Normalize": "leaves values that are no pixels; give mean and std to the model's data_preprocessor",
-    "ToFloat": "leaves values that are no pixels; the model's data_preprocessor converts",
-    "FromFloat": "takes values that are no pixels; leave it out",
-    "ToTensorV2": "leaves a tensor, and Pack...Inputs takes arrays; leave it out",
-    "ToTensor3D": "leaves a tensor, and Pack...Inputs takes arrays; leave it out",
-    "ReplayCompose": "stores what it did, which nothing here reads; use Compose",
-    "Lambda": "takes functions, which a config cannot hold",
+    "Normalize": "returns values that are not uint8 pixels; set mean and std in the model's data_preprocessor",
+    "ToFloat": "returns values that are not uint8 pixels; the model's data_preprocessor does the conversion",
+    "FromFloat": "expects values that are not uint8 pixels; remove it",
+    "ToTensorV2": "returns a tensor, but Pack...Inputs expects arrays; remove it",
+    "ToTensor3D": "returns a tensor, but Pack...Inputs expects arrays; remove it",
+    "ReplayCompose": "stores replay data, which is not used here; use Compose",
+    "Lambda": "needs functions, which a config cannot contain",
     "Mosaic": "needs other images; use mmdet's Mosaic",
-    "OverlayElements": "needs other images, which this transform does not read",
-    "TextImage": "needs texts, which this transform does not read",
-    "RandomCropNearBBox": "needs a box to crop at; use AtLeastOneBBoxRandomCrop",
+    "OverlayElements": "needs other images, which are not available here",
+    "TextImage": "needs texts, which are not available here",
+    "RandomCropNearBBox": "needs a box to crop around; use AtLeastOneBBoxRandomCrop",
     "ConstrainedCoarseDropout": "needs the names of the boxes' classes; use CoarseDropout",
-    "MaskDropout": "does not tell which objects it drops; use CoarseDropout",
-    "FDA": "needs other images, which this transform does not read",
-    "HistogramMatching": "needs other images, which this transform does not read",
-    "PixelDistributionAdaptation": "needs other images, which this transform does not read",
+    "MaskDropout": "does not report which objects it drops; use CoarseDropout",
+    "FDA": "needs other images, which are not available here",
+    "HistogramMatching": "needs other images, which are not available here",
+    "PixelDistributionAdaptation": "needs other images, which are not available here",
 }
-# Each object has its own mask for these, as they would grow one label into another.
+# These get one mask per object, because in a label map one object would grow into another.
 ONE_BY_ONE = {"Morphological"}
 
 
 def load_albumentations() -> ModuleType:
-    """Import albumentations, without the request to PyPI that it makes when imported.
+    """Import albumentations without the request to PyPI that it sends on import.
 
     Raises:
-        MissingDependencyError: it is not installed, is older than 2.0, or is replaced by AlbumentationsX, whose
-            licence is the AGPL and whose pipelines report to a server unless told otherwise.
+        MissingDependencyError: albumentations is not installed, is not version 2.0, or is replaced by AlbumentationsX,
+            which has the AGPL licence and sends telemetry by default.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
@@ -58,28 +58,30 @@ def load_albumentations() -> ModuleType:
         pass
     else:
         raise MissingDependencyError(
-            f"albumentationsx {found} is installed, which reports its use over the network and has another licence; "
+            f"albumentationsx {found} is installed, which sends telemetry and has another licence; "
             "run: pip uninstall albumentationsx && pip install albumentations==2.0.8"
         )
     module = require("albumentations")
     if not str(module.__version__).startswith("2.0."):
         raise MissingDependencyError(
-            f"albumentations {module.__version__} is installed, and 2.0.x is needed; "
-            "run: pip install albumentations==2.0.8"
+            f"albumentations 2.0.x is required, got {module.__version__}; run: pip install albumentations==2.0.8"
         )
     return module
 
 
 def find_problems(transforms: Any, path: str = "transforms") -> list[str]:
-    """What is wrong with a pipeline of dicts, one line each, with the dotted path of the place.
+    """Validate a pipeline of dicts.
 
     Args:
-        transforms: a list of ``dict(type="RandomCrop", height=256, width=256, p=0.5)``; those of ``Compose``,
-            ``Sequential``, ``OneOf``, ``SomeOf`` and ``RandomOrder`` have a list ``transforms`` of their own.
-        path: how the lines name the list.
+        transforms: a list of dicts such as ``dict(type="RandomCrop", height=256, width=256, p=0.5)``; ``Compose``,
+            ``Sequential``, ``OneOf``, ``SomeOf`` and ``RandomOrder`` have a nested list ``transforms``.
+        path: name of the list in the messages.
+
+    Returns:
+        One message per problem, each starting with the dotted path of the setting; empty if the pipeline is valid.
     """
     if not isinstance(transforms, (list, tuple)):
-        return [f"{path} is {transforms!r}; give a list of dict(type=..., ...)"]
+        return [f"{path} must be a list of dict(type=..., ...), got {transforms!r}"]
     module = load_albumentations()
     problems: list[str] = []
     for index, item in enumerate(transforms):
@@ -89,7 +91,7 @@ def find_problems(transforms: Any, path: str = "transforms") -> list[str]:
 
 def _item_problems(module: ModuleType, item: Any, path: str) -> Iterator[str]:
     if not isinstance(item, Mapping) or not isinstance(item.get("type"), str):
-        yield f"{path} is {item!r:.60}; give a dict(type=..., ...)"
+        yield f"{path} must be a dict(type=..., ...), got {item!r:.60}"
         return
     known, name = _classes(module), item["type"]
     if name in REFUSED:
@@ -98,7 +100,7 @@ def _item_problems(module: ModuleType, item: Any, path: str) -> Iterator[str]:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         remedy = f"; did you mean {' or '.join(close)}?" if close else ""
-        yield f"{path}.type={name!r} is no transform of albumentations {module.__version__}{remedy}"
+        yield f"{path}.type={name!r} is not a transform of albumentations {module.__version__}{remedy}"
         return
     before, accepted = True, inspect.signature(known[name].__init__).parameters
     for key, value in item.items():
@@ -110,24 +112,28 @@ def _item_problems(module: ModuleType, item: Any, path: str) -> Iterator[str]:
         elif key != "type" and key not in accepted:
             before = False
             close = difflib.get_close_matches(key, accepted, n=3, cutoff=0.5)
-            remedy = f"; did you mean {' or '.join(close)}?" if close else f"; it takes {', '.join(list(accepted)[1:])}"
-            yield f"{path}.{key}: {name} takes no such argument{remedy}"
+            remedy = (
+                f"; did you mean {' or '.join(close)}?"
+                if close
+                else f"; its arguments are {', '.join(list(accepted)[1:])}"
+            )
+            yield f"{path}.{key}: {name} has no such argument{remedy}"
         elif key == "mask_interpolation" and value not in (0, None):
             before = False
-            yield f"{path}.{key}={value!r}: would mix labels; leave it out"
+            yield f"{path}.{key}={value!r}: interpolation would mix labels; remove it"
         elif key == "fill_mask" and value not in (0, None):
             before = False
-            yield f"{path}.{key}={value!r}: leave it out; new area is no object's, and ignore_index in a map"
+            yield f"{path}.{key}={value!r}: remove it; new area is always filled with `ignore_index`"
     if before:
         try:
             _build(known, item)
-        except Exception as error:  # pydantic's and albumentations' own
+        except Exception as error:  # raised by pydantic or albumentations
             text = " ".join(line.strip() for line in str(error).splitlines() if "pydantic.dev" not in line)
-            yield f"{path}: {name} refuses its arguments ({text[:200]})"
+            yield f"{path}: invalid arguments of {name} ({text[:200]})"
 
 
 def _classes(module: ModuleType) -> dict[str, type]:
-    """The transforms that can be used on images, by name."""
+    """Transforms that can be applied to images, by name."""
     interface, composition = module.core.transforms_interface, module.core.composition
     bases = interface.BasicTransform, composition.BaseCompose
     abstract = {*bases, interface.ImageOnlyTransform, interface.DualTransform, interface.NoOp}
@@ -163,19 +169,19 @@ def _leaves(transforms: Sequence[Any]) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Augmented:
-    """What `Augmenter` returns.
+    """Result of `Augmenter`.
 
     Attributes:
         image: ``[H', W', 3]`` uint8.
-        kept: int64 ``[M]``, for each object that is left its index among those given. A mirrored border may show
-            an object twice: without masks its index then is there twice, with masks its mask has both parts.
-        boxes: float32 ``[M, 4]``, x0 y0 x1 y1.
+        kept: int64 ``[M]``, the index in the input of each remaining object. Reflection padding may show an object
+            twice: without masks its index then occurs twice, with masks its mask has both parts.
+        boxes: float32 ``[M, 4]``, (x0, y0, x1, y1).
         masks: uint8 ``[M, H', W']`` of 0 and 1, or None.
-        maps: those given, ``[H', W']``.
-        moved: False where only colours changed; boxes, masks and maps are then those given.
-        homography: float64 ``[3, 3]``, which takes a point of the old image to its place in the new one, x and y
-            counted from the corner of the image; exact for mirrored and cut, to half a pixel for rescaled images.
-            None where no such matrix exists, as after an elastic distortion.
+        maps: the transformed maps, ``[H', W']``.
+        moved: False if only colours changed; boxes, masks and maps are then the inputs.
+        homography: float64 ``[3, 3]``, maps points of the input image to points of the output image, with the origin at
+            the corner of the image; exact for flips and crops, accurate to half a pixel for resizing. None if no such
+            matrix exists, as after an elastic distortion.
     """
 
     image: np.ndarray
@@ -188,20 +194,20 @@ class Augmented:
 
 
 class Augmenter:
-    """A pipeline of albumentations for an image and everything that is drawn on it.
+    """A pipeline of albumentations for an image and its annotations.
 
     Args:
         transforms: as for `find_problems`.
-        min_area: objects with fewer pixels than this (of the mask, or else of the box) after a geometric change
-            are dropped; so are boxes thinner than a pixel.
-        min_visibility: objects of whose box less than this share, 0 to 1, stays inside of the image in one of the
-            transforms are dropped.
-        boxes_from_masks: after a geometric change boxes are drawn anew around the masks. Otherwise they are those
-            of albumentations, which are too large after a rotation.
-        ignore_index: what new area is in a map.
+        min_area: objects with fewer pixels than this (in the mask if there is one, else in the box) are dropped after a
+            geometric transform; so are boxes with a side shorter than a pixel.
+        min_visibility: objects are dropped if a transform leaves less than this fraction, in [0, 1], of their box
+            inside the image.
+        boxes_from_masks: compute boxes from the masks after a geometric transform. Otherwise they are those of
+            albumentations, which are too large after a rotation.
+        ignore_index: label of area added by padding or rotation in label maps.
 
     Raises:
-        ConfigError: something is wrong with the transforms or a value.
+        ConfigError: the transforms or another argument are invalid.
     """
 
     def __init__(
@@ -218,9 +224,9 @@ class Augmenter:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise ConfigError(problems[0] + more)
         if min_area < 0:
-            raise ConfigError(f"min_area={min_area!r}: must be 0 or more pixels")
+            raise ConfigError(f"`min_area` must be at least 0, got {min_area!r}")
         if not 0 <= min_visibility <= 1:
-            raise ConfigError(f"min_visibility={min_visibility!r}: must be from 0 to 1")
+            raise ConfigError(f"`min_visibility` must be in [0, 1], got {min_visibility!r}")
         self.min_area, self.min_visibility = min_area, min_visibility
         self.boxes_from_masks, self.ignore_index = boxes_from_masks, ignore_index
         module = load_albumentations()
@@ -236,7 +242,7 @@ class Augmenter:
             keypoint_params=module.KeypointParams("xy", remove_invisible=False),
             save_applied_params=True,
         )
-        self._targets = 0  # maps that the pipeline knows of
+        self._targets = 0  # number of maps registered with the pipeline
 
     def __call__(
         self,
@@ -245,13 +251,13 @@ class Augmenter:
         masks: np.ndarray | None = None,
         maps: Sequence[np.ndarray] = (),
     ) -> Augmented:
-        """Change an image and what is drawn on it; random numbers come from NumPy's global generator.
+        """Transform an image and its annotations; random numbers come from NumPy's global generator.
 
         Args:
-            image: ``[H, W, 3]`` or ``[H, W]`` uint8; RGB if colours matter to the transforms.
-            boxes: float ``[N, 4]``, x0 y0 x1 y1 in pixels; parts outside of the image are cut off.
+            image: ``[H, W, 3]`` or ``[H, W]`` uint8; RGB if the transforms depend on the order of the channels.
+            boxes: float ``[N, 4]``, (x0, y0, x1, y1) in pixels, clipped to the image.
             masks: ``[N, H, W]`` of 0 and 1, or None.
-            maps: ``[H, W]`` of labels (integers of at most 65534) or of values (floats, with 0 for none).
+            maps: ``[H, W]`` of labels (integers up to 65534) or of values (floats, filled with 0).
         """
         self._seed()
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
@@ -291,12 +297,12 @@ class Augmenter:
     def _seed(self) -> None:
         first, second, third = (int(word) for word in np.random.randint(0, 2**31, 3))
         self.compose.set_random_state(np.random.default_rng(first), random.Random(second))
-        require("cv2").setRNGSeed(third)  # some transforms draw from OpenCV's
+        require("cv2").setRNGSeed(third)  # some transforms use OpenCV's generator
 
     def _objects(
         self, boxes: np.ndarray, masks: np.ndarray | None, changed: np.ndarray | None, found: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Which objects are left, and their boxes."""
+        """Indices of the remaining objects and their boxes."""
         sides = found[:, 2:4] - found[:, :2]
         large = (sides >= 1 - 1e-4).all(1)
         if masks is None or changed is None:
@@ -305,7 +311,7 @@ class Augmenter:
         index, first = np.unique(found[large, 4].astype(np.int64), return_index=True)
         new_boxes, alive = np.zeros_like(boxes), np.zeros(len(boxes), bool)
         new_boxes[index], alive[index] = found[large][first, :4], True
-        drawn = masks.any((1, 2))  # an empty mask says nothing about its object
+        drawn = masks.any((1, 2))  # objects with an empty mask are judged by their box
         area = changed.sum((1, 2), dtype=np.int64)
         if self.boxes_from_masks:
             if self.min_visibility == 0:
@@ -323,7 +329,7 @@ def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _to_layers(masks: np.ndarray, one_by_one: bool) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Masks as label maps ``[L, H, W]``, and the layer and label of each; those that overlap lie in different ones."""
+    """Pack masks into label maps ``[L, H, W]``, overlapping ones into different maps, and return each one's place."""
     layers: list[np.ndarray] = []
     places = []
     for number, mask in enumerate(np.asarray(masks, bool)):
@@ -351,11 +357,11 @@ def _from_layers(layers: np.ndarray | None, places: Sequence[tuple[int, int]], s
 
 
 def _shift_map(labels: np.ndarray, ignore: int) -> np.ndarray:
-    """A map in which 0, with which albumentations fills, means ``ignore`` and each label is one higher."""
+    """Increase labels by 1, so that 0, the fill value of albumentations, can stand for ``ignore``."""
     if labels.dtype.kind == "f":
         return np.ascontiguousarray(labels, np.float32)
     if labels.size and (labels.min() < 0 or labels.max() > 65534):
-        raise ConfigError(f"a map of labels has the label {labels.min()} or {labels.max()}; it must be in 0..65534")
+        raise ConfigError(f"labels of `maps` must be in [0, 65534], got {labels.min()} to {labels.max()}")
     shifted = labels.astype(np.uint16) + 1
     shifted[labels == ignore] = 0
     return shifted
@@ -370,13 +376,13 @@ def _unshift_map(shifted: np.ndarray, like: np.ndarray, ignore: int) -> np.ndarr
 
 
 def _corners(width: int, height: int) -> np.ndarray:
-    """Nine points of the image with their numbers, ``[9, 3]``; x and y count from the middle of the first pixel."""
+    """Nine points of the image and their numbers, ``[9, 3]``, with the origin at the centre of the first pixel."""
     x, y = np.meshgrid([0.2 * width, 0.5 * width, 0.8 * width], [0.2 * height, 0.5 * height, 0.8 * height])
     return np.stack([x.ravel() - 0.5, y.ravel() - 0.5, np.arange(9)], 1).astype(np.float32)
 
 
 def _homography(points: np.ndarray, width: int, height: int) -> np.ndarray | None:
-    """The matrix between the nine points before and after, or None where none takes them all to within a pixel."""
+    """Homography between the nine points before and after, or None if its error is a pixel or more."""
     if len(points) != 9 or not np.isfinite(points).all():
         return None
     before = _corners(width, height)[points[:, 2].astype(int), :2].astype(np.float64) + 0.5

@@ -1,7 +1,7 @@
-"""Cityscapes' own annotations in the layouts that mmdet and mmseg read: instances, panoptic maps, label maps.
+"""Convert Cityscapes annotations to the formats of mmdet and mmseg: instances, panoptic maps, label maps.
 
-The set's ``*_gtFine_instanceIds.png`` say all three: below 1000 a pixel's label, from 1000 on 1000 times the label plus
-the number of the instance. Things without a number are groups, crowds in COCO's words
+All three come from ``*_gtFine_instanceIds.png``. Values below 1000 are the label of a pixel, values from 1000 on are
+1000 times the label plus the number of the instance. Things without a number are groups, which COCO calls crowds
 (https://github.com/mcordts/cityscapesScripts, ``helpers/labels.py`` and ``preparation/createPanopticImgs.py``).
 """
 
@@ -21,7 +21,7 @@ __all__ = ["CITYSCAPES_STUFF", "CITYSCAPES_THINGS", "convert_cityscapes"]
 CITYSCAPES_THINGS = {
     24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
 }  # fmt: skip
-"""Names by the set's label numbers."""
+"""Class names by Cityscapes' label ids."""
 CITYSCAPES_STUFF = {
     7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
     20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky",
@@ -30,19 +30,21 @@ SPLITS = ("train", "val")
 
 
 def convert_cityscapes(root: str | Path, on_progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
-    """Write, into the folder of the unpacked set and for its splits train and val,
+    """Convert the annotations of the train and val splits.
 
-    - ``instances/<split>.json``, COCO instances of the 8 things, images relative to ``leftImg8bit/<split>``;
-    - ``panoptic/<split>.json`` and ``panoptic/<split>/*.png``, COCO panoptic, the things' categories first as mmdet
-      wants them, with ``panoptic/images/<split>``, hard links to the images in one folder;
-    - ``gtFine/**/*_gtFine_labelTrainIds.png``, the 19 classes of mmseg's CityscapesDataset, where they are missing.
+    These files are written into the dataset's folder:
+
+    - ``instances/<split>.json``: COCO instances of the 8 thing classes, images relative to ``leftImg8bit/<split>``;
+    - ``panoptic/<split>.json`` and ``panoptic/<split>/*.png``: COCO panoptic, with the thing categories first as mmdet
+      requires, and ``panoptic/images/<split>``, a flat folder of hard links to the images;
+    - ``gtFine/**/*_gtFine_labelTrainIds.png``: the 19 classes of mmseg's CityscapesDataset, if missing.
 
     Args:
-        root: holds ``leftImg8bit`` and ``gtFine``.
-        on_progress: called with the number of images done and of all.
+        root: the folder with ``leftImg8bit`` and ``gtFine``.
+        on_progress: called with the number of converted images and the total number.
 
     Returns:
-        Images by split.
+        Number of images of each split.
 
     Raises:
         DataError: a folder, image or annotation is missing or cannot be read.
@@ -66,7 +68,7 @@ def convert_cityscapes(root: str | Path, on_progress: Callable[[int, int], None]
 
 
 class _Split:
-    """Collects the records of a split, and writes its maps one by one."""
+    """Collects the records of a split and writes its maps."""
 
     def __init__(self, root: Path, split: str):
         self.root, self.split = root, split
@@ -79,12 +81,12 @@ class _Split:
             folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, number: int, file: Path) -> None:
-        """Take an image's ``instanceIds.png``."""
+        """Convert the ``instanceIds.png`` of one image."""
         city, stem = file.parent.name, file.name.removesuffix("_gtFine_instanceIds.png")
         name = f"{stem}_leftImg8bit.png"
         image = self.root / "leftImg8bit" / self.split / city / name
         if not image.is_file():
-            raise DataError(f"{image}: is missing, though {file.name} is there; unpack leftImg8bit_trainvaltest.zip")
+            raise DataError(f"{image}: the image of {file.name} is missing; unpack leftImg8bit_trainvaltest.zip")
         ids = _read(file)
         height, width = ids.shape
         record = {"id": number, "width": width, "height": height}
@@ -138,12 +140,12 @@ class _Split:
 
 
 def _colors(ids: np.ndarray) -> np.ndarray:
-    """COCO's colours of segment ids, BGR ``[H, W, 3]``."""
+    """COCO's colour codes of segment ids, BGR ``[H, W, 3]``."""
     return np.stack([ids // 65536, ids // 256 % 256, ids % 256], axis=-1).astype(np.uint8)
 
 
 def _train_ids(labels: np.ndarray) -> np.ndarray:
-    """The 19 classes in the order of label numbers, 255 for all other labels."""
+    """Map label ids to the 19 training classes; all other labels become 255."""
     table = np.full(256, 255, np.uint8)
     for train_id, label in enumerate(sorted(CITYSCAPES_STUFF | CITYSCAPES_THINGS)):
         table[label] = train_id
@@ -153,7 +155,7 @@ def _train_ids(labels: np.ndarray) -> np.ndarray:
 def _read(path: Path) -> np.ndarray:
     ids = decode_image(path, require("cv2").IMREAD_UNCHANGED)
     if ids.ndim != 2 or ids.max() >= 1000 * 256:
-        raise DataError(f"{path}: is no readable map of instance numbers; unpack gtFine_trainvaltest.zip again")
+        raise DataError(f"{path}: not a map of instance ids; unpack gtFine_trainvaltest.zip again")
     return ids.astype(np.int64)
 
 

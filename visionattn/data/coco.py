@@ -1,7 +1,7 @@
-"""Check a COCO annotation file against its image folder before a run, and say in one line what is wrong.
+"""Validate COCO annotation files and segmentations.
 
-The readers downstream drop bad boxes silently, or fail hours later in a worker; here every annotation is
-looked at first. Format: https://cocodataset.org/#format-data
+The dataset readers of mmdet drop invalid boxes silently or fail later in a worker process; here every annotation is
+checked before training starts. Format: https://cocodataset.org/#format-data
 """
 
 import json
@@ -19,8 +19,8 @@ from visionattn.io.names import leads_out
 
 __all__ = ["CocoSummary", "check_coco", "rle_runs", "segmentation_fault"]
 
-# Official COCO train2017 has two boxes without height among 860,001, which its readers skip. A share as small
-# as that is let pass; in a file with fewer than 100,000 annotations even one is a problem.
+# The official COCO train2017 has two boxes of zero height among 860,001, which readers skip. Such a small fraction is
+# accepted; in a file with fewer than 100,000 annotations a single one is a problem.
 _ZERO_SIZE_SHARE = 1e-5
 _MAX_MASK_PIXELS = 2**32 - 1
 _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
@@ -28,25 +28,25 @@ _ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
 
 @dataclass(frozen=True)
 class CocoSummary:
-    """What a sound annotation file holds."""
+    """Contents of a valid annotation file."""
 
     images: int
     annotations: int
     categories: tuple[str, ...]
     """Category names in the order of the file."""
     empty_images: int
-    """Images without an annotation."""
+    """Number of images without annotations."""
     crowds: int
-    """Annotations with ``iscrowd`` set."""
+    """Number of annotations with ``iscrowd`` set."""
     zero_size: int
-    """Boxes of zero size that were let pass; 0 except in files of 100,000 annotations and more."""
+    """Number of accepted boxes of zero size; 0 for files with fewer than 100,000 annotations."""
 
     def __str__(self) -> str:
         return f"{self.images} images, {self.annotations} annotations, {len(self.categories)} categories"
 
 
 class _Problems:
-    """Counts every problem, and keeps the first few."""
+    """Counts all problems and keeps the first ones."""
 
     def __init__(self, ann_file: Path, limit: int) -> None:
         self.ann_file, self.limit, self.count = ann_file, limit, 0
@@ -76,27 +76,27 @@ def check_coco(
     tolerance: float = 1.0,
     allow_empty: bool = False,
 ) -> CocoSummary:
-    """Check a COCO annotation file and the images it names.
+    """Check a COCO annotation file and that its images exist.
 
-    Checked: that the file is JSON with the keys of COCO; that ids are unique and refer to something; that
-    each box has a positive size and lies in its image; that polygons and RLE masks are well formed and of
-    the image's size; that every image lies in `image_dir`. Images are not opened.
+    The checks: the file is JSON with the keys of COCO; ids are unique and refer to existing records; boxes have a
+    positive size and are inside their image; polygons and RLE masks are well formed and match the size of the image;
+    every image is in `image_dir`. Images are not opened.
 
     Args:
         ann_file: the annotation file (instances: boxes, with or without masks).
         image_dir: the folder that ``file_name`` is relative to.
-        max_problems: how many problems to keep in ``error.problems``; all are counted.
-        tolerance: how many pixels a box may stick out of its image, for boxes that were rounded.
-        allow_empty: accept a file without a single annotation.
+        max_problems: number of problems to keep in ``error.problems``; all are counted.
+        tolerance: number of pixels by which a box may exceed its image, for boxes that were rounded.
+        allow_empty: accept a file without annotations.
 
     Raises:
-        DataError: one line with the file, the annotation and image, what is wrong, how many more problems
-            there are, and the remedy. Its attribute ``problems`` lists the first `max_problems` of them.
+        DataError: the file is invalid; the message has the first problem, the number of others and a remedy. The
+            attribute ``problems`` of the error lists the first `max_problems` of them.
     """
     ann_file, image_dir = Path(ann_file), Path(image_dir)
     data = _load(ann_file)
     if not image_dir.is_dir():
-        raise DataError(f"image folder {image_dir} does not exist; name the folder with the images of {ann_file}")
+        raise DataError(f"image folder {image_dir} does not exist; use the folder with the images of {ann_file}")
     problems = _Problems(ann_file, max(1, max_problems))
     categories = _check_categories(data["categories"], problems)
     sizes = _check_images(data["images"], image_dir, problems)
@@ -106,7 +106,7 @@ def check_coco(
         checker.check(annotation)
     checker.finish(len(data["annotations"]))
     if not data["annotations"] and not allow_empty:
-        problems.add("it has no annotations", "name a file with annotated images")
+        problems.add("it has no annotations", "use a file with annotated images")
     problems.raise_if_any()
     return CocoSummary(
         images=len(sizes),
@@ -129,7 +129,7 @@ def _load(ann_file: Path) -> dict[str, list]:
         raise DataError(f"{ann_file} is not JSON text; export the annotations as COCO JSON in UTF-8") from error
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}, column {error.colno}: {error.msg})" if hasattr(error, "lineno") else ""
-        raise DataError(f"{ann_file} is not valid JSON{where}; it may be cut short: copy or export it again") from error
+        raise DataError(f"{ann_file} is not valid JSON{where}; it may be truncated: copy or export it again") from error
     if not isinstance(data, dict):
         raise DataError(
             f"{ann_file} is not in COCO layout: its top level is a {type(data).__name__}, not an object with "
@@ -141,7 +141,7 @@ def _load(ann_file: Path) -> dict[str, list]:
             raise DataError(f'{ann_file} is not in COCO layout: it {what} "{key}"; export it as COCO instances')
     for key in ("images", "categories"):
         if not data[key]:
-            raise DataError(f'{ann_file}: "{key}" is empty; name a file that lists {key}')
+            raise DataError(f'{ann_file}: "{key}" is empty; use a file that lists {key}')
     return data
 
 
@@ -164,7 +164,7 @@ def _check_categories(records: list, problems: _Problems) -> dict[Any, str]:
 
 
 def _check_images(records: list, image_dir: Path, problems: _Problems) -> dict[Any, tuple[int, int]]:
-    """Size `(width, height)` of each image with a sound record, by id."""
+    """Size `(width, height)` of each image with a valid record, by id."""
     sizes: dict[Any, tuple[int, int]] = {}
     named: list[str] = []
     seen: set[Any] = set()
@@ -192,7 +192,7 @@ def _check_images(records: list, image_dir: Path, problems: _Problems) -> dict[A
             problems.add(f"image {_short(image_id)} has file_name {_short(name)}", "write the image's file name")
         elif leads_out(name):
             problems.add(
-                f"file_name {_short(name)} of image {_short(image_id)} leads out of the image folder",
+                f"file_name {_short(name)} of image {_short(image_id)} is outside the image folder",
                 "use names relative to the image folder, without '..'",
             )
         else:
@@ -202,7 +202,7 @@ def _check_images(records: list, image_dir: Path, problems: _Problems) -> dict[A
 
 
 def _check_files(names: list[str], image_dir: Path, problems: _Problems) -> None:
-    """Look for the images with one scan of each folder; a stat for each would be slow on network disks."""
+    """Check that the images exist by listing each folder once; one stat per image is slow on network file systems."""
     listings: dict[str, set[str]] = {}
     missing: list[tuple[str, str, str]] = []
     for name in names:
@@ -216,7 +216,7 @@ def _check_files(names: list[str], image_dir: Path, problems: _Problems) -> None
     if len(missing) == len(names):
         problems.add(
             f"none of its {len(names)} images is in {image_dir} (such as {_short(names[0])})",
-            "name the folder that file_name is relative to",
+            "use the folder that file_name is relative to",
         )
         return
     by_case = {folder: {entry.lower(): entry for entry in listings[folder]} for _, folder, _ in missing}
@@ -233,12 +233,12 @@ def _listing(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if not entry.is_dir()}
-    except (OSError, ValueError):  # JSON can write names that no file can have
+    except (OSError, ValueError):  # JSON can contain names that no file can have
         return set()
 
 
 class _AnnotationChecker:
-    """Looks at one annotation after another, with a short path for sound ones."""
+    """Checks annotations one by one."""
 
     def __init__(
         self,
@@ -271,15 +271,15 @@ class _AnnotationChecker:
             return
         image_id, category_id = annotation["image_id"], annotation["category_id"]
         if not _hashable(image_id) or image_id not in self.names:
-            self._add(annotation, f"names image_id {_short(image_id)}, which is not there", "add or remove it")
+            self._add(annotation, f"has image_id {_short(image_id)}, which does not exist", "add or remove it")
             return
         if not _hashable(category_id) or category_id not in self.categories:
-            self._add(annotation, f"names category_id {_short(category_id)}, which is not there", "add the category")
+            self._add(annotation, f"has category_id {_short(category_id)}, which does not exist", "add the category")
         self.annotated.add(image_id)
         self.crowds += bool(annotation["iscrowd"])
         size = self.sizes.get(image_id)
         if size is None:
-            return  # the image's own problem is already counted
+            return  # the problem of the image is already counted
         self._check_box(annotation, size)
         segmentation = annotation.get("segmentation")
         if segmentation:
@@ -312,7 +312,7 @@ class _AnnotationChecker:
             out = max(-x, -y, x + w - size[0], y + h - size[1])
             self._add(
                 annotation,
-                f"{shown} reaches {out:.6g} px outside the {size[0]}x{size[1]} image",
+                f"{shown} is {out:.6g} px outside the {size[0]}x{size[1]} image",
                 "boxes are [x, y, width, height] in pixels: correct it, or the image's width and height",
             )
         elif w == 0 or h == 0:
@@ -321,7 +321,7 @@ class _AnnotationChecker:
             self._add(annotation, f"has area {annotation['area']:.6g}", "write the area in pixels, above 0")
 
     def finish(self, total: int) -> None:
-        """Count the boxes of zero size, unless they are as rare as in official COCO."""
+        """Report the boxes of zero size, unless they are as rare as in the official COCO."""
         if len(self.zero_size) > total * _ZERO_SIZE_SHARE:
             for text in self.zero_size:
                 self.problems.add(text, "correct or remove the annotation")
@@ -354,7 +354,11 @@ def _short(value: Any, limit: int = 80) -> str:
 
 
 def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
-    """What is wrong with a polygon list or RLE for an image of `(width, height)`, or None."""
+    """Check a COCO ``segmentation``, a list of polygons or an RLE, for an image of size `(width, height)`.
+
+    Returns:
+        What is wrong, or None if it is valid.
+    """
     if isinstance(segmentation, list):
         far = 2 * max(size)
         for polygon in segmentation:
@@ -365,7 +369,7 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
             try:
                 if not math.isfinite(math.fsum(polygon)):
                     return "has a polygon with a value that is not finite"
-                if max(polygon) > far or min(polygon) < -far:  # of what draws it, some count every row and column
+                if max(polygon) > far or min(polygon) < -far:  # some rasterizers iterate over every row and column
                     return f"has a polygon that reaches more than {far} pixels from the corner of its image"
             except (TypeError, ValueError, OverflowError):
                 return "has a polygon with a value that is not a finite number"
@@ -376,12 +380,12 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
         return f"is an RLE of size {segmentation['size']!r:.80}, but the image is [{size[1]}, {size[0]}]"
     pixels = size[0] * size[1]
     if pixels > _MAX_MASK_PIXELS:
-        return f"is an RLE of {pixels} pixels, more than its 32-bit run lengths tell"
+        return f"is an RLE of {pixels} pixels, more than 32-bit run lengths can encode"
     try:
         runs = rle_runs(segmentation["counts"])
     except (AttributeError, TypeError, ValueError, OverflowError):
         return "has RLE counts that cannot be read"
-    # a run beyond the mask could wrap around in the sum, or in pycocotools' 32 bits
+    # a longer run could overflow in the sum or in the 32 bits of pycocotools
     if (runs < 0).any() or (runs > pixels).any() or int(runs.sum()) != pixels:
         return f"has RLE counts that do not add up to {size[0]}x{size[1]} pixels"
     return None
@@ -390,8 +394,8 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
 def rle_runs(counts: str | list) -> np.ndarray:
     """Run lengths of an RLE, `[n]` int64, from a list or from COCO's compressed text.
 
-    The text has 5 bits of a signed number in each character (bit 5: more follow), and from the fourth number
-    on the difference to the number two before. pycocotools does not check it before it fills the mask.
+    Each character of the text has 5 bits of a signed number (bit 5: more characters follow); from the fourth number on
+    it is the difference from the number two positions before. pycocotools decodes the text without validation.
     """
     if isinstance(counts, list):
         if any(isinstance(count, bool) or not isinstance(count, int) for count in counts):

@@ -1,7 +1,7 @@
-"""Turn public datasets, as their sources publish them, into plain folders with COCO JSON or index masks.
+"""Convert public datasets from their published formats to folders with COCO JSON or index masks.
 
-Each converter reads an unpacked source, checks every image and annotation it uses, writes a new folder and
-returns the number of images of each split. What it had to change or leave out is in the notes it returns.
+Each converter reads an unpacked source, checks all images and annotations it uses, writes a new folder and returns the
+number of images of each split, with notes on what was changed or omitted.
 """
 
 import shutil
@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from visionattn.errors import DataError, require
+from visionattn.io.console import track
 from visionattn.io.folders import write_json
 from visionattn.io.images import open_image
 
@@ -33,30 +34,29 @@ CAMVID_CLASSES = {
     "pedestrian": (64, 64, 0),
     "bicyclist": (0, 128, 192),
 }
-"""The 11 classes in the order of their indices, with the colours (RGB) they are drawn in."""
+"""The 11 classes in the order of their indices, with the RGB colours of the palette."""
 
 _SPLITS = ("train", "val", "test")
 _MAX_PIXELS = 50_000_000
-_AGAIN = "the archive is not complete or has changed; download it again"
+_AGAIN = "the archive is incomplete or has changed; download it again"
 
 
 @dataclass
 class Converted:
-    """What a converter wrote."""
+    """Result of a converter."""
 
     images: dict[str, int]
     """Number of images by split."""
     notes: list[str] = field(default_factory=list)
-    """What was changed or left out, one sentence each."""
+    """What was changed or omitted."""
 
 
 def convert_bccd(source: Path, target: Path) -> Converted:
-    """Blood cells: ``JPEGImages``, VOC XML in ``Annotations``, the published lists in ``ImageSets/Main``.
+    """Convert BCCD (blood cells): ``JPEGImages``, VOC XML in ``Annotations``, published lists in ``ImageSets/Main``.
 
-    Writes ``images/<split>/*.jpg`` (unchanged), ``annotations_voc/<split>/*.xml``, ``instances_<split>.json``
-    and ``<split>.txt``. COCO boxes are ``[xmin, ymin, xmax - xmin, ymax - ymin]``. Boxes of zero size are
-    left out; one that reaches up to a pixel out of its image is clipped, and one that reaches further is an
-    error.
+    Writes ``images/<split>/*.jpg`` (unchanged), ``annotations_voc/<split>/*.xml``, ``instances_<split>.json`` and
+    ``<split>.txt``. COCO boxes are ``[xmin, ymin, xmax - xmin, ymax - ymin]``. Boxes of zero size are omitted; boxes up
+    to a pixel outside their image are clipped, boxes further outside are an error.
 
     Raises:
         DataError: a list, image or annotation is missing, unreadable or inconsistent.
@@ -70,7 +70,7 @@ def convert_bccd(source: Path, target: Path) -> Converted:
         stems = [_plain_name(name, listed) for name in _words(listed)]
         images_dir, voc_dir = _make(target / "images" / split), _make(target / "annotations_voc" / split)
         images, annotations = [], []
-        for image_id, stem in enumerate(_progress(stems, f"blood cells, {split}"), 1):
+        for image_id, stem in enumerate(track(stems, f"blood cells, {split}", len(stems)), 1):
             photo = root / "JPEGImages" / f"{stem}.jpg"
             height, width = _read(photo, "RGB").shape[:2]
             tree, boxes = _read_voc(root / "Annotations" / f"{stem}.xml", width, height)
@@ -101,22 +101,22 @@ def convert_bccd(source: Path, target: Path) -> Converted:
         _write_list(target, split, stems)
         result.images[split] = len(stems)
     if dropped:
-        result.notes.append(f"boxes of zero size, left out: {dropped}")
+        result.notes.append(f"boxes of zero size, omitted: {dropped}")
     if clipped:
         result.notes.append(f"boxes clipped by up to a pixel: {clipped}")
     return result
 
 
 def _read_voc(file: Path, width: int, height: int) -> tuple[ElementTree.ElementTree, list]:
-    """The XML without zero-size objects and local paths; `(class, [x, y, w, h], clipped)` of each object."""
+    """The XML without boxes of zero size and local paths, and `(class, [x, y, w, h], clipped)` of each object."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise DataError(f"{file} declares entities, which annotations do not need; {_AGAIN}")
+            raise DataError(f"{file} declares XML entities, which are not allowed; {_AGAIN}")
         root = ElementTree.fromstring(text)
     except OSError as error:
         raise DataError(f"annotation {file} cannot be read ({error.strerror}); {_AGAIN}") from error
-    except (ElementTree.ParseError, UnicodeDecodeError, ValueError) as error:  # in UTF-16 entities could hide
+    except (ElementTree.ParseError, UnicodeDecodeError, ValueError) as error:  # entities could be hidden in UTF-16
         raise DataError(f"annotation {file} is not valid XML in UTF-8 ({error}); {_AGAIN}") from error
     for element in root.findall("path"):
         root.remove(element)
@@ -128,10 +128,10 @@ def _read_voc(file: Path, width: int, height: int) -> tuple[ElementTree.ElementT
         try:
             corners = [int(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")]
         except ValueError:
-            raise DataError(f"{file}: a box of {name} is not made of whole numbers; {_AGAIN}") from None
+            raise DataError(f"{file}: a box of {name} has values that are not integers; {_AGAIN}") from None
         x0, y0, x1, y1 = corners
         if x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1 or x1 < x0 or y1 < y0:
-            raise DataError(f"{file}: box {corners} does not lie in its {width}x{height} image; {_AGAIN}")
+            raise DataError(f"{file}: box {corners} is outside its {width}x{height} image; {_AGAIN}")
         x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         boxes.append((name, [x0, y0, x1 - x0, y1 - y0], corners != [x0, y0, x1, y1]))
         if x1 == x0 or y1 == y0:
@@ -140,12 +140,12 @@ def _read_voc(file: Path, width: int, height: int) -> tuple[ElementTree.ElementT
 
 
 def convert_nuclei(source: Path, target: Path, seed: int = 0) -> Converted:
-    """Nuclei: ``stage1_train/<id>/images/<id>.png`` and one PNG for each nucleus in ``masks``.
+    """Convert nuclei images: ``stage1_train/<id>/images/<id>.png`` and one PNG per nucleus in ``masks``.
 
-    Writes ``images/<split>/<id>.jpg`` (RGB, quality 95), ``masks/<split>/<id>.png`` (16-bit labels, 0 is
-    background), ``instances_<split>.json`` (RLE that agrees with the labels) and ``<split>.txt``. A pixel
-    that belongs to several nuclei is given to the smallest. The source publishes no split; ours is 70/10/20
-    within each stain and image size, drawn with `seed`.
+    Writes ``images/<split>/<id>.jpg`` (RGB, quality 95), ``masks/<split>/<id>.png`` (16-bit labels, 0 is background),
+    ``instances_<split>.json`` (RLE masks equal to the labels) and ``<split>.txt``. Pixels in several nuclei are
+    assigned to the smallest. The source has no official split; a random split of 70/10/20 within each stain and image
+    size is drawn with `seed`.
 
     Raises:
         DataError: an image or mask is missing, unreadable or inconsistent.
@@ -155,14 +155,14 @@ def convert_nuclei(source: Path, target: Path, seed: int = 0) -> Converted:
     ids = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
     groups: dict[tuple, list[str]] = {}
     stains: dict[str, str] = {}
-    for name in _progress(ids, "nuclei, images"):
+    for name in track(ids, "nuclei, images", len(ids)):
         pixels = _read(root / name / "images" / f"{name}.png", "RGB")
         stains[name] = _stain(pixels)
         groups.setdefault((stains[name], pixels.shape[:2]), []).append(name)
     for split, names in _split(groups, seed).items():
         images_dir, masks_dir = _make(target / "images" / split), _make(target / "masks" / split)
         images, annotations = [], []
-        for image_id, name in enumerate(_progress(names, f"nuclei, {split}"), 1):
+        for image_id, name in enumerate(track(names, f"nuclei, {split}", len(names)), 1):
             pixels = _read(root / name / "images" / f"{name}.png", "RGB")
             labels, overlap, hidden = _label_map(root / name / "masks", pixels.shape[:2])
             shared, lost = shared + overlap, lost + hidden
@@ -180,14 +180,14 @@ def convert_nuclei(source: Path, target: Path, seed: int = 0) -> Converted:
         _write_list(target, split, names)
         result.images[split] = len(names)
     if shared:
-        result.notes.append(f"pixels of several nuclei, given to the smallest: {shared}")
+        result.notes.append(f"pixels in several nuclei, assigned to the smallest: {shared}")
     if lost:
-        result.notes.append(f"masks that were empty or wholly covered by smaller ones, left out: {lost}")
+        result.notes.append(f"masks that were empty or entirely covered by smaller ones, omitted: {lost}")
     return result
 
 
 def _stain(pixels: np.ndarray) -> str:
-    """Kind of microscopy, told by colour and by whether the background is bright."""
+    """Type of microscopy, from the colours and the brightness of the background."""
     spread = pixels.max(axis=2).astype(int) - pixels.min(axis=2)
     if spread.mean() > 2:
         return "histology_colour"
@@ -195,7 +195,7 @@ def _stain(pixels: np.ndarray) -> str:
 
 
 def _split(groups: dict[tuple, list[str]], seed: int) -> dict[str, list[str]]:
-    """70/10/20 of each group, rounded in favour of train; the same for the same ids, in whatever order."""
+    """Split each group 70/10/20, rounded in favour of train; the result does not depend on the order of the ids."""
     parts: dict[str, list[str]] = {split: [] for split in _SPLITS}
     rng = np.random.default_rng(seed)
     for key in sorted(groups):
@@ -208,10 +208,10 @@ def _split(groups: dict[tuple, list[str]], seed: int) -> dict[str, list[str]]:
 
 
 def _label_map(folder: Path, shape: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-    """Labels `[H, W]` uint16 in the order of the mask files, pixels in several masks, masks that vanish."""
+    """Labels `[H, W]` uint16 in the order of the files, number of pixels in several masks, number of lost masks."""
     files = sorted(folder.glob("*.png"))
     if not files or len(files) > 65535:
-        raise DataError(f"{folder} holds {len(files)} masks, not 1 to 65,535; {_AGAIN}")
+        raise DataError(f"{folder} must contain 1 to 65,535 masks, got {len(files)}; {_AGAIN}")
     masks = []
     for file in files:
         mask = _read(file, "L") > 0
@@ -219,11 +219,11 @@ def _label_map(folder: Path, shape: tuple[int, int]) -> tuple[np.ndarray, int, i
             raise DataError(f"mask {file} is {mask.shape[::-1]}, its image {shape[::-1]} (w, h); {_AGAIN}")
         masks.append(np.flatnonzero(mask))
     labels = np.zeros(shape[0] * shape[1], dtype=np.uint16)
-    for number in sorted(range(len(masks)), key=lambda number: -masks[number].size):  # the smallest last
+    for number in sorted(range(len(masks)), key=lambda number: -masks[number].size):  # smallest last
         labels[masks[number]] = number + 1
     overlap = sum(mask.size for mask in masks) - np.count_nonzero(labels)
     values, dense = np.unique(labels, return_inverse=True)
-    first = 0 if values[0] == 0 else 1  # an image can be covered by nuclei to the last pixel
+    first = 0 if values[0] == 0 else 1  # nuclei may cover the whole image
     kept = values.size - (1 - first)
     return (dense.reshape(shape) + first).astype(np.uint16), int(overlap), len(masks) - kept
 
@@ -242,10 +242,10 @@ def _instances(labels: np.ndarray) -> Iterator[dict[str, Any]]:
 
 
 def convert_camvid(source: Path, target: Path) -> Converted:
-    """CamVid with 11 classes: ``CamVid/<split>`` and ``<split>annot``, with the published ``<split>.txt``.
+    """Convert CamVid with 11 classes: ``CamVid/<split>`` and ``<split>annot``, with the published ``<split>.txt``.
 
-    Writes ``images/<split>/*.jpg`` (quality 92), ``annotations/<split>/*.png`` (one channel, 0..10; the
-    source's 11, unlabelled, becomes 255), ``classes.json`` and ``<split>.txt``.
+    Writes ``images/<split>/*.jpg`` (quality 92), ``annotations/<split>/*.png`` (one channel, 0 to 10; 11, unlabelled in
+    the source, becomes 255), ``classes.json`` and ``<split>.txt``.
 
     Raises:
         DataError: a list, image or mask is missing, unreadable or inconsistent.
@@ -265,13 +265,13 @@ def convert_camvid(source: Path, target: Path) -> Converted:
             [_plain_name(PurePosixPath(p).name, listed) for p in paths[i : i + 2]] for i in range(0, len(paths), 2)
         ]
         pixels_of = np.zeros(256, dtype=np.int64)
-        for image_name, mask_name in _progress(pairs, f"CamVid, {split}"):
+        for image_name, mask_name in track(pairs, f"CamVid, {split}", len(pairs)):
             image = _read(root / split / image_name, "RGB")
             mask = _read(root / f"{split}annot" / mask_name, None)
             if mask.shape != image.shape[:2]:
                 raise DataError(f"{split}/{mask_name}: mask {mask.shape} and image {image.shape} differ; {_AGAIN}")
             if mask.dtype != np.uint8 or mask.max() > len(CAMVID_CLASSES):
-                raise DataError(f"{split}/{mask_name} holds the index {mask.max()}, above 11; {_AGAIN}")
+                raise DataError(f"{split}/{mask_name} contains the index {mask.max()}, greater than 11; {_AGAIN}")
             labels = np.where(mask == len(CAMVID_CLASSES), 255, mask).astype(np.uint8)
             pixels_of += np.bincount(labels.ravel(), minlength=256)
             sizes.add(labels.shape)
@@ -298,12 +298,12 @@ def convert_camvid(source: Path, target: Path) -> Converted:
 
 
 def _find(source: Path, *marks: str) -> Path:
-    """The shallowest folder in `source` that holds all of `marks`: archives differ in their top folders."""
+    """The shallowest folder in `source` that contains all of `marks`; archives differ in their top-level folders."""
     folders = [source, *sorted((p for p in source.rglob("*") if p.is_dir()), key=lambda p: (len(p.parts), p))]
     for folder in folders:
         if all((folder / mark).exists() for mark in marks):
             return folder
-    raise DataError(f"the archive has no folder with {' and '.join(marks)}; it is not the expected one, or incomplete")
+    raise DataError(f"the archive has no folder with {' and '.join(marks)}; it is incomplete or not the expected one")
 
 
 def _words(listed: Path) -> list[str]:
@@ -320,17 +320,19 @@ def _plain_name(name: str, listed: Path) -> str:
 
 
 def _read(file: Path, mode: str | None) -> np.ndarray:
-    """Decode a whole image with Pillow, which refuses truncated files; `mode` None keeps stored values."""
+    """Decode an image with Pillow, which raises errors for truncated files; `mode` None keeps the stored values."""
     try:
         with open_image(file) as image:
             if image.width * image.height > _MAX_PIXELS:
-                raise DataError(f"image {file} is {image.width}x{image.height}, larger than any in this set; {_AGAIN}")
+                raise DataError(
+                    f"image {file} is {image.width}x{image.height}, larger than any in this dataset; {_AGAIN}"
+                )
             return np.asarray(image if mode is None or image.mode == mode else image.convert(mode))
     except FileNotFoundError:
         raise DataError(f"image {file} is missing; {_AGAIN}") from None
     except DataError:
         raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... by the damage
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ..., depending on the damage
         raise DataError(f"image {file} cannot be decoded ({error}); {_AGAIN}") from error
 
 
@@ -354,8 +356,3 @@ def _write_coco(
         "categories": categories,
     }
     write_json(target / f"instances_{split}.json", coco)
-
-
-def _progress(items: list, label: str) -> Iterable:
-    console = require("rich.console").Console(stderr=True)
-    return require("rich.progress").track(items, description=label, console=console, disable=not console.is_terminal)

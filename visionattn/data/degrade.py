@@ -1,4 +1,4 @@
-"""Degradations of whole pictures for robustness tests: blur, noise, JPEG, resizing, each as a ladder of levels.
+"""Image degradations for robustness tests: JPEG compression, blur, noise and resizing, each at several levels.
 
 Blur, noise and JPEG are those of IMDLBenCo's protocol (Ma et al., NeurIPS 2024).
 """
@@ -16,20 +16,21 @@ LADDERS: dict[str, tuple[float, ...]] = {
     "noise": (3, 7, 11, 15, 19, 23),
     "resize": (0.9, 0.75, 0.5, 0.25),
 }
-"""JPEG quality; side of a Gaussian kernel in pixels; variance of Gaussian noise in squared grey levels; scale."""
+"""JPEG quality; width of the Gaussian kernel in pixels; variance of Gaussian noise in squared grey levels; scale."""
 
 
 def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.ndarray:
-    """A degraded copy of a picture, of the same size.
+    """Return a degraded copy of an image with the same size.
 
     Args:
         image: ``[H, W, 3]`` uint8.
-        kind: a name from `LADDERS`.
-        level: as there; ``"blur"`` takes its deviation from the kernel, ``"resize"`` goes to that scale and back.
-        seed: of the noise.
+        kind: a key of `LADDERS`.
+        level: strength, as in `LADDERS`; ``"blur"`` derives the standard deviation from the kernel width, ``"resize"``
+            resizes to this scale and back.
+        seed: seed of the noise.
 
     Raises:
-        ValueError: an unknown kind, or a level that it does not have.
+        ValueError: an unknown kind or an invalid level.
     """
     cv2 = require("cv2")
     if kind == "jpeg" and 1 <= level <= 100:
@@ -44,4 +45,4 @@ def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.nda
         size = (max(1, round(width * level)), max(1, round(height * level)))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    raise ValueError(f"kind={kind!r} with level={level}: must be a kind of {sorted(LADDERS)} and a level it can have")
+    raise ValueError(f"`kind` must be one of {sorted(LADDERS)} with a valid `level`, got kind={kind!r}, level={level}")

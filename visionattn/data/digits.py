@@ -1,8 +1,8 @@
-"""Sample data that needs no network: real handwritten digits drawn onto real photographs.
+"""Sample data that needs no network: handwritten digits drawn onto photographs.
 
-Both come with scikit-learn: `load_digits` (1,797 digits of 8x8 pixels) and `load_sample_images` (two
-photographs of 640x427). A scene is a crop of a photograph with 4 to 8 digits, each scaled, rotated, coloured
-and blended onto it. Boxes and masks are exact, because the drawing itself gives them.
+Both are part of scikit-learn: `load_digits` (1,797 digits of 8x8 pixels) and `load_sample_images` (two photographs of
+640x427). A scene is a crop of a photograph with 4 to 8 digits, each scaled, rotated, coloured and blended onto it.
+Boxes and masks are exact, because they are computed from the drawn digits.
 """
 
 from collections.abc import Iterator
@@ -20,36 +20,35 @@ __all__ = ["CLASSES", "background", "build_digit_scenes", "draw_digit", "load_ph
 CLASSES = tuple(str(digit) for digit in range(10))
 """Class names in the order of their category ids, 1 to 10."""
 
-VERSION = 1  # raise it with every change of what is drawn, so that caches are rebuilt
+VERSION = 1  # increase it with every change to the drawing, so that cached scenes are rebuilt
 _PHOTOS = ("china.jpg", "flower.jpg")
-_TRAIN_DIGITS = 0.8  # the first four fifths by index are for train, the rest for test
+_TRAIN_DIGITS = 0.8  # fraction of the digits, by index, used for train; the rest is for test
 _HALVES = {"train": "left", "test": "right"}
-_MIN_CONTRAST = 70.0  # of 255, in luma, between a digit and the mean of what lies under it
+_MIN_CONTRAST = 70.0  # in luma, 0 to 255, between a digit and the mean of the background under it
 _LUMA_BGR = np.array([0.114, 0.587, 0.299], dtype=np.float32)
 
-_README = """Digit scenes: sample data for visionattn, made by `visionattn data samples`
-=========================================================================
+_README = """Digit scenes: sample data for visionattn, created by `visionattn data samples`
+============================================================================
 
 images/{{train,test}}/*.jpg, instances_{{train,test}}.json (COCO, RLE masks; categories 1..10: digits 0..9).
 {train} train and {test} test images of {size}x{size}, seed {seed}, recipe version {version}.
 Train uses the left half of each photograph and the digits with index below {first_test}; test uses the right
-halves and the other digits. An image names its photograph and half (`photo`, `half`), an annotation the index
-of its digit in load_digits (`digit_index`). photo.jpg is one photograph as scikit-learn carries it.
+halves and the other digits. Image records have the photograph and half (`photo`, `half`), annotations the index of
+the digit in load_digits (`digit_index`). photo.jpg is one of the photographs in scikit-learn, unchanged.
 
 Sources and licences
 --------------------
-Both sources are copied from the installed scikit-learn {sklearn} (itself BSD-3-Clause). What was changed:
-photographs were cropped, resized, mirrored and changed in brightness; digits were enlarged, rotated, coloured
-and drawn onto them.
+Both sources are copied from the installed scikit-learn {sklearn} (BSD-3-Clause). Changes: photographs were
+cropped, resized, mirrored and changed in brightness; digits were enlarged, rotated, coloured and drawn onto them.
 
 Digits: sklearn.datasets.load_digits, a copy of the test set of
     Alpaydin, E. and Kaynak, C. (1998), Optical Recognition of Handwritten Digits, UCI Machine Learning
     Repository, https://archive.ics.uci.edu/ml/datasets/Optical+Recognition+of+Handwritten+Digits
-    scikit-learn's description names no licence of its own for the digits; the page above has the UCI
-    repository's terms (CC BY 4.0 to our knowledge; check it before you publish the data).
+    scikit-learn's description states no separate licence for the digits; the page above has the UCI
+    repository's terms (CC BY 4.0 to our knowledge; check them before you publish the data).
 
 Photographs: sklearn.datasets.load_sample_images, both under CC BY 2.0,
-    https://creativecommons.org/licenses/by/2.0/ ; the text beside them in scikit-learn says:
+    https://creativecommons.org/licenses/by/2.0/ ; the accompanying text in scikit-learn is:
 
 {photo_terms}
 """
@@ -58,27 +57,27 @@ Photographs: sklearn.datasets.load_sample_images, both under CC BY 2.0,
 def build_digit_scenes(
     out_dir: str | Path | None = None, *, train: int = 600, test: int = 150, size: int = 256, seed: int = 0
 ) -> Path:
-    """Make the digit scenes, or find them made, and return their folder.
+    """Create the digit scenes, unless they exist, and return their folder.
 
-    The folder holds ``images/{train,test}/*.jpg``, ``instances_{train,test}.json``, ``photo.jpg`` (a
-    photograph without digits) and ``README.txt`` (sources and licences). Train and test share neither a digit
-    nor a photograph half. The same arguments give the same scenes; a folder made before with the same
-    arguments is returned as it is, and a build that is killed leaves nothing behind in its place.
+    The folder contains ``images/{train,test}/*.jpg``, ``instances_{train,test}.json``, ``photo.jpg`` (a photograph
+    without digits) and ``README.txt`` (sources and licences). Train and test use different digits and different halves
+    of the photographs. The scenes are deterministic; an existing folder created with the same arguments is returned
+    unchanged, and a killed process leaves no incomplete folder.
 
     Args:
-        out_dir: the folder; ``samples`` in `cache_dir` when None.
+        out_dir: the folder; with None, ``samples`` in `cache_dir`.
         train: number of train images, at least 1.
         test: number of test images, at least 1.
-        size: image height and width in pixels, at least 128; digits are 24 to 72 pixels high or wide at 256,
-            and in proportion at other sizes.
-        seed: seed of everything random, not negative.
+        size: image height and width in pixels, at least 128; the longer side of a digit is 24 to 72 pixels at
+            256, and proportional at other sizes.
+        seed: random seed, not negative.
 
     Raises:
-        DataError: an argument is out of range, or the folder cannot be written or holds other files.
+        DataError: an argument is out of range, or the folder cannot be written or contains other files.
     """
     for name, value, least in (("train", train, 1), ("test", test, 1), ("size", size, 128), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise DataError(f"sample data: {name} is {value!r}; give a whole number of at least {least}")
+            raise DataError(f"`{name}` must be an integer of at least {least}, got {value!r}")
     target = Path(out_dir).expanduser() if out_dir is not None else cache_dir() / "samples"
     stamp = {
         "data": "digit scenes",
@@ -111,7 +110,7 @@ def build_digit_scenes(
 
 
 def load_photos(folder: Path) -> tuple[list[Path], dict[str, np.ndarray], str]:
-    """The photographs that scikit-learn carries: files, BGR arrays by name, and the text on their terms."""
+    """The photographs in scikit-learn: files, BGR arrays by name, and the text of their licences."""
     files, readme = [folder / name for name in _PHOTOS], folder / "README.txt"
     missing = [file.name for file in (*files, readme) if not file.is_file()]
     if missing:
@@ -133,7 +132,7 @@ def _scenes(
     labels: np.ndarray,
     pool: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, dict[str, Any], list[dict[str, Any]]]]:
-    """Draw `count` scenes: the BGR image, its COCO record without id, its annotations without ids."""
+    """Draw `count` scenes: the BGR image, its COCO record without id, and its annotations without ids."""
     queue: list[int] = []
     half = _HALVES[split]
     for _ in range(count):
@@ -143,9 +142,9 @@ def _scenes(
         taken: list[tuple[int, int, int, int]] = []
         number = int(rng.integers(4, 9))
         extents = np.sort(np.exp(rng.uniform(np.log(24), np.log(72), number)))[::-1] * size / 256
-        for extent in extents:  # the largest first: the small ones still find room
+        for extent in extents:  # largest first, because small ones fit into the remaining space
             if not queue:
-                queue = rng.permutation(pool).tolist()  # every digit once before any comes again
+                queue = rng.permutation(pool).tolist()  # each digit is used once before any is repeated
             index = queue.pop()
             mask = draw_digit(rng, image, glyphs[index], float(extent), taken)
             record = _annotation(mask)
@@ -177,10 +176,10 @@ def draw_digit(
     extent: float,
     taken: list[tuple[int, int, int, int]],
 ) -> np.ndarray:
-    """Draw a digit anywhere on a square BGR picture clear of the boxes in `taken`, and add its box to them.
+    """Draw a digit at a random place of a square BGR image outside the boxes in `taken`, and add its box to them.
 
     Returns:
-        Its mask, ``[H, W]`` uint8 of 0 and 1. The picture is changed in place.
+        The mask of the digit, ``[H, W]`` uint8 of 0 and 1. The image is changed in place.
     """
     alpha, (x, y) = _place(rng, glyph, extent, image.shape[0], taken)
     return _blend(rng, image, alpha, x, y)
@@ -193,7 +192,7 @@ def _place(
     size: int,
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Draw a digit and find it room clear of the boxes in `taken`, making it smaller when there is none."""
+    """Render a digit and find a place outside the boxes in `taken`, shrinking the digit if there is none."""
     angle, level, shear = rng.uniform(-20, 20), rng.uniform(0.35, 0.5), rng.uniform(-0.15, 0.15)
     while True:
         alpha = _render(glyph, extent, angle, shear, level)
@@ -211,18 +210,17 @@ def _place(
 
 
 def _render(glyph: np.ndarray, extent: float, angle: float, shear: float, level: float) -> np.ndarray:
-    """Opacity of the enlarged digit, `[h, w]` float32 in 0..1, cropped to where it is above 0.
+    """Opacity of the enlarged digit, `[h, w]` float32 in [0, 1], cropped to its nonzero values.
 
-    The 8x8 grey values are interpolated to a smooth surface, and the digit is where this surface is above
-    `level` of its maximum; the edge is about 1.5 pixels wide. `extent` is the longer side of the result,
-    which does not become smaller than the 8x8 digit itself.
+    The 8x8 grey values are interpolated to a smooth surface and thresholded at `level` times its maximum; edges are
+    about 1.5 pixels wide. `extent` is the longer side of the result, which is not smaller than the 8x8 digit.
     """
     cv2 = require("cv2")
     source = cv2.copyMakeBorder(glyph / glyph.max(), 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=0.0)
     centre = (source.shape[0] - 1) / 2
-    scale = max(1.0, extent / glyph.shape[0])  # below 1, strokes would fall between the pixels
+    scale = max(1.0, extent / glyph.shape[0])  # at smaller scales, strokes would disappear between pixels
     alpha = np.zeros((1, 1), dtype=np.float32)
-    for _ in range(2):  # the second time with the scale that the first one shows to be right
+    for _ in range(2):  # the second iteration corrects the scale
         side = int(np.ceil(source.shape[0] * scale * 1.5)) + 4
         turn = np.deg2rad(angle)
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -231,7 +229,7 @@ def _render(glyph: np.ndarray, extent: float, angle: float, shear: float, level:
         surface = cv2.warpAffine(
             source, np.column_stack([linear, offset]), (side, side), flags=cv2.INTER_CUBIC, borderValue=0.0
         )
-        slope = max(scale / 1.5, 0.5 / level)  # the latter keeps small digits clear of a haze around them
+        slope = max(scale / 1.5, 0.5 / level)  # the latter avoids a halo around small digits
         alpha = np.clip((surface - level) * slope + 0.5, 0, 1)
         rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
         alpha = alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -240,7 +238,7 @@ def _render(glyph: np.ndarray, extent: float, angle: float, shear: float, level:
 
 
 def _blend(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, x: int, y: int) -> np.ndarray:
-    """Paint the digit into `image` in a colour that stands out; return its mask, `[H, W]` uint8."""
+    """Draw the digit into `image` in a contrasting colour and return its mask, `[H, W]` uint8."""
     height, width = alpha.shape
     window = image[y : y + height, x : x + width]
     inside = alpha >= 0.5
@@ -253,7 +251,7 @@ def _blend(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, x: in
 
 
 def _contrasting_colour(rng: np.random.Generator, luma: float) -> np.ndarray:
-    """A random BGR colour (float32, 0..255) at least `_MIN_CONTRAST` away in luma."""
+    """A random BGR colour (float32, 0 to 255) that differs in luma by at least `_MIN_CONTRAST`."""
     for _ in range(50):
         colour = rng.uniform(0, 255, 3).astype(np.float32)
         if abs(float(colour @ _LUMA_BGR) - luma) >= _MIN_CONTRAST:

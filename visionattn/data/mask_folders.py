@@ -1,4 +1,4 @@
-"""Folders of images and of index masks, PNG files in which each pixel holds the number of its class."""
+"""Folders of images and index masks, PNG files in which each pixel is a class index."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,47 +13,48 @@ from visionattn.io.inputs import walk_files
 __all__ = ["IGNORED", "IMAGE_SUFFIXES", "check_masks", "pair_masks", "read_names"]
 
 IGNORED = 255
-"""Pixels with this value are neither trained on nor measured."""
+"""Pixels with this value are ignored in training and evaluation."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def read_names(file: Path) -> list[str]:
-    """The names in a list, one a line, such as ``0001`` or ``0001.png``.
+    """Read a list of names, one per line, such as ``0001`` or ``0001.png``.
 
     Raises:
-        DataError: the file cannot be read, or lists nothing.
+        DataError: the file cannot be read or is empty.
     """
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError as error:
-        raise DataError(f"{file}: there is no such list of images") from error
+        raise DataError(f"{file}: the list of images does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as a list of images, one name a line ({error})") from error
+        raise DataError(f"{file}: cannot be read as a list of images with one name per line ({error})") from error
     if not names:
-        raise DataError(f"{file}: lists no images")
+        raise DataError(f"{file}: the list of images is empty")
     return names
 
 
 def pair_masks(
     images: Path, masks: Path, names: Sequence[str] | None = None, mask_suffix: str = ".png"
 ) -> list[tuple[Path, Path]]:
-    """Each image of a folder, and of the folders in it, with its mask: the same path with another suffix.
+    """Pair each image of a folder, searched recursively, with its mask, which has the same path with another suffix.
 
     Args:
         images: the folder of images.
         masks: the folder of masks.
-        names: take only these, with or without suffix; None takes all.
-        mask_suffix: what follows an image's name in its mask's: ``"_mask.png"`` finds ``a_mask.png`` for ``a.jpg``.
+        names: use only these images, with or without suffix; None uses all.
+        mask_suffix: replaces the suffix of the image: with ``"_mask.png"`` the mask of ``a.jpg`` is ``a_mask.png``.
 
     Returns:
-        ``(image, mask)`` in the order of their names.
+        ``(image, mask)`` pairs, sorted by name.
 
     Raises:
-        DataError: a folder or image is missing, two images share a mask, or an image has none; names the first.
+        DataError: a folder or an image is missing, two images have the same mask, or an image has no mask; the message
+            names the first.
     """
     for folder in (images, masks):
         if not folder.is_dir():
-            raise DataError(f"{folder}: there is no such folder")
+            raise DataError(f"{folder}: the folder does not exist")
     found: dict[str, Path] = {}
     for path in walk_files(images, IMAGE_SUFFIXES):
         key = path.relative_to(images).with_suffix("").as_posix()
@@ -65,7 +66,7 @@ def pair_masks(
     if names is not None:
         found = {key: _listed(images, found, key) for key in map(_without_suffix, names)}
     if not found:
-        raise DataError(f"{images}: has no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"{images}: the folder contains no image ({', '.join(IMAGE_SUFFIXES)})")
     pairs = [(path, masks / f"{key}{mask_suffix}") for key, path in sorted(found.items())]
     lacking = [(image, mask) for image, mask in pairs if not mask.is_file()]
     if lacking:
@@ -81,7 +82,7 @@ def _without_suffix(name: str) -> str:
 
 def _listed(images: Path, found: dict[str, Path], key: str) -> Path:
     if key not in found:
-        raise DataError(f"{images}: has no image {key!r}, which is in the list of names")
+        raise DataError(f"{images}: the image {key!r} in the list of names does not exist")
     return found[key]
 
 
@@ -90,13 +91,13 @@ def _more(count: int, what: str) -> str:
 
 
 def check_masks(pairs: Iterable[tuple[Path, Path]], classes: Sequence[str]) -> np.ndarray:
-    """Read every mask, and compare its size and values with its image's size and the classes.
+    """Read all masks and check their sizes against their images and their values against the classes.
 
     Returns:
-        int64 ``[256]``: the number of pixels of each value in all masks together.
+        int64 ``[256]``: the number of pixels with each value over all masks.
 
     Raises:
-        DataError: names the first mask that is not as it should be, and tells how many more there are.
+        DataError: a mask is invalid; the message names the first and has the number of others.
     """
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda pair: _read(*pair, len(classes)), pairs))
@@ -106,28 +107,28 @@ def check_masks(pairs: Iterable[tuple[Path, Path]], classes: Sequence[str]) -> n
     counts = np.sum(found, axis=0, dtype=np.int64)
     if len(classes) > 1 and counts[IGNORED] and not counts[1:IGNORED].any():
         raise DataError(
-            f"{len(found)} masks hold only 0 and {IGNORED}; {IGNORED} means ignored, so write {classes[1]!r} as 1"
+            f"{len(found)} masks contain only 0 and {IGNORED}, but {IGNORED} is ignored; {classes[1]!r} must be 1"
         )
     return counts
 
 
 def _read(image: Path, mask: Path, classes: int) -> np.ndarray | str:
-    """Pixels of each value in a mask, or what is wrong with it."""
+    """Number of pixels with each value in a mask, or a message if it is invalid."""
     try:
         with open_image(mask) as opened:
             mode = opened.mode
             if mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-                return f"{mask}: is a colour picture ({mode}); a mask has one channel, the number of each pixel's class"
+                return f"{mask}: is a colour image ({mode}); a mask has one channel with class indices"
             if opened.format == "JPEG":
-                return f"{mask}: is a JPEG file, which changes numbers; save masks as PNG"
+                return f"{mask}: is a JPEG file, and JPEG compression changes values; save masks as PNG"
             values = np.asarray(opened)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... by the damage
-        return f"{mask}: does not open as a mask ({' '.join(str(error).split())[:100]})"
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ..., depending on the damage
+        return f"{mask}: cannot be opened as a mask ({' '.join(str(error).split())[:100]})"
     try:
         width, height, turned = image_size(image)
     except DataError as error:
         return str(error)
-    size = (height, width) if turned else (width, height)  # as it will be read
+    size = (height, width) if turned else (width, height)  # with the EXIF orientation applied
     if (values.shape[1], values.shape[0]) != size:
         return (
             f"{mask}: is {values.shape[1]} x {values.shape[0]} pixels, but its image {image.name} "
@@ -139,7 +140,7 @@ def _read(image: Path, mask: Path, classes: int) -> np.ndarray | str:
         count = int((strange == value).sum())
         allowed = "0" if classes == 1 else f"0 to {classes - 1}"
         return (
-            f"{mask}: holds the value {value} ({count} pixels), but the {classes} classes are {allowed}, "
+            f"{mask}: contains the value {value} ({count} pixels), but the {classes} classes are {allowed}, "
             f"and {IGNORED} is ignored"
         )
     return np.bincount(values.ravel().astype(np.uint8), minlength=256)

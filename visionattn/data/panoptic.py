@@ -1,13 +1,13 @@
-"""Panoptic quality: how well predicted segments, each pixel in one at most, agree with the true ones.
+"""Panoptic quality (PQ), the agreement of predicted and true segments that do not overlap.
 
 Kirillov et al., "Panoptic Segmentation" (CVPR 2019, arXiv 1801.00868), section 4. For one class, a predicted and a
-true segment match where their intersection over union is above one half, which makes the match unique. Then
+true segment match if their intersection over union is greater than one half, which makes the match unique. Then
 
     PQ = sum of the matches' IoU / (TP + FP / 2 + FN / 2) = SQ * RQ
 
-with SQ the mean IoU of the matches and RQ their F1 score. Pixels of no true segment (void) do not count into the
-union; a prediction that lies by more than half in void and in crowds of its class is no false positive; a crowd
-matches nothing and is no false negative (section 4.2).
+with SQ the mean IoU of the matches and RQ their F1 score. Pixels without a true segment (void) are excluded from the
+union; a prediction of which more than half is void or in crowds of its class is not a false positive; crowds are never
+matched and are not false negatives (section 4.2).
 """
 
 from collections import defaultdict
@@ -20,11 +20,11 @@ import numpy as np
 __all__ = ["VOID", "ClassCounts", "PanopticStats", "id2rgb", "rgb2id"]
 
 VOID = 0
-"""The id of pixels that belong to no segment."""
+"""The id of pixels without a segment."""
 
 
 def rgb2id(color: Any) -> Any:
-    """Segment ids of a colour-coded map: ``R + 256 G + 256^2 B``.
+    """Convert a colour-coded map to segment ids, ``R + 256 G + 256^2 B``.
 
     Args:
         color: integers ``[..., 3]`` in the order red, green, blue; or three numbers.
@@ -34,24 +34,24 @@ def rgb2id(color: Any) -> Any:
     """
     values = np.asarray(color)
     if values.ndim == 0 or values.shape[-1] != 3:
-        raise ValueError(f"color must be [..., 3], got shape {values.shape}")
+        raise ValueError(f"`color` must have shape [..., 3], got {list(values.shape)}")
     values = values.astype(np.int32)
     ids = values[..., 0] + 256 * values[..., 1] + 65536 * values[..., 2]
     return int(ids) if ids.ndim == 0 else ids
 
 
 def id2rgb(ids: Any) -> Any:
-    """The colours that `rgb2id` turns into these ids.
+    """Convert segment ids to colours, the inverse of `rgb2id`.
 
     Args:
-        ids: integers ``[...]`` in 0..2^24 - 1; or one number.
+        ids: integers ``[...]`` in [0, 2^24 - 1], or one number.
 
     Returns:
         uint8 ``[..., 3]`` in the order red, green, blue; a list of three ints for one number.
     """
     values = np.asarray(ids).astype(np.int64)
     if values.size and not 0 <= values.min() <= values.max() < 1 << 24:
-        raise ValueError(f"ids must be in 0..{(1 << 24) - 1}, got {values.min()}..{values.max()}")
+        raise ValueError(f"`ids` must be in [0, {(1 << 24) - 1}], got values from {values.min()} to {values.max()}")
     color = np.stack([values % 256, values // 256 % 256, values // 65536], axis=-1)
     return color.tolist() if values.ndim == 0 else color.astype(np.uint8)
 
@@ -62,7 +62,7 @@ class ClassCounts:
 
     Attributes:
         iou: sum of the matches' intersections over union.
-        tp, fp, fn: matches, predicted segments without one, true segments without one.
+        tp, fp, fn: numbers of matches, unmatched predicted segments and unmatched true segments.
     """
 
     iou: float = 0.0
@@ -78,7 +78,7 @@ class ClassCounts:
         return self
 
     def quality(self) -> dict[str, float]:
-        """``pq``, ``sq`` and ``rq`` in 0..1; all 0 where the class has no segment."""
+        """``pq``, ``sq`` and ``rq`` in [0, 1]; all 0 if the class has no segments."""
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         return {
             "pq": self.iou / weight if weight else 0.0,
@@ -88,10 +88,10 @@ class ClassCounts:
 
 
 class PanopticStats:
-    """The counts of every class, by category id; those of two sets of images add up with ``+=``.
+    """Counts of all classes, by category id; counts of different images are added with ``+=``.
 
     Attributes:
-        pq_per_cat: `ClassCounts` by category id; indexing the object gives the same.
+        pq_per_cat: `ClassCounts` by category id, also available by indexing the object.
     """
 
     def __init__(self) -> None:
@@ -115,23 +115,24 @@ class PanopticStats:
         """Count one image.
 
         Args:
-            truth, prediction: integers ``[H, W]``, the id of each pixel's segment, `VOID` where there is none.
-            truth_segments: ``id``, ``category_id`` and, where it is a crowd, ``iscrowd`` of each true segment.
+            truth, prediction: integers ``[H, W]``, the segment id of each pixel or `VOID`.
+            truth_segments: ``id``, ``category_id`` and optionally ``iscrowd`` of each true segment.
             prediction_segments: ``id`` and ``category_id`` of each predicted segment.
 
         Raises:
-            ValueError: the maps differ in size, or the predicted map and its segments name different ids.
+            ValueError: the maps have different sizes, or the predicted map and its segments have different ids.
         """
         if truth.shape != prediction.shape:
-            raise ValueError(f"truth is {truth.shape}, but prediction {prediction.shape}")
+            shapes = f"{list(truth.shape)} and {list(prediction.shape)}"
+            raise ValueError(f"`truth` and `prediction` must have the same shape, got {shapes}")
         true_class = {s["id"]: s["category_id"] for s in truth_segments}
         crowds = {s["id"] for s in truth_segments if s.get("iscrowd")}
         found_class = {s["id"]: s["category_id"] for s in prediction_segments}
         true_ids, true_index = np.unique(truth, return_inverse=True)
         found_ids, found_index = np.unique(prediction, return_inverse=True)
         if set(found_ids.tolist()) - {VOID} != set(found_class):
-            odd = sorted(set(found_ids.tolist()) - {VOID} ^ set(found_class))
-            raise ValueError(f"prediction and prediction_segments differ in the ids {odd[:5]}")
+            odd = sorted(set(found_ids.tolist()) - {VOID} ^ set(found_class))[:5]
+            raise ValueError(f"`prediction` and `prediction_segments` must have the same ids, but differ in {odd}")
         pairs = true_index.reshape(-1) * len(found_ids) + found_index.reshape(-1)
         common = np.bincount(pairs, minlength=len(true_ids) * len(found_ids)).reshape(len(true_ids), len(found_ids))
         true_area, found_area = common.sum(axis=1), common.sum(axis=0)
@@ -165,15 +166,15 @@ class PanopticStats:
     def pq_average(
         self, categories: Mapping[Any, Mapping[str, Any]], isthing: bool | None
     ) -> tuple[dict[str, float], dict[Any, dict[str, float]]]:
-        """The mean over the classes that occur, in the truth or in a prediction.
+        """Mean over the classes that occur in the ground truth or in a prediction.
 
         Args:
-            categories: by id, each with ``isthing``.
-            isthing: only classes of things (True) or of stuff (False); None takes all.
+            categories: records with ``isthing``, by id.
+            isthing: only thing classes (True) or stuff classes (False); None for all.
 
         Returns:
-            ``pq``, ``sq``, ``rq`` in 0..1 and the number ``n`` of classes, all 0 where no class occurs; and
-            ``pq``, ``sq``, ``rq`` by category id.
+            ``pq``, ``sq``, ``rq`` in [0, 1] and the number ``n`` of classes, all 0 if no class occurs; and ``pq``,
+            ``sq``, ``rq`` by category id.
         """
         results, occurring = {}, []
         for category_id, category in categories.items():

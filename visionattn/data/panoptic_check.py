@@ -1,4 +1,4 @@
-"""Check COCO panoptic annotations and their maps before a run, so that a mistake is one line and not a wrong model."""
+"""Validate COCO panoptic annotations and their maps."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +23,18 @@ from visionattn.io.images import open_image
 __all__ = ["PanopticSummary", "check_panoptic"]
 
 MAX_DECODED = 2000
-"""Maps whose pixels are read; of a larger set that many, evenly spaced: the hundred thousand of COCO take an hour."""
+"""Maximum number of maps whose pixels are read, evenly spaced: all of COCO's would take an hour."""
 
 
 @dataclass(frozen=True)
 class PanopticSummary:
-    """What a sound panoptic annotation file holds."""
+    """Contents of a valid panoptic annotation file."""
 
     images: int
     segments: int
     things: tuple[str, ...]
     stuff: tuple[str, ...]
-    """Category names in the order of the file, which has the things first."""
+    """Category names in the order of the file, which lists the things first."""
     crowds: int
 
     def __str__(self) -> str:
@@ -45,28 +45,28 @@ class PanopticSummary:
 def check_panoptic(
     ann_file: str | Path, image_dir: str | Path, map_dir: str | Path, *, max_problems: int = 10
 ) -> PanopticSummary:
-    """Check a COCO panoptic annotation file, the images it names, and its maps.
+    """Check a COCO panoptic annotation file, that its images exist, and its maps.
 
-    Checked: that the file has the keys of COCO's panoptic format; that the categories of things come before those of
-    stuff, as mmdet numbers them; that every image lies in `image_dir` and has one annotation, whose map lies in
-    `map_dir` under the image's name with .png, where mmdet looks for it; that ids are unique and categories known;
-    that a map has the image's size; and that it shows exactly the ids of the image's segments, besides 0 for none.
-    Pixels are read of at most `MAX_DECODED` maps.
+    The checks: the file has the keys of COCO's panoptic format; thing categories precede stuff categories, as in
+    mmdet's numbering; every image is in `image_dir` and has one annotation, whose map is in `map_dir` with the name of
+    the image and suffix .png, as mmdet requires; ids are unique and categories exist; a map has the size of its image
+    and contains exactly the ids of the image's segments, in addition to 0. The pixels of at most `MAX_DECODED` maps are
+    read.
 
     Args:
         ann_file: the annotation file.
         image_dir: the folder that an image's ``file_name`` is relative to.
         map_dir: the folder of the maps.
-        max_problems: how many problems to keep in ``error.problems``; all are counted.
+        max_problems: number of problems to keep in ``error.problems``; all are counted.
 
     Raises:
-        DataError: one line with the file, what is wrong, how many more problems there are, and the remedy.
+        DataError: the file is invalid; the message has the first problem, the number of others and a remedy.
     """
     ann_file, image_dir, map_dir = Path(ann_file), Path(image_dir), Path(map_dir)
     data = _load(ann_file)
     for folder, what in ((image_dir, "image"), (map_dir, "map")):
         if not folder.is_dir():
-            raise DataError(f"{what} folder {folder} does not exist; name the folder with the {what}s of {ann_file}")
+            raise DataError(f"{what} folder {folder} does not exist; use the folder with the {what}s of {ann_file}")
     problems = _Problems(ann_file, max(1, max_problems))
     categories = _check_categories(data["categories"], problems)
     _check_order(data["categories"], problems)
@@ -83,9 +83,9 @@ def check_panoptic(
         crowds += sum(bool(s.get("iscrowd")) for s in annotation["segments_info"])
         if annotation["image_id"] in sizes:
             sound.append((annotation, sizes[annotation["image_id"]]))
-    if not problems.count:  # else the annotation that is at fault may be the one an image lacks
+    if not problems.count:  # otherwise the missing annotation may be one already reported
         for name in (names[image_id] for image_id in names if image_id not in annotated):
-            problems.add(f"image {_short(name)} has no annotation", "add one, or take the image out")
+            problems.add(f"image {_short(name)} has no annotation", "add one, or remove the image")
     chosen = set(range(0, len(sound), -(-len(sound) // MAX_DECODED) or 1))
     with ThreadPoolExecutor(8) as pool:
         faults = pool.map(lambda i: _map_fault(map_dir, *sound[i], i in chosen), range(len(sound)))
@@ -101,7 +101,9 @@ def _check_order(records: list, problems: _Problems) -> None:
     for record, kind in zip(records, kinds, strict=True):
         if kind not in (0, 1):
             name = record.get("name") if isinstance(record, dict) else record
-            problems.add(f"category {_short(name)} has isthing {_short(kind)}", "write isthing 1 for things, else 0")
+            problems.add(
+                f"category {_short(name)} has isthing {_short(kind)}", "set isthing to 1 for things and 0 for stuff"
+            )
             return
     if kinds != sorted(kinds, reverse=True):
         late = records[kinds.index(0) + kinds[kinds.index(0) :].index(1)]["name"]
@@ -112,10 +114,10 @@ def _annotation_fault(
     annotation: Any, names: dict[Any, Any], annotated: set[Any], categories: dict[Any, str]
 ) -> tuple[str, str] | None:
     if not isinstance(annotation, dict) or not isinstance(annotation.get("segments_info"), list):
-        return "an annotation has no list segments_info", "name COCO's panoptic file, not the one of instances"
+        return "an annotation has no list segments_info", "use a panoptic annotation file, not one of instances"
     image_id = annotation.get("image_id")
     if not _hashable(image_id) or image_id not in names:
-        return f"an annotation names image_id {_short(image_id)}, which is not there", "add the image or remove it"
+        return f"an annotation has image_id {_short(image_id)}, which does not exist", "add the image or remove it"
     name = names[image_id]
     if image_id in annotated:
         return f"image {_short(name)} has more than one annotation", "keep one, with all segments of the image"
@@ -140,7 +142,7 @@ def _segment_fault(segment: Any, seen: set[int], categories: dict[Any, str]) -> 
         return f"segment {number} is listed more than once", "list each segment once"
     category = segment.get("category_id")
     if not _hashable(category) or category not in categories:
-        return f"segment {number} names category_id {_short(category)}, which is not there", "add the category"
+        return f"segment {number} has category_id {_short(category)}, which does not exist", "add the category"
     for key in ("bbox", "area"):
         if key not in segment:
             return f"segment {number} has no {key}", "write id, category_id, iscrowd, bbox and area of each"
@@ -153,15 +155,15 @@ def _map_fault(folder: Path, annotation: dict, size: tuple[int, int], decode: bo
     try:
         with open_image(path) as image:
             if image.size != size:
-                return f"map {path} is of {image.size[0]}x{image.size[1]}, its image of {size[0]}x{size[1]}", again
+                return f"map {path} is {image.size[0]}x{image.size[1]}, but its image is {size[0]}x{size[1]}", again
             if image.mode != "RGB":
-                return f"map {path} is of mode {image.mode}", "ids are coded as colours of an 8-bit RGB image"
+                return f"map {path} has mode {image.mode}", "ids are coded as colours of an 8-bit RGB image"
             if not decode:
                 return None
             codes = np.asarray(image).astype(np.int32) @ np.array([1, 256, 65536], np.int32)
     except FileNotFoundError:
-        return f"map {path} is missing", "add it, or take its annotation out"
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... by the damage
+        return f"map {path} is missing", "add it, or remove its annotation"
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ..., depending on the damage
         return f"map {path} cannot be read ({' '.join(str(error).split())[:100]})", again
     shown = set(np.unique(codes).tolist()) - {0}
     listed = {segment["id"] for segment in annotation["segments_info"]}
@@ -173,4 +175,4 @@ def _id_faults(path: Path, shown: set[int], listed: set[int]) -> Iterator[tuple[
     if listed - shown:
         yield f"segment {min(listed - shown)} is not in the map {path}", remedy
     if shown - listed:
-        yield f"map {path} shows the id {min(shown - listed)}, which is no segment of its image", remedy
+        yield f"map {path} contains the id {min(shown - listed)}, which is not a segment of its image", remedy

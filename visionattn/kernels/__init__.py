@@ -1,4 +1,4 @@
-"""Attention on tensors: functions over layouts ``[batch, *spatial, heads, head_dim]``, no modules."""
+"""Attention and related operations as functions on tensors ``[batch, *spatial, heads, head_dim]``."""
 
 from visionattn.kernels import backends
 from visionattn.kernels.neighborhood import na1d, na2d, na3d

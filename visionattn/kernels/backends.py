@@ -1,4 +1,4 @@
-"""Which implementation of an operator can run here, and the reason when one cannot."""
+"""Backends of the operators: which ones can run on a device, and the reason if one cannot."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ from visionattn.errors import BackendError
 
 __all__ = ["Availability", "explain", "select"]
 
-OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is the definition and is never picked
+OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is never selected automatically
     "na1d": ("triton", "torch", "reference"),
     "na2d": ("triton", "torch", "reference"),
     "na3d": ("triton", "torch", "reference"),
@@ -19,13 +19,14 @@ OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is the de
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TRITON_HEAD_DIM = 256
-TRITON_HEAD_DIM_OF = {"scattered_linear_attention": 128}  # where it is less: this one holds matrices of that size
+# This operator keeps matrices of head_dim x value_dim in registers.
+TRITON_HEAD_DIM_OF = {"scattered_linear_attention": 128}
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether one backend can run an operator; ``reason`` says why not, and is empty when it can."""
+    """Whether a backend can run an operator; ``reason`` is empty if it can."""
 
     backend: str
     can_run: bool
@@ -33,11 +34,11 @@ class Availability:
 
 
 def _triton_refuses(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
-    """Why the Triton kernels cannot run; empty if they can."""
+    """The reason why the Triton kernels cannot run; empty if they can."""
     if not _HAS_TRITON:
-        return "Triton is not installed; pip install triton brings it where PyTorch's CUDA builds run"
+        return "Triton is not installed; run: pip install triton (on platforms with CUDA builds of PyTorch)"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"Triton kernels need a CUDA device, not {device.type}, or its interpreter: TRITON_INTERPRET=1"
+        return f"the Triton kernels need a CUDA device, got {device.type}, or Triton's interpreter: TRITON_INTERPRET=1"
     if dtype == torch.float64:
         return "torch.float64 is not supported by the Triton kernels; use backend='torch'"
     if device.type == "cuda" and torch.version.hip is not None:
@@ -46,7 +47,7 @@ def _triton_refuses(op: str, device: torch.device, dtype: torch.dtype, head_dim:
         return "the Triton kernels need compute capability 8.0 or newer; use backend='torch'"
     most = TRITON_HEAD_DIM_OF.get(op, TRITON_HEAD_DIM)
     if head_dim is not None and head_dim > most:
-        return f"head_dim {head_dim} is over {most}, the most that the Triton kernels hold"
+        return f"the Triton kernels support a head_dim of up to {most}, got {head_dim}"
     return ""
 
 
@@ -57,25 +58,27 @@ def explain(
     *,
     head_dim: int | None = None,
 ) -> list[Availability]:
-    """Each backend of an operator, best first, whether it can run with this device and type, and why not.
+    """List the backends of an operator, best first, with whether each can run and the reason if it cannot.
 
     Args:
         op: ``"na1d"``, ``"na2d"``, ``"na3d"``, ``"bilevel_routing_attention"`` or ``"scattered_linear_attention"``.
-        head_dim: the larger one of the keys' and values' dimensions, if known.
+        device: the device of the tensors.
+        dtype: the dtype of the tensors.
+        head_dim: the larger of the head dimensions of keys and values, if known.
 
     Raises:
-        ValueError: for an operator that does not exist.
+        ValueError: an unknown operator.
     """
     if op not in OPERATORS:
-        raise ValueError(f"op={op!r} is not an operator; there are {', '.join(OPERATORS)}")
+        raise ValueError(f"`op` must be one of {', '.join(OPERATORS)}, got {op!r}")
     device = torch.device(device)
     result = []
     for backend in OPERATORS[op]:
         reason = ""
         if dtype not in DTYPES:
-            reason = f"{dtype} is not supported; use one of {', '.join(map(str, DTYPES))}"
+            reason = f"{dtype} is not supported; supported are {', '.join(map(str, DTYPES))}"
         elif device.type == "cuda" and not torch.cuda.is_available():
-            reason = "this PyTorch sees no CUDA device"
+            reason = "PyTorch has no CUDA device available"
         elif backend == "triton":
             reason = _triton_refuses(op, device, dtype, head_dim)
         result.append(Availability(backend, not reason, reason))
@@ -85,16 +88,16 @@ def explain(
 def select(
     op: str, device: torch.device, dtype: torch.dtype, backend: str | None = None, *, head_dim: int | None = None
 ) -> str:
-    """The backend to use: the one named, else ``VISIONATTN_BACKEND``, else the best that can run.
+    """Select a backend: the given one, else ``VISIONATTN_BACKEND``, else the best that can run.
 
-    Never picked unless named: the reference, and Triton's interpreter, which is for tests.
+    The reference and Triton's interpreter, which is for tests, are used only if given explicitly.
 
     Raises:
-        BackendError: if the named backend does not exist or cannot run, with the reason; nothing is substituted.
+        BackendError: the given backend does not exist or cannot run; there is no fallback to another one.
     """
     named = backend or os.environ.get("VISIONATTN_BACKEND") or None
     if named in (None, "torch") and device.type == "cpu" and dtype in DTYPES and op in OPERATORS:
-        return "torch"  # the answer of what follows, without its time: small maps take a tenth of a millisecond
+        return "torch"  # shortcut for the common case: calls on small maps take a tenth of a millisecond
     choices = explain(op, device, dtype, head_dim=head_dim)
     if named is None:
         for choice in choices:
@@ -107,4 +110,4 @@ def select(
             if choice.can_run:
                 return named
             raise BackendError(f"{op}: backend {named!r} cannot run: {choice.reason}")
-    raise BackendError(f"{op} has no backend {named!r}; there are {', '.join(repr(c.backend) for c in choices)}")
+    raise BackendError(f"{op}: `backend` must be one of {', '.join(repr(c.backend) for c in choices)}, got {named!r}")

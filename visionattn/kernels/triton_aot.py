@@ -1,4 +1,4 @@
-"""Compile launches of the Triton kernels for a GPU that need not be here, and read what the result needs."""
+"""Compile launches of the Triton kernels ahead of time for a GPU that need not be present, and get their resources."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ _TYPES = {
 
 
 class Launch(Protocol):
-    """What each kernel's `triton_launch` makes: a kernel, its arguments by name, and how it is to run."""
+    """A kernel with its arguments by name and its launch options, as built by the `launch` modules."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -35,7 +35,7 @@ class Launch(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel needs: registers and bytes spilled by a thread, shared memory of a program."""
+    """Resources of a compiled kernel: registers and spilled bytes per thread, shared memory per program."""
 
     registers: int
     spill_bytes: int
@@ -43,7 +43,7 @@ class Resources:
 
 
 def _describe(value: Any, path: tuple, constants: dict, attributes: dict) -> Any:
-    """Type of an argument as the launcher would give it; fills in constants and divisibility."""
+    """Type of an argument as passed by the launcher; also collects constants and divisibility."""
     if value is None or (type(value) is int and value == 1):
         constants[path] = value
         return "constexpr"
@@ -79,7 +79,7 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
 
 
 def _usage(ptx: str, capability: int) -> tuple[int, int]:
-    """Registers of a thread and bytes of its spill stores, as the assembler that Triton brings reports them."""
+    """Registers and bytes of spill stores per thread, as reported by the assembler bundled with Triton."""
     tools = triton.knobs.nvidia
     tool = tools.ptxas_blackwell if capability >= 100 and hasattr(tools, "ptxas_blackwell") else tools.ptxas
     target = re.search(r"\.target (\w+)", ptx)[1]

@@ -1,7 +1,7 @@
-"""Scratch memory that is kept between calls on a CPU.
+"""Scratch memory that is reused between calls on a CPU.
 
-A fresh buffer of some megabytes costs more there than the arithmetic on it: the system hands out pages one fault at
-a time, and takes them back when the buffer is dropped. Each thread keeps what it used last, up to a limit.
+Allocating a buffer of a few megabytes takes longer there than computing with it, because the operating system maps
+pages one fault at a time and unmaps them when the buffer is freed. Each thread keeps its last buffers, up to a limit.
 """
 
 import threading
@@ -12,14 +12,14 @@ from torch import Tensor
 
 __all__ = ["Key", "Scratch", "release", "scratch"]
 
-KEPT_BYTES = 1 << 25  # of one buffer; larger ones are made anew
+KEPT_BYTES = 1 << 25  # per buffer; larger ones are not kept
 VIEWS = 1024
 Key = tuple[str, tuple[int, ...], torch.dtype]  # name, shape, type
 _local = threading.local()
 
 
 class Scratch:
-    """Uninitialised contiguous tensors by name. Tensors of one name and type may share memory, whatever their shape."""
+    """Uninitialized contiguous tensors by name. Tensors of one name and type may share memory, whatever their shape."""
 
     def __init__(self, device: torch.device, keep: bool):
         self.device, self.keep = device, keep
@@ -27,7 +27,7 @@ class Scratch:
         self._views: dict[Key, Tensor] = {}
 
     def take(self, key: Key) -> Tensor:
-        """The tensor of this name, shape and type; the content is that of its last use, or anything."""
+        """Return the tensor of this name, shape and type, with arbitrary content."""
         view = self._views.get(key)
         return self._make(key) if view is None else view
 
@@ -36,7 +36,7 @@ class Scratch:
         numel = prod(shape)
         if not self.keep or numel * dtype.itemsize > KEPT_BYTES:
             return torch.empty(shape, dtype=dtype, device=self.device)
-        with torch.inference_mode(False):  # it outlives the mode of this call
+        with torch.inference_mode(False):  # it is reused outside the mode of this call
             flat = self._flats.get((name, dtype))
             if flat is None or flat.numel() < numel:
                 flat = self._flats[name, dtype] = torch.empty(numel, dtype=dtype)
@@ -48,8 +48,11 @@ class Scratch:
 
 
 def scratch(device: torch.device) -> Scratch:
-    """This thread's scratch memory on a CPU. Elsewhere PyTorch keeps memory itself, and tensors are new; so they are
-    while it fills uninitialised memory, which is how unwritten results are found."""
+    """Scratch memory of this thread on a CPU.
+
+    On other devices PyTorch caches memory itself, and tensors are newly allocated. They are also newly allocated if
+    PyTorch fills uninitialized memory, which tests use to detect unwritten results.
+    """
     fills = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
     if device.type != "cpu" or fills:
         return Scratch(device, keep=False)
@@ -60,5 +63,5 @@ def scratch(device: torch.device) -> Scratch:
 
 
 def release() -> None:
-    """Give this thread's scratch memory back."""
+    """Free the scratch memory of this thread."""
     _local.__dict__.clear()

@@ -168,7 +168,7 @@ def test_mistakes_in_the_file_of_classes(data, content, message):
 
 def test_masks_are_checked_before_a_run(data):
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(data / "masks/train/1.png")
-    with pytest.raises(DataError, match=r"masks/train/1\.png: holds the value 9 \(64 pixels\), but the 3 classes"):
+    with pytest.raises(DataError, match=r"masks/train/1\.png: contains the value 9 \(64 pixels\), but the 3 classes"):
         check_data(resolved(data))
     (data / "masks/train/1.png").unlink()
     with pytest.raises(DataError, match=r"images/train/1\.jpg: has no mask"):

@@ -156,7 +156,7 @@ def test_pretrained_file(tmp_path):
     backbone = Backbone(**CNN, pretrained=str(tmp_path / "cls.pth"))
     assert torch.equal(backbone.net.layer3[0].conv1.weight, model.layer3[0].conv1.weight)
     checkpoints.write({"w": torch.ones(1)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"other\.pth: does not fit backbone resnet10t"):
+    with pytest.raises(CheckpointError, match=r"other\.pth: does not match the backbone resnet10t"):
         Backbone(**CNN, pretrained=str(tmp_path / "other.pth"))
 
 
@@ -165,13 +165,13 @@ def test_pretrained_file(tmp_path):
     [
         ({"model_name": "dinat_mno"}, "did you mean dinat_mini"),
         ({"model_name": "resnet10t", "out_indices": (1, 9)}, "a level that the model does not have"),
-        ({"model_name": "resnet10t", "out_indices": (2, 1)}, "must be rising whole numbers"),
+        ({"model_name": "resnet10t", "out_indices": (2, 1)}, "must be ascending integers"),
         (
             {"model_name": "resnet10t", "drop_path_rat": 0.1},
             "takes no argument 'drop_path_rat'; did you mean drop_path_rate",
         ),
-        ({"model_name": "resnet10t", "frozen_stages": 7}, "only 3 stages are in use"),
-        ({"model_name": "resnet10t", "checkpoint_path": "a.pth"}, "give the file as pretrained=PATH"),
+        ({"model_name": "resnet10t", "frozen_stages": 7}, "must be -1 to 3, the number of stages in use"),
+        ({"model_name": "resnet10t", "checkpoint_path": "a.pth"}, "use pretrained=PATH"),
     ],
 )
 def test_mistakes(kwargs, message):

@@ -54,5 +54,5 @@ def test_segmentation_and_plain_samples(tmp_path):
 def test_only_known_classes():
     with pytest.raises(CheckpointError, match="cannot be saved safely"):
         encode([object()])
-    with pytest.raises(CheckpointError, match=r"'os\.system', which is not known"):
+    with pytest.raises(CheckpointError, match=r"unknown class 'os\.system'"):
         decode({"~kind": "os.system", "meta": {}, "data": {}})

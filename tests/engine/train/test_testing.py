@@ -67,7 +67,7 @@ def test_what_testing_needs(tmp_path, config_file):
     with pytest.raises(CheckpointError, match="checkpoint file does not exist"):
         test(config, tmp_path / "none.pth", tmp_path / "out")
     config.test_evaluator = None
-    with pytest.raises(ConfigError, match="has no `test_evaluator`"):
+    with pytest.raises(ConfigError, match="has no key 'test_evaluator'"):
         test(config, tmp_path / "none.pth", tmp_path / "out")
 
 

@@ -130,7 +130,7 @@ def test_seed_matters(tmp_path, coco_dir, make_config, unbroken):
     config = load_config(make_config(tmp_path / "tiny.py", coco_dir), {"train_cfg.max_iters": 1})
     train(config, work_dir=tmp_path / "run", seed=4)
     assert records(tmp_path / "run")[0]["loss"] != records(unbroken)[0]["loss"]
-    with pytest.raises(ConfigError, match="has the seed 4, not 5"):
+    with pytest.raises(ConfigError, match="`seed` must be 4, that of the run, or None, got 5"):
         train(config, work_dir=tmp_path / "run", seed=5, resume=True)
 
 
@@ -165,7 +165,7 @@ def test_half_written_checkpoint_is_passed_over(tmp_path, coco_dir, make_config,
     capsys.readouterr()
     train(load_config(config), work_dir=tmp_path / "run", resume=True)
     shown = capsys.readouterr().out
-    assert "warning: passed over" in shown
+    assert "warning: skipped" in shown
     assert "iter_4.pth" in shown
     assert "resuming" in shown
     assert_same_run(tmp_path / "run", unbroken, "iter_8.pth")
@@ -175,7 +175,7 @@ def test_only_broken_checkpoints_is_an_error(tmp_path, coco_dir, make_config):
     run = tmp_path / "run"
     run.mkdir()
     (run / "iter_4.pth").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(CheckpointError, match=r"none of its checkpoints can be read.*iter_4\.pth"):
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints can be read.*iter_4\.pth"):
         train(load_config(make_config(tmp_path / "tiny.py", coco_dir)), work_dir=run, resume=True)
 
 
@@ -230,7 +230,7 @@ def test_not_finite_stops_before_the_step(tmp_path, coco_dir, make_config, monke
         return losses
 
     monkeypatch.setattr(ATSSHead, "loss", poisoned)
-    with pytest.raises(TrainingError, match=f"the {what} is not finite at iteration 3 .*png"):
+    with pytest.raises(TrainingError, match=f"the {what} is NaN or infinite in iteration 3 .*png"):
         train(config, work_dir=tmp_path / "run")
     head = seen.pop("model")
     assert all(torch.equal(v, seen[k]) for k, v in head.state_dict().items()), "no step was taken"
@@ -286,7 +286,7 @@ def test_bad_samples_are_left_out_and_listed(tmp_path, coco_dir, make_config, ca
     config = make_config(tmp_path / "tiny.py", tmp_path / "data")
     with pytest.raises(DataError, match=r"001\.png"):
         train(load_config(config), work_dir=tmp_path / "strict")
-    with pytest.raises(DataError, match=r"001\.png.*--max-bad-samples allows 1"):
+    with pytest.raises(DataError, match=r"001\.png.*`max_bad_samples` is 1"):
         train(load_config(config), work_dir=tmp_path / "one", max_bad_samples=1)
     options = ["train_cfg.max_iters=8", "val_dataloader=None", "val_cfg=None", "val_evaluator=None"]
     options += ["default_hooks.checkpoint.save_best=None"]
@@ -295,7 +295,7 @@ def test_bad_samples_are_left_out_and_listed(tmp_path, coco_dir, make_config, ca
     assert {Path(name).name for name in listed} == {images[1].name, images[3].name}
     assert "cannot be opened as an image" in listed[str(images[1])]["reason"]
     shown = " ".join(capsys.readouterr().out.split())
-    assert "left out so far:" in shown
+    assert "skipped so far:" in shown
     assert "2 different ones" in shown
 
 

@@ -76,7 +76,7 @@ def test_resumes_between_two_steps(tmp_path, coco_dir, make_config, unbroken, mo
             train(load_config(config), work_dir=tmp_path / "run", **OPTIONS)
     saved = checkpoints.read(tmp_path / "run" / "iter_4.pth")
     assert any(g.abs().sum() > 0 for g in saved["gradients"].values())
-    with pytest.raises(CheckpointError, match="resume it with --ema"):
+    with pytest.raises(CheckpointError, match="resume with `ema`"):
         train(load_config(config), work_dir=tmp_path / "run", resume=True, accumulate=3)
     train(load_config(config), work_dir=tmp_path / "run", resume=True, **OPTIONS)
     assert_same_run(tmp_path / "run", unbroken, "iter_8.pth")
@@ -170,9 +170,9 @@ def test_mixed_precision_without_a_gpu(tmp_path, coco_dir, make_config, unbroken
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"ema": 0.999}, r"--ema 0\.999: is the share of new weights"),
-        ({"ema": 0.0}, "--ema 0: is the share"),
-        ({"accumulate": 0}, "--accumulate 0: give 1 or more"),
+        ({"ema": 0.999}, r"`ema` must be in \(0, 0\.5\), got 0\.999"),
+        ({"ema": 0.0}, r"`ema` must be in \(0, 0\.5\), got 0"),
+        ({"accumulate": 0}, "`accumulate` must be at least 1, got 0"),
     ],
 )
 def test_values(tmp_path, config_file, option, message):

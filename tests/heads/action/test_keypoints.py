@@ -97,8 +97,10 @@ def test_coco_frames_in_order(tmp_path):
 
 def test_csv(tmp_path):
     text = "frame,joint,x,y,score,person\n0,1,5,6,0.9,0\n2,0,7,8,0.2,1\n2,1,,9,1,0\n"
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match=r"a\.csv:4: x is empty"):
         read_points(write(tmp_path / "a.csv", text))
+    with pytest.raises(DataError, match=r"d\.csv:2: frame is empty"):
+        read_points(write(tmp_path / "d.csv", "frame,joint,x,y\n,0,1,1\n"))
     points = read_points(write(tmp_path / "a.csv", text.replace("2,1,,9", "2,1,nan,9")), min_score=0.1)
     assert points.shape == (3, 2, 2, 2)
     assert points[0, 0, 1].tolist() == [5, 6]

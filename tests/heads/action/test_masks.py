@@ -92,6 +92,7 @@ def test_heat_maps():
             lambda: patch_masks(np.zeros((2, 3, 2)), (8, 8), 8, -1),
             "`inflation` must be None or a whole number of at least 0, got -1",
         ),
+        (lambda: box_masks([np.zeros((0, 4))], (8, 8), 8, -1), "`inflation` must be None or a whole number"),
         (lambda: joint_targets(np.zeros((2, 2)), (8, 8)), r"must be \[T, J, 2\]"),
     ],
 )

@@ -39,6 +39,11 @@ def test_photographs_and_their_objects(photos):
         assert {int(image[0, 0, 0]) for image, _ in found} == {10, 200}
 
 
+def test_size_of_the_cache_is_kept_in_workers(photos):
+    donors = pickle.loads(pickle.dumps(FolderDonors(photos / "photos", cache=1)))
+    assert donors._read.cache_info().maxsize == 1
+
+
 def test_what_is_refused(photos, tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find_photos(tmp_path / "nothing")

@@ -121,6 +121,7 @@ def test_official_checkpoint_selects_the_published_set():
     assert model.official
     assert not model.training
     assert report.settings["noise_block"] == "published"
+    assert report.settings["noise_eval"] == "False"
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(model(image).mask_logits, source(image).mask_logits)

@@ -32,6 +32,10 @@ def test_reads_masks_with_the_ignore_mask_of_the_first_line(tmp_path):
     first, second = read_localization(write(tmp_path / "test", **{**GOOD, "localization": text}))
     assert (first.masks, first.ignore) == (("m/1.png", "m/2.png"), "i/1.png")
     assert (second.masks, second.ignore) == (("m/3.png",), None)
+    only_ignored = write(tmp_path / "test", localization=text.replace("m/3.png,", ",i/3.png"))
+    assert [image.masks for image in read_localization(only_ignored)] == [("m/1.png", "m/2.png"), ()]
+    with pytest.raises(DataError, match=r"no box or mask for 'b/2\.jpg'"):
+        read_localization(only_ignored, need_objects=True)
 
 
 def test_training_needs_labels_only(tmp_path):

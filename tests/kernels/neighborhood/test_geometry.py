@@ -1,4 +1,4 @@
-"""Cuts of an axis: every query once, every window inside its halo, no more looks than there are."""
+"""Cuts of an axis: every query once, every window inside its halo, no more patterns than there are."""
 
 import numpy as np
 import pytest
@@ -34,19 +34,19 @@ def test_tiles_cover_queries_and_their_windows(length, kernel, stride, dilation,
     assert sorted(queries[cut.filled]) == list(range(length))
     for i in range(cut.count):
         windows = axis_windows(cut.length[i], kernel, stride, causal)
-        shift, bounds = cut.looks[cut.kinds[i], 0], cut.looks[cut.kinds[i], 1:].reshape(-1, 2)
+        shift, bounds = cut.patterns[cut.pattern_ids[i], 0], cut.patterns[cut.pattern_ids[i], 1:].reshape(-1, 2)
         assert shift == cut.key[i] - cut.query[i]
         for t in np.flatnonzero(cut.filled[i]):
             start, end = windows[cut.query[i] + t]
             attended = cut.group[i] + dilation * np.arange(start, end)
             np.testing.assert_array_equal(keys[i, bounds[t, 0] : bounds[t, 1]], attended)
-    assert cut.looks.shape == np.unique(cut.looks, axis=0).shape
+    assert cut.patterns.shape == np.unique(cut.patterns, axis=0).shape
 
 
 def test_interior_tiles_share_one_look():
     cut = axis_tiles(800, 7, 1, 1, False, 8)
-    assert (cut.count, cut.halo, len(cut.looks)) == (100, 14, 3)
-    assert len(axis_tiles(56, 7, 1, 8, False, 7).looks) == 1  # eight groups of seven: dense, and all alike
+    assert (cut.count, cut.halo, len(cut.patterns)) == (100, 14, 3)
+    assert len(axis_tiles(56, 7, 1, 8, False, 7).patterns) == 1  # eight groups of seven: dense, and all alike
 
 
 def test_cost_rule():

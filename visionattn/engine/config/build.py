@@ -6,6 +6,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mmengine import registry as root
 from mmengine.logging import MMLogger
@@ -14,7 +15,7 @@ from mmengine.registry import Registry
 from visionattn.engine.config.options import accepted_arguments, close_matches, find_class
 from visionattn.errors import ConfigError, VisionattnError
 
-__all__ = ["building", "quiet", "registered_names"]
+__all__ = ["building", "drop_initialisation", "quiet", "registered_names"]
 
 
 @contextmanager
@@ -103,3 +104,16 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def drop_initialisation(part: Any) -> None:
+    """Remove ``init_cfg`` and ``pretrained`` from a model config, in place: the checkpoint has all weights."""
+    if isinstance(part, dict):
+        part.pop("init_cfg", None)
+        if "pretrained" in part:
+            part["pretrained"] = None
+        for value in part.values():
+            drop_initialisation(value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            drop_initialisation(value)

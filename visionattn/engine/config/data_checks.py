@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 
 from visionattn.data.coco import check_coco
 from visionattn.data.mask_folders import check_masks, pair_masks, read_names
 from visionattn.data.panoptic_check import check_panoptic
 from visionattn.engine.config.custom_data import SPLITS, coco_datasets, load_coco
 from visionattn.engine.config.options import find_class
-from visionattn.engine.train.progress import track
 from visionattn.errors import DataError
+from visionattn.io.console import track
 from visionattn.io.images import image_size
 
 __all__ = ["check_data", "check_images", "dataset_paths"]
@@ -144,7 +145,7 @@ def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str
     """
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda record: _image_problem(folder, record), records)
-        found = list(track(found, "checking images", len(records)))
+        found = list(track(found, "checking images", len(records), disable=not is_main_process()))
     problems = [p for p in found if p]
     if bad is not None:
         bad |= {os.path.abspath(folder / str(r["file_name"])): p for r, p in zip(records, found, strict=True) if p}

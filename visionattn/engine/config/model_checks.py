@@ -8,10 +8,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.build import building, drop_initialisation, quiet
 from visionattn.engine.config.custom_data import UNTOUCHED_HEADS
 from visionattn.engine.config.options import find_class
-from visionattn.engine.model import drop_initialisation
 from visionattn.errors import ConfigError
 
 __all__ = ["backbone_channels", "build_on_meta", "model_problems"]
@@ -63,7 +62,7 @@ def backbone_channels(backbone: Mapping[str, Any], scope: str = "mmdet") -> list
             built = MODELS.build(part)
         except (AssertionError, ValueError) as error:
             raise ConfigError(f"model.backbone: {' '.join(str(error).split()) or 'invalid arguments'}") from error
-        except (NotImplementedError, RuntimeError):  # it computes with its weights already here
+        except (NotImplementedError, RuntimeError):  # the constructor computes with weights, which meta tensors lack
             return None
         if hasattr(built, "num_features") and isinstance(built.num_features, list):
             return list(built.num_features)
@@ -93,7 +92,7 @@ def build_on_meta(config: Config, name: str) -> None:
             MODELS.build(part)
         except (AssertionError, ValueError) as error:
             raise ConfigError(f"{name}: {' '.join(str(error).split()) or 'the model cannot be built'}") from error
-        except (NotImplementedError, RuntimeError):  # it computes with its weights already here
+        except (NotImplementedError, RuntimeError):  # the constructor computes with weights, which meta tensors lack
             return
 
 

@@ -1,0 +1,1 @@
+"""Training and testing: runner, loops, hooks, resumption, progress, robustness tests."""

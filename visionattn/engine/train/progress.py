@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,54 +16,18 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import Progress
 
 from visionattn.engine.registry import HOOKS
 from visionattn.engine.train.curve import METRICS_FILE, short_names
+from visionattn.io.console import progress_bar
 
-__all__ = ["ProgressHook", "RateColumn", "RecordHook", "format_metrics", "screen", "to_log", "track"]
+__all__ = ["ProgressHook", "RecordHook", "format_metrics", "screen", "to_log"]
 
 
 def screen() -> Console:
     """Return a console on the standard output; silent on ranks above 0."""
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not is_main_process())
-
-
-class RateColumn(ProgressColumn):
-    """Column with the rate in items per second, or in seconds per item if it is below 1.
-
-    Args:
-        unit: name of one item.
-    """
-
-    def __init__(self, unit: str = "it") -> None:
-        super().__init__()
-        self.unit = unit
-
-    def render(self, task: Task) -> Text:
-        """Render the rate over the last 30 seconds, or over the whole task once it is finished."""
-        rate = task.finished_speed or task.speed
-        if not rate:
-            return Text(f"- {self.unit}/s")
-        return Text(f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}")
-
-
-def track(items: Iterable[Any], label: str, total: int, unit: str = "image") -> Iterator[Any]:
-    """Iterate over items with a progress bar if the standard output is a terminal.
-
-    Args:
-        items: the items.
-        label: text before the bar.
-        total: number of items.
-        unit: name of one item, for the rate.
-    """
-    console = screen()
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), RateColumn(unit),
-               TextColumn("ETA"), TimeRemainingColumn(compact=True))  # fmt: skip
-    hidden = console.quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        yield from bar.track(items, total=total, description=label)
 
 
 class _LogStream(io.TextIOBase):
@@ -138,15 +102,10 @@ class ProgressHook(Hook):
         """Show the bar, starting at the current iteration."""
         self._started, self._first = time.monotonic(), runner.iter
         if self.console.is_terminal and not self.console.quiet:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                RateColumn(),
-                TextColumn("{task.fields[text]}"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(compact=True),
-                console=self.console,
+            self._bar = progress_bar(
+                "it",
+                self.console,
+                "{task.fields[text]}",
                 redirect_stdout=False,  # the standard output goes to the log
                 redirect_stderr=False,
             )
@@ -210,17 +169,8 @@ class ProgressHook(Hook):
     def before_test_epoch(self, runner: Any) -> None:
         """Show a bar while testing."""
         if self.console.is_terminal and not self.console.quiet:
-            self._bar = Progress(
-                TextColumn("test"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                RateColumn("batch"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(compact=True),
-                console=self.console,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
+            self._bar = progress_bar(
+                "batch", self.console, transient=True, redirect_stdout=False, redirect_stderr=False
             )
             self._bar.start()
             self._task = self._bar.add_task("test", total=len(runner.test_dataloader))

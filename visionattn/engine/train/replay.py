@@ -184,7 +184,7 @@ def replay(path: str | Path, config: Config, device: str | torch.device = "cpu")
     name, device = str(config.filename or "the config"), torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"`device` {device} is not available: PyTorch finds no CUDA device")
-    from visionattn.engine.model import drop_initialisation
+    from visionattn.engine.config.build import drop_initialisation
 
     drop_initialisation(config["model"])
     with quiet(), building(name), DefaultScope.overwrite_default_scope(config.get("default_scope", "mmengine")):

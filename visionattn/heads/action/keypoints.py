@@ -216,6 +216,9 @@ def _read_csv(path: Path, min_score: float) -> np.ndarray:
             raise DataError(f"{path}: the header must have the columns frame, joint, x and y; {lacking[0]} is missing")
         found = []
         for row in rows:
+            empty = [key for key in ("frame", "joint", "x", "y") if not (row.get(key) or "").strip()]
+            if empty:
+                raise DataError(f"{path}:{rows.line_num}: {empty[0]} is empty")
             place = tuple(int(row.get(key) or 0) for key in ("frame", "person", "joint"))
             limits = (MAX_FRAMES, MAX_PEOPLE, MAX_PEOPLE)
             if any(not 0 <= value < limit for value, limit in zip(place, limits, strict=True)):

@@ -46,13 +46,11 @@ def patch_masks(points: np.ndarray, size: Sequence[int], patch: int = 16, inflat
     """
     points = _checked(points)
     rows, columns = grid_size(size, patch)
-    if inflation is not None and (inflation < 0 or int(inflation) != inflation):
-        raise ValueError(f"`inflation` must be None or a whole number of at least 0, got {inflation}")
     masks = np.zeros((len(points), rows, columns), bool)
     flat = points.reshape(len(points), math.prod(points.shape[1:-1]), 2)
     frame, _, row, column = _cells(flat, size, patch)
     masks[frame, row, column] = True
-    return _inflate(masks, int(inflation or 0))
+    return _inflate(masks, inflation)
 
 
 def joint_targets(points: np.ndarray, size: Sequence[int], patch: int = 16) -> np.ndarray:
@@ -105,7 +103,7 @@ def box_masks(
             if not (left < right and top < bottom):  # also False for NaN
                 continue
             mask[int(top // patch) : math.ceil(bottom / patch), int(left // patch) : math.ceil(right / patch)] = True
-    return _inflate(masks, int(inflation or 0))
+    return _inflate(masks, inflation)
 
 
 def heat_masks(heat: np.ndarray, patch: int = 16) -> np.ndarray:
@@ -152,7 +150,10 @@ def _cells(points: np.ndarray, size: Sequence[int], patch: int) -> tuple[np.ndar
     return frame, which, row, column
 
 
-def _inflate(masks: np.ndarray, by: int) -> np.ndarray:
+def _inflate(masks: np.ndarray, inflation: int | None) -> np.ndarray:
+    if inflation is not None and (inflation < 0 or int(inflation) != inflation):
+        raise ValueError(f"`inflation` must be None or a whole number of at least 0, got {inflation}")
+    by = int(inflation or 0)
     if by == 0 or not masks.size:
         return masks
     cv2 = require("cv2")

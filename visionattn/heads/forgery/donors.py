@@ -74,6 +74,7 @@ class FolderDonors:
                         self.objects.setdefault(names[annotation["image_id"]], []).append(annotation["segmentation"])
             except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise DataError(f"{file}: is not a COCO instance file ({error})") from error
+        self.cache = cache
         self._read = lru_cache(maxsize=cache)(read_photo)
 
     def __call__(self, rng: np.random.Generator) -> Donor:
@@ -93,7 +94,7 @@ class FolderDonors:
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self._read = lru_cache(maxsize=64)(read_photo)
+        self._read = lru_cache(maxsize=self.cache)(read_photo)
 
 
 def _draw(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:

@@ -170,7 +170,8 @@ class NFAViT(nn.Module):
     def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
         """Load a checkpoint of the official code.
 
-        The noise blocks are switched to ``"published"``, since the weights were trained that way. Parts that the
+        The noise blocks are switched to ``"published"`` and ``noise_eval`` to False, since the weights were trained
+        that way. Parts that the
         official model lacks (the auxiliary decoder) keep their values.
 
         Args:
@@ -204,9 +205,10 @@ class NFAViT(nn.Module):
         loaded = {k: v for k, v in given.items() if k in own}
         self.load_state_dict({**own, **loaded})
         self._set_noise_block("published")
+        self.noise_eval = False  # as the weights were trained
         return LoadReport(
             loaded=tuple(loaded), renamed={}, interpolated={}, dropped=dropped, missing=missing,
-            settings={"noise_block": "published", "train_noise": self.train_noise},
+            settings={"noise_block": "published", "noise_eval": "False", "train_noise": self.train_noise},
         )  # fmt: skip
 
     @classmethod

@@ -1,7 +1,7 @@
 """Noise features for forgery detection.
 
-Fixed high-pass filters of the spatial rich model (Fridrich and Kodovsky, TIFS 2012), local statistics of noise, sharpness
-and compression, and a small network on full-resolution residuals.
+Fixed high-pass filters of the spatial rich model (Fridrich and Kodovsky, TIFS 2012), local statistics of noise,
+sharpness and compression, and a small network on full-resolution residuals.
 """
 
 import math

@@ -98,7 +98,8 @@ def _read_objects(file: Path, images: dict[str, LocalizationImage]) -> None:
         if len(fields) == 3:
             for name in filter(None, fields[1:]):
                 place(name, "the mask folder", where)
-            masks.setdefault(image.image_id, []).append(fields[1])
+            if fields[1]:
+                masks.setdefault(image.image_id, []).append(fields[1])
             image.ignore = image.ignore or fields[2] or None
             continue
         try:

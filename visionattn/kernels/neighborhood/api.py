@@ -1,4 +1,4 @@
-"""`na1d`, `na2d`, `na3d`: neighborhood attention on 1-D, 2-D and 3-D maps."""
+"""`na1d`, `na2d` and `na3d`: neighborhood attention on 1D, 2D and 3D maps."""
 
 import os
 from collections.abc import Sequence
@@ -15,43 +15,44 @@ from visionattn.kernels.neighborhood.reference import neighborhood_attention_ref
 __all__ = ["na1d", "na2d", "na3d"]
 
 _ARGUMENTS = """
-    The keys of a query form a window of ``kernel_size`` positions per axis around it. Near a border the window is
-    shifted inward, so it always holds that many keys; with ``is_causal`` it ends at the query instead and is cut off
-    at the border. With ``dilation`` a query sees only positions congruent to its own, and all counts are in steps of
-    the dilation; it need not divide the axis. With ``stride`` that many neighboring queries share the window of the
-    middle one (the last one if causal); a stride equal to the kernel size is blocked window attention.
+    Each query attends to a window of ``kernel_size`` positions per axis around it. Near a border the window is shifted
+    inward, so that it always contains this many keys; with ``is_causal`` it ends at the query instead and is truncated
+    at the border. With ``dilation`` a query attends only to positions congruent to its own, and window and stride are
+    in steps of the dilation, which need not divide the axis. With ``stride``, this many neighboring queries share the
+    window of the middle one (the last one if causal); a stride equal to the kernel size is blocked window attention.
 
     Args:
         query: ``[batch, {axes}, heads, head_dim]``.
         key: ``[batch, {axes}, heads_kv, head_dim]``; ``heads`` must be a multiple of ``heads_kv``, and query head
-            ``h`` reads head ``h // (heads // heads_kv)``.
+            ``h`` uses key head ``h // (heads // heads_kv)``.
         value: ``[batch, {axes}, heads_kv, value_dim]``.
-        kernel_size: window length, one for all axes or one per axis; times the dilation at most the axis.
+        kernel_size: window length, one for all axes or one per axis; its product with the dilation must not exceed the
+            length of the axis.
         stride: from 1 to the kernel size, one for all axes or one per axis.
         dilation: at least 1, one for all axes or one per axis.
         is_causal: one for all axes or one per axis.
-        scale: factor on the query; ``head_dim ** -0.5`` by default.
-        rpb: relative position bias ``[heads, {table}]``, added to the scaled scores: a key ``j`` steps from the
-            query reads entry ``j + kernel_size - 1`` of its axis. Odd kernel sizes only, and no causal axis.
-        additional_keys: ``[batch, extra, heads_kv, head_dim]``, keys that every query attends to as well.
-        additional_values: ``[batch, extra, heads_kv, value_dim]``; both or neither.
+        scale: factor on the attention scores; ``head_dim ** -0.5`` by default.
+        rpb: relative position bias ``[heads, {table}]``, added to the scaled scores: a key at offset ``j`` from
+            the query has entry ``j + kernel_size - 1`` of its axis. Requires odd kernel sizes and no causal axis.
+        additional_keys: ``[batch, extra, heads_kv, head_dim]``, keys that all queries attend to in addition.
+        additional_values: ``[batch, extra, heads_kv, value_dim]``, required with ``additional_keys``.
         return_lse: also return the log-sum-exp of the scores.
-        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best that can run (see
+        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best available one (see
             `kernels.backends.explain`).
 
     Returns:
-        ``[batch, {axes}, heads, value_dim]`` in the type of the query; with ``return_lse`` a pair with
-        ``[batch, {axes}, heads]``, the natural logarithm of the softmax denominator over all attended keys, in
-        float32 (float64 for float64). Sums are accumulated in float32 at least.
+        ``[batch, {axes}, heads, value_dim]`` in the dtype of the query. With ``return_lse`` also
+        ``[batch, {axes}, heads]``, the natural logarithm of the softmax denominator over all attended keys, in float32
+        (float64 for float64). Sums are accumulated in at least float32.
 
     Raises:
-        ValueError: for arguments that do not fit together; the message names the argument.
-        BackendError: when the backend named cannot run here.
+        ValueError: invalid arguments.
+        BackendError: the given backend cannot run.
     """
 
 
 class _Spec(NamedTuple):
-    """What the checks look at in a tensor; hashable, so that a problem is checked once."""
+    """The properties of a tensor that are checked; hashable, so that the result of the checks can be cached."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -63,10 +64,10 @@ def _per_axis(name: str, value, rank: int, kind: type) -> tuple:
         return (value,) * rank
     values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(values) != rank:
-        raise ValueError(f"{name}={value!r} has {len(values)} entries; give one value, or one for each of {rank} axes")
+        raise ValueError(f"`{name}` must be one value or one for each of {rank} axes, got {value!r}")
     for entry in values:
         if isinstance(entry, bool) != (kind is bool) or not isinstance(entry, (kind, torch.SymInt)):
-            raise ValueError(f"{name}={value!r} must hold {kind.__name__} values only")
+            raise ValueError(f"`{name}` must contain only {kind.__name__} values, got {value!r}")
     return values
 
 
@@ -74,75 +75,77 @@ def _check_tensors(query: _Spec, key: _Spec, value: _Spec, rank: int) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         if len(x.shape) != rank + 3:
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; it must have {rank + 3} dimensions: batch, {rank} spatial, "
-                "heads, head_dim"
+                f"`{name}` must have {rank + 3} dimensions (batch, {rank} spatial, heads, head_dim), "
+                f"got shape {list(x.shape)}"
             )
         if x.dtype != query.dtype or x.device != query.device:
             raise ValueError(
-                f"{name} is {x.dtype} on {x.device}, but query is {query.dtype} on {query.device}; they must agree"
+                f"`{name}` must have the dtype and device of `query`, {query.dtype} on {query.device}, "
+                f"got {x.dtype} on {x.device}"
             )
         if x.shape[:-2] != query.shape[:-2]:
             raise ValueError(
-                f"{name} has batch and map {tuple(x.shape[:-2])}, but query has {tuple(query.shape[:-2])}; "
-                "they must be equal"
+                f"`{name}` must have the batch and spatial shape of `query`, {list(query.shape[:-2])}, "
+                f"got {list(x.shape[:-2])}"
             )
         if 0 in x.shape[1:]:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; only the batch may be empty")
+            raise ValueError(f"`{name}` must not be empty except for the batch, got shape {list(x.shape)}")
     if query.dtype not in backends.DTYPES:
-        raise ValueError(f"query is {query.dtype}; use one of {', '.join(map(str, backends.DTYPES))}")
+        raise ValueError(f"`query` must have a dtype of {', '.join(map(str, backends.DTYPES))}, got {query.dtype}")
     if key.shape[-1] != query.shape[-1]:
-        raise ValueError(f"key has head_dim {key.shape[-1]}, but query has {query.shape[-1]}; they must be equal")
+        raise ValueError(f"`key` must have the head_dim of `query`, {query.shape[-1]}, got {key.shape[-1]}")
     if value.shape[-2] != key.shape[-2]:
-        raise ValueError(f"value has {value.shape[-2]} heads, but key has {key.shape[-2]}; they must be equal")
+        raise ValueError(f"`value` must have as many heads as `key`, {key.shape[-2]}, got {value.shape[-2]}")
     if query.shape[-2] % key.shape[-2]:
-        raise ValueError(f"key has {key.shape[-2]} heads, which does not divide the {query.shape[-2]} heads of query")
+        raise ValueError(f"the heads of `key` must divide the {query.shape[-2]} heads of `query`, got {key.shape[-2]}")
 
 
 def _check_geometry(shape: Sequence[int], kernel_size: tuple, stride: tuple, dilation: tuple) -> None:
     for axis, (length, k, s, d) in enumerate(zip(shape, kernel_size, stride, dilation, strict=True)):
         if k < 1:
-            raise ValueError(f"kernel_size={kernel_size} must be at least 1 on every axis")
+            raise ValueError(f"`kernel_size` must be at least 1 on every axis, got {kernel_size}")
         if d < 1:
-            raise ValueError(f"dilation={dilation} must be at least 1 on every axis")
+            raise ValueError(f"`dilation` must be at least 1 on every axis, got {dilation}")
         if not 1 <= s <= k:
-            raise ValueError(f"stride={stride} must be from 1 to the kernel size {kernel_size} on every axis")
+            raise ValueError(f"`stride` must be from 1 to `kernel_size` {kernel_size} on every axis, got {stride}")
         if k * d > length:
             raise ValueError(
-                f"kernel_size={kernel_size} with dilation={dilation} covers {k * d} positions on axis {axis}, which "
-                f"has {length}; kernel size times dilation may be at most the axis"
+                f"`kernel_size` times `dilation` must be at most the length of axis {axis}, {length}, "
+                f"got kernel_size={kernel_size} and dilation={dilation}"
             )
 
 
 def _check_bias(rpb: _Spec, query: _Spec, kernel_size: tuple, is_causal: tuple) -> None:
     expected = (query.shape[-2], *(2 * k - 1 for k in kernel_size))
     if any(is_causal):
-        raise ValueError("rpb is not defined together with is_causal; use one of them")
+        raise ValueError("`rpb` cannot be used with `is_causal`")
     if any(k % 2 == 0 for k in kernel_size):
-        raise ValueError(f"rpb needs odd kernel sizes; kernel_size={kernel_size}")
+        raise ValueError(f"`rpb` requires odd values of `kernel_size`, got {kernel_size}")
     if tuple(rpb.shape) != expected:
-        raise ValueError(f"rpb has shape {tuple(rpb.shape)}; for kernel_size={kernel_size} it must be {expected}")
+        raise ValueError(f"`rpb` must have shape {list(expected)} for kernel_size={kernel_size}, got {list(rpb.shape)}")
     if rpb.device != query.device:
-        raise ValueError(f"rpb is on {rpb.device}, but query is on {query.device}")
+        raise ValueError(f"`rpb` must be on the device of `query`, {query.device}, got {rpb.device}")
 
 
 def _check_additional(keys: _Spec | None, values: _Spec | None, query: _Spec, key: _Spec, value: _Spec) -> None:
     if keys is None or values is None:
-        raise ValueError("additional_keys and additional_values must be given together")
+        raise ValueError("`additional_keys` and `additional_values` must be given together")
     for name, x, like in (("additional_keys", keys, key), ("additional_values", values, value)):
         expected = (query.shape[0], keys.shape[1] if len(keys.shape) > 1 else 0, *like.shape[-2:])
         if tuple(x.shape) != expected or not expected[1]:
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; it must be [{query.shape[0]}, extra, {like.shape[-2]}, "
-                f"{like.shape[-1]}] with the same extra >= 1 for keys and values"
+                f"`{name}` must have shape [{query.shape[0]}, extra, {like.shape[-2]}, {like.shape[-1]}] with the same "
+                f"extra >= 1 for keys and values, got {list(x.shape)}"
             )
         if x.dtype != query.dtype or x.device != query.device:
             raise ValueError(
-                f"{name} is {x.dtype} on {x.device}, but query is {query.dtype} on {query.device}; they must agree"
+                f"`{name}` must have the dtype and device of `query`, {query.dtype} on {query.device}, "
+                f"got {x.dtype} on {x.device}"
             )
 
 
 class _Call(NamedTuple):
-    """What a call comes to, once its arguments are checked."""
+    """The validated arguments of a call."""
 
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -170,14 +173,14 @@ def _resolve(rank: int, kernel_size, stride, dilation, is_causal, scale, backend
     return _Call(kernel_size, stride, dilation, is_causal, scale, chosen)
 
 
-# A small map takes a tenth of a millisecond, so equal calls are checked once. An error is not kept: it comes each time.
+# Calls on small maps take a tenth of a millisecond, so the checks are cached. Errors are not cached.
 _resolve_once = lru_cache(maxsize=512, typed=True)(_resolve)
 
 
 def _join_additional(
     out: Tensor, lse: Tensor, query: Tensor, keys: Tensor, values: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Merge in the attention over keys that every query sees: two softmaxes joined by their denominators."""
+    """Merge the attention over the additional keys, combining two softmaxes by their denominators."""
     batch, heads, exact = query.shape[0], query.shape[-2], lse.dtype
     q = (query.flatten(1, -3) * scale).transpose(1, 2)  # [B, heads, tokens, d]
     k, v = (x.transpose(1, 2).repeat_interleave(heads // x.shape[-2], dim=1) for x in (keys, values))
@@ -219,8 +222,8 @@ def _attention(
         scale = float(scale)
     specs = [None if x is None else (x.shape, x.dtype, x.device) for x in (query, key, value, rpb, extra_k, extra_v)]
     problem = (rank, kernel_size, stride, dilation, is_causal, scale, backend, os.environ.get("VISIONATTN_BACKEND"))
-    # Sizes may be symbols while compiling, and whether a named backend can run may change.
-    if backend is None and not torch.compiler.is_compiling() and list not in map(type, problem):  # lists have no hash
+    # While compiling, sizes may be symbolic, and the availability of a given backend may change.
+    if backend is None and not torch.compiler.is_compiling() and list not in map(type, problem):  # not hashable
         call = _resolve_once(*problem, *specs)
     else:
         call = _resolve(*problem, *specs)
@@ -229,7 +232,7 @@ def _attention(
         *axes, scale = geometry
         return neighborhood_attention_reference(query, key, value, *axes, scale, rpb, extra_k, extra_v)
     if call.backend == "triton":
-        from visionattn.kernels.neighborhood.triton.ops import neighborhood_attention_triton  # Triton loads here
+        from visionattn.kernels.neighborhood.triton.ops import neighborhood_attention_triton  # imports Triton
 
         return neighborhood_attention_triton(query, key, value, rpb, extra_k, extra_v, *geometry)
     out, lse = neighborhood_attention(query, key, value, rpb, *geometry, return_lse or extra_k is not None)
@@ -262,7 +265,7 @@ def _define(rank: int, axes: str, table: str):
         return (out, lse) if return_lse else out
 
     attention.__name__ = attention.__qualname__ = f"na{rank}d"
-    attention.__doc__ = f"{rank}-D neighborhood attention.\n" + _ARGUMENTS.format(axes=axes, table=table)
+    attention.__doc__ = f"{rank}D neighborhood attention.\n" + _ARGUMENTS.format(axes=axes, table=table)
     return attention
 
 

@@ -1,7 +1,7 @@
-"""How many operations neighborhood attention takes, for `torch.utils.flop_counter.FlopCounterMode`.
+"""FLOP counts of neighborhood attention for `torch.utils.flop_counter.FlopCounterMode`.
 
-As PyTorch counts dense attention: a multiplication and an addition are two; only products of matrices count, over the
-pairs of query and key that attend to each other; the backward pass computes the scores again.
+The conventions are those of PyTorch for dense attention: a multiplication and an addition are two operations; only
+matrix products count, over the attended pairs of query and key; the backward pass recomputes the scores.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def attended_pairs(
     dilation: Sequence[int],
     is_causal: Sequence[bool],
 ) -> int:
-    """Pairs of query and key that attend to each other on one map of size `shape`, for one head."""
+    """Number of attended pairs of query and key on one map of size `shape`, for one head."""
     axes = zip(shape, kernel_size, stride, dilation, is_causal, strict=True)
     return prod(
         sum(

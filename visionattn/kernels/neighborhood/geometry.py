@@ -1,9 +1,9 @@
-"""Which keys a query sees along one axis, and how an axis is cut into tiles of queries that share their keys.
+"""Attended keys along one axis, and the division of an axis into tiles of queries that share their keys.
 
-An axis of length ``L`` with dilation ``D`` falls into ``D`` groups, positions ``g, g + D, g + 2D, ...``, that never
-see one another. Inside a group of ``n`` positions the neighborhood is an interval. Definitions follow Hassani et al.,
-"Neighborhood Attention Transformer" (arXiv 2204.07143), "Dilated Neighborhood Attention Transformer" (2209.15001) and
-"Generalized Neighborhood Attention" (2504.16922).
+An axis of length ``L`` with dilation ``D`` consists of ``D`` groups, positions ``g, g + D, g + 2D, ...``, without
+attention between groups. Inside a group of ``n`` positions the neighborhood is an interval. Definitions follow Hassani
+et al., "Neighborhood Attention Transformer" (arXiv 2204.07143), "Dilated Neighborhood Attention Transformer"
+(2209.15001) and "Generalized Neighborhood Attention" (2504.16922).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class AxisGroups:
 
 @lru_cache(maxsize=1024)
 def axis_groups(length: int, dilation: int) -> tuple[AxisGroups, ...]:
-    """The dilation groups of an axis, by length: one entry, or two when the dilation does not divide the axis."""
+    """The dilation groups of an axis, by length: one entry, or two if the dilation does not divide the axis."""
     short, longer = divmod(length, dilation)
     groups = (AxisGroups(0, longer, short + 1), AxisGroups(longer, dilation - longer, short))
     return tuple(group for group in groups if group.count)
@@ -46,17 +46,16 @@ def axis_windows(n: int, kernel: int, stride: int, causal: bool) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class AxisTiles:
-    """An axis cut into tiles of ``tile`` queries with ``halo`` keys each: all tiles of all dilation groups.
+    """An axis divided into tiles of ``tile`` queries with ``halo`` keys each, over all dilation groups.
 
-    A tile that reaches past its group repeats the group's last position. Tiles that look alike have the same entry
-    of ``looks`` and differ in their place only.
+    A tile that extends past its group repeats the last position of the group. Tiles with the same relative positions of
+    queries and keys share an entry of ``patterns``.
 
     Attributes:
-        group, length: dilation group of each tile and the positions in it ``[tiles]``.
-        query, key: in-group positions of each tile's first query and first key ``[tiles]``.
-        kinds: index into ``looks`` for each tile ``[tiles]``.
-        looks: ``[looks, 1 + 2 * tile]``: first key less first query, then every query's half-open interval of keys,
-            counted from the first key.
+        group, length: dilation group of each tile and its number of positions, ``[tiles]``. query, key: in-group
+            positions of the first query and first key of each tile, ``[tiles]``. pattern_ids: index into ``patterns``
+            of each tile, ``[tiles]``. patterns: ``[patterns, 1 + 2 * tile]``: offset from the first query to the first
+            key, then the half-open interval of keys of each query, relative to the first key.
     """
 
     tile: int
@@ -66,8 +65,8 @@ class AxisTiles:
     length: np.ndarray
     query: np.ndarray
     key: np.ndarray
-    kinds: np.ndarray
-    looks: np.ndarray
+    pattern_ids: np.ndarray
+    patterns: np.ndarray
 
     @property
     def count(self) -> int:
@@ -86,7 +85,7 @@ class AxisTiles:
 
 @lru_cache(maxsize=256)
 def axis_tiles(length: int, kernel: int, stride: int, dilation: int, causal: bool, tile: int) -> AxisTiles:
-    """Cut every dilation group of an axis into tiles of ``tile`` queries; halos are as short as they can be."""
+    """Divide every dilation group of an axis into tiles of ``tile`` queries, with the shortest possible halos."""
     cuts = []
     for groups in axis_groups(length, dilation):
         windows = axis_windows(groups.length, kernel, stride, causal)
@@ -94,15 +93,15 @@ def axis_tiles(length: int, kernel: int, stride: int, dilation: int, causal: boo
         # Queries past the end of the group repeat its last one.
         cuts.append((groups, at, windows[np.minimum(at[:, None] + np.arange(tile), groups.length - 1)]))
     halo = max(int((w[..., 1].max(axis=1) - w[..., 0].min(axis=1)).max()) for *_, w in cuts)
-    columns, looks = [], []
+    columns, patterns = [], []
     for groups, at, windows in cuts:
         # Near the end of a group the halo starts earlier, so that it does not reach past the group.
         first = np.clip(windows[..., 0].min(axis=1), 0, max(groups.length - halo, 0))
-        look = np.concatenate([(first - at)[:, None], (windows - first[:, None, None]).reshape(len(at), -1)], axis=1)
+        pattern = np.concatenate([(first - at)[:, None], (windows - first[:, None, None]).reshape(len(at), -1)], axis=1)
         group = np.arange(groups.first, groups.first + groups.count).repeat(len(at))
         again = (np.tile(x, groups.count) for x in (at, first))
         columns.append((group, np.full(len(group), groups.length), *again))
-        looks.append(np.tile(look, (groups.count, 1)))
-    unique, kinds = np.unique(np.concatenate(looks), axis=0, return_inverse=True)
+        patterns.append(np.tile(pattern, (groups.count, 1)))
+    unique, pattern_ids = np.unique(np.concatenate(patterns), axis=0, return_inverse=True)
     columns = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return AxisTiles(tile, halo, dilation, *columns, kinds.reshape(-1), unique)
+    return AxisTiles(tile, halo, dilation, *columns, pattern_ids.reshape(-1), unique)

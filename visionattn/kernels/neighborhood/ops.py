@@ -1,4 +1,4 @@
-"""The portable backend as PyTorch operators, so that compile, export and autograd treat it as one step."""
+"""The PyTorch backend as custom operators, opaque to compile, export and autograd."""
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def _(grad_out, grad_lse, q, k, v, rpb, kernel_size, stride, dilation, is_causal
 
 def _setup_context(ctx, inputs, output):
     q, k, v, rpb, *ctx.geometry, ctx.return_lse = inputs
-    # Neither output is needed: backward computes the probabilities of a tile again, all of them at once.
+    # The outputs are not saved: backward recomputes the probabilities tile by tile.
     ctx.save_for_backward(q, k, v, rpb)
     ctx.set_materialize_grads(False)
 
@@ -79,7 +79,7 @@ torch.library.register_autograd(NAME, _differentiate, setup_context=_setup_conte
 
 
 def _plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing watches the operator: no gradient, compiler, tracer, transform or dispatch mode."""
+    """Return True if there is no gradient, compiler, tracer, transform or dispatch mode."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -101,11 +101,11 @@ def neighborhood_attention(
     scale: float,
     return_lse: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp by the portable backend; arguments have been checked by `api`.
+    """Output and log-sum-exp of the PyTorch backend; the arguments have been checked by `api`.
 
-    Without ``return_lse`` the second has no elements, and no time is spent on it.
+    Without ``return_lse`` the log-sum-exp is not computed and has no elements.
     """
-    if _plain(q, k, v, rpb):  # the operator's own overhead is a third of a small map's time
+    if _plain(q, k, v, rpb):  # the overhead of the operator is a third of the time of a call on a small map
         return _compute(q, k, v, rpb, (kernel_size, stride, dilation, is_causal), scale, return_lse)
     return torch.ops.visionattn.neighborhood_attention(
         q, k, v, rpb, kernel_size, stride, dilation, is_causal, scale, return_lse

@@ -1,6 +1,6 @@
-"""Neighborhood attention by its definition: every query against every key, and a mask. Slow, plain, any device.
+"""Reference implementation of neighborhood attention: dense attention with a mask, slow, on any device.
 
-It shares no code with the other backends, so that it can judge them.
+It shares no code with the other backends, which are tested against it.
 """
 
 import itertools
@@ -12,7 +12,7 @@ __all__ = ["neighborhood_attention_reference"]
 
 
 def _attended(length: int, kernel: int, stride: int, dilation: int, causal: bool) -> list[list[int]]:
-    """For each position of an axis, the positions it attends to (the axis rule, one position at a time)."""
+    """For each position of an axis, the list of positions it attends to."""
     table = []
     for x in range(length):
         group, p = x % dilation, x // dilation
@@ -31,7 +31,7 @@ def _attended(length: int, kernel: int, stride: int, dilation: int, causal: bool
 
 
 def _mask(shape: tuple[int, ...], tables: list[list[list[int]]]) -> Tensor:
-    """Boolean ``[queries, keys]`` over the flattened map: an outer product of the axes."""
+    """Boolean mask ``[queries, keys]`` over the flattened map, an outer product over the axes."""
     mask = torch.ones(1, 1, dtype=torch.bool)
     for length, table in zip(shape, tables, strict=True):
         axis = torch.zeros(length, length, dtype=torch.bool)
@@ -42,7 +42,7 @@ def _mask(shape: tuple[int, ...], tables: list[list[list[int]]]) -> Tensor:
 
 
 def _bias(rpb: Tensor, shape: tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
-    """``[heads, queries, keys]`` with ``rpb[h, (j - p) + K - 1]``; entries that are masked anyway are arbitrary."""
+    """``[heads, queries, keys]`` with ``rpb[h, (j - p) + K - 1]``; masked entries are arbitrary."""
     coords = torch.tensor(list(itertools.product(*(range(n) for n in shape))))
     index = []
     for axis, (k, d) in enumerate(zip(kernel, dilation, strict=True)):
@@ -64,10 +64,10 @@ def neighborhood_attention_reference(
     additional_keys: Tensor | None,
     additional_values: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Dense definition. Arguments as in `api.na2d`, per axis; computed in float32 (float64 for float64 input).
+    """Dense masked attention. Arguments as in `api.na2d`, per axis; computed in float32 (float64 for float64 input).
 
     Returns:
-        Output ``[B, *spatial, heads, dim_v]`` in the type of the query, and the natural logarithm of the softmax
+        Output ``[B, *spatial, heads, dim_v]`` in the dtype of the query, and the natural logarithm of the softmax
         denominator ``[B, *spatial, heads]``.
     """
     batch, *spatial, heads, _ = query.shape

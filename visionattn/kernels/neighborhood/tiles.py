@@ -1,6 +1,6 @@
-"""How the portable backend cuts a map: the tile shape with the least estimated time.
+"""Tile shapes of the PyTorch backend, selected by an estimate of the time.
 
-Constants are nanoseconds on two AVX-512 cores, fitted to timings of whole calls; only their ratios matter.
+Constants are in nanoseconds on two AVX-512 cores, fitted to timings of complete calls; only their ratios matter.
 """
 
 import itertools
@@ -11,19 +11,19 @@ from visionattn.kernels.neighborhood.geometry import axis_tiles
 
 __all__ = ["choose_tile", "dense_is_better"]
 
-TILE_SCORES = 1 << 20  # of one tile
-TILE = 250.0  # one tile: its share of the batched products
-SCORE = 0.55  # one query-key pair: mask, exponential, normalisation
-MULTIPLY = 0.011  # one multiply-add of the products
-ROW = 0.15  # one number gathered
-CALL = 100_000.0  # one call of the tiled path: its operators' own time
-DENSE = 1.2  # one score of dense attention over the whole map, relative to the tiled path
+TILE_SCORES = 1 << 20  # maximum per tile
+TILE = 250.0  # per tile: its share of the overhead of the batched products
+SCORE = 0.55  # per query-key pair: mask, exponential, normalization
+MULTIPLY = 0.011  # per multiply-add of the products
+ROW = 0.15  # per gathered number
+CALL = 100_000.0  # per call of the tiled path: overhead of its operators
+DENSE = 1.2  # per score of dense attention over the whole map, relative to the tiled path
 DENSE_CALL = 40_000.0
-FUSED = 1.3  # one score of PyTorch's fused attention, relative to the tiled path
+FUSED = 1.3  # per score of PyTorch's fused attention, relative to the tiled path
 FUSED_CALL = 15_000.0
-FUSED_QUERIES = 192  # with fewer queries PyTorch's fused attention takes smaller blocks of them
+FUSED_QUERIES = 192  # with fewer queries PyTorch's fused attention uses smaller blocks
 SHORT = 1.7
-BIAS = 1.0  # one entry of the bias of a look
+BIAS = 1.0  # per entry of the bias of a pattern
 CANDIDATES = {1: (8, 16, 32, 64, 128, 256), 2: (2, 3, 4, 5, 6, 7, 8, 10, 12, 14), 3: (1, 2, 3, 4, 6, 8)}
 
 
@@ -48,12 +48,15 @@ def choose_tile(
     dim: int,
     bias: bool,
 ) -> tuple[tuple[int, ...], float]:
-    """Queries per tile on each axis and the time; a tile as long as the axis makes the attention dense there.
+    """Select the queries per tile on each axis; a tile as long as an axis makes the attention dense along it.
 
     Args:
         copies: batch times heads.
         dim: head dimension.
-        bias: whether every look and head has a bias of its own.
+        bias: whether each pattern and head has a separate bias.
+
+    Returns:
+        The tile and its estimated time.
     """
     axes = []
     for axis in zip(shape, kernel, stride, dilation, causal, strict=True):
@@ -65,7 +68,7 @@ def choose_tile(
             continue
         cost = TILE + queries * keys * (SCORE + 2 * dim * MULTIPLY) + 2 * (queries + keys) * dim * ROW
         cost *= count * copies
-        cost += queries * keys * prod(len(c.looks) for c in cuts) * (copies * BIAS if bias else 0.1 * BIAS)
+        cost += queries * keys * prod(len(c.patterns) for c in cuts) * (copies * BIAS if bias else 0.1 * BIAS)
         if cost < best_cost:
             best, best_cost = tuple(c.tile for c in cuts), cost
     return best, best_cost + CALL
@@ -82,7 +85,7 @@ def dense_is_better(
     dim: int,
     bias: bool,
 ) -> bool:
-    """Whether attention over the whole map at once takes less time than tiles. No dilation."""
+    """Return True if dense attention over the whole map is estimated to be faster than tiles. No dilation."""
     scores = prod(shape) ** 2
     if not batch or scores > TILE_SCORES:
         return False

@@ -1,4 +1,4 @@
-"""`bilevel_routing_attention`: each region of a map attends to the few regions that match it best."""
+"""`bilevel_routing_attention`: each region of a map attends to the regions that match it best."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def _pair(num_regions: int | Sequence[int]) -> tuple[int, int]:
     regions = tuple(num_regions) if isinstance(num_regions, Sequence) else (num_regions,) * 2
     whole = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in regions)
     if len(regions) != 2 or not whole or min(regions) < 1:
-        raise ValueError(f"num_regions={num_regions!r} must be an integer >= 1, or two of them: (rows, columns)")
+        raise ValueError(f"`num_regions` must be at least 1, or a pair (rows, columns), got {num_regions!r}")
     return regions
 
 
@@ -28,38 +28,40 @@ def _check_topk(topk: int, regions: tuple[int, int]) -> None:
     count = regions[0] * regions[1]
     if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= count:
         raise ValueError(
-            f"topk={topk!r} must be an integer from 1 to the number of regions, which is {count} for "
-            f"num_regions={regions}"
+            f"`topk` must be an integer from 1 to the number of regions, {count} for num_regions={regions}, "
+            f"got {topk!r}"
         )
 
 
 def _check_map(name: str, x: Tensor, query: Tensor) -> None:
     if x.dim() != 5:
         raise ValueError(
-            f"{name} has shape {tuple(x.shape)}; it must have 5 dimensions: batch, height, width, heads, head_dim"
+            f"`{name}` must have 5 dimensions (batch, height, width, heads, head_dim), got shape {list(x.shape)}"
         )
     if x.dtype != query.dtype or x.device != query.device:
         raise ValueError(
-            f"{name} is {x.dtype} on {x.device}, but query is {query.dtype} on {query.device}; they must agree"
+            f"`{name}` must have the dtype and device of `query`, {query.dtype} on {query.device}, "
+            f"got {x.dtype} on {x.device}"
         )
     if x.shape[0] != query.shape[0] or x.shape[-2] != query.shape[-2]:
         raise ValueError(
-            f"{name} has batch {x.shape[0]} and {x.shape[-2]} heads, but query has batch {query.shape[0]} and "
-            f"{query.shape[-2]} heads; they must be equal"
+            f"`{name}` must have the batch and heads of `query`, {query.shape[0]} and {query.shape[-2]}, "
+            f"got {x.shape[0]} and {x.shape[-2]}"
         )
     if 0 in x.shape[1:]:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; only the batch may be empty")
+        raise ValueError(f"`{name}` must not be empty except for the batch, got shape {list(x.shape)}")
     if x.dtype not in backends.DTYPES:
-        raise ValueError(f"{name} is {x.dtype}; use one of {', '.join(map(str, backends.DTYPES))}")
+        raise ValueError(f"`{name}` must have a dtype of {', '.join(map(str, backends.DTYPES))}, got {x.dtype}")
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, x in (("query", query), ("key", key), ("value", value)):
         _check_map(name, x, query)
     if key.shape[-1] != query.shape[-1]:
-        raise ValueError(f"key has head_dim {key.shape[-1]}, but query has {query.shape[-1]}; they must be equal")
+        raise ValueError(f"`key` must have the head_dim of `query`, {query.shape[-1]}, got {key.shape[-1]}")
     if value.shape[1:3] != key.shape[1:3]:
-        raise ValueError(f"value has map {tuple(value.shape[1:3])}, but key has {tuple(key.shape[1:3])}")
+        sizes = f"{list(key.shape[1:3])}, got {list(value.shape[1:3])}"
+        raise ValueError(f"`value` must have the height and width of `key`, {sizes}")
 
 
 def _check_mask(padding_mask: Tensor, key: Tensor) -> Tensor:
@@ -67,11 +69,11 @@ def _check_mask(padding_mask: Tensor, key: Tensor) -> Tensor:
     shape = tuple(key.shape[:3])
     if padding_mask.dtype != torch.bool or padding_mask.device != key.device:
         raise ValueError(
-            f"padding_mask is {padding_mask.dtype} on {padding_mask.device}; it must be torch.bool on {key.device}"
+            f"`padding_mask` must be torch.bool on {key.device}, got {padding_mask.dtype} on {padding_mask.device}"
         )
     if tuple(padding_mask.shape) not in (shape, (1, *shape[1:]), shape[1:]):
         raise ValueError(
-            f"padding_mask has shape {tuple(padding_mask.shape)}; it must be {shape} or {shape[1:]}, as the map of keys"
+            f"`padding_mask` must have shape {list(shape)} or {list(shape[1:])}, got {list(padding_mask.shape)}"
         )
     return padding_mask if padding_mask.dim() == 3 else padding_mask[None]
 
@@ -80,17 +82,17 @@ def _check_key_regions(key_regions: Tensor, batch: int, regions: tuple[int, int]
     count = regions[0] * regions[1]
     if tuple(key_regions.shape) != (batch, count, topk):
         raise ValueError(
-            f"key_regions has shape {tuple(key_regions.shape)}; it must be {(batch, count, topk)}: batch, regions, topk"
+            f"`key_regions` must have shape {[batch, count, topk]} (batch, regions, k), got {list(key_regions.shape)}"
         )
     if key_regions.dtype != torch.long or key_regions.device != device:
-        raise ValueError(f"key_regions is {key_regions.dtype} on {key_regions.device}; it must be int64 on {device}")
+        raise ValueError(f"`key_regions` must be int64 on {device}, got {key_regions.dtype} on {key_regions.device}")
 
 
 def _means(x: Tensor, regions: tuple[int, int], padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Mean of each region without padding ``[B, regions, heads * d]``, and which regions are empty (None: none).
+    """Mean of each region without padding, ``[B, regions, heads * d]``, and a mask of empty regions or None.
 
-    Pooling with a window that is a region, on a view that is channels-last, is the fastest such sum on CPU; it
-    leaves out what lies beyond the map by itself.
+    Average pooling of a channels-last view with the size of a region as window is the fastest implementation on CPU; it
+    excludes positions outside the map.
     """
     height, width = x.shape[1:3]
     size = region_size(height, width, regions)
@@ -106,7 +108,7 @@ def _means(x: Tensor, regions: tuple[int, int], padding_mask: Tensor | None) -> 
         pooled = pooled / share.where(share > 0, 1)
     rows, columns = pooled.shape[2:]
     missing = (0, regions[1] - columns, 0, regions[0] - rows)
-    if any(missing):  # fewer regions have tokens than were asked for
+    if any(missing):  # some regions have no tokens
         if share is None:
             share = pooled.new_ones(1, 1, rows, columns)
         pooled, share = F.pad(pooled, missing), F.pad(share, missing)
@@ -132,31 +134,32 @@ def route_regions(
     padding_mask: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The routing step of `bilevel_routing_attention` alone: which regions each region attends to.
+    """The routing step of `bilevel_routing_attention`: the regions that each region attends to.
 
-    The mean query of a region, over all heads together, is multiplied with the mean key of every region; the `topk`
-    largest products win. Computed in float32 at least. Differentiable in the products, unlike in the attention.
+    The affinity of two regions is the product of the mean query of one with the mean key of the other, over all heads
+    together; the `topk` regions with the largest affinities are selected. Computed in at least float32. The affinities
+    are differentiable here, unlike in the attention.
 
     Args:
         query: ``[batch, height, width, heads, head_dim]``.
-        key: of the same shape.
-        num_regions: regions per axis, one value or (rows, columns).
-        topk: regions to select, from 1 to all.
+        key: same shape as the query.
+        num_regions: number of regions per axis, one value or (rows, columns).
+        topk: number of regions to select, from 1 to all.
         padding_mask: as in `bilevel_routing_attention`.
-        backend: ``"reference"`` computes by the definition; every other one the same way.
+        backend: ``"reference"``, or any other value for the same fast implementation.
 
     Returns:
-        Indices of the selected regions, counted row by row, int64, best first; and their products without a scale,
-        in float32 (float64 for float64); both ``[batch, rows * columns, topk]``.
+        Indices of the selected regions in row-major order, int64, in descending order of affinity; and their unscaled
+        affinities in float32 (float64 for float64); both ``[batch, rows * columns, topk]``.
 
     Raises:
-        ValueError: for arguments that do not fit together; the message names the argument.
+        ValueError: invalid arguments.
     """
     regions = _pair(num_regions)
     for name, x in (("query", query), ("key", key)):
         _check_map(name, x, query)
     if query.shape != key.shape:
-        raise ValueError(f"key has shape {tuple(key.shape)}, but query has {tuple(query.shape)}; they must be equal")
+        raise ValueError(f"`key` must have the shape of `query`, {list(query.shape)}, got {list(key.shape)}")
     _check_topk(topk, regions)
     if padding_mask is not None:
         padding_mask = _check_mask(padding_mask, key)
@@ -181,40 +184,39 @@ def bilevel_routing_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Bi-level routing attention (Zhu et al., arXiv 2303.08810, section 3.2).
 
-    The map is cut into regions. A region selects, by the product of its mean query with the mean keys, the `topk`
-    regions that match it best, the same ones for all heads; its tokens then attend to all tokens of those. No
-    gradient flows through the selection.
+    The map is divided into regions. Each region selects the `topk` regions with the largest products of its mean query
+    with their mean keys, the same ones for all heads; its tokens then attend to all tokens of these regions. The
+    selection is not differentiable.
 
-    Where the regions do not divide the map, those at the bottom and right are cut short (the size of a region is the
-    length over the number of regions, rounded up), and there may be empty ones. What is cut off takes part in
-    nothing: no mean, no attention. For the behaviour of the published models, which attend to their zero padding,
-    pad the map before the call.
+    If the regions do not divide the map, those at the bottom and right are smaller (the size of a region is the length
+    divided by the number of regions, rounded up) or empty. Positions outside the map are excluded from means and
+    attention. The published models attend to zero padding; for the same behaviour, pad the map before the call.
 
     Args:
         query: ``[batch, height, width, heads, head_dim]``.
-        key: ``[batch, height, width, heads, head_dim]``. With `key_regions`, its map may have another size, which is
-            cut into as many regions: pooled keys.
-        value: ``[batch, height, width, heads, value_dim]``, its map as that of the key.
-        num_regions: regions per axis, one value or (rows, columns). Not their size.
-        topk: regions that each region attends to, from 1 to all. An empty region is selected last.
-        scale: factor on the products of tokens; ``head_dim ** -0.5`` by default. The published models use
+        key: ``[batch, height, width, heads, head_dim]``. With `key_regions`, its map may have another size, such as
+            pooled keys, and is divided into the same number of regions.
+        value: ``[batch, height, width, heads, value_dim]``, with the height and width of the key.
+        num_regions: number of regions per axis (not their size), one value or (rows, columns).
+        topk: number of regions that each region attends to, from 1 to all. Empty regions are selected last.
+        scale: factor on the attention scores; ``head_dim ** -0.5`` by default. The published models use
             ``(heads * head_dim) ** -0.5``.
-        key_regions: int64 ``[batch, rows * columns, topk]``, the regions to attend to, counted row by row and each
-            once, in place of the routing. Values outside of the range are not looked for on a GPU.
-        padding_mask: boolean ``[batch, height, width]`` or ``[height, width]`` of the map of keys, True where it is
-            padding: such tokens are not attended to and enter no mean. None: all tokens are alike.
-        return_routing: also return the indices of the regions attended to.
-        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best that can run (see
+        key_regions: int64 ``[batch, rows * columns, topk]``, the regions to attend to in row-major order, without
+            duplicates, instead of the routing. On a GPU, values out of range are not detected.
+        padding_mask: boolean ``[batch, height, width]`` or ``[height, width]`` of the map of keys, True for
+            padding, which is excluded from attention and means. None: no padding.
+        return_routing: also return the indices of the selected regions.
+        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best available one (see
             `kernels.backends.explain`).
 
     Returns:
-        ``[batch, height, width, heads, value_dim]`` in the type of the query; with `return_routing` a pair with
-        int64 ``[batch, rows * columns, topk]``, best first. Where all keys selected are padding, it is zero. Sums are
-        accumulated in float32 at least; the routing is computed in float32 also under autocast.
+        ``[batch, height, width, heads, value_dim]`` in the dtype of the query, zero where all selected keys are
+        padding. With `return_routing` also int64 ``[batch, rows * columns, topk]``, in descending order of affinity.
+        Sums are accumulated in at least float32; the routing is computed in float32 also under autocast.
 
     Raises:
-        ValueError: for arguments that do not fit together; the message names the argument.
-        BackendError: when the backend named cannot run here.
+        ValueError: invalid arguments.
+        BackendError: the given backend cannot run.
     """
     regions = _pair(num_regions)
     _check_tensors(query, key, value)
@@ -225,12 +227,12 @@ def bilevel_routing_attention(
         _check_key_regions(key_regions, query.shape[0], regions, topk, query.device)
     elif key.shape != query.shape:
         raise ValueError(
-            f"key has shape {tuple(key.shape)}, but query has {tuple(query.shape)}; without key_regions they must be "
-            "equal"
+            f"`key` must have the shape of `query`, {list(query.shape)}, unless `key_regions` is given, "
+            f"got {list(key.shape)}"
         )
     device = query.device.type
     dtype = query.dtype
-    autocast = torch.amp.is_autocast_available(device)  # not for tensors without memory
+    autocast = torch.amp.is_autocast_available(device)  # not available for meta tensors
     if dtype != torch.float64 and autocast and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     head_dim = max(query.shape[-1], value.shape[-1])

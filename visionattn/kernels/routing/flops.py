@@ -1,7 +1,7 @@
-"""How many operations routing attention takes, for `torch.utils.flop_counter.FlopCounterMode`.
+"""FLOP counts of bi-level routing attention for `torch.utils.flop_counter.FlopCounterMode`.
 
-As for `kernels.neighborhood`: products of matrices only, a multiplication and an addition are two, and the backward
-pass computes the scores again. Regions that reach past the map count in full, as they are computed.
+As in `kernels.neighborhood`, only matrix products count, a multiplication and an addition are two operations, and the
+backward pass recomputes the scores. Regions that extend past the map count in full, because they are computed in full.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ __all__ = ["routed_pairs"]
 
 
 def routed_pairs(q: Sequence[int], topk: int, rows: int, columns: int) -> int:
-    """Pairs of query and key over all images and heads; ``q`` is ``[B, H, W, heads, d]``."""
+    """Number of pairs of query and key over all images and heads; ``q`` is ``[B, H, W, heads, d]``."""
     height, width = region_size(q[1], q[2], (rows, columns))
     return q[0] * q[3] * rows * columns * topk * (height * width) ** 2
 

@@ -1,4 +1,4 @@
-"""The backends as PyTorch operators, so that compile, export and autograd treat each as one step."""
+"""The backends as custom operators, opaque to compile, export and autograd."""
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ torch.library.register_autograd(TORCH, _differentiate, setup_context=_setup_cont
 
 @torch.library.impl(TRITON, "CompositeExplicitAutograd")
 def _triton_forward(q, k, v, key_regions, padding_mask, rows, columns, scale):
-    from visionattn.kernels.routing.triton import launch as triton_launch  # Triton loads with its first call
+    from visionattn.kernels.routing.triton import launch as triton_launch  # imports Triton on the first call
 
     return triton_launch.forward(q, k, v, key_regions, padding_mask, (rows, columns), scale)
 
@@ -106,10 +106,10 @@ torch.library.register_autograd(TRITON, _differentiate_triton, setup_context=_se
 def routing_attention_torch(
     q: Tensor, k: Tensor, v: Tensor, key_regions: Tensor, padding_mask: Tensor | None, regions, scale: float
 ) -> Tensor:
-    """The portable backend; arguments have been checked by `api`."""
+    """The PyTorch backend; the arguments have been checked by `api`."""
     plain = type(q) is type(k) is type(v) is Tensor and not q.is_meta and not torch.compiler.is_compiling()
     if plain and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
-        # Nothing to record, so the operator's dispatch, a sixth of the time of a small map, can be left out.
+        # Without gradients, the dispatch of the operator can be skipped, a sixth of the time of a call on a small map.
         return _portable(q, k, v, key_regions, padding_mask, regions, scale)
     return torch.ops.visionattn.routing_attention(q, k, v, key_regions, padding_mask, *regions, scale)
 
@@ -117,5 +117,5 @@ def routing_attention_torch(
 def routing_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, key_regions: Tensor, padding_mask: Tensor | None, regions, scale: float
 ) -> Tensor:
-    """The GPU backend; arguments have been checked by `api`."""
+    """The Triton backend; the arguments have been checked by `api`."""
     return torch.ops.visionattn.routing_attention_triton(q, k, v, key_regions, padding_mask, *regions, scale)[0]

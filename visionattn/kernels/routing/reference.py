@@ -1,9 +1,8 @@
-"""The definition of bi-level routing attention: dense, one obvious step after the other. Every backend is tested
-against it.
+"""Reference implementation of bi-level routing attention: dense and simple; the other backends are tested against it.
 
-A map is cut into ``rows x columns`` regions of equal size, counted row by row; where they do not divide it, it is
-padded at the bottom and right first. The mean query and the mean key of a region, over all heads together, describe
-it. Each region attends to the ``topk`` regions whose mean keys have the largest products with its mean query.
+A map is divided into ``rows x columns`` regions of equal size, in row-major order; if they do not divide it, it is
+padded at the bottom and right first. The routing uses the mean query and the mean key of each region, over all heads
+together. Each region attends to the ``topk`` regions whose mean keys have the largest products with its mean query.
 """
 
 import torch
@@ -14,7 +13,7 @@ __all__ = ["attend_reference", "regions_of", "route_reference"]
 
 
 def regions_of(length: int, count: int) -> Tensor:
-    """Along one axis, the region of each position."""
+    """The region of each position along one axis."""
     size = -(-length // count)
     return torch.arange(length) // size
 
@@ -26,7 +25,7 @@ def _region_index(shape: tuple[int, int], regions: tuple[int, int]) -> Tensor:
 
 
 def _real(padding_mask: Tensor | None, batch: int, tokens: int, device: torch.device) -> Tensor:
-    """Boolean ``[B, tokens]``: the tokens that are not padding."""
+    """Boolean ``[B, tokens]``, False for padding."""
     if padding_mask is None:
         return torch.ones(batch, tokens, dtype=torch.bool, device=device)
     return ~padding_mask.flatten(1).expand(batch, tokens)
@@ -35,9 +34,9 @@ def _real(padding_mask: Tensor | None, batch: int, tokens: int, device: torch.de
 def route_reference(
     query: Tensor, key: Tensor, regions: tuple[int, int], topk: int, padding_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The selected regions, best first, and their logits without scale, both ``[B, regions, topk]``.
+    """The selected regions and their unscaled affinities, in descending order, both ``[B, regions, topk]``.
 
-    Padding is in no mean, and a region that is all padding is selected only when no other is left.
+    Padding is excluded from the means, and regions of padding only are selected last.
     """
     batch, height, width = query.shape[:3]
     exact = torch.promote_types(query.dtype, torch.float32)
@@ -61,13 +60,13 @@ def attend_reference(
     regions: tuple[int, int],
     scale: float,
 ) -> Tensor:
-    """Dense masked attention. Arguments as in `api.bilevel_routing_attention`; float32 at least.
+    """Dense masked attention. Arguments as in `api.bilevel_routing_attention`; computed in at least float32.
 
     Args:
-        padding_mask: boolean ``[B or 1, H_k, W_k]`` of the map of keys, True where it is padding.
+        padding_mask: boolean ``[B or 1, H_k, W_k]`` of the map of keys, True for padding.
 
     Returns:
-        ``[B, H, W, heads, value_dim]`` in the type of the query; zero where all keys selected are padding.
+        ``[B, H, W, heads, value_dim]`` in the dtype of the query; zero where all selected keys are padding.
     """
     batch, heads = query.shape[0], query.shape[-2]
     exact = torch.promote_types(query.dtype, torch.float32)

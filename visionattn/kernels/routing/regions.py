@@ -1,4 +1,4 @@
-"""Maps as lists of regions: what the portable backend's forward and backward, and the routing, share."""
+"""Conversion between maps and lists of regions, shared by the routing and the PyTorch backend."""
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +8,12 @@ __all__ = ["join", "masked_bias", "nothing_attended", "region_size", "split"]
 
 
 def region_size(height: int, width: int, regions: tuple[int, int]) -> tuple[int, int]:
-    """Tokens of a region per axis; the last regions are padded where they do not divide the map."""
+    """Tokens of a region per axis; the last regions are padded if the regions do not divide the map."""
     return -(-height // regions[0]), -(-width // regions[1])
 
 
 def _padded(x: Tensor, regions: tuple[int, int], value: float = 0.0) -> Tensor:
-    """``x [B, H, W, ...]`` with the bottom and right filled up to whole regions."""
+    """``x [B, H, W, ...]`` padded at the bottom and right to a multiple of the region size."""
     height, width = x.shape[1:3]
     size = region_size(height, width, regions)
     bottom, right = size[0] * regions[0] - height, size[1] * regions[1] - width
@@ -23,7 +23,7 @@ def _padded(x: Tensor, regions: tuple[int, int], value: float = 0.0) -> Tensor:
 
 
 def split(x: Tensor, regions: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """``[B, H, W, heads, d]`` to a copy ``[B * heads * regions, tokens, d]`` of the given type."""
+    """``[B, H, W, heads, d]`` to a copy ``[B * heads * regions, tokens, d]`` of the given dtype."""
     x = _padded(x, regions)
     batch, height, width, heads, dim = x.shape
     rows, columns = height // regions[0], width // regions[1]
@@ -33,7 +33,7 @@ def split(x: Tensor, regions: tuple[int, int], dtype: torch.dtype) -> Tensor:
 
 
 def join(x: Tensor, shape: tuple[int, ...], regions: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The inverse of `split`: a contiguous map of this shape ``[B, H, W, heads, d]`` and type, padding cut off."""
+    """The inverse of `split`: a contiguous map ``[B, H, W, heads, d]`` of the given dtype, without padding."""
     batch, height, width, heads, dim = shape
     rows, columns = region_size(height, width, regions)
     x = x.view(batch, heads, *regions, rows, columns, dim).permute(0, 2, 4, 3, 5, 1, 6)
@@ -51,9 +51,9 @@ def masked_bias(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor | None:
-    """What is added to the scores of each key: ``[B or 1, regions, tokens]``, 0 or the lowest number of the type.
+    """Additive mask of keys, ``[B or 1, regions, tokens]``: 0, or the lowest finite number of the dtype for padding.
 
-    None where no key is padding. Not -inf, so that a row of padding alone stays finite.
+    None if there is no padding. It is finite so that rows of padding only stay finite.
     """
     size = region_size(*shape, regions)
     if padding_mask is None:
@@ -67,10 +67,10 @@ def masked_bias(
 
 
 def nothing_attended(bias: Tensor, key_regions: Tensor) -> Tensor | None:
-    """The regions whose selected regions are all padding, boolean ``[B, regions]``; None where there are none.
+    """Boolean ``[B, regions]``: regions whose selected regions contain only padding; None if there are none.
 
     Args:
-        bias: from `masked_bias`.
+        bias: result of `masked_bias`.
         key_regions: ``[B, regions, topk]``.
     """
     filled = (bias == 0).any(-1).expand(key_regions.shape[0], -1)

@@ -1,4 +1,4 @@
-"""`scattered_linear_attention`: linear attention within windows that hold different numbers of tokens."""
+"""`scattered_linear_attention`: linear attention within windows with different numbers of tokens."""
 
 import math
 
@@ -17,28 +17,30 @@ OPERATOR = "scattered_linear_attention"
 
 def _check_tokens(name: str, x: Tensor, query: Tensor) -> None:
     if x.dim() != 3:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have 3 dimensions: tokens, heads, head_dim")
+        raise ValueError(f"`{name}` must have 3 dimensions (tokens, heads, head_dim), got shape {list(x.shape)}")
     if x.dtype != query.dtype or x.device != query.device:
         raise ValueError(
-            f"{name} is {x.dtype} on {x.device}, but query is {query.dtype} on {query.device}; they must agree"
+            f"`{name}` must have the dtype and device of `query`, {query.dtype} on {query.device}, "
+            f"got {x.dtype} on {x.device}"
         )
     if x.shape[:2] != query.shape[:2]:
         raise ValueError(
-            f"{name} has {x.shape[0]} tokens and {x.shape[1]} heads, but query has {query.shape[0]} tokens and "
-            f"{query.shape[1]} heads; they must be equal"
+            f"`{name}` must have the tokens and heads of `query`, {query.shape[0]} and {query.shape[1]}, "
+            f"got {x.shape[0]} and {x.shape[1]}"
         )
     if 0 in x.shape[1:]:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; only the number of tokens may be zero")
+        raise ValueError(f"`{name}` must not be empty except for the tokens, got shape {list(x.shape)}")
     if x.dtype not in backends.DTYPES:
-        raise ValueError(f"{name} is {x.dtype}; use one of {', '.join(map(str, backends.DTYPES))}")
+        raise ValueError(f"`{name}` must have a dtype of {', '.join(map(str, backends.DTYPES))}, got {x.dtype}")
 
 
 def _check_offsets(offsets: Tensor, query: Tensor) -> None:
     if offsets.dim() != 1 or offsets.shape[0] == 0:
-        raise ValueError(f"offsets has shape {tuple(offsets.shape)}; it must be (windows + 1,)")
+        raise ValueError(f"`offsets` must have shape [windows + 1], got {list(offsets.shape)}")
     if offsets.dtype not in (torch.int32, torch.int64) or offsets.device != query.device:
         raise ValueError(
-            f"offsets is {offsets.dtype} on {offsets.device}; it must be int32 or int64 on {query.device}, as the query"
+            f"`offsets` must be int32 or int64 on the device of `query`, {query.device}, "
+            f"got {offsets.dtype} on {offsets.device}"
         )
 
 
@@ -53,45 +55,46 @@ def scattered_linear_attention(
 ) -> Tensor:
     """Linear attention within windows of different sizes (He et al., ScatterFormer, arXiv 2401.00912, section 3.2).
 
-    The tokens of all windows lie one behind the other. With the sums over the tokens j of a token's window,
+    The tokens of all windows are concatenated. With sums over the tokens j in the window of token i,
 
         out_i = (q_i · sum_j k_j v_jᵀ) / (q_i · sum_j k_j + eps)
 
-    per head: no scale, no softmax, and time and memory linear in the number of tokens, however unequal the windows
-    are. Queries and keys come with their feature map applied (ReLU in the paper); they should not be negative, or the
-    denominator may vanish.
+    per head, without scale and softmax. Time and memory are linear in the number of tokens for any sizes of the
+    windows. The feature map (ReLU in the paper) must be applied to queries and keys before; they should not be
+    negative, since the denominator could vanish.
 
     Args:
         query: ``[tokens, heads, head_dim]``, sorted by window.
         key: ``[tokens, heads, head_dim]``.
         value: ``[tokens, heads, value_dim]``.
-        offsets: int32 or int64 ``[windows + 1]``: window w holds the tokens from ``offsets[w]`` up to
-            ``offsets[w + 1]``, and may be empty. It begins with 0, ends with the number of tokens and never falls.
-            The values are checked on a CPU. Not on a GPU, which would have to wait for them: tokens of windows that
-            break the rule have undefined results there, but no memory outside of the tensors is touched.
-        eps: added once to the denominator; positive, so that the output of an all-zero query is exactly zero.
-        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best that can run (see
+        offsets: int32 or int64 ``[windows + 1]``: window w has the tokens ``offsets[w]`` to
+            ``offsets[w + 1] - 1`` and may be empty. The first value must be 0, the last one the number of tokens, and
+            values must not decrease. They are checked on a CPU, but not on a GPU, where this would require a
+            synchronization: there, invalid windows have undefined results, but no memory outside the tensors is
+            accessed.
+        eps: added to the denominator; positive, so that the output of an all-zero query is exactly zero.
+        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best available one (see
             `kernels.backends.explain`).
 
     Returns:
-        ``[tokens, heads, value_dim]`` in the type of the query. Sums are accumulated in float32 at least. It does
-        not depend on the order of a window's tokens, up to rounding.
+        ``[tokens, heads, value_dim]`` in the dtype of the query. Sums are accumulated in at least float32. Up to
+        rounding, the result does not depend on the order of the tokens in a window.
 
     Raises:
-        ValueError: for arguments that do not fit together; the message names the argument.
-        BackendError: when the backend named cannot run here.
+        ValueError: invalid arguments.
+        BackendError: the given backend cannot run.
     """
     for name, x in (("query", query), ("key", key), ("value", value)):
         _check_tokens(name, x, query)
     if key.shape[-1] != query.shape[-1]:
-        raise ValueError(f"key has head_dim {key.shape[-1]}, but query has {query.shape[-1]}; they must be equal")
+        raise ValueError(f"`key` must have the head_dim of `query`, {query.shape[-1]}, got {key.shape[-1]}")
     _check_offsets(offsets, query)
     eps = float(eps)
     if not (eps > 0 and math.isfinite(eps)):
-        raise ValueError(f"eps={eps!r} must be a positive number")
+        raise ValueError(f"`eps` must be a positive number, got {eps!r}")
     device = query.device.type
     dtype = query.dtype
-    autocast = torch.amp.is_autocast_available(device)  # not for tensors without memory
+    autocast = torch.amp.is_autocast_available(device)  # not available for meta tensors
     if dtype != torch.float64 and autocast and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     head_dim = max(query.shape[-1], value.shape[-1])

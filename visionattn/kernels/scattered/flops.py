@@ -1,8 +1,8 @@
-"""How many operations scattered linear attention takes, for `torch.utils.flop_counter.FlopCounterMode`.
+"""FLOP counts of scattered linear attention for `torch.utils.flop_counter.FlopCounterMode`.
 
-As for `kernels.neighborhood`: products of matrices only, a multiplication and an addition are two. They do not depend
-on the windows: each token adds to the sum of its window once, and reads it once. The backward pass computes the sums
-again.
+As in `kernels.neighborhood`, only matrix products count, and a multiplication and an addition are two operations. The
+count does not depend on the windows: each token is added to the sums of its window once and reads them once. The
+backward pass recomputes the sums.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ __all__ = ["linear_products"]
 
 
 def linear_products(q: Sequence[int], v: Sequence[int]) -> int:
-    """Operations to multiply a matrix of each window, ``head_dim x value_dim``, with a vector of each token."""
+    """Operations to multiply a ``head_dim x value_dim`` matrix with a vector, for each token and head."""
     return 2 * q[0] * q[1] * q[2] * v[2]
 
 

@@ -1,6 +1,6 @@
-"""The backends as PyTorch operators, so that compile, export and autograd treat each as one step.
+"""The backends as custom operators, opaque to compile, export and autograd.
 
-The values of the offsets are checked here, where they are always real, also in a compiled graph.
+The values of the offsets are checked here, where they are concrete even in a compiled graph.
 """
 
 import torch
@@ -37,7 +37,7 @@ def _backward(grad_out, q, k, v, offsets, eps):
 
 @torch.library.impl(TRITON, "CompositeExplicitAutograd")
 def _triton_forward(q, k, v, offsets, eps):
-    from visionattn.kernels.scattered.triton import launch as triton_launch  # Triton loads with its first call
+    from visionattn.kernels.scattered.triton import launch as triton_launch  # imports Triton on the first call
 
     if offsets.device.type == "cpu":
         check_offsets(offsets, q.shape[0])
@@ -82,10 +82,10 @@ for _name, _rule in ((TORCH, _differentiate), (TRITON, _differentiate_triton)):
 
 
 def linear_attention_torch(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Tensor:
-    """The portable backend; arguments have been checked by `api`, but not the values of the offsets."""
+    """The PyTorch backend; `api` has checked the arguments except for the values of the offsets."""
     return torch.ops.visionattn.scattered_linear_attention(q, k, v, offsets, eps)
 
 
 def linear_attention_triton(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Tensor:
-    """The GPU backend; arguments have been checked by `api`, but not the values of the offsets."""
+    """The Triton backend; `api` has checked the arguments except for the values of the offsets."""
     return torch.ops.visionattn.scattered_linear_attention_triton(q, k, v, offsets, eps)

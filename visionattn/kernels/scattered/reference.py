@@ -1,4 +1,4 @@
-"""The definition of scattered linear attention: one window after the other. Every backend is tested against it."""
+"""Reference implementation of scattered linear attention, window by window; the backends are tested against it."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ __all__ = ["attend_reference"]
 
 
 def attend_reference(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, eps: float) -> Tensor:
-    """Linear attention within each window; arguments as in `api.scattered_linear_attention`; float32 at least.
+    """Linear attention within each window; arguments as in `api.scattered_linear_attention`; at least float32.
 
     Returns:
-        ``[tokens, heads, value_dim]`` in the type of the query.
+        ``[tokens, heads, value_dim]`` in the dtype of the query.
     """
     exact = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (x.to(exact) for x in (query, key, value))
-    lengths = offsets.diff().tolist() or [0]  # no window at all is one without tokens
+    lengths = offsets.diff().tolist() or [0]  # without windows, one empty window
     windows = []
     for q_w, k_w, v_w in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
         kv = torch.einsum("nhi,nhj->hij", k_w, v_w)

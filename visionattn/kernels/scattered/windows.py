@@ -1,4 +1,4 @@
-"""Windows of tokens that lie one behind the other: which offsets are legal."""
+"""Validation of the offsets of windows."""
 
 from torch import Tensor
 
@@ -6,16 +6,15 @@ __all__ = ["check_offsets"]
 
 
 def check_offsets(offsets: Tensor, tokens: int) -> None:
-    """Raise ValueError unless the windows follow each other and hold all tokens. Reads the offsets' values."""
+    """Raise `ValueError` unless the windows are consecutive and cover all tokens. Synchronizes with the device."""
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0 or last != tokens:
         raise ValueError(
-            f"offsets begins with {first} and ends with {last}; it must begin with 0 and end with the number of "
-            f"tokens, which is {tokens}"
+            f"`offsets` must start with 0 and end with the number of tokens, {tokens}, got {first} and {last}"
         )
     if bool((offsets[1:] < offsets[:-1]).any()):
         place = int((offsets[1:] < offsets[:-1]).nonzero()[0])
         raise ValueError(
-            f"offsets falls from {int(offsets[place])} to {int(offsets[place + 1])} at position {place + 1}; each "
-            "value must be at least as large as the one before"
+            f"`offsets` must not decrease, got {int(offsets[place])} followed by {int(offsets[place + 1])} at position "
+            f"{place + 1}"
         )

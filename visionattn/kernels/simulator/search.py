@@ -1,6 +1,6 @@
-"""Searches over the model of `kernels.simulate`: strides that need no masks, tile shapes that waste least.
+"""Search for strides that need no masks and for the best tile shapes, with the model of `simulator.simulate`.
 
-Both use that the axes of a map are independent: each is counted on its own, once per choice.
+The axes of a map are independent, so each choice is counted once per axis.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ __all__ = ["StrideSearch", "search_strides", "search_tiles"]
 
 @dataclass(frozen=True)
 class StrideSearch:
-    """What each stride does on each axis, for one pattern and tiling.
+    """Result of a search over strides for one pattern and tiling.
 
     Attributes:
-        block_sparse: per axis every stride, in order, with which the axis needs no mask; may be empty.
-        best: per axis the stride that visits fewest key tiles, of those the one with most full tiles, of those the
-            smallest.
+        block_sparse: per axis, all strides for which the axis needs no mask, in ascending order; may be empty.
+        best: per axis, the stride that visits the fewest key tiles; ties are broken by the most full tiles, then by the
+            smallest stride.
     """
 
     block_sparse: tuple[tuple[int, ...], ...]
@@ -35,7 +35,7 @@ class StrideSearch:
 
     @property
     def smallest(self) -> tuple[int, ...] | None:
-        """The smallest stride per axis that makes the case fully block-sparse, or None if none does."""
+        """The smallest stride per axis that makes the case fully block-sparse, or None if there is none."""
         return tuple(axis[0] for axis in self.block_sparse) if all(self.block_sparse) else None
 
 
@@ -49,10 +49,10 @@ def search_strides(
     kv_tile: int | Sequence[int],
     dynamic: bool = False,
 ) -> StrideSearch:
-    """Try every stride on every axis: which ones make the case fully block-sparse, and which visit fewest tiles?
+    """Search all strides on every axis for those that make the case fully block-sparse or visit the fewest tiles.
 
-    Axes do not depend on one another, so any combination of ``block_sparse`` strides is fully block-sparse. Arguments
-    and errors as in `simulate`.
+    Axes are independent, so any combination of ``block_sparse`` strides is fully block-sparse. Arguments and errors are
+    those of `simulate`.
     """
     base = simulate(shape, window, 1, dilation, causal, q_tile=q_tile, kv_tile=kv_tile, dynamic=dynamic)
     found, best = [], []
@@ -88,19 +88,19 @@ def search_tiles(
     kv_sizes: int | Sequence[int] = (64, 128),
     dynamic: bool = False,
 ) -> tuple[Simulation, ...]:
-    """The tile shapes with the best bound on the speed-up, for each pair of tile sizes that a kernel offers.
+    """Search the tile shapes with the highest bound on the speed-up, for each pair of tile sizes of a kernel.
 
     Args:
-        q_sizes: sizes of a query tile to try, each a product over the axes.
+        q_sizes: sizes of a query tile to try, each the product over the axes.
         kv_sizes: sizes of a key tile to try.
 
-    Other arguments and errors as in `simulate`.
+    Other arguments and errors are those of `simulate`.
 
     Returns:
-        One result per pair of sizes, ``q_sizes`` outermost: the shapes that visit fewest tiles, which have the best
-        bound against dense attention on the flattened map (ragged tiles do not flatter it). Of equals the one with
-        more full tiles wins, then the one closer to a cube. Results of different sizes are no rivals: smaller tiles
-        follow a pattern more closely, larger ones run closer to the peak of the hardware.
+        One result per pair of sizes, ``q_sizes`` outermost: the shapes that visit the fewest tiles, which have the
+        highest bound relative to dense attention on the flattened map. Ties are broken by the most full tiles, then by
+        the shape closest to a cube. Results of different sizes are not comparable: smaller tiles match a pattern more
+        closely, larger ones run closer to the peak of the hardware.
     """
     pattern = make_pattern(shape, window, stride, dilation, causal)
     rank = len(pattern.shape)

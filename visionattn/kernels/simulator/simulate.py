@@ -1,14 +1,13 @@
-"""Analytical model of neighborhood attention on tiles: how much faster than dense attention can a case become?
+"""Analytical model of the speed-up of tiled neighborhood attention over dense attention.
 
-Attention kernels work on tiles: a tile of queries against one tile of keys after another. Sparse attention gains
-only by the key tiles that it leaves out, and pays for masks in those it visits in part. This model counts both,
-exactly and without running anything. It follows "Generalized Neighborhood Attention" (GNA, Hassani et al.,
-arXiv 2504.16922): the pattern is that of its definition of GNA (window, stride, dilation, causal axes), the counts are
-those of its analytical tool, NATTENSim (multi-dimensional tiles, static or dynamic key tiling, "perfectly
-block-sparse" cases).
+Attention kernels process a tile of queries with one tile of keys after another. Sparse attention saves time only by
+skipping key tiles, and needs masks in those it uses partially. This model counts both exactly, without running a
+kernel. It follows "Generalized Neighborhood Attention" (GNA, Hassani et al., arXiv 2504.16922): the pattern is its
+definition of GNA (window, stride, dilation, causal axes), the counts are those of its analytical tool NATTENSim
+(multi-dimensional tiles, static or dynamic key tiling, "perfectly block-sparse" cases).
 
-Every axis is independent: the keys that a box of queries needs form a box, so a count on the map is the product of
-the counts on its axes. With dilation an axis falls into groups that never see one another; each is tiled on its own.
+Axes are independent: the keys of a box of queries form a box, so a count on the map is the product of the counts on its
+axes. With dilation an axis consists of groups without attention between them, which are tiled separately.
 
     >>> case = simulate((256, 256), 80, 16, q_tile=(16, 8), kv_tile=(16, 8))
     >>> case.visited_tiles, case.dense_tiles, case.speedup_bound, case.fully_block_sparse
@@ -46,14 +45,14 @@ __all__ = [
 SKIPPED, PARTIAL, FULL = 0, 1, 2
 
 MASK_OVERHEAD = 0.5
-"""Extra time of a masked tile over an unmasked one, as a share. NATTEN's published timings on H100 and B200, strided
-against not strided, give 0.37 to 0.66 once the visited tiles of both are counted; those kernels mask all tiles or none.
+"""Relative extra time of a masked tile. The published timings of NATTEN on H100 and B200, strided compared to not
+strided, correspond to 0.37 to 0.66, given the tiles visited by both; these kernels mask either all tiles or none.
 """
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which keys a query attends to, one entry per axis; the arguments of `kernels.na1d`, `na2d` and `na3d`."""
+    """The attention pattern, one entry per axis, as in `kernels.na1d`, `na2d` and `na3d`."""
 
     shape: tuple[int, ...]
     window: tuple[int, ...]
@@ -69,10 +68,10 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a kernel cuts queries and keys, one entry per axis.
+    """Tile sizes of queries and keys, one entry per axis.
 
-    Static key tiles lie at multiples of the tile. Dynamic ones are laid anew for each query tile, from the first key
-    that one of its queries attends to.
+    Static key tiles start at multiples of the tile size. Dynamic key tiles start at the first key that a query of the
+    query tile attends to.
     """
 
     query: tuple[int, ...]
@@ -82,14 +81,14 @@ class Tiling:
 
 @dataclass(frozen=True)
 class AxisCounts:
-    """Sums over the query tiles of one axis, all dilation groups together.
+    """Sums over the query tiles of one axis and all dilation groups.
 
     Attributes:
-        query_tiles: query tiles.
-        key_tiles: key tiles of a static tiling.
-        visited: (query tile, key tile) pairs in which some query attends to some key.
-        full: those of them that exist entirely and in which every query attends to every key.
-        attended: (query, key) pairs, in positions.
+        query_tiles: number of query tiles.
+        key_tiles: number of key tiles of a static tiling.
+        visited: (query tile, key tile) pairs with at least one attended pair of query and key.
+        full: visited pairs of complete tiles in which every query attends to every key.
+        attended: attended (query, key) pairs of positions.
     """
 
     query_tiles: int
@@ -101,7 +100,7 @@ class AxisCounts:
 
 @dataclass(frozen=True)
 class Simulation:
-    """The counts of a case, and what follows from them."""
+    """Counts of a case and derived quantities."""
 
     pattern: Pattern
     tiling: Tiling
@@ -109,17 +108,17 @@ class Simulation:
 
     @property
     def query_tiles(self) -> int:
-        """Query tiles of the map."""
+        """Number of query tiles of the map."""
         return math.prod(axis.query_tiles for axis in self.axes)
 
     @property
     def key_tiles(self) -> int:
-        """Key tiles of the map, tiled statically."""
+        """Number of key tiles of the map with static tiling."""
         return math.prod(axis.key_tiles for axis in self.axes)
 
     @property
     def dense_tiles(self) -> int:
-        """Tiles that dense attention visits with these tiles on the same map: every pair, without dilation groups."""
+        """Pairs of tiles visited by dense attention on the same map with these tiles, without dilation groups."""
         tiles = (
             *zip(self.pattern.shape, self.tiling.query, strict=True),
             *zip(self.pattern.shape, self.tiling.key, strict=True),
@@ -128,16 +127,16 @@ class Simulation:
 
     @property
     def flat_dense_tiles(self) -> int:
-        """Tiles that dense attention visits on the flattened map, as it needs no layout.
+        """Pairs of tiles visited by dense attention on the flattened map.
 
-        Fewer than `dense_tiles` where tiles do not divide the axes, as those waste positions at every border.
+        Fewer than `dense_tiles` if tiles do not divide the axes, because these have partial tiles at every border.
         """
         size = math.prod(self.pattern.shape)
         return -(-size // math.prod(self.tiling.query)) * -(-size // math.prod(self.tiling.key))
 
     @property
     def visited_tiles(self) -> int:
-        """(query tile, key tile) pairs that must be computed."""
+        """(query tile, key tile) pairs that are computed."""
         return math.prod(axis.visited for axis in self.axes)
 
     @property
@@ -152,69 +151,69 @@ class Simulation:
 
     @property
     def attended_pairs(self) -> int:
-        """(query, key) pairs of the pattern."""
+        """Attended (query, key) pairs of the pattern."""
         return math.prod(axis.attended for axis in self.axes)
 
     @property
     def density(self) -> float:
-        """Share of the scores computed in visited tiles that the pattern asks for; the rest is masked away."""
+        """Fraction of the scores in visited tiles that are attended; the others are masked."""
         computed = self.visited_tiles * math.prod(self.tiling.query) * math.prod(self.tiling.key)
         return self.attended_pairs / computed
 
     @property
     def flop_bound(self) -> float:
-        """Speed-up over dense attention if only attended pairs were computed: map over window, if nothing is causal."""
+        """Speed-up over dense attention if only attended pairs were computed: map over window size if not causal."""
         return math.prod(self.pattern.shape) ** 2 / self.attended_pairs
 
     @property
     def speedup_bound(self) -> float:
-        """Upper bound on the speed-up over dense attention: ``dense_tiles / visited_tiles``; masks cost nothing."""
+        """Upper bound on the speed-up over dense attention: ``dense_tiles / visited_tiles``; masks have no cost."""
         return self.dense_tiles / self.visited_tiles
 
     @property
     def flat_speedup_bound(self) -> float:
-        """The bound over dense attention on the flattened map; at most `speedup_bound`."""
+        """The bound relative to dense attention on the flattened map; at most `speedup_bound`."""
         return self.flat_dense_tiles / self.visited_tiles
 
     @property
     def fully_block_sparse(self) -> bool:
-        """Whether no visited tile needs a mask (the paper's perfectly block-sparse): the bound is within reach.
+        """Whether no visited tile needs a mask ("perfectly block-sparse" in the paper): the bound is attainable.
 
-        On every axis the queries of a tile then share one window that key tiles cover exactly.
+        On every axis, the queries of a tile then share one window that key tiles cover exactly.
         """
         return self.partial_tiles == 0
 
     def achievable_speedup(self, mask_overhead: float = MASK_OVERHEAD, mask_all: bool = False) -> float:
-        """Speed-up over dense attention when a masked tile takes ``1 + mask_overhead`` times as long as a full one.
+        """Speed-up over dense attention if a masked tile takes ``1 + mask_overhead`` times as long as a full one.
 
-        Dense attention is that on the flattened map (`flat_dense_tiles`), the rival in practice.
+        The baseline is dense attention on the flattened map (`flat_dense_tiles`), the alternative in practice.
 
         Args:
-            mask_overhead: extra time of a masked tile, as a share of that of a full one; at least 0.
-            mask_all: the kernel masks every visited tile unless the case is fully block-sparse, as NATTEN's do;
-                else only partial ones.
+            mask_overhead: extra time of a masked tile relative to a full one; at least 0.
+            mask_all: the kernel masks every visited tile unless the case is fully block-sparse, like NATTEN's kernels;
+                otherwise only partial tiles.
 
         Raises:
-            ValueError: if ``mask_overhead`` is negative or not finite.
+            ValueError: ``mask_overhead`` is negative or not finite.
         """
         if not (math.isfinite(mask_overhead) and mask_overhead >= 0):
-            raise ValueError(f"mask_overhead={mask_overhead} must be a finite number of at least 0")
+            raise ValueError(f"`mask_overhead` must be a finite number of at least 0, got {mask_overhead}")
         masked = self.visited_tiles if mask_all and self.partial_tiles else self.partial_tiles
         return self.flat_dense_tiles / (self.visited_tiles + mask_overhead * masked)
 
 
 @dataclass(frozen=True, eq=False)
 class AxisTiles:
-    """The query tiles of one axis: one entry each, group by group; intervals are half-open, in-group positions.
+    """The query tiles of one axis, one entry each, ordered by group; intervals are half-open, in in-group positions.
 
     Attributes:
         group: dilation group of the tile.
         query: first query.
-        start, end: keys that some query of the tile attends to.
-        shared_start, shared_end: keys that every query attends to; empty if the end is not after the start.
-        origin: where a key tile begins; the others follow at multiples of the tile.
-        offset: positions of the axis that belong to earlier groups.
-        tile_offset: static key tiles of earlier groups.
+        start, end: keys that any query of the tile attends to.
+        shared_start, shared_end: keys that all queries attend to; empty if the end is not after the start.
+        origin: start of a key tile; the others start at multiples of the tile size from it.
+        offset: number of positions in earlier groups.
+        tile_offset: number of static key tiles in earlier groups.
     """
 
     group: np.ndarray
@@ -229,7 +228,7 @@ class AxisTiles:
 
 
 def _windows(p: np.ndarray, n: int, window: int, stride: int, causal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of the keys of the queries ``p`` in a dilation group of ``n`` positions; neither ever decreases."""
+    """Start and end of the keys of queries ``p`` in a dilation group of ``n`` positions; both are non-decreasing."""
     block = p // stride * stride
     if causal:
         leader = np.minimum(block + stride - 1, n - 1)
@@ -245,7 +244,7 @@ def _group_tiles(
     """``query, start, end, shared_start, shared_end, origin`` of `AxisTiles` for a group of ``n`` positions."""
     first = np.arange(0, n, q_tile)
     last = np.minimum(first + q_tile, n) - 1
-    # as windows never step back, the first and the last query of a tile bound all others
+    # windows are monotonic, so the first and the last query of a tile bound all others
     start, shared_end = _windows(first, n, window, stride, causal)
     shared_start, end = _windows(last, n, window, stride, causal)
     return first, start, end, shared_start, shared_end, start if dynamic else np.zeros_like(start)
@@ -254,7 +253,7 @@ def _group_tiles(
 def _visited_full(
     start: np.ndarray, end: np.ndarray, shared_start: np.ndarray, shared_end: np.ndarray, origin: np.ndarray, tile: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Key tiles visited, and those without a mask, per query tile of an axis."""
+    """Numbers of visited and full key tiles per query tile of an axis."""
     visited = -((origin - end) // tile) - (start - origin) // tile
     full = (shared_end - origin) // tile + (origin - shared_start) // tile
     return visited, np.maximum(full, 0)
@@ -263,14 +262,14 @@ def _visited_full(
 def axis_counts(
     length: int, window: int, stride: int, dilation: int, causal: bool, q_tile: int, kv_tile: int, dynamic: bool
 ) -> AxisCounts:
-    """Count one axis; arguments as in `simulate`, and not checked."""
+    """Count one axis; arguments as in `simulate`, but not checked."""
     sums = np.zeros(5, dtype=object)  # Python integers: no overflow
     for group in axis_groups(length, dilation):
         n = group.length
         query, *tiles = _group_tiles(n, window, stride, causal, q_tile, dynamic)
         visited, full = _visited_full(*tiles, kv_tile)
         attended = n * window
-        if causal:  # query p sees the keys up to p, less those before the window of its stride block
+        if causal:  # query p attends to the keys up to p, from the start of the window of its stride block
             block = np.arange(0, n, stride)
             end = np.minimum(block + stride, n)
             before, _ = _windows(block, n, window, stride, causal)
@@ -281,46 +280,43 @@ def axis_counts(
 
 
 def integers(name: str, value: Any, rank: int | None = None) -> tuple[int, ...]:
-    """``value`` as a tuple of positive integers, ``rank`` of them if given; a `ValueError` calls it ``name``."""
+    """``value`` as a tuple of positive integers, ``rank`` of them if given; ``name`` is used in errors."""
     entries = tuple(value) if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str) else (value,)
     if any(isinstance(entry, (bool, np.bool_)) or not hasattr(entry, "__index__") for entry in entries):
-        raise ValueError(f"{name}={value!r} must hold whole numbers only")
+        raise ValueError(f"`{name}` must contain only integers, got {value!r}")
     entries = tuple(operator.index(entry) for entry in entries)
     if any(entry < 1 for entry in entries):
-        raise ValueError(f"{name}={value!r} must be at least 1 everywhere")
+        raise ValueError(f"`{name}` must be at least 1 on every axis, got {value!r}")
     return entries if rank is None else _per_axis(name, entries, rank)
 
 
 def _per_axis(name: str, entries: tuple, rank: int) -> tuple:
     entries = entries * rank if len(entries) == 1 else entries
     if len(entries) != rank:
-        axes = "1 axis" if rank == 1 else f"{rank} axes"
-        raise ValueError(f"{name}={entries} has {len(entries)} entries, but shape has {axes}; give one for all or each")
+        raise ValueError(f"`{name}` must have one entry or one for each of the {rank} axes of `shape`, got {entries}")
     return entries
 
 
 def make_pattern(shape: Any, window: Any, stride: Any, dilation: Any, causal: Any) -> Pattern:
-    """The arguments of `simulate`, checked and one per axis."""
+    """Check the arguments of `simulate` and expand them to one entry per axis."""
     shape = integers("shape", shape)
     rank = len(shape)
     if not 1 <= rank <= 3:
-        raise ValueError(f"shape={shape} has {rank} axes; it must have 1, 2 or 3")
+        raise ValueError(f"`shape` must have 1, 2 or 3 axes, got {shape}")
     window = integers("window", window, rank)
     stride = integers("stride", stride, rank)
     dilation = integers("dilation", dilation, rank)
     flags = tuple(causal) if isinstance(causal, (Sequence, np.ndarray)) else (causal,)
     if not all(isinstance(flag, (bool, np.bool_)) for flag in flags):
-        raise ValueError(f"causal={causal!r} must hold true or false only")
+        raise ValueError(f"`causal` must contain only booleans, got {causal!r}")
     causal = _per_axis("causal", tuple(bool(flag) for flag in flags), rank)
     pattern = Pattern(shape, window, stride, dilation, causal)
     for axis, (length, k, s, d, _) in enumerate(pattern.axes):
         if k * d > length:
             times = f" times dilation {d}" if d > 1 else ""
-            raise ValueError(
-                f"window={window} does not fit shape={shape}: on axis {axis} {k}{times} is more than {length} positions"
-            )
+            raise ValueError(f"`window`{times} must be at most the length of axis {axis}, {length}, got {window}")
         if s > k:
-            raise ValueError(f"stride={stride} must be at most window={window}; on axis {axis} it is not")
+            raise ValueError(f"`stride` must be at most `window` {window} on axis {axis}, got {stride}")
     return pattern
 
 
@@ -335,20 +331,20 @@ def simulate(
     kv_tile: int | Sequence[int],
     dynamic: bool = False,
 ) -> Simulation:
-    """Count the tiles that a kernel visits for one case of neighborhood attention (GNA, arXiv 2504.16922, NATTENSim).
+    """Count the tiles that a kernel visits for a case of neighborhood attention (GNA, arXiv 2504.16922, NATTENSim).
 
     Args:
         shape: length of each axis of the map, 1 to 3 axes.
-        window: window length, one for all axes or one per axis; times the dilation at most the axis.
+        window: window length, one for all axes or one per axis; its product with the dilation must not exceed the axis.
         stride: from 1 to the window, one for all axes or one per axis.
-        dilation: one for all axes or one per axis; need not divide the axis.
+        dilation: one for all axes or one per axis; it need not divide the axis.
         causal: one for all axes or one per axis.
-        q_tile: queries of a tile, one for all axes or one per axis. The product is the tile size of the kernel.
-        kv_tile: keys of a tile, likewise.
-        dynamic: key tiles start at the first key needed, not at multiples of the tile.
+        q_tile: queries per tile, one for all axes or one per axis. The product is the tile size of the kernel.
+        kv_tile: keys per tile, one for all axes or one per axis.
+        dynamic: key tiles start at the first key needed instead of at multiples of the tile size.
 
     Raises:
-        ValueError: for arguments that do not fit together; the message names the argument.
+        ValueError: invalid arguments.
     """
     pattern = make_pattern(shape, window, stride, dilation, causal)
     rank = len(pattern.shape)
@@ -358,7 +354,7 @@ def simulate(
 
 
 def axis_tiles(case: Simulation, axis: int) -> AxisTiles:
-    """Where the query tiles of one axis find their keys, dilation group by dilation group."""
+    """The query tiles of one axis and their keys, ordered by dilation group."""
     length, window, stride, dilation, causal = case.pattern.axes[axis]
     parts, offset, tile_offset = [], 0, 0
     for groups in axis_groups(length, dilation):
@@ -373,17 +369,17 @@ def axis_tiles(case: Simulation, axis: int) -> AxisTiles:
 
 
 def tile_map(case: Simulation) -> np.ndarray:
-    """Which key tiles each query tile visits: `SKIPPED`, `PARTIAL` or `FULL`.
+    """The state of each pair of query tile and key tile: `SKIPPED`, `PARTIAL` or `FULL`.
 
     Returns:
         ``[query_tiles, key_tiles]``, uint8. Tiles are flattened in row-major order of the map; with dilation the
-        tiles of an axis come group by group.
+        tiles of an axis are ordered by group.
 
     Raises:
-        ValueError: for dynamic key tiles, which have no common grid.
+        ValueError: dynamic key tiles, which have no common grid.
     """
     if case.tiling.dynamic:
-        raise ValueError("tile_map needs static key tiles; dynamic=True has no common grid of them")
+        raise ValueError("`dynamic` must be False for a tile map, since dynamic key tiles have no common grid")
     visited = full = np.ones((1, 1), dtype=np.uint8)
     for axis, (tile, counts) in enumerate(zip(case.tiling.key, case.axes, strict=True)):
         tiles, column = axis_tiles(case, axis), np.arange(counts.key_tiles)

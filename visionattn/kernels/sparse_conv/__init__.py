@@ -1,4 +1,4 @@
-"""Sparse 3-D convolution on voxels, in PyTorch."""
+"""Sparse 3D convolution on voxels."""
 
 from visionattn.kernels.sparse_conv.api import sparse_conv3d, sparse_depthwise_conv3d
 from visionattn.kernels.sparse_conv.neighbors import Neighbors

@@ -1,4 +1,4 @@
-"""Which voxels meet under each offset of a kernel: found once by sorted look-up, used by every layer of that shape."""
+"""Pairs of input and output voxels for each offset of a kernel, found by a sorted lookup and shared between layers."""
 
 import math
 import operator
@@ -15,16 +15,16 @@ __all__ = ["Neighbors", "voxel_keys"]
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The pairs of an input voxel and an output voxel of a sparse convolution, by offset of the kernel.
+    """Pairs of input voxel and output voxel of a sparse convolution, by offset of the kernel.
 
     Attributes:
         kernel_size: along z, y, x.
-        coords: int64 ``[M, 4]`` (batch, z, y, x) of the output voxels.
+        coords: int64 ``[M, 4]``, (batch, z, y, x) of the output voxels.
         spatial_shape: (D, H, W) of the output.
         num_inputs: number of input voxels.
-        sources: for each offset, in the order z, y, x of the kernel, int64 rows of the input.
-        targets: and the rows of the output that they go to; no row comes twice under one offset.
-        same_sites: the output voxels are the input voxels, in the same order.
+        sources: int64 rows of the input for each offset, in (z, y, x) order of the kernel.
+        targets: the corresponding rows of the output; unique for each offset.
+        same_sites: whether the output voxels are the input voxels, in the same order.
     """
 
     kernel_size: tuple[int, int, int]
@@ -42,19 +42,19 @@ class Neighbors:
 
     @classmethod
     def submanifold(cls, coords: Tensor, spatial_shape: Sequence[int], kernel_size: int | Sequence[int]) -> "Neighbors":
-        """Of a convolution whose output voxels are its input voxels (Graham et al., CVPR 2018), stride 1.
+        """Neighbors of a submanifold convolution, whose output voxels are its input voxels (Graham et al., CVPR 2018).
 
         Args:
-            coords: int64 ``[N, 4]`` (batch, z, y, x), each voxel once.
+            coords: int64 ``[N, 4]``, (batch, z, y, x) of unique voxels.
             spatial_shape: (D, H, W).
-            kernel_size: odd, one number or one for each axis; the padding is half of it.
+            kernel_size: odd, one number or one per axis; the padding is half of it.
 
         Raises:
-            ValueError: an argument out of its range, a voxel outside of the shape, or one that comes twice.
+            ValueError: an argument out of range, or voxels that are outside the shape or duplicated.
         """
         shape, size = _triple("spatial_shape", spatial_shape), _triple("kernel_size", kernel_size)
         if any(k % 2 == 0 for k in size):
-            raise ValueError(f"kernel_size={size} must be odd, so that it reaches equally far to both sides")
+            raise ValueError(f"`kernel_size` must be odd, got {size}")
         keys = voxel_keys(coords, shape)
         order, ranked = _ranked(keys)
         offsets = list(product(*(range(-(k // 2), k // 2 + 1) for k in size)))
@@ -69,7 +69,7 @@ class Neighbors:
             target = hit.nonzero().squeeze(1)
             source = order[found[target]]
             sources[index], targets[index] = source, target
-            # the opposite offset pairs the same voxels the other way round
+            # the opposite offset has the same pairs in reverse
             sources[-1 - index], targets[-1 - index] = target, source
         return cls(size, coords, shape, len(coords), tuple(sources), tuple(targets), True)
 
@@ -82,21 +82,23 @@ class Neighbors:
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] = 0,
     ) -> "Neighbors":
-        """Of a convolution with an output voxel wherever the kernel meets an input voxel, in order of (b, z, y, x).
+        """Neighbors of a strided convolution, with an output voxel wherever the kernel covers an input voxel.
+
+        The output voxels are in (batch, z, y, x) order.
 
         Args:
-            coords: int64 ``[N, 4]`` (batch, z, y, x), each voxel once.
+            coords: int64 ``[N, 4]``, (batch, z, y, x) of unique voxels.
             spatial_shape: (D, H, W) of the input; the output's is ``(D + 2 * padding - kernel) // stride + 1``.
-            kernel_size, stride, padding: one number, or one for each axis.
+            kernel_size, stride, padding: one number or one per axis.
 
         Raises:
-            ValueError: an argument out of its range, a voxel outside of the shape, or one that comes twice.
+            ValueError: an argument out of range, or voxels that are outside the shape or duplicated.
         """
         shape, size = _triple("spatial_shape", spatial_shape), _triple("kernel_size", kernel_size)
         step, pad = _triple("stride", stride), _triple("padding", padding, least=0)
         out = tuple((d + 2 * p - k) // s + 1 for d, p, k, s in zip(shape, pad, size, step, strict=True))
         if min(out) < 1:
-            raise ValueError(f"kernel_size={size} is larger than spatial_shape={shape} with padding={pad}")
+            raise ValueError(f"`kernel_size` must fit into spatial_shape={shape} with padding={pad}, got {size}")
         _ranked(voxel_keys(coords, shape))
         rows, keys = [], []
         for offset in product(*(range(k) for k in size)):
@@ -109,25 +111,26 @@ class Neighbors:
 
 
 def voxel_keys(coords: Tensor, shape: Sequence[int], check: bool = True) -> Tensor:
-    """One int64 for each voxel, in order of (batch, z, y, x).
+    """One int64 key per voxel, whose order is that of (batch, z, y, x).
 
     Raises:
-        ValueError: ``coords`` is not int64 ``[N, 4]``, or, with ``check``, a voxel lies outside of the shape.
+        ValueError: ``coords`` is not int64 ``[N, 4]``, or, with ``check``, a voxel is outside the shape.
     """
     if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype != torch.int64:
-        raise ValueError(f"coords is {coords.dtype} {tuple(coords.shape)}; it must be int64 [N, 4]: batch, z, y, x")
+        raise ValueError(f"`coords` must be int64 [N, 4] (batch, z, y, x), got {coords.dtype} {list(coords.shape)}")
     if math.prod(shape) >= 1 << 63:
-        raise ValueError(f"spatial_shape={tuple(shape)} has more places than an int64 counts")
+        raise ValueError(f"`spatial_shape` must have fewer positions than int64 can represent, got {tuple(shape)}")
     batch, z, y, x = coords.unbind(1)
     if check and len(coords):
         if coords.is_meta:
-            raise ValueError("coords is on the meta device; its values are needed")
+            raise ValueError("`coords` must not be on the meta device, since its values are needed")
         limit = coords.new_tensor(shape)
         if bool((coords < 0).any() | (coords[:, 1:] >= limit).any()):
-            raise ValueError(f"coords has voxels outside of spatial_shape={tuple(shape)}")
+            raise ValueError(f"`coords` must be inside spatial_shape={tuple(shape)}")
         if (int(batch.max()) + 1) * math.prod(shape) >= 1 << 63:
             raise ValueError(
-                f"coords has the batch {int(batch.max())}, with spatial_shape={tuple(shape)} more than an int64 counts"
+                f"the batch index of `coords` is too large for int64 keys with spatial_shape={tuple(shape)}, "
+                f"got {int(batch.max())}"
             )
     return ((batch * shape[0] + z) * shape[1] + y) * shape[2] + x
 
@@ -145,27 +148,27 @@ def _triple(name: str, value: int | Sequence[int], least: int = 1) -> tuple[int,
     whole = all(isinstance(v, SupportsIndex) and not isinstance(v, bool) for v in given)
     values = tuple(operator.index(v) for v in given) if whole else ()
     if len(values) != 3 or min(values) < least or max(values) >= 1 << 62:
-        raise ValueError(f"{name}={value} must be one or three whole numbers of at least {least}")
+        raise ValueError(f"`{name}` must be one or three integers of at least {least}, got {value}")
     return values  # type: ignore[return-value]
 
 
 def _ranked(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in order of their keys, and the keys in order; each must come once."""
+    """Rows sorted by their keys, and the sorted keys, which must be unique."""
     ranked, order = keys.sort()
     if bool((ranked[1:] == ranked[:-1]).any()):
-        raise ValueError("coords has a voxel twice; merge the features of a voxel before")
+        raise ValueError("`coords` must be unique; merge the features of duplicated voxels")
     return order, ranked
 
 
 def _shifted(coords: Tensor, offset: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Keys of the places at an offset, and which of them are inside: out of range, x would run into the next y."""
+    """Keys of the positions at an offset, and which of them are inside; outside, keys would wrap to the next row."""
     places = coords + coords.new_tensor([0, *offset])
     inside = ((places[:, 1:] >= 0) & (places[:, 1:] < coords.new_tensor(shape))).all(1)
     return voxel_keys(places, shape, check=False), inside
 
 
 def _find(ranked: Tensor, sought: Tensor) -> Tensor:
-    """Place of each key in the ranked ones, or -1."""
+    """Index of each key in the sorted keys, or -1."""
     if not len(ranked):
         return torch.full_like(sought, -1)
     place = torch.searchsorted(ranked, sought).clamp_(max=len(ranked) - 1)
@@ -175,7 +178,7 @@ def _find(ranked: Tensor, sought: Tensor) -> Tensor:
 def _meets(
     coords: Tensor, offset: Sequence[int], stride: Sequence[int], padding: Sequence[int], out: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Input rows that an offset of the kernel meets, and the output places at which it does."""
+    """Input rows covered by an offset of the kernel, and the corresponding output positions."""
     at = coords[:, 1:] + coords.new_tensor(padding) - coords.new_tensor(offset)
     step = coords.new_tensor(stride)
     place = torch.div(at, step, rounding_mode="floor")

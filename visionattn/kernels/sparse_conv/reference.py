@@ -1,4 +1,4 @@
-"""Sparse convolution by its definition: a dense convolution with zeros where there is no voxel, read at the outputs."""
+"""Reference implementation of sparse convolution: a dense convolution with zeros for absent voxels."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ __all__ = ["dense_conv3d", "scatter_dense"]
 
 
 def scatter_dense(features: Tensor, coords: Tensor, batch_size: int, spatial_shape: Sequence[int]) -> Tensor:
-    """Rows ``[N, C]`` at (batch, z, y, x) to a map ``[B, C, D, H, W]``, zero where there is no voxel."""
+    """Rows ``[N, C]`` at (batch, z, y, x) to a map ``[B, C, D, H, W]``, zero for absent voxels."""
     dense = features.new_zeros((batch_size, *spatial_shape, features.shape[1]))
     dense = dense.index_put(tuple(coords.unbind(1)), features)
     return dense.permute(0, 4, 1, 2, 3)

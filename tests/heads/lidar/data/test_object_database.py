@@ -120,3 +120,15 @@ def test_probability_and_arguments(frames):
         ObjectPaste(database, {"car": -2})
     with pytest.raises(ValueError, match="without a transform"):
         cut_objects(PointCloudSet(frames.frames, CLASSES, transform=lambda item, rng: item))
+
+
+def test_classes_are_matched_by_name(frames):
+    paste = ObjectPaste(cut_objects(frames), {"person": 3})
+    item = frames.load(0)
+    other = {**item, "labels": 2 - item["labels"], "classes": ("van", "person", "car")}
+    pasted = paste(other, np.random.default_rng(0))
+    new = pasted["labels"][len(item["labels"]) :]
+    assert len(new) > 0
+    assert (new == 1).all()
+    with pytest.raises(ValueError, match=r"class 'person', which the dataset \(car\) lacks"):
+        paste({**item, "classes": ("car",)}, np.random.default_rng(0))

@@ -117,7 +117,7 @@ class ObjectPaste:
     of the scan inside a pasted box are removed.
 
     Args:
-        database: the objects; its classes must be those of the items.
+        database: the objects. Its classes are matched by name with ``classes`` of the items, if these have them.
         up_to: for each class, the number of objects in a scan after pasting.
         turn: place objects at a random azimuth; not suitable for scans labelled only in a camera's view.
         to_ground: move objects vertically onto the lowest nearby points, if these are within 1 m of the object's
@@ -152,12 +152,14 @@ class ObjectPaste:
     def __call__(self, item: Item, rng: np.random.Generator) -> Item:
         if rng.random() >= self.probability:
             return item
+        names = tuple(item.get("classes", self.database.classes))
         taken = np.concatenate([item["boxes"], item["ignore_boxes"]])
         chosen: list[int] = []
         new_boxes: list[np.ndarray] = []
         cuts: list[np.ndarray] = []
         for label, count in self.up_to.items():
-            missing = min(count - int((item["labels"] == label).sum()), len(self._pools[label]))
+            own = self._label_in(names, label)
+            missing = min(count - int((item["labels"] == own).sum()), len(self._pools[label]))
             if missing <= 0:
                 continue
             for index in rng.choice(self._pools[label], missing, replace=False):
@@ -169,7 +171,15 @@ class ObjectPaste:
                     cuts.append(points)
         if not chosen:
             return item
-        return self._joined(item, chosen, np.stack(new_boxes).astype(np.float32), cuts)
+        labels = np.array([self._label_in(names, label) for label in self.database.labels[chosen]], np.int64)
+        return self._joined(item, chosen, labels, np.stack(new_boxes).astype(np.float32), cuts)
+
+    def _label_in(self, names: Sequence[str], label: int) -> int:
+        """Return the label that a class of the database has in a dataset with these class names."""
+        name = self.database.classes[label]
+        if name not in names:
+            raise ValueError(f"`up_to` has the class {name!r}, which the dataset ({', '.join(names)}) lacks")
+        return names.index(name)
 
     def _placed(self, index: int, scene: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         box, points = self.database.boxes[index].copy(), self.database.cut(index).copy()
@@ -191,14 +201,16 @@ class ObjectPaste:
                 points[:, 2] += shift
         return box, points
 
-    def _joined(self, item: Item, chosen: list[int], boxes: np.ndarray, cuts: list[np.ndarray]) -> Item:
+    def _joined(
+        self, item: Item, chosen: list[int], labels: np.ndarray, boxes: np.ndarray, cuts: list[np.ndarray]
+    ) -> Item:
         kept = np.ones(len(item["points"]), bool)
         for box in boxes:
             kept[points_in_box(item["points"], box)] = False
         changed: dict[str, Any] = dict(item)
         changed["points"] = np.concatenate([item["points"][kept], *cuts])
         changed["boxes"] = np.concatenate([item["boxes"], boxes])
-        changed["labels"] = np.concatenate([item["labels"], self.database.labels[chosen]])
+        changed["labels"] = np.concatenate([item["labels"], labels])
         changed["difficulty"] = np.concatenate([item["difficulty"], self.database.difficulty[chosen]])
         if "velocity" in item:
             unknown = np.full((len(chosen), 2), np.nan, np.float32)

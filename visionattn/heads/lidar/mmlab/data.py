@@ -116,7 +116,8 @@ class PointCloudDataset(BaseDataset):
     def prepare_data(self, idx: int) -> Any:
         """Load a frame and apply the pipeline."""
         info = self.get_data_info(idx)
-        return self.pipeline({**self.frames.load(info["number"]), "sample_idx": info["sample_idx"]})
+        item = self.frames.load(info["number"])
+        return self.pipeline({**item, "sample_idx": info["sample_idx"], "classes": self.frames.classes})
 
 
 class _Seeded:

@@ -1,8 +1,8 @@
-"""Small maps on a CPU: attention over the whole map with a mask.
+"""Dense masked attention over the whole map, for small maps on a CPU.
 
-Where a map takes a tenth of a millisecond, gathering tiles costs more than the scores they save, and a whole map is
-one strided view. One image goes through two products and a softmax; several through PyTorch's fused attention, which
-takes images and heads in one call.
+For small maps, which take a tenth of a millisecond, gathering tiles costs more than the scores it saves, and the whole
+map is a single strided view. A single image uses two matrix products and a softmax; several images use PyTorch's fused
+attention, which processes images and heads in one call.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ View = tuple[tuple[int, ...], tuple[int, ...]]  # sizes and strides
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """A map as one tile; ``views`` are those of query, key and value as ``[images, heads, positions, d]``."""
+    """The whole map as one tile; ``views`` of query, key and value are ``[images, heads, positions, d]``."""
 
     plan: Plan
     exact: torch.dtype
@@ -36,14 +36,14 @@ class Whole:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """Additive ``[images, heads, queries, keys]``; None if every query sees the whole map."""
+        """Additive mask ``[images, heads, queries, keys]``; None if all queries attend to the whole map."""
         if not self.plan.masked:
             return None
         return self.plan.mask(self.exact).view(1, 1, *self.shape[2:]).expand(self.shape)
 
     @cached_property
     def single_mask(self) -> Tensor | None:
-        """`mask` of a single image, ``[heads, queries, keys]``."""
+        """`mask` for a single image, ``[heads, queries, keys]``."""
         return None if self.mask is None else self.mask[0]
 
     def bias(self, rpb: Tensor) -> Tensor:
@@ -53,18 +53,18 @@ class Whole:
 
     @cached_property
     def operands(self) -> tuple[View, View, View]:
-        """`views` of a single image for the products: ``[heads, positions, d]``, and keys transposed."""
+        """`views` for the products of a single image: ``[heads, positions, d]``, with keys transposed."""
         q, k, v = ((sizes[1:], strides[1:]) for sizes, strides in self.views)
         return q, tuple((x[0], x[2], x[1]) for x in k), v
 
     @cached_property
     def buffer(self) -> Key:
-        """Scratch memory of a single image for scores."""
+        """Scratch memory for the scores of a single image."""
         return "neighborhood scores", self.shape[1:], self.exact
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None, problem: tuple) -> Whole | None:
-    """How to take the map whole, or None where tiles are faster or the problem does not fit."""
+    """The whole map as one tile, or None if tiles are faster or dense attention is not supported."""
     if q.device.type != "cpu" or q.shape != k.shape or q.shape != v.shape or max(problem[2]) > 1:
         return None
     return _choose(problem, q.shape, q.stride(), k.stride(), v.stride(), q.dtype, rpb is not None)
@@ -87,7 +87,7 @@ def _choose(problem: tuple, shape: tuple[int, ...], *rest) -> Whole | None:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, rpb: Tensor | None, whole: Whole, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor]:
-    """As `torch_tiles.forward`, for what `choose` gives."""
+    """Same as `torch.tiles.forward`, for a result of `choose`."""
     if q.shape[0] > 1 or return_lse or q.dtype != whole.exact:
         return _fused(q, k, v, rpb, whole, scale, return_lse)
     q_view, k_view, v_view = whole.operands
@@ -98,8 +98,8 @@ def forward(
         torch.baddbmm(scores, queries, keys, beta=0, alpha=scale, out=scores)
     else:
         torch.baddbmm(bias, queries, keys, alpha=scale, out=scores)
-    torch.softmax(scores, -1, out=scores)  # row by row, so it may overwrite what it reads
-    # Turned by a copy: writing the product through strides takes longer.
+    torch.softmax(scores, -1, out=scores)  # works row by row, so in-place is safe
+    # Transposing by a copy is faster than writing the product to a strided output.
     values = torch.bmm(scores, v.as_strided(*v_view))
     return values.transpose(0, 1).contiguous().view(q.shape), q.new_empty(0)
 

@@ -1,6 +1,6 @@
-"""How the portable backend walks a problem: passes over images and heads, and in them chunks of tiles.
+"""Loop structure of the PyTorch backend: passes over images and heads, divided into chunks of tiles.
 
-All that depends on shapes alone is worked out here once and kept, so that a call is little more than its operators.
+Everything that depends only on shapes is computed here once and cached, so that the overhead of a call is small.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from visionattn.kernels.workspace import Key
 
 __all__ = ["Chunk", "Pass", "Source", "passes", "readable"]
 
-CHUNK_SCORES = 1 << 19  # scores that exist at one time; a few megabytes stay in the caches of most processors
-PASS_NUMBERS = 1 << 24  # numbers in the gathered results of one pass
+CHUNK_SCORES = 1 << 19  # scores per chunk; a few megabytes fit into the caches of most processors
+PASS_NUMBERS = 1 << 24  # size of the gathered results of one pass
 
 
 def readable(x: Tensor) -> Tensor:
-    """``x [B, *spatial, heads, d]``, copied if its memory is no table of equal rows."""
+    """``x [B, *spatial, heads, d]``, copied if it cannot be read as a table of equal rows."""
     return x if Rows.of(x) else x.contiguous()
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a pass finds one of its tensors: rows of ``dim`` numbers, from ``first`` numbers into the tensor on."""
+    """Location of the data of a pass in a tensor: rows of ``dim`` numbers, starting at element ``first``."""
 
     count: int
     dim: int
@@ -40,12 +40,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A range of a pass's tiles: rows to gather from each source, looks to add, and the buffers to use."""
+    """A range of the tiles of a pass: rows to gather from each source, bias patterns to add, and buffers."""
 
     tiles: slice
     place: slice  # in [images * tiles * heads, ...]
     rows: tuple[Tensor, ...]
-    looks: Tensor
+    patterns: Tensor
     gathered: tuple[Key, ...]
     scores: Key
     probability: Key
@@ -53,7 +53,7 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """All tiles of some images and heads; ``shared`` are the key heads that these query heads read."""
+    """All tiles of some images and heads; ``shared`` are the key heads of these query heads."""
 
     plan: Plan
     images: slice
@@ -83,22 +83,22 @@ class Pass:
 
     @cached_property
     def results(self) -> Tensor:
-        """Which row of ``[images * tiles * heads * queries, d]`` goes to each image, token and head."""
+        """Row of ``[images * tiles * heads * queries, d]`` of each image, token and head."""
         return self.plan.result_rows(self.image_count, self.head_count)
 
     def buffer(self, name: str, positions: int, dim: int, dtype: torch.dtype | None = None) -> Key:
-        """For values of all tiles, ``[images * tiles * heads, positions, dim]``."""
+        """Key of a buffer for all tiles, ``[images * tiles * heads, positions, dim]``."""
         count = self.image_count * self.plan.tiles * self.head_count
         return f"neighborhood {name}", (count, positions, dim), dtype or self.exact
 
 
 def passes(queries: Sequence[Tensor], keys: Sequence[Tensor], problem: tuple, bias: bool) -> tuple[Pass, ...]:
-    """Images and heads in groups whose gathered keys fit `PASS_NUMBERS`; at least one key head of one image.
+    """Divide images and heads into groups whose gathered keys do not exceed `PASS_NUMBERS`, if possible.
 
     Args:
-        queries: ``[B, *spatial, heads, d]`` each, read by the tiles' queries; the first is the query itself, in the
-            type of the computation.
-        keys: key and value, ``[B, *spatial, heads_kv, d]``, read by the halos.
+        queries: tensors ``[B, *spatial, heads, d]`` gathered for the queries of the tiles; the first is the query, in
+            the dtype of the computation.
+        keys: key and value, ``[B, *spatial, heads_kv, d]``, gathered for the halos.
         problem: (kernel, stride, dilation, causal), each per axis.
     """
     x = queries[0]
@@ -148,12 +148,12 @@ def _passes(problem, layouts, dtypes, query_count, dims, device, bias, chunk_sco
 def _chunks(
     plan: Plan, specs: tuple, images: int, heads: int, biased: bool, exact: torch.dtype, limit: int
 ) -> tuple[Chunk, ...]:
-    """All tiles of some images and heads, in chunks of equal size whose scores fit ``limit``."""
+    """Divide the tiles of some images and heads into chunks of equal size with at most ``limit`` scores."""
     total, nq, nk = images * plan.tiles, plan.queries.shape[1], plan.keys.shape[1]
     step = min(max(limit // (plan.pairs * heads), 1), total)
     step = -(-total // -(-total // step))
     rows = [plan.rows(which, layout, images, heads, repeat) for which, layout, repeat, *_ in specs]
-    looks = plan.look_rows(images, heads, biased)
+    patterns = plan.pattern_rows(images, heads, biased)
     chunks = []
     for start in range(0, total, step):
         tiles = slice(start, min(start + step, total))
@@ -168,7 +168,7 @@ def _chunks(
                 tiles,
                 slice(tiles.start * heads, tiles.stop * heads),
                 tuple(x[tiles].view(-1) for x in rows),
-                looks[tiles].reshape(-1),
+                patterns[tiles].reshape(-1),
                 tuple(gathered),
                 ("neighborhood scores", (n, nq, nk), exact),
                 ("neighborhood probability", (n, nq, nk), exact),

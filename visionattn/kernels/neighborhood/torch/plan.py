@@ -1,8 +1,8 @@
-"""Index tables of the portable backend: which rows of the tensors make up each tile, and where results go.
+"""Index tables of the PyTorch backend: the rows of the tensors in each tile, and the positions of the results.
 
-A tensor ``[B, *spatial, heads, d]`` is read as a table of rows of ``d`` numbers, wherever a token and head may lie in
-memory. A tile is then a list of row numbers, so that dilation groups (uneven ones too), shifted borders, ragged
-tiles and shared key heads are all the same to the code that computes. Tables are made once for each geometry.
+A tensor ``[B, *spatial, heads, d]`` is read as a table of rows of ``d`` numbers, for any memory layout of tokens and
+heads. A tile is a list of row indices, so dilation groups (including uneven ones), shifted windows at borders, partial
+tiles and shared key heads need no special cases in the computation. Tables are built once per geometry.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def _outer(tables: list[Tensor], combine) -> Tensor:
 
 
 def _pairs(tables: list[Tensor], combine) -> Tensor:
-    """Combine per-axis ``[looks, queries, keys]`` tables into one over the products of all three."""
+    """Combine per-axis ``[patterns, queries, keys]`` tables into one over the products of all three."""
     result = tables[0]
     for table in tables[1:]:
         result = combine(result[:, None, :, None, :, None], table[None, :, None, :, None, :])
@@ -45,7 +45,7 @@ def _pairs(tables: list[Tensor], combine) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """How a tensor lies in memory, counted in rows of ``d`` numbers: steps between images, tokens and heads."""
+    """Memory layout of a tensor in rows of ``d`` numbers: strides between images, tokens and heads."""
 
     image: int
     token: int
@@ -53,13 +53,13 @@ class Rows:
 
     @staticmethod
     def of(x: Tensor) -> "Rows | None":
-        """None if ``x [B, *spatial, heads, d]`` cannot be read as equal rows with one step between its tokens."""
+        """None if ``x [B, *spatial, heads, d]`` cannot be read as equal rows with a constant stride between tokens."""
         return Rows.from_strides(tuple(x.shape), x.stride())
 
     @staticmethod
     @lru_cache(maxsize=256)
     def from_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> "Rows | None":
-        """As `of`, for a tensor of this shape and strides."""
+        """Same as `of`, for a tensor with this shape and strides."""
         d, step = shape[-1], strides[-3]
         for length, stride in zip(reversed(shape[1:-2]), reversed(strides[1:-2]), strict=True):
             if length > 1 and stride != step:
@@ -73,23 +73,23 @@ class Rows:
 
 @dataclass(frozen=True)
 class Bags:
-    """Rows to add up: sum ``i`` takes the rows ``index[offsets[i]:offsets[i + 1]]``."""
+    """Rows to sum: sum ``i`` is over the rows ``index[offsets[i]:offsets[i + 1]]``."""
 
     index: Tensor
     offsets: Tensor
 
 
-@dataclass(frozen=True, eq=False)  # one for each geometry: identity is a quick cache key
+@dataclass(frozen=True, eq=False)  # one per geometry, so identity is a fast cache key
 class Plan:
     """All tiles of a map. Tokens are numbered in row-major order; tables are ``int64`` on the CPU.
 
     Attributes:
-        queries: tokens of each tile's queries ``[tiles, queries]``; ragged tiles repeat some.
-        keys: tokens of each tile's halo ``[tiles, keys]``.
-        valid: ``[tiles, queries]``, False for a repeated query; None if there are none.
-        kinds: look of each tile ``[tiles]``.
-        allowed: ``[looks, queries, keys]``, whether the query attends to the key.
-        offsets: ``[looks, queries, keys]``, entry of the flat bias table; only where allowed.
+        queries: tokens of the queries of each tile, ``[tiles, queries]``; partial tiles are padded with duplicates.
+        keys: tokens of the halo of each tile, ``[tiles, keys]``.
+        valid: ``[tiles, queries]``, False for padded duplicates; None if there are none.
+        pattern_ids: pattern of each tile, ``[tiles]``; tiles with the same mask and bias share a pattern.
+        allowed: ``[patterns, queries, keys]``, whether the query attends to the key.
+        offsets: ``[patterns, queries, keys]``, entry of the flat bias table; valid only where allowed.
     """
 
     device: torch.device
@@ -97,7 +97,7 @@ class Plan:
     queries: Tensor
     keys: Tensor
     valid: Tensor | None
-    kinds: Tensor
+    pattern_ids: Tensor
     allowed: Tensor
     offsets: Tensor
     entries: int
@@ -107,12 +107,12 @@ class Plan:
         return self.queries.shape[0]
 
     @property
-    def looks(self) -> int:
+    def patterns(self) -> int:
         return self.allowed.shape[0]
 
     @property
     def pairs(self) -> int:
-        """Scores of one tile of one head."""
+        """Number of scores of one tile and head."""
         return self.queries.shape[1] * self.keys.shape[1]
 
     @cached_property
@@ -121,7 +121,7 @@ class Plan:
 
     @cached_property
     def bias_index(self) -> Tensor:
-        """Flat ``[looks * queries * keys]``; masked pairs read one entry past the end of the table."""
+        """Flat ``[patterns * queries * keys]``; masked pairs have the index one past the end of the table."""
         return self.offsets.masked_fill(~self.allowed, self.entries).flatten().to(self.device)
 
     @cached_property
@@ -129,21 +129,21 @@ class Plan:
         return {}
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """Additive ``[looks, queries * keys]`` of 0 and -inf."""
+        """Additive mask ``[patterns, queries * keys]`` of 0 and -inf."""
         if dtype not in self._masks:
             mask = torch.zeros(self.allowed.shape, dtype=dtype).masked_fill_(~self.allowed, -torch.inf)
             self._masks[dtype] = mask.flatten(1).to(self.device)
         return self._masks[dtype]
 
     def one_hot(self, images: int, dtype: torch.dtype) -> Tensor:
-        """``[looks, images * tiles]``: sums over tiles that look alike are a product with it."""
-        table = torch.zeros(self.looks, self.tiles).scatter_(0, self.kinds[None], 1.0)
+        """One-hot patterns ``[patterns, images * tiles]``; a product with it sums over the tiles of each pattern."""
+        table = torch.zeros(self.patterns, self.tiles).scatter_(0, self.pattern_ids[None], 1.0)
         return table.repeat(1, images).to(self.device, dtype)
 
     def rows(self, which: str, layout: Rows, images: int, heads: int, repeat: int) -> Tensor:
-        """Row numbers ``[images * tiles, heads * entries]`` of the queries' or keys' tokens.
+        """Row indices ``[images * tiles, heads * entries]`` of the tokens of queries or keys.
 
-        ``heads`` counts query heads; each run of ``repeat`` of them reads the same row.
+        ``heads`` is the number of query heads; ``repeat`` consecutive ones use the same row.
         """
         tokens = self.queries if which == "queries" else self.keys
         head = torch.arange(heads) // repeat * layout.head
@@ -151,15 +151,15 @@ class Plan:
         table = torch.arange(images)[:, None, None, None] * layout.image + table
         return table.view(images * self.tiles, -1).to(self.device, torch.int32)
 
-    def look_rows(self, images: int, heads: int, biased: bool) -> Tensor:
-        """Which row of the masks (or of the biases, ``[heads * looks]`` of them) each tile and head adds."""
-        table = self.kinds[:, None].expand(-1, heads)
+    def pattern_rows(self, images: int, heads: int, biased: bool) -> Tensor:
+        """Row of the masks (or of the ``[heads * patterns]`` biases) to add for each tile and head."""
+        table = self.pattern_ids[:, None].expand(-1, heads)
         if biased:
-            table = table + torch.arange(heads) * self.looks
+            table = table + torch.arange(heads) * self.patterns
         return table.repeat(images, 1).to(self.device, torch.int32)
 
     def valid_rows(self, images: int, dtype: torch.dtype) -> Tensor | None:
-        """``[images * tiles, 1, queries, 1]`` of 1 and 0; zero for the queries that repeat."""
+        """``[images * tiles, 1, queries, 1]``, 0 for padded duplicates and 1 otherwise."""
         if self.valid is None:
             return None
         return self.valid.to(self.device, dtype).repeat(images, 1)[:, None, :, None]
@@ -177,11 +177,11 @@ class Plan:
         return self._tables[key]
 
     def result_rows(self, images: int, heads: int) -> Tensor:
-        """Row of ``[images, tiles, heads, queries]`` that holds each token and head, ``[images * tokens * heads]``."""
+        """Row of ``[images, tiles, heads, queries]`` of each token and head, ``[images * tokens * heads]``."""
         return self._table(("result", images, heads), lambda: self._result_rows(images, heads))
 
     def key_bags(self, images: int, heads: int, repeat: int) -> Bags:
-        """The rows of ``[images, tiles, heads, keys]`` that belong to each image, token and key head."""
+        """Rows of ``[images, tiles, heads, keys]`` of each image, token and key head."""
         return self._table(("bags", images, heads, repeat), lambda: self._key_bags(images, heads, repeat))
 
     def _result_rows(self, images: int, heads: int) -> Tensor:
@@ -207,7 +207,7 @@ class Plan:
 
 @lru_cache(maxsize=PLANS)
 def make_plan(problem: tuple, shape: tuple[int, ...], tile: tuple[int, ...], device: torch.device) -> Plan:
-    """Cut a map into tiles; ``problem`` is (kernel, stride, dilation, causal), each per axis."""
+    """Divide a map into tiles; ``problem`` is (kernel, stride, dilation, causal), each per axis."""
     kernel, stride, dilation, causal = problem
     axes = [axis_tiles(*axis) for axis in zip(shape, kernel, stride, dilation, causal, tile, strict=True)]
     queries, keys, valid, allowed, offsets = [], [], [], [], []
@@ -216,15 +216,15 @@ def make_plan(problem: tuple, shape: tuple[int, ...], tile: tuple[int, ...], dev
         queries.append(torch.from_numpy(cut.positions(cut.query, cut.tile)) * step)
         keys.append(torch.from_numpy(cut.positions(cut.key, cut.halo)) * step)
         valid.append(torch.from_numpy(cut.filled))
-        shift, bounds = cut.looks[:, :1, None], cut.looks[:, 1:].reshape(-1, cut.tile, 2)
+        shift, bounds = cut.patterns[:, :1, None], cut.patterns[:, 1:].reshape(-1, cut.tile, 2)
         place = np.arange(cut.halo)
         allowed.append(torch.from_numpy((place >= bounds[..., :1]) & (place < bounds[..., 1:])))
         offset = shift + place - np.arange(cut.tile)[:, None] + kernel[axis] - 1
-        # Repeated queries read some entry; they do not count.
+        # Entries of padded duplicates are arbitrary; their results are discarded.
         offsets.append(torch.from_numpy(offset.clip(0, 2 * kernel[axis] - 2) * later))
-    kinds = torch.zeros(1, dtype=torch.long)
+    pattern_ids = torch.zeros(1, dtype=torch.long)
     for axis in axes:
-        kinds = (kinds[:, None] * len(axis.looks) + torch.from_numpy(axis.kinds)).flatten()
+        pattern_ids = (pattern_ids[:, None] * len(axis.patterns) + torch.from_numpy(axis.pattern_ids)).flatten()
     filled = _outer(valid, torch.logical_and)
     return Plan(
         device,
@@ -232,7 +232,7 @@ def make_plan(problem: tuple, shape: tuple[int, ...], tile: tuple[int, ...], dev
         _outer(queries, torch.add),
         _outer(keys, torch.add),
         None if bool(filled.all()) else filled,
-        kinds,
+        pattern_ids,
         _pairs(allowed, torch.logical_and),
         _pairs(offsets, torch.add),
         prod(2 * k - 1 for k in kernel),

@@ -1,9 +1,9 @@
-"""The portable backend: tiles of queries, each a small dense attention over the halo of keys their windows cover.
+"""The PyTorch backend: tiles of queries, each a small dense attention over the halo of keys in their windows.
 
-A tile of 4×4 queries with a 7×7 window needs 10×10 keys. Rows are gathered by index tables (`torch_plan`), all tiles
-go through two batched products and a softmax, and results are gathered back. Backward computes the probabilities
-again; every key then adds up what the tiles around it hold for it, in a fixed order. Memory is bounded: scores exist
-for one chunk of tiles at a time, and gathered results for one pass of images and heads.
+A tile of 4x4 queries with a 7x7 window needs 10x10 keys. Rows are gathered by index tables (`torch.plan`), all tiles
+are processed by two batched products and a softmax, and results are gathered back. Backward recomputes the
+probabilities; the gradient of a key is the sum over the tiles that contain it, in a fixed order. Memory is bounded:
+scores are stored for one chunk of tiles at a time, and gathered results for one pass of images and heads.
 """
 
 from functools import lru_cache
@@ -20,18 +20,18 @@ __all__ = ["backward", "forward"]
 
 @lru_cache(maxsize=8)
 def _value_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """In which type probabilities and values are multiplied.
+    """The dtype in which probabilities and values are multiplied.
 
-    A processor with instructions for bfloat16 takes half the time for it, and the sum is one of float32 inside; scores
-    would be rounded as they are stored, so they stay float32.
+    With bfloat16 instructions the product takes half the time, and it accumulates in float32; scores would be rounded
+    when stored, so they stay in float32.
     """
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # new in PyTorch
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # not in all versions
     fast = dtype == torch.bfloat16 and device.type == "cpu" and capabilities.get("avx512_bf16", False)
     return dtype if fast else torch.promote_types(dtype, torch.float32)
 
 
 def _convert(memory: Scratch, names: str, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The tensors in the type of a product, readable as rows; before tiles repeat them."""
+    """Convert tensors to the dtype of a product and a layout of equal rows, before tiles duplicate rows."""
     result = []
     for name, x in zip(names, tensors, strict=True):
         if x.dtype != dtype:
@@ -41,7 +41,7 @@ def _convert(memory: Scratch, names: str, tensors: list[Tensor], dtype: torch.dt
 
 
 def _gather(memory: Scratch, part: Pass, chunk: Chunk, tensors: list[Tensor]) -> list[Tensor]:
-    """The rows of each tensor that the chunk's tiles read: ``[tiles * heads, positions, d]``."""
+    """Gather the rows of each tensor for the tiles of a chunk: ``[tiles * heads, positions, d]``."""
     gathered = []
     for x, source, rows, key in zip(tensors, part.sources, chunk.rows, chunk.gathered, strict=True):
         target = memory.take(key)
@@ -51,20 +51,20 @@ def _gather(memory: Scratch, part: Pass, chunk: Chunk, tensors: list[Tensor]) ->
 
 
 def _probability(
-    memory: Scratch, chunk: Chunk, q: Tensor, k: Tensor, looks: Tensor | None, scale: float
+    memory: Scratch, chunk: Chunk, q: Tensor, k: Tensor, patterns: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Scores and their softmax over the keys, ``[tiles * heads, queries, keys]``."""
     scores = memory.take(chunk.scores)
-    if looks is None:
+    if patterns is None:
         torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=scale, out=scores)
     else:
-        torch.index_select(looks, 0, chunk.looks, out=scores.view(scores.shape[0], -1))
+        torch.index_select(patterns, 0, chunk.patterns, out=scores.view(scores.shape[0], -1))
         scores.baddbmm_(q, k.transpose(1, 2), alpha=scale)
     return scores, torch.softmax(scores, -1, out=memory.take(chunk.probability))
 
 
-def _looks(part: Pass, rpb: Tensor | None) -> Tensor | None:
-    """What the scores of each look add, ``[looks or heads * looks, queries * keys]``; None if nothing."""
+def _added_scores(part: Pass, rpb: Tensor | None) -> Tensor | None:
+    """Mask and bias of each pattern, ``[patterns or heads * patterns, queries * keys]``; None if there are none."""
     if rpb is None:
         return part.plan.mask(part.exact) if part.plan.masked else None
     table = F.pad(rpb[part.heads].to(part.exact).flatten(1), (0, 1), value=-torch.inf)
@@ -72,7 +72,7 @@ def _looks(part: Pass, rpb: Tensor | None) -> Tensor | None:
 
 
 def _put_back(memory: Scratch, part: Pass, values: Tensor, target: Tensor) -> None:
-    """Write ``values [images * tiles * heads * queries, d]`` to their places in ``target [B, *spatial, heads, d]``."""
+    """Scatter ``values [images * tiles * heads * queries, d]`` to ``target [B, *spatial, heads, d]``."""
     if not part.whole:
         target = target[part.images, ..., part.heads, :]
     if part.whole and target.dtype == values.dtype:
@@ -97,11 +97,11 @@ def forward(
     """Output and log-sum-exp; ``problem`` is (kernel, stride, dilation, causal), each per axis.
 
     Args:
-        q: ``[B, *spatial, heads, d]``; ``k`` and ``v`` may have fewer heads, ``v`` another width.
+        q: ``[B, *spatial, heads, d]``; ``k`` and ``v`` may have fewer heads, and ``v`` another head dimension.
         rpb: ``[heads, 2K-1, ...]`` or None.
 
     Returns:
-        ``[B, *spatial, heads, dim_v]`` in the type of ``q`` and ``[B, *spatial, heads]`` in float32 (float64);
+        ``[B, *spatial, heads, dim_v]`` in the dtype of ``q`` and ``[B, *spatial, heads]`` in float32 (float64);
         the second has no elements without ``return_lse``.
     """
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
@@ -111,13 +111,13 @@ def forward(
     value_type = _value_type(q.dtype, q.device)
     tensors = _convert(memory, "qk", [q, k], exact) + _convert(memory, "v", [v], value_type)
     for part in passes(tensors[:1], tensors[1:], problem, rpb is not None):
-        looks = _looks(part, rpb)
+        patterns = _added_scores(part, rpb)
         values = memory.take(part.buffer("values", part.nq, v.shape[-1], value_type))
         sums = memory.take(part.buffer("sums", part.nq, 1)) if return_lse else None
         for chunk in part.chunks:
             qt, kt, vt = _gather(memory, part, chunk, tensors)
-            scores, probability = _probability(memory, chunk, qt, kt, looks, scale)
-            if sums is not None:  # from the largest score and its probability, which is never small
+            scores, probability = _probability(memory, chunk, qt, kt, patterns, scale)
+            if sums is not None:  # from the maximum score and its probability, which is never small
                 sums[chunk.place] = scores.amax(-1, keepdim=True) - probability.amax(-1, keepdim=True).log_()
             if value_type != exact:
                 probability = memory.take((*chunk.probability[:2], value_type)).copy_(probability)
@@ -138,7 +138,7 @@ def backward(
     problem: tuple,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of `forward` with respect to q, k, v and rpb; probabilities are computed again, tile by tile."""
+    """Gradients of `forward` with respect to q, k, v and rpb; probabilities are recomputed tile by tile."""
     exact = torch.promote_types(q.dtype, torch.float32)
     grads = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     drpb = None if rpb is None else rpb.new_zeros(rpb.shape, dtype=exact)
@@ -154,34 +154,34 @@ def backward(
 def _backward_pass(
     part: Pass, tensors: list[Tensor], rpb: Tensor | None, scale: float, grads: tuple[Tensor, ...], drpb: Tensor | None
 ) -> None:
-    plan, heads, looks, memory = part.plan, part.head_count, _looks(part, rpb), scratch(grads[0].device)
+    plan, heads, patterns, memory = part.plan, part.head_count, _added_scores(part, rpb), scratch(grads[0].device)
     valid = plan.valid_rows(part.image_count, part.exact)
     dq, dk, dv = (
         memory.take(part.buffer(name, positions, grad.shape[-1]))
         for name, positions, grad in zip(("dq", "dk", "dv"), (part.nq, part.nk, part.nk), grads, strict=True)
     )
-    dlooks = None if rpb is None else dq.new_zeros(plan.looks, heads * plan.pairs)
+    grad_patterns = None if rpb is None else dq.new_zeros(plan.patterns, heads * plan.pairs)
     one_hot = None if rpb is None else plan.one_hot(part.image_count, part.exact)
     for chunk in part.chunks:
         qt, *upstream, kt, vt = _gather(memory, part, chunk, tensors)
-        if valid is not None:  # a query that stands twice counts once
+        if valid is not None:  # padded duplicate queries are masked out
             for x in upstream:
                 x.view(-1, heads, part.nq, x.shape[-1]).mul_(valid[chunk.tiles])
-        dscore, probability = _probability(memory, chunk, qt, kt, looks, scale)
+        dscore, probability = _probability(memory, chunk, qt, kt, patterns, scale)
         torch.bmm(probability.transpose(1, 2), upstream[0], out=dv[chunk.place])
-        # d(score) = probability * (d(probability) - sum(probability * d(probability))); the scores' buffer is free
+        # d(score) = probability * (d(probability) - sum(probability * d(probability))), in the buffer of the scores
         torch.bmm(upstream[0], vt.transpose(1, 2), out=dscore)
         torch._softmax_backward_data(dscore, probability, -1, part.exact, grad_input=dscore)
         if len(upstream) > 1:
             dscore.addcmul_(probability, upstream[1])
         for grad, left, right in ((dq, dscore, kt), (dk, dscore.transpose(1, 2), qt)):
             torch.baddbmm(grad[chunk.place], left, right, beta=0, alpha=scale, out=grad[chunk.place])
-        if dlooks is not None:
-            dlooks.addmm_(one_hot[:, chunk.tiles], dscore.view(-1, heads * plan.pairs))
+        if grad_patterns is not None:
+            grad_patterns.addmm_(one_hot[:, chunk.tiles], dscore.view(-1, heads * plan.pairs))
     _put_back(memory, part, dq.view(-1, dq.shape[-1]), grads[0])
     _add_up(part, dk, grads[1])
     _add_up(part, dv, grads[2])
-    if dlooks is not None:
-        entries = dlooks.view(plan.looks, heads, plan.pairs).transpose(0, 1).reshape(heads, -1)
+    if grad_patterns is not None:
+        entries = grad_patterns.view(plan.patterns, heads, plan.pairs).transpose(0, 1).reshape(heads, -1)
         table = dq.new_zeros(heads, plan.entries + 1).index_add_(1, plan.bias_index, entries)
         drpb[part.heads] += table[:, :-1].view(heads, *drpb.shape[1:])

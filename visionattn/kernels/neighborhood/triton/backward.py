@@ -1,8 +1,9 @@
-"""Backward of the Triton backend. Scores are computed again; nothing is added atomically, so bits repeat.
+"""Backward pass of the Triton backend, which recomputes the scores. There are no atomics, so it is deterministic.
 
-Three kernels. `query_kernel` walks the halos as forward does and gives the gradient of the queries, and ``delta``, the
-part of the softmax gradient that belongs to a query. `key_kernel` holds a tile of keys and gathers from the queries
-whose windows reach them; per axis those are an interval, too. `bias_kernel` in `triton_reductions` sums over the map.
+There are three kernels. `query_kernel` iterates over the halo like the forward pass and computes the gradient of the
+queries and ``delta``, the per-query term of the softmax gradient. `key_kernel` processes a tile of keys and iterates
+over the queries whose windows contain them, which are also an interval per axis. `bias_kernel` in
+`triton.reductions` sums over the map.
 """
 
 import triton
@@ -44,13 +45,13 @@ def query_kernel(
     grad_lse_ptr,
     grad_q_ptr,
     delta_ptr,
-    q_strides,  # batch, three axes, heads, head_dim, three axes times dilation; likewise below
+    q_strides,  # batch, three axes, heads, head_dim, three axes times dilation; same below
     k_strides,
     v_strides,
     extra_k_strides,  # batch, extra, heads, head_dim
     extra_v_strides,
     grad_out_strides,
-    grad_lse_strides,  # without head_dim: that entry is 0
+    grad_lse_strides,  # the entry of head_dim is 0
     lengths,
     dilation,
     tiles,
@@ -118,7 +119,7 @@ def query_kernel(
     row = token_of(batch, lengths, g0, g1, g2, p0, p1, p2, dilation) * heads + head
     out = load_rows(out_ptr + row * VALUE_DIM, 1, VALUE_DIM, BLOCK_VALUE)
     delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1)
-    if HAS_GRAD_LSE:  # it enters as the gradient of every score times the probability, as -delta does
+    if HAS_GRAD_LSE:  # its gradient for each score is the probability, like that of -delta
         lse_base = group_of(grad_lse_ptr, batch, g0, g1, g2, head, grad_lse_strides)
         delta -= tl.load(rows_of(lse_base, p0, p1, p2, grad_lse_strides, WIDE)).to(tl.float32)
     tl.store(delta_ptr + row, delta, mask=exists)
@@ -169,7 +170,7 @@ def query_kernel(
 
 @triton.jit
 def key_step(s, q, v, grad_out, lse, delta, grad_k, grad_v, PRECISION: tl.constexpr):
-    """Add what queries ``[M]`` give to the gradients of keys ``[N]``; ``s [N, M]`` holds the scores, transposed."""
+    """Accumulate the gradients of keys ``[N]`` from queries ``[M]``; ``s [N, M]`` are the transposed scores."""
     p = tl.exp2(s * LOG2E - (lse * LOG2E)[None, :])
     grad_v = dot(p.to(grad_out.dtype), grad_out, grad_v, PRECISION)
     grad_p = dot(v, tl.trans(grad_out), None, PRECISION)
@@ -180,7 +181,7 @@ def key_step(s, q, v, grad_out, lse, delta, grad_k, grad_v, PRECISION: tl.conste
 
 @triton.jit
 def _clip(start, end, first, TILE: tl.constexpr):
-    """A window seen from a key tile: first and last key, or ``TILE`` and 0, which hold no key, if it misses."""
+    """First and last key of a window within a key tile, or ``TILE`` and 0 if they do not overlap."""
     meets = (end > first) & (start < first + TILE)
     low = tl.where(meets, tl.maximum(start - first, 0), TILE)
     return low, tl.where(meets, tl.minimum(end - 1 - first, TILE), 0)
@@ -215,7 +216,7 @@ def key_kernel(
     STRIDE: tl.constexpr,
     CAUSAL: tl.constexpr,
     TILE: tl.constexpr,
-    HALO: tl.constexpr,  # queries whose windows reach the tile, at most, on each axis
+    HALO: tl.constexpr,  # maximum number of queries per axis whose windows overlap the tile
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RPB: tl.constexpr,

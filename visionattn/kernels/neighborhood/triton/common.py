@@ -1,7 +1,7 @@
-"""What the Triton kernels share: the axis rule, tiles and halos, masks and loads.
+"""Functions shared by the Triton kernels: windows, tiles and halos, masks and loads.
 
-A map of any rank is seen as three axes; the missing ones come last and have length 1. Tuples of three hold one entry
-per axis. All positions are in-group positions (see `geometry`), unless a name says otherwise.
+Maps of any rank are treated as three axes; missing ones come last with length 1. Tuples of three have one entry per
+axis. All positions are in-group positions (see `geometry`) unless stated otherwise.
 """
 
 import os
@@ -34,8 +34,8 @@ _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """``a @ b``, added to ``acc`` unless it is None, in float32."""
-    if _INTERPRETED:  # it would multiply the bits of bfloat16 as integers, and add in float16
+    """``a @ b`` in float32, added to ``acc`` unless it is None."""
+    if _INTERPRETED:  # the interpreter multiplies bfloat16 as integers and accumulates in float16
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
 
@@ -62,7 +62,7 @@ def window_end(p, start, K: tl.constexpr, CAUSAL: tl.constexpr):
 
 @triton.jit
 def first_query(key, n, K: tl.constexpr, S: tl.constexpr, CAUSAL: tl.constexpr):
-    """First query whose window reaches ``key`` or beyond; windows move right with the query, so all later ones do."""
+    """First query whose window extends to ``key`` or beyond; so do the windows of all later queries."""
     if CAUSAL:
         return key
     else:
@@ -72,9 +72,9 @@ def first_query(key, n, K: tl.constexpr, S: tl.constexpr, CAUSAL: tl.constexpr):
 
 @triton.jit
 def last_query(key, n, K: tl.constexpr, S: tl.constexpr, CAUSAL: tl.constexpr):
-    """Last query whose window starts at ``key`` or before."""
+    """Last query whose window starts at or before ``key``."""
     if CAUSAL:
-        reach = key + (K - 1)  # the last leader that does
+        reach = key + (K - 1)  # the last leader with such a window
         leader: tl.constexpr = S - 1
         everything = reach >= n - 1
     else:
@@ -87,7 +87,7 @@ def last_query(key, n, K: tl.constexpr, S: tl.constexpr, CAUSAL: tl.constexpr):
 
 @triton.jit
 def locate(index, length, dilation, TILE: tl.constexpr):
-    """Dilation group, first position and group length of tile ``index`` of an axis; groups of tiles in order."""
+    """Dilation group, first position and group length of tile ``index`` of an axis; tiles are ordered by group."""
     longest = (length + dilation - 1) // dilation
     tiles = (longest + TILE - 1) // TILE
     group = index // tiles
@@ -96,13 +96,13 @@ def locate(index, length, dilation, TILE: tl.constexpr):
 
 @triton.jit
 def unflatten(flat, EXTENT: tl.constexpr):
-    """Position inside a box of three axes from its flat index, the last axis fastest; it may run past axis 0."""
+    """Position inside a box of three axes from its flat row-major index, which may exceed the box along axis 0."""
     return flat // (EXTENT[1] * EXTENT[2]), (flat // EXTENT[2]) % EXTENT[1], flat % EXTENT[2]
 
 
 @triton.jit
 def group_of(pointer, batch, g0, g1, g2, head, strides):
-    """Pointer to position 0 of a dilation group. ``strides``: batch, three axes, heads, head_dim, then steps."""
+    """Pointer to position 0 of a dilation group. ``strides``: batch, three axes, heads, head_dim, group strides."""
     image = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[4]
     return (
         pointer + image + (g0.to(tl.int64) * strides[1] + g1.to(tl.int64) * strides[2] + g2.to(tl.int64) * strides[3])
@@ -111,9 +111,9 @@ def group_of(pointer, batch, g0, g1, g2, head, strides):
 
 @triton.jit
 def rows_of(group, x0, x1, x2, strides, WIDE: tl.constexpr):
-    """Pointers to rows of a group; the last three of ``strides`` are the steps between its positions.
+    """Pointers to rows of a group; the last three of ``strides`` are the strides between its positions.
 
-    ``WIDE``: a single image spans more than 31 bits. If not, 32-bit offsets inside the image are enough.
+    ``WIDE``: offsets within an image need 64 bits instead of 32.
     """
     if WIDE:
         x0, x1, x2 = x0.to(tl.int64), x1.to(tl.int64), x2.to(tl.int64)
@@ -122,14 +122,14 @@ def rows_of(group, x0, x1, x2, strides, WIDE: tl.constexpr):
 
 @triton.jit
 def token_of(batch, lengths, g0, g1, g2, x0, x1, x2, dilation):
-    """Index of tokens in a contiguous ``[batch, axes]``, 64-bit."""
+    """64-bit index of tokens in a contiguous ``[batch, axes]``."""
     token = (batch.to(tl.int64) * lengths[0] + g0 + x0 * dilation[0]) * lengths[1] + g1 + x1 * dilation[1]
     return token * lengths[2] + g2 + x2 * dilation[2]
 
 
 @triton.jit
 def load_rows(rows, step, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """``[rows, BLOCK]`` from pointers to rows; columns past ``DIM`` are zero. All rows must exist."""
+    """Load ``[rows, BLOCK]`` from pointers to rows, which must be valid; columns from ``DIM`` on are zero."""
     column = tl.arange(0, BLOCK)
     pointers = rows[:, None] + column[None, :] * step
     if DIM == BLOCK:
@@ -140,16 +140,16 @@ def load_rows(rows, step, DIM: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def pack(x0, x1, x2, BITS: tl.constexpr):
-    """Three small numbers as bit fields of one; the top bit of each field stays free."""
+    """Pack three small numbers into bit fields of one integer, with the top bit of each field unused."""
     return (x0 << (BITS[1] + BITS[2])) + (x1 << BITS[2]) + x2
 
 
 @triton.jit
 def inside(low, high, position, BITS: tl.constexpr):
-    """Whether packed positions lie in ``low <= position <= high`` on all three axes at once; arguments broadcast.
+    """Whether packed positions satisfy ``low <= position <= high`` on all three axes; arguments broadcast.
 
-    With the top bit of each field set in the minuend, a difference keeps it exactly where it is not negative. This
-    takes two subtractions and one test for any rank.
+    If the top bit of each field is set in the minuend, it remains set in the difference exactly if the field is not
+    negative. This needs two subtractions and one comparison for any rank.
     """
     guard: tl.constexpr = (
         (1 << (BITS[0] + BITS[1] + BITS[2] - 1)) + (1 << (BITS[1] + BITS[2] - 1)) + (1 << (BITS[2] - 1))
@@ -159,13 +159,13 @@ def inside(low, high, position, BITS: tl.constexpr):
 
 @triton.jit
 def bias_offsets(x0, x1, x2, K: tl.constexpr):
-    """Positions weighted so that the difference of a key's and a query's, plus the centre, is the table index."""
+    """Weighted positions: the value of a key minus that of a query, plus the centre, is the index into the table."""
     return (x0 * (2 * K[1] - 1) + x1) * (2 * K[2] - 1) + x2
 
 
 @triton.jit
 def masked_bias(table, key_offset, query_offset, allowed, K: tl.constexpr):
-    """Bias of each pair, and -inf where it is not allowed. One of the offsets is a column, the other a row."""
+    """Bias of each pair, -inf where not allowed. One of the offsets is a column vector, the other a row vector."""
     centre: tl.constexpr = ((K[0] - 1) * (2 * K[1] - 1) + K[1] - 1) * (2 * K[2] - 1) + K[2] - 1
     index = key_offset - query_offset + centre
     return tl.load(table + index, mask=allowed, other=float("-inf")).to(tl.float32)

@@ -1,8 +1,8 @@
-"""Forward of the Triton backend: a program holds a tile of queries and walks the halo of keys around it.
+"""Forward pass of the Triton backend: each program processes a tile of queries and iterates over its halo of keys.
 
-The halo starts at the first key of the tile's first query, so no key tile is aligned to anything: an 8×8 tile with a
-7×7 window reads 14×14 keys, in flat chunks. The softmax is the online one of FlashAttention (arXiv 2205.14135,
-2307.08691); additional keys are further chunks of the same softmax.
+The halo starts at the first key of the first query of the tile, without alignment: an 8x8 tile with a 7x7 window reads
+14x14 keys, in flat chunks. The softmax is the online softmax of FlashAttention (arXiv 2205.14135, 2307.08691);
+additional keys are further chunks of the same softmax.
 """
 
 import triton
@@ -32,7 +32,7 @@ __all__ = ["forward_kernel"]
 def _update(s, v, acc, m, l, factor, PRECISION: tl.constexpr):
     """One step of the online softmax with scores ``s [M, N]`` (-inf where masked) and values ``v [N, d]``.
 
-    Probabilities are ``exp2(s * factor)``: a positive scale is applied here, in the subtraction, where it is free.
+    Probabilities are ``exp2(s * factor)``: a positive scale is applied here, fused with the subtraction.
     """
     m_new = tl.maximum(m, tl.max(s, 1))
     p = tl.exp2(s * factor - (m_new * factor)[:, None])
@@ -52,7 +52,7 @@ def forward_kernel(
     extra_v_ptr,
     out_ptr,
     lse_ptr,
-    q_strides,  # batch, three axes, heads, head_dim, three axes times dilation; likewise for k and v
+    q_strides,  # batch, three axes, heads, head_dim, three axes times dilation; same for k and v
     k_strides,
     v_strides,
     extra_k_strides,  # batch, extra, heads, head_dim
@@ -78,12 +78,12 @@ def forward_kernel(
     HAS_RPB: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
     SKIP_MASK: tl.constexpr,
-    LATE_SCALE: tl.constexpr,  # the scale is positive and not tiny, so it can wait for the softmax
+    LATE_SCALE: tl.constexpr,  # the scale is positive and not tiny, so it can be applied in the softmax
     SAME_STRIDES: tl.constexpr,  # of k and v
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # Heads vary fastest: they share the cache lines of a token.
+    # Heads are the fastest dimension, because they share the cache lines of a token.
     pid = tl.program_id(0)
     head, rest = pid % heads, pid // heads
     index2, rest = rest % tiles[2], rest // tiles[2]
@@ -95,7 +95,7 @@ def forward_kernel(
     if (first0 >= n0) | (first1 >= n1) | (first2 >= n2):
         return  # a tile past the end of a shorter dilation group
 
-    # Queries past the end of the group repeat its last one and are not stored.
+    # Queries past the end of the group duplicate its last one and are not stored.
     t0, t1, t2 = unflatten(tl.arange(0, TILE[0] * TILE[1] * TILE[2]), TILE)
     exists = (first0 + t0 < n0) & (first1 + t1 < n1) & (first2 + t2 < n2)
     p0, p1, p2 = tl.minimum(first0 + t0, n0 - 1), tl.minimum(first1 + t1, n1 - 1), tl.minimum(first2 + t2, n2 - 1)
@@ -115,7 +115,7 @@ def forward_kernel(
     final0 = tl.minimum(first0 + (TILE[0] - 1), n0 - 1)
     final_start0 = window_start(final0, n0, KERNEL[0], STRIDE[0], CAUSAL[0])
     keys = (window_end(final0, final_start0, KERNEL[0], CAUSAL[0]) - origin0) * (HALO[1] * HALO[2])
-    if SKIP_MASK:  # flat range of the halo that every query of the tile attends to
+    if SKIP_MASK:  # flat range of the halo that all queries of the tile attend to
         final1 = tl.minimum(first1 + (TILE[1] - 1), n1 - 1)
         final2 = tl.minimum(first2 + (TILE[2] - 1), n2 - 1)
         common1 = window_start(final1, n1, KERNEL[1], STRIDE[1], CAUSAL[1]) == origin1
@@ -138,12 +138,12 @@ def forward_kernel(
     factor = scale * LOG2E if LATE_SCALE else LOG2E
     if HAS_RPB and LATE_SCALE:
         inverse_scale = 1.0 / scale
-    m = tl.full([TILE[0] * TILE[1] * TILE[2]], -1e30, tl.float32)  # finite: a chunk may hold no key of a query
+    m = tl.full([TILE[0] * TILE[1] * TILE[2]], -1e30, tl.float32)  # finite for chunks without keys of a query
     l = tl.zeros([TILE[0] * TILE[1] * TILE[2]], tl.float32)
     acc = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK_VALUE], tl.float32)
     for chunk in range(0, keys, BLOCK):
         j0, j1, j2 = unflatten(chunk + tl.arange(0, BLOCK), HALO)
-        # Keys past the end of the group, or of the halo, are masked; they read the last one instead.
+        # Keys past the end of the group or the halo are masked and read the last key instead.
         x0 = tl.minimum(origin0 + j0, n0 - 1)
         x1 = tl.minimum(origin1 + j1, n1 - 1)
         x2 = tl.minimum(origin2 + j2, n2 - 1)
@@ -155,8 +155,8 @@ def forward_kernel(
         v = load_rows(v_rows, v_strides[5], VALUE_DIM, BLOCK_VALUE)
         keys_here = pack(j0, j1, j2, BITS)[None, :]
         if HAS_RPB:
-            # The product starts from the bias, so that everything after it stays in the layout of the product;
-            # added afterwards, the layout of its load makes the compiler compute the softmax in two layouts.
+            # The bias is the initial accumulator of the product, so that everything stays in the layout of the product.
+            # If it is added afterwards, the compiler computes the softmax in two layouts.
             allowed = inside(low[:, None], high[:, None], keys_here, BITS)
             offset = bias_offsets(j0, j1, j2, KERNEL)
             bias = masked_bias(table, offset[None, :], query_offset[:, None], allowed, KERNEL)

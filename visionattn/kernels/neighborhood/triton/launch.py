@@ -1,6 +1,6 @@
-"""Launches of the Triton kernels: which tile, which arguments, what memory. Nothing here needs a GPU.
+"""Launches of the Triton kernels: tiles, arguments and output tensors. Nothing here needs a GPU.
 
-A `Launch` can be run, or compiled ahead of time for a GPU that is not there (`triton_aot`).
+A `Launch` can be run, or compiled ahead of time for a GPU that is not present (`triton_aot`).
 """
 
 import os
@@ -28,8 +28,8 @@ from visionattn.kernels.neighborhood.triton.tiles import (
 __all__ = ["Launch", "Problem", "backward", "forward"]
 
 AUTOTUNE_CANDIDATES = 8
-PROGRAMS_PER_PROCESSOR = 4  # of the two-stage reductions, whose memory grows with their number
-PARTIAL_BYTES = 1 << 26  # of one reduction
+PROGRAMS_PER_PROCESSOR = 4  # for the two-stage reductions, whose memory is proportional to it
+PARTIAL_BYTES = 1 << 26  # limit per reduction
 
 Choose = Callable[[str, tuple[Tile, ...], Callable[[Tile], "Launch"]], Tile]
 
@@ -50,7 +50,7 @@ class Launch:
 
 
 def _strides(x: Tensor, rank: int, dilation: tuple[int, int, int]) -> tuple[int, ...]:
-    """Strides of ``[batch, *axes, heads(, dim)]``: batch, three axes, heads, dim, then the steps inside a group."""
+    """Strides of ``[batch, *axes, heads(, dim)]``: batch, three axes, heads, dim, then the strides inside a group."""
     axes = (*x.stride()[1 : rank + 1], 0, 0)[:3]
     last = x.stride(rank + 2) if x.dim() == rank + 3 else 0
     return (
@@ -67,17 +67,17 @@ def _span(x: Tensor) -> int:
 def _processors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
-    return 2  # the interpreter: few programs, but more than one share
+    return 2  # for the interpreter: few programs, but more than one share
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """Float32 products in full precision, unless PyTorch has been told that TF32 will do."""
+    """Float32 products use full precision unless TF32 is enabled in PyTorch."""
     return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
 @dataclass
 class Problem:
-    """Tensors and geometry of one call, and what all its launches share."""
+    """Tensors and geometry of one call, and the arguments shared by its launches."""
 
     q: Tensor
     k: Tensor
@@ -114,16 +114,16 @@ class Problem:
         """The legal tiles of a kernel, best first.
 
         Raises:
-            ValueError: if there is none, with the reason.
+            ValueError: there is no legal tile.
         """
         dim, value_dim = self.q.shape[-1], self.v.shape[-1]
         tiles = legal_tiles(self.geometry, kernel, dim, value_dim, self.q.element_size())
         if not tiles:
-            raise ValueError(f"head_dim {dim} with value_dim {value_dim} is too large for the Triton backend")
+            raise ValueError(f"head_dim={dim} with value_dim={value_dim} is too large for the Triton backend")
         return tiles
 
     def common(self) -> dict[str, Any]:
-        """Arguments of every kernel that works in tiles of the map."""
+        """Arguments shared by all kernels that process tiles of the map."""
         tensors = [x for x in (self.q, self.k, self.v) if x is not None]
         dims = dict(DIM=self.q.shape[-1], VALUE_DIM=self.v.shape[-1])
         return dict(
@@ -142,7 +142,7 @@ class Problem:
         """Arguments that depend on the tile."""
         if kernel == "key":
             most = tile.shape
-        else:  # the last step may run past the halo, along its first axis
+        else:  # the last step may extend past the halo along its first axis
             steps = -(-prod(tile.halo) // tile.block)
             most = (steps * tile.block // (tile.halo[1] * tile.halo[2]), *tile.halo[1:])
         g = self.geometry
@@ -169,7 +169,7 @@ _MEASURED: dict[tuple, Tile] = {}
 
 
 def _measure(problem: Problem) -> Choose:
-    """Choose by timing the most promising tiles on this problem, once for each kind of problem."""
+    """Choose a tile by timing the most promising ones, once per type of problem."""
     from triton.testing import do_bench
 
     def choose(kernel: str, tiles: tuple[Tile, ...], build: Callable[[Tile], Launch]) -> Tile:
@@ -188,7 +188,7 @@ def _choose(problem: Problem) -> Choose:
 
 
 def _masks_are_rare(geometry: Geometry, tile: Tile) -> bool:
-    """Whether some step of the walk may need no mask, so that testing for it pays."""
+    """Return True if some steps may need no mask, so that checking for it is worthwhile."""
     if prod(tile.halo) < 4 * tile.block:
         return False
     inner = zip(geometry.stride[1:], tile.shape[1:], tile.halo[1:], geometry.kernel[1:], strict=True)
@@ -196,7 +196,7 @@ def _masks_are_rare(geometry: Geometry, tile: Tile) -> bool:
 
 
 def forward(problem: Problem, choose: Choose | None = None) -> tuple[Tensor, Tensor, Launch]:
-    """Output, log-sum-exp, and the launch that fills them."""
+    """Output, log-sum-exp, and the launch that computes them."""
     q, v = problem.q, problem.v
     out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
@@ -217,7 +217,7 @@ def forward(problem: Problem, choose: Choose | None = None) -> tuple[Tensor, Ten
 
 
 def _bias_launch(problem: Problem, shared: dict[str, Any], tile: Tile) -> tuple[Tensor, Launch]:
-    """Partial tables ``[shares, heads, table]``, zeros, and the launch that fills them."""
+    """Zero-initialized partial tables ``[shares, heads, table]``, and the launch that computes them."""
     q, heads = problem.q, problem.heads
     chunks = -(-prod(tile.halo) // tile.block)
     work = max(q.shape[0] * prod(problem.counts(tile)), 1)
@@ -233,7 +233,7 @@ def _bias_launch(problem: Problem, shared: dict[str, Any], tile: Tile) -> tuple[
 
 
 def _extra_launch(problem: Problem, shared: dict[str, Any]) -> tuple[Tensor, Tensor, Launch]:
-    """Partial gradients ``[shares, *shape]`` of the additional keys and values, and the launch that fills them."""
+    """Partial gradients ``[shares, *shape]`` of the additional keys and values, and the launch that computes them."""
     q, extra_k, extra_v = problem.q, problem.extra_k, problem.extra_v
     shared = {name: x for name, x in shared.items() if name not in ("k_ptr", "v_ptr", "k_strides", "v_strides", "WIDE")}
     batch, extra, heads_kv, _ = extra_k.shape
@@ -262,7 +262,7 @@ def backward(
     lse: Tensor,
     choose: Choose | None = None,
 ) -> tuple[dict[str, Tensor], list[Launch]]:
-    """Gradients by name (partial ones of the table and the additional keys), and the launches in their order."""
+    """Gradients by name (partial ones for the table and the additional keys), and the launches in order."""
     q, k, v = problem.q, problem.k, problem.v
     choose = choose or _choose(problem)
     grads = {name: torch.empty(x.shape, dtype=x.dtype, device=x.device) for name, x in dict(q=q, k=k, v=v).items()}

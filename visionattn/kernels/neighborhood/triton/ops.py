@@ -1,4 +1,4 @@
-"""The Triton backend as PyTorch operators, so that compile, export and autograd treat it as one step."""
+"""The Triton backend as custom operators, opaque to compile, export and autograd."""
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def _backward(grad_out, grad_lse, out, lse, *arguments):
             launch.run()
     rest = []
     for name, x in (("rpb", problem.rpb), ("extra_k", problem.extra_k), ("extra_v", problem.extra_v)):
-        # The second stage of the reductions. An operator may not return None: an empty tensor stands for it.
+        # The second stage of the reductions. Operators cannot return None, so an empty tensor is returned instead.
         rest.append(out.new_empty(0) if x is None else grads[name].sum(0).view(x.shape).to(x.dtype))
     return grads["q"], grads["k"], grads["v"], *rest
 
@@ -84,7 +84,7 @@ def neighborhood_attention_triton(
     is_causal: tuple[bool, ...],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp by the Triton backend; arguments have been checked by `api`."""
+    """Output and log-sum-exp of the Triton backend; the arguments have been checked by `api`."""
     return torch.ops.visionattn.neighborhood_attention_triton(
         q, k, v, rpb, extra_k, extra_v, kernel_size, stride, dilation, is_causal, scale
     )

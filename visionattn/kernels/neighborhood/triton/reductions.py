@@ -1,7 +1,7 @@
-"""Gradients that sum over the map: of the bias table and of the additional keys and values.
+"""Gradients that are sums over the map: those of the bias table and of the additional keys and values.
 
-Both are reduced in two stages. A program sums over its share of the queries into memory of its own, and PyTorch adds
-the shares; their number is bounded, whatever the map.
+Both are reduced in two stages. Each program sums over a share of the queries into separate memory, and PyTorch adds the
+shares, whose number is bounded for any map.
 """
 
 import triton
@@ -41,9 +41,9 @@ def _add_diagonals(
     BLOCK: tl.constexpr,
     BLOCK_TABLE: tl.constexpr,
 ):
-    """Add ``acc [queries of a tile, keys of a chunk]`` to the table entries of the pairs' offsets.
+    """Add ``acc [queries of a tile, keys of a chunk]`` to the table entries of the offsets of the pairs.
 
-    Row by row, an entry of the table names one key at most; a gather lines these up, and the rows add up.
+    For each query, an entry of the table corresponds to at most one key; a gather aligns them, and the rows are summed.
     ``shift``: first key of the halo minus first query of the tile.
     """
     t0, t1, t2 = unflatten(tl.arange(0, TILE[0] * TILE[1] * TILE[2]), TILE)
@@ -101,9 +101,10 @@ def bias_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One chunk of the halo, for the tiles of one share: first of all images, then the next tile of the map.
+    """Process one chunk of the halo for the tiles of one share, iterating over images, then over tiles of the map.
 
-    Scores' gradients add up in place as long as tiles lie alike over their halos, and go to the table when not.
+    Gradients of scores are accumulated in place while tiles have the same offset to their halos, and are added to the
+    table when the offset changes.
     """
     pid = tl.program_id(0)
     head, rest = pid % heads, pid // heads
@@ -197,7 +198,7 @@ def extra_kernel(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A block of additional keys of one image and head, against the queries of one share of the map."""
+    """Process a block of additional keys of one image and head with the queries of one share of the map."""
     pid = tl.program_id(0)
     heads_kv = heads // REPEAT
     head_kv, rest = pid % heads_kv, pid // heads_kv

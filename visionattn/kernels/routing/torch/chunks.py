@@ -1,8 +1,8 @@
-"""The portable backend: a few query regions at a time, with their keys and values gathered into small buffers.
+"""The PyTorch backend: chunks of query regions, with their keys and values gathered into small buffers.
 
-A query region of one head and the tokens of its selected regions are one dense attention; a chunk of them is two
-batched products and a softmax. The gathered copies exist for one chunk only, so the memory beside the maps
-themselves does not grow with their number, and the scores never leave the cache.
+A query region of one head attends densely to the tokens of its selected regions; a chunk of query regions is two
+batched products and a softmax. Gathered copies exist for one chunk at a time, so the additional memory does not grow
+with the size of the map, and the scores stay in the cache.
 """
 
 import torch
@@ -12,12 +12,12 @@ from visionattn.kernels.routing.regions import join, masked_bias, nothing_attend
 
 __all__ = ["backward", "forward"]
 
-# Bytes of one chunk's scores. With the gathered keys and values they should stay in the caches of the cores.
+# Bytes of the scores of one chunk; with the gathered keys and values they should fit into the caches.
 CHUNK_BYTES = 1 << 21
 
 
 class _Problem:
-    """The inputs as regions, and the rows of keys that each query region reads."""
+    """The inputs divided into regions, and the rows of keys of each query region."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, key_regions: Tensor, mask: Tensor | None, regions: tuple[int, int]
@@ -28,7 +28,7 @@ class _Problem:
         self.q, self.k, self.v = (split(x, regions, self.exact) for x in (q, k, v))
         count = regions[0] * regions[1]
         offset = torch.arange(0, batch * heads * count, count, device=q.device)
-        # One row of indices per batch entry, head and query region, into the rows of `split`.
+        # Indices into the rows of `split`, one row per image, head and query region.
         self.index = (key_regions[:, None] + offset.view(batch, heads, 1, 1)).view(-1, self.topk)
         bias = masked_bias(tuple(k.shape[1:3]), regions, mask, self.exact, q.device)
         self.dead = None
@@ -39,7 +39,7 @@ class _Problem:
         self.bias = bias
 
     def chunks(self):
-        """Slices of query regions, about equally long."""
+        """Slices of query regions of about equal size."""
         items, rows = self.q.shape[0], self.q.shape[1] * self.k.shape[1] * self.topk * self.exact.itemsize
         if not items:
             return
@@ -49,7 +49,7 @@ class _Problem:
             yield start, min(start + length, items)
 
     def buffers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gathered keys, gathered values and scores of the longest chunk; every chunk overwrites them."""
+        """Buffers for the gathered keys, gathered values and scores of the largest chunk, reused by all chunks."""
         items = max((stop - start for start, stop in self.chunks()), default=0)
         keys = self.topk * self.k.shape[1]
         return (
@@ -79,7 +79,7 @@ def forward(
 ) -> Tensor:
     """Attention of each region to its selected regions; arguments as in `reference.attend_reference`."""
     problem = _Problem(q, k, v, key_regions, mask, regions)
-    # The queries of a chunk are not needed after its scores, so its output can take their place.
+    # The queries of a chunk are not needed after its scores, so its output can overwrite them.
     out = problem.q if v.shape[-1] == q.shape[-1] else problem.q.new_empty(*problem.q.shape[:2], v.shape[-1])
     k_buffer, v_buffer, scores = problem.buffers()
     for start, stop in problem.chunks():
@@ -100,10 +100,10 @@ def backward(
     regions: tuple[int, int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `forward` with respect to q, k and v. Probabilities are computed again, chunk by chunk."""
+    """Gradients of `forward` with respect to q, k and v. Probabilities are recomputed chunk by chunk."""
     problem = _Problem(q, k, v, key_regions, mask, regions)
     grad = split(grad_out, regions, problem.exact)
-    # The gradient of a chunk's output is not needed when that of its queries is computed, which takes its place.
+    # The gradient of the queries can overwrite that of the output, which is no longer needed.
     dq = grad if grad.shape == problem.q.shape else torch.empty_like(problem.q)
     dk, dv = torch.zeros_like(problem.k), torch.zeros_like(problem.v)
     k_buffer, v_buffer, scores = problem.buffers()
@@ -115,7 +115,7 @@ def backward(
         index = problem.index[start:stop].reshape(-1)
         got = grad[start:stop]
         dscore = torch.bmm(got, values.transpose(1, 2), out=dscores[: stop - start])
-        # The values of the chunk are not needed any more: their buffer takes their gradient.
+        # The gradient of the values can overwrite the values, which are no longer needed.
         dvalues = torch.bmm(probability.transpose(1, 2), got, out=values)
         dv.index_add_(0, index, dvalues.view(-1, *dv.shape[1:]))
         dscore = torch.ops.aten._softmax_backward_data.out(dscore, probability, -1, dscore.dtype, grad_input=dscore)

@@ -1,7 +1,7 @@
-"""The portable backend on CPU where a region attends to much of a small map: attention between all tokens, masked.
+"""Dense masked attention on CPU, for small maps where each region attends to a large part of the map.
 
-With few tokens per region the products of a chunk are too small to run well, and PyTorch's fused attention wins in
-spite of the pairs it computes in vain.
+With few tokens per region the products of a chunk are too small to be efficient, and PyTorch's fused attention is
+faster although it computes masked pairs.
 """
 
 from functools import lru_cache
@@ -13,14 +13,14 @@ from visionattn.kernels.routing.regions import masked_bias, nothing_attended, re
 
 __all__ = ["forward", "is_better"]
 
-# Bytes of the mask of one step; images are taken a few at a time to stay below.
+# Limit on the bytes of the mask; images are processed a few at a time to stay below.
 MASK_BYTES = 1 << 22
-# Bytes of the scores of one image up to which two plain products, which the library's kernels do faster, stay in cache.
+# Bytes of the scores of one image up to which two separate matrix products stay in cache and are faster.
 SCORE_BYTES = 1 << 22
 
 
 def is_better(q: Tensor, k: Tensor, v: Tensor, topk: int, regions: tuple[int, int]) -> bool:
-    """Whether this way is possible, and was the faster one where it was measured (`benchmarks/routing_cpu.py`)."""
+    """Return True if dense attention is supported and faster according to `benchmarks/routing_cpu.py`."""
     if q.device.type != "cpu" or q.shape[-1] != v.shape[-1]:
         return False
     if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:
@@ -59,7 +59,7 @@ def forward(
     """Attention of each region to its selected regions; arguments as in `reference.attend_reference`."""
     batch, count, topk = key_regions.shape
     hidden = None
-    if mask is not None:  # one region that is the whole map: the bias of its tokens
+    if mask is not None:  # one region for the whole map, so this is the bias of its tokens
         hidden = masked_bias(tuple(k.shape[1:3]), (1, 1), mask, q.dtype, q.device)
     of_query, of_key = _region_of(tuple(q.shape[1:3]), regions), _region_of(tuple(k.shape[1:3]), regions)
     pair_bytes = of_query.numel() * of_key.numel() * q.element_size()

@@ -1,8 +1,8 @@
-"""Backward of the Triton backend, without atomics: one kernel by query region, one by key region.
+"""Backward pass of the Triton backend, without atomics: one kernel over query regions, one over key regions.
 
-The first walks the keys of a region's selected regions, as the forward does. The second needs the opposite: which
-query regions selected this key region. That is an inverted index, built once with a sort; each key then has one
-writer, and the result does not depend on the order in which programs run.
+The first iterates over the keys of the selected regions, like the forward pass. The second iterates over the query
+regions that selected a key region, which an inverted index provides, built once by sorting. The gradient of each key is
+written by one program, so the result does not depend on the order of the programs.
 """
 
 import triton
@@ -94,8 +94,8 @@ def key_kernel(
     k_ptr,
     v_ptr,
     grad_ptr,
-    selecting_ptr,  # int32 [batch, regions * topk]: query regions, ordered by the key region they selected
-    offsets_ptr,  # int64 [batch, regions + 1]: where those of each key region begin
+    selecting_ptr,  # int32 [batch, regions * topk]: query regions, sorted by the key region they selected
+    offsets_ptr,  # int64 [batch, regions + 1]: start of the entries of each key region
     padding_ptr,
     lse_ptr,
     delta_ptr,
@@ -115,7 +115,7 @@ def key_kernel(
     regions,
     heads,
     topk,
-    blocks,  # of keys per region
+    blocks,  # blocks of keys per region
     scale,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,

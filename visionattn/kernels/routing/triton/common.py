@@ -1,7 +1,7 @@
-"""What the Triton kernels share: where the tokens of regions lie in the map, and loads.
+"""Functions shared by the Triton kernels: positions of the tokens of regions in the map, loads and stores.
 
-A list of regions is read as one flat sequence of tokens, region after region, so that small regions fill a block
-together. Strides are tuples: batch, height, width, heads, head_dim.
+A list of regions is read as one flat sequence of tokens, region after region, so that small regions can share a block.
+Strides are tuples: batch, height, width, heads, head_dim.
 """
 
 import triton
@@ -14,14 +14,14 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def token_positions(flat, list_ptr, listed, map_size, size, columns):
-    """Row, column and existence of tokens of a list of regions.
+    """Row, column and validity of the tokens of a list of regions.
 
     Args:
-        flat: positions in the sequence of tokens; those past its end do not exist.
-        list_ptr: the regions, `listed` of them.
-        map_size: height and width of the map; a region may reach over its bottom and right.
-        size: rows and columns of a region.
-        columns: regions side by side.
+        flat: positions in the sequence of tokens; those past its end are invalid.
+        list_ptr: the list of `listed` regions.
+        map_size: height and width of the map; regions may extend past its bottom and right.
+        size: height and width of a region.
+        columns: number of regions per row.
     """
     tokens = size[0] * size[1]
     place = flat // tokens
@@ -35,7 +35,7 @@ def token_positions(flat, list_ptr, listed, map_size, size, columns):
 
 @triton.jit
 def load_rows(ptr, y, x, exists, strides, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """``[tokens, BLOCK]`` of one image and head; zero past ``DIM`` and where a token does not exist."""
+    """Load ``[tokens, BLOCK]`` of one image and head; zero from column ``DIM`` on and for invalid tokens."""
     column = tl.arange(0, BLOCK)
     row = y.to(tl.int64) * strides[1] + x.to(tl.int64) * strides[2]
     pointers = ptr + row[:, None] + column[None, :] * strides[4]

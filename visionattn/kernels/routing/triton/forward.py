@@ -1,7 +1,8 @@
-"""Forward of the Triton backend: a program holds some queries of one region and walks the tokens of its regions.
+"""Forward pass of the Triton backend: each program processes a block of queries of one region and iterates over the
+tokens of its selected regions.
 
-Keys and values are read in place, by the index of their region; no gathered copy exists. The softmax is the online
-one of FlashAttention (arXiv 2205.14135, 2307.08691).
+Keys and values are read in place by the index of their region, without gathered copies. The softmax is the online
+softmax of FlashAttention (arXiv 2205.14135, 2307.08691).
 """
 
 import triton
@@ -25,15 +26,15 @@ def forward_kernel(
     k_strides,
     v_strides,
     out_strides,
-    padding_stride,  # between images, 0 if they share one mask
+    padding_stride,  # between images, 0 for a shared mask
     query_map,
     key_map,
     query_size,
     key_size,
-    regions,  # rows and columns of regions
+    regions,  # number of rows and columns of regions
     heads,
     topk,
-    blocks,  # of queries per region
+    blocks,  # blocks of queries per region
     scale,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -44,7 +45,7 @@ def forward_kernel(
     HAS_PADDING: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # Heads vary fastest: they read the same regions.
+    # Heads are the fastest dimension, because they read the same regions.
     pid = tl.program_id(0)
     head, rest = pid % heads, pid // heads
     block, rest = rest % blocks, rest // blocks
@@ -62,7 +63,7 @@ def forward_kernel(
     list_ptr = key_regions_ptr + (batch * count + region) * topk
 
     q = load_rows(q_base, qy, qx, q_exists, q_strides, DIM, BLOCK_DIM)
-    m = tl.full([BLOCK_M], -1e38, tl.float32)  # finite: a block may hold no key that is attended to
+    m = tl.full([BLOCK_M], -1e38, tl.float32)  # finite for blocks without attended keys
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_VALUE], tl.float32)
     for start in range(0, topk * key_size[0] * key_size[1], BLOCK_N):
@@ -83,7 +84,7 @@ def forward_kernel(
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
         m = m_new
 
-    some = l > 0  # none where all keys selected are padding
+    some = l > 0  # False if all selected keys are padding
     lse = tl.where(some, m + tl.log2(tl.where(some, l, 1.0)), 0.0)
     acc = acc / tl.where(some, l, 1.0)[:, None]
     out_base = out_ptr + batch * out_strides[0] + head64 * out_strides[3]

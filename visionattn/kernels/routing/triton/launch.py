@@ -1,6 +1,6 @@
-"""Launches of the Triton kernels: blocks, arguments, the inverted index. Nothing here needs a GPU.
+"""Launches of the Triton kernels: block sizes, arguments, the inverted index. Nothing here needs a GPU.
 
-A `Launch` can be run, or compiled ahead of time for a GPU that is not there.
+A `Launch` can be run, or compiled ahead of time for a GPU that is not present (`triton_aot`).
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Launch:
             self.kernel[(self.programs,)](**self.arguments, num_warps=self.warps, num_stages=self.stages)
 
 
-# Queries and keys of a block, warps and stages, by kernel and padded head dimension: the largest that compile without
-# spilling registers for compute capability 8.0, 9.0, 10.0 and 12.0. Float32 products keep more in registers.
+# Queries and keys per block, warps and stages, by kernel and padded head dimension: the largest that compile without
+# spilling registers for compute capability 8.0, 9.0, 10.0 and 12.0. Float32 products need more registers.
 _HALF = {
     "forward": {64: (64, 64, 4, 3), 128: (64, 32, 4, 2), 256: (32, 32, 4, 2)},
     "query": {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 1)},
@@ -52,13 +52,13 @@ def _blocks(kernel: str, width: int, itemsize: int) -> tuple[int, int, int, int]
 
 
 def _fit(block: int, tokens: int) -> int:
-    """No larger than what is there; products need 16."""
+    """Limit a block to the number of tokens, but at least 16, the minimum of matrix products."""
     return min(block, max(16, triton.next_power_of_2(tokens)))
 
 
 @dataclass
 class _Problem:
-    """The arguments that all kernels share."""
+    """Arguments shared by all kernels."""
 
     q: Tensor
     k: Tensor
@@ -113,7 +113,7 @@ class _Problem:
                 "BLOCK_M": m,
                 "BLOCK_N": n,
                 "HAS_PADDING": mask is not None,
-                # Float32 products in full precision, unless PyTorch has been told that TF32 will do.
+                # Float32 products use full precision unless TF32 is enabled in PyTorch.
                 "PRECISION": "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee",
             },
             warps,
@@ -129,7 +129,7 @@ def _problem(q, k, v, key_regions, padding_mask, regions, scale) -> _Problem:
 def forward_launch(
     q: Tensor, k: Tensor, v: Tensor, key_regions: Tensor, padding_mask: Tensor | None, regions, scale: float
 ) -> tuple[Launch, Tensor, Tensor]:
-    """The launch, and the output and log-sum-exp (base 2) it writes; arguments as `reference.attend_reference`."""
+    """The launch, and its output and log-sum-exp (base 2); arguments as in `reference.attend_reference`."""
     problem = _problem(q, k, v, key_regions, padding_mask, regions, scale)
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     lse = q.new_empty(q.shape[0], q.shape[3], q.shape[1], q.shape[2], dtype=torch.float32)
@@ -140,14 +140,14 @@ def forward_launch(
 
 
 def inverted_index(key_regions: Tensor) -> tuple[Tensor, Tensor]:
-    """Which query regions selected each key region.
+    """The query regions that selected each key region.
 
     Args:
         key_regions: ``[B, regions, topk]``.
 
     Returns:
-        Query regions ordered by the key region they selected, then by their own number, int32
-        ``[B, regions * topk]``; and where those of each key region begin and end, int64 ``[B, regions + 1]``.
+        Query regions sorted by the key region they selected, then by their own index, int32 ``[B, regions * topk]``;
+        and the offsets of the entries of each key region, int64 ``[B, regions + 1]``.
     """
     regions, topk = key_regions.shape[1:]
     selected, order = key_regions.flatten(1).sort(dim=1, stable=True)
@@ -167,7 +167,7 @@ def backward_launches(
     regions,
     scale: float,
 ) -> tuple[tuple[Launch, Launch], tuple[Tensor, Tensor, Tensor]]:
-    """Both launches, and the gradients of q, k and v that they write."""
+    """Both launches, and the gradients of q, k and v that they compute."""
     problem = _problem(q, k, v, key_regions, padding_mask, regions, scale)
     delta = (grad_out.float() * out.float()).sum(-1).permute(0, 3, 1, 2).contiguous()
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
@@ -195,14 +195,14 @@ def backward_launches(
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp; arguments as `forward_launch`."""
+    """Output and log-sum-exp; arguments as in `forward_launch`."""
     launch, out, lse = forward_launch(*arguments)
     launch.run()
     return out, lse
 
 
 def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; arguments as `backward_launches`."""
+    """Gradients of q, k and v; arguments as in `backward_launches`."""
     launches, gradients = backward_launches(*arguments)
     for launch in launches:
         launch.run()

@@ -1,4 +1,4 @@
-"""One long window at a time, read in place, some of its tokens after the other so that they stay in the cache."""
+"""Long windows, processed one by one in place, in pieces of tokens that stay in the cache."""
 
 from collections.abc import Iterator
 
@@ -11,14 +11,14 @@ PIECE_TOKENS = 4096
 
 
 def _pieces(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Slices of ``[tokens, heads, d]`` as ``[heads, some tokens, d]``, float32 at least."""
+    """Slices of ``[tokens, heads, d]`` as ``[heads, tokens of the slice, d]``, in at least float32."""
     exact = torch.promote_types(tensors[0].dtype, torch.float32)
     for pieces in zip(*(x.split(PIECE_TOKENS) for x in tensors), strict=True):
         yield [x.transpose(0, 1).to(exact) for x in pieces]
 
 
 def _sums(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Of keys times values ``[heads, d, value_dim]`` and of keys ``[heads, d, 1]``."""
+    """Sums of keys times values, ``[heads, d, value_dim]``, and of keys, ``[heads, d, 1]``."""
     exact = torch.promote_types(k.dtype, torch.float32)
     kv = k.new_zeros(k.shape[1], k.shape[2], v.shape[2], dtype=exact)
     k_sum = k.new_zeros(k.shape[1], k.shape[2], 1, dtype=exact)

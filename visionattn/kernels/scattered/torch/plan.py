@@ -1,4 +1,4 @@
-"""Which windows the portable backend computes together: those of about one length, a block of them at a time."""
+"""Blocks of windows of similar length that the PyTorch backend processes together."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from torch import Tensor
 
 __all__ = ["Block", "make_plan"]
 
-# Longer windows keep the cores busy one by one, and are read in place.
+# Longer windows are processed one by one, in place.
 LONGEST = 512
-# Tokens of a block: its copies should stay in the caches of the cores.
+# Tokens per block; its copies should fit into the caches.
 BLOCK_TOKENS = 4096
 
 
 def _class_lengths() -> list[int]:
-    """The lengths that windows are padded to: at most a fifth of a window is padding, and in the mean a tenth."""
+    """The lengths that windows are padded to: at most a fifth of a window is padding, a tenth on average."""
     lengths = [1]
     while lengths[-1] < LONGEST:
         lengths.append(lengths[-1] + max(1, (1 << lengths[-1].bit_length()) // 8))
@@ -25,10 +25,10 @@ def _class_lengths() -> list[int]:
 
 @dataclass(frozen=True)
 class Block:
-    """Windows of one class.
+    """Windows padded to the same length.
 
     Attributes:
-        token: int64 ``[windows, length]``; in place of padding a window's last token.
+        token: int64 ``[windows, length]``; padding repeats the last token of the window.
         real: bool of the same shape, False for padding; None if there is none.
     """
 
@@ -39,12 +39,12 @@ class Block:
         return self.token.view(-1)
 
     def destinations(self, dump: int) -> Tensor:
-        """As `sources`, but padding goes to `dump`."""
+        """Same as `sources`, but `dump` for padding."""
         return self.sources() if self.real is None else self.token.where(self.real, dump).view(-1)
 
 
 def make_plan(offsets: Tensor) -> tuple[Iterator[Block], list[list[int]]]:
-    """Blocks of windows, shortest first, and begin and end of those that are long. Waits for the offsets' values."""
+    """Blocks of windows, shortest first, and start and end of the long windows. Synchronizes with the device."""
     offsets = offsets.long()
     lengths, order = offsets.diff().sort(stable=True)
     starts = offsets[:-1][order]

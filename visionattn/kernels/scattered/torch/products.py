@@ -1,8 +1,8 @@
-"""Linear attention of windows of one length, and its gradients, as batched products of matrices.
+"""Linear attention of windows of equal length, and its gradients, as batched matrix products.
 
-Tokens are ``[windows * heads, length, d]``. A window can be computed in two ways: as attention without a softmax, by
-the products of all its pairs of tokens, which is the fewer operations while it is shorter than a head is wide; or by
-the matrix that sums its keys and values.
+Tokens are ``[windows * heads, length, d]``. There are two ways to compute a window: as attention without softmax over
+all pairs of tokens, which takes fewer operations if the window is shorter than the head dimension; or with the matrix
+of sums of keys times values.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["attend", "differentiate"]
 
-Buffer = Callable[..., Tensor]  # name and shape to uninitialised memory
+Buffer = Callable[..., Tensor]  # from a name and shape to uninitialized memory
 
 
 def _pairs_are_fewer(length: int, dim: int, value_dim: int) -> bool:
@@ -20,7 +20,7 @@ def _pairs_are_fewer(length: int, dim: int, value_dim: int) -> bool:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, eps: float, buffer: Buffer) -> Tensor:
-    """Padding must be zero in k."""
+    """Linear attention; padding must be zero in k."""
     items, length, dim = q.shape
     value_dim = v.shape[2]
     out = buffer("out", items, length, value_dim)
@@ -56,7 +56,8 @@ def differentiate(
     denominator = torch.bmm(q, k_sum[..., None]).add_(eps)
     grad /= denominator
     torch.bmm(grad, kv.transpose(1, 2), out=dq)
-    # The output times its gradient is the query times the first part of its own: the output need not be kept.
+    # The output times its gradient equals the query times the first part of the gradient of the query, so the output
+    # is not needed.
     d_denominator = torch.mul(q, dq, out=dk).sum(2, keepdim=True).div_(denominator).neg_()
     dq.addcmul_(d_denominator, k_sum[:, None])
     d_kv = torch.bmm(q.transpose(1, 2), grad, out=kv)

@@ -1,7 +1,7 @@
-"""The portable backend: windows of about one length together, as batched products of small matrices.
+"""The PyTorch backend: windows of similar length are processed together as batched products of small matrices.
 
-A block of windows is gathered and turned head by head, so that each product is one call for all its windows and heads;
-the copies stay in the cache. Long windows are read in place.
+A block of windows is gathered and transposed to heads first, so that each product is one call for all its windows and
+heads; the copies stay in the cache. Long windows are read in place.
 """
 
 from math import prod
@@ -18,7 +18,7 @@ __all__ = ["backward", "forward"]
 
 
 class _Memory:
-    """Gathers from inputs and scatters to results; every block overwrites the same buffers."""
+    """Gathers from inputs and scatters to results, reusing the same buffers for all blocks."""
 
     def __init__(self, like: Tensor) -> None:
         self.heads, self.dtype = like.shape[1], like.dtype
@@ -27,17 +27,17 @@ class _Memory:
         self.flat: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def buffer(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Uninitialised memory, float32 at least."""
+        """Uninitialized memory, in at least float32."""
         key = name, dtype or self.exact
         numel = prod(shape)
         flat = self.flat.get(key)
         if flat is None or flat.numel() < numel:
-            size = 1 << (numel - 1).bit_length()  # few sizes, however the windows change from call to call
+            size = 1 << (numel - 1).bit_length()  # powers of two, so that buffers are reused when windows change
             flat = self.flat[key] = self.scratch.take((f"scattered {name}", (size,), key[1]))
         return flat[:numel].view(shape)
 
     def gather(self, name: str, source: Tensor, block: Block, zero_padding: bool = False) -> Tensor:
-        """Of ``[tokens, heads * d]``, as ``[windows * heads, length, d]``, float32 at least."""
+        """Gather from ``[tokens, heads * d]`` to ``[windows * heads, length, d]``, in at least float32."""
         windows, length = block.token.shape
         index, width = block.sources(), source.shape[1]
         rows = torch.index_select(source, 0, index, out=self.buffer("rows", len(index), width, dtype=self.dtype))
@@ -48,18 +48,18 @@ class _Memory:
         return out.flatten(0, 1)
 
     def scatter(self, values: Tensor, result: Tensor, block: Block) -> None:
-        """The opposite; `result` has one more row, which takes what is computed for padding."""
+        """The inverse of `gather`; `result` has one more row, for the results of padding."""
         windows, length = block.token.shape
         rows = self.buffer("rows", windows, length, self.heads, values.shape[2], dtype=self.dtype)
         rows.copy_(values.view(windows, self.heads, length, -1).transpose(1, 2))
         rows = rows.view(-1, result.shape[1])
         if rows.shape[1] * rows.element_size() % 8 == 0:
-            rows, result = rows.view(torch.int64), result.view(torch.int64)  # it goes element by element
+            rows, result = rows.view(torch.int64), result.view(torch.int64)  # the copy works element by element
         result.index_copy_(0, block.destinations(len(result) - 1), rows)
 
 
 def _result(like: Tensor) -> Tensor:
-    """Memory for ``[tokens, heads * d]`` and one more row."""
+    """Uninitialized ``[tokens + 1, heads * d]``."""
     return like.new_empty(like.shape[0] + 1, like.shape[1] * like.shape[2])
 
 
@@ -86,7 +86,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Ten
 def backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `forward` with respect to q, k and v. The sums of the windows are computed again."""
+    """Gradients of `forward` with respect to q, k and v. The sums of the windows are recomputed."""
     blocks, long = make_plan(offsets)
     memory = _Memory(q)
     results = [_result(x) for x in (q, k, v)]

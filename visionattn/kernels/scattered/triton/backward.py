@@ -1,9 +1,10 @@
-"""Backward of the Triton backend, without atomics: every sum has one program that adds its terms in order.
+"""Backward pass of the Triton backend, without atomics: each sum is computed by one program in a fixed order.
 
-The sums of keys and values are computed again. With G the gradient of the output over the denominator, the query's
-gradient is G KVᵀ and a multiple of the sum of keys; the factor is minus the query times the first part, over the
-denominator, so the output itself is not needed. Keys and values then need the sums of queries times G, and of queries
-times the factor. Windows of one chunk take a single pass; others one kernel for each of the three steps.
+The sums of keys and values are recomputed. With G the gradient of the output divided by the denominator, the gradient
+of the query is G KVᵀ plus a multiple of the sum of keys; the factor is minus the product of the query with the first
+term, divided by the denominator, so the output is not needed. The gradients of keys and values need the sums of queries
+times G, and of queries times the factor. Windows of one chunk need a single pass; others need one kernel for each of
+the three steps.
 """
 
 import triton
@@ -43,7 +44,7 @@ def differentiate_queries(
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Stores the gradients of queries; returns their tokens' share in the gradients of both sums."""
+    """Store the gradients of queries and return the contribution of their tokens to the gradients of both sums."""
     d_kv = tl.zeros([BLOCK_DIM, BLOCK_VALUE], tl.float32)
     d_k_sum = tl.zeros([BLOCK_DIM], tl.float32)
     for first in range(start, stop, BLOCK_M):
@@ -82,7 +83,7 @@ def differentiate_keys(
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Stores the gradients of keys and values, from those of the sums."""
+    """Store the gradients of keys and values, computed from those of the sums."""
     for first in range(start, stop, BLOCK_M):
         token = first + tl.arange(0, BLOCK_M)
         v = load_rows(v_ptr, token, stop, v_strides, VALUE_DIM, BLOCK_VALUE).to(tl.float32)
@@ -164,7 +165,7 @@ def query_backward_kernel(
     grad_ptr,
     dq_ptr,
     sums_ptr,
-    d_sums_ptr,  # as sums_ptr, of their gradients
+    d_sums_ptr,  # as sums_ptr, for the gradients of the sums
     table_ptr,
     q_strides,
     grad_strides,

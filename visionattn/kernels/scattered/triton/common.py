@@ -1,11 +1,11 @@
-"""What the Triton kernels share: where a program's tokens are, loads and stores, sums over tokens.
+"""Functions shared by the Triton kernels: token ranges of programs, loads and stores, sums over tokens.
 
-A window of at most ``CHUNK`` tokens belongs to one program. Longer ones are cut into chunks, so that no program has
-more to do than others; their sums are added up by a kernel between. The places for chunks are found without a look at
-the offsets on the host: with the tokens in bins of ``CHUNK``, at most two chunks begin in a bin, one of a window that
-was there when the bin began, and the first one of a window that begins later.
+A window of at most ``CHUNK`` tokens is processed by one program. Longer windows are divided into chunks to balance the
+work, and an intermediate kernel adds the sums of their chunks. The chunks are located without reading the offsets on
+the host: with tokens in bins of ``CHUNK``, at most two chunks start in a bin, one of a window that started before the
+bin, and the first one of a window that starts in the bin.
 
-Strides are tuples: token, head, head_dim. The sums of a chunk and head lie one behind the other: a matrix
+Strides are tuples: token, head, head_dim. The sums of a chunk and head are stored contiguously: a matrix
 ``[BLOCK_DIM, BLOCK_VALUE]``, then a vector ``[BLOCK_DIM]``.
 """
 
@@ -26,7 +26,7 @@ __all__ = [
 
 @triton.jit
 def window_bounds(offsets_ptr, window, tokens):
-    """Never outside of the tensors, whatever the offsets are."""
+    """Start and end of a window, clamped to the tensors for any offsets."""
     start = tl.load(offsets_ptr + window).to(tl.int64)
     stop = tl.load(offsets_ptr + window + 1).to(tl.int64)
     start = tl.minimum(tl.maximum(start, 0), tokens)
@@ -35,24 +35,24 @@ def window_bounds(offsets_ptr, window, tokens):
 
 @triton.jit
 def locate_window(offsets_ptr, window, tokens, CHUNK: tl.constexpr):
-    """Begin and end of a window that belongs to one program; both are its begin if it is longer than that."""
+    """Start and end of a window for one program; an empty range if the window is longer than a chunk."""
     start, stop = window_bounds(offsets_ptr, window, tokens)
     return start, tl.where(stop - start > CHUNK, start, stop)
 
 
 @triton.jit
 def locate_chunk(offsets_ptr, place, windows, search_steps, tokens, CHUNK: tl.constexpr):
-    """The chunk at a place.
+    """Locate the chunk at a place.
 
     Returns:
-        Its begin and end, which are equal if there is none; the place of its window's first chunk; and how many chunks
-        the window has if this is the first one, else 0.
+        Its start and end, which are equal if there is no chunk; the place of the first chunk of its window; and the
+        number of chunks of the window if this is the first one, else 0.
     """
     bin_start = (place // 2).to(tl.int64) * CHUNK
     later = place % 2
     token = tl.where(later == 1, tl.minimum(bin_start + CHUNK, tokens) - 1, bin_start)
     low, high = 0, windows - 1
-    for _ in range(search_steps):  # the last window that begins at this token or before
+    for _ in range(search_steps):  # binary search for the last window that starts at or before this token
         middle = (low + high + 1) // 2
         before = tl.load(offsets_ptr + middle).to(tl.int64) <= token
         low = tl.where(before, middle, low)
@@ -76,7 +76,7 @@ def store_chunk(table_ptr, place, start, stop, first_place, chunks):
 
 @triton.jit
 def load_rows(ptr, token, stop, strides, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """``[tokens, BLOCK]`` of one head; zero past ``DIM`` and `stop`."""
+    """Load ``[tokens, BLOCK]`` of one head; zero from ``DIM`` and `stop` on."""
     column = tl.arange(0, BLOCK)
     pointers = ptr + token[:, None] * strides[0] + column[None, :] * strides[2]
     return tl.load(pointers, mask=(token < stop)[:, None] & (column[None, :] < DIM), other=0.0)
@@ -105,7 +105,7 @@ def add_sums(
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Over the tokens from `start` to `stop`, of keys times values and of keys."""
+    """Add the sums of keys times values and of keys over the tokens from `start` to `stop`."""
     kv = tl.zeros([BLOCK_DIM, BLOCK_VALUE], tl.float32)
     k_sum = tl.zeros([BLOCK_DIM], tl.float32)
     for first in range(start, stop, BLOCK_M):

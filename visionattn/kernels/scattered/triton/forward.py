@@ -1,4 +1,4 @@
-"""Forward of the Triton backend: windows of one chunk in a single pass; for others the sums of chunks, then queries."""
+"""Forward pass of the Triton backend: windows of one chunk in one pass; longer ones as sums of chunks, then queries."""
 
 import triton
 import triton.language as tl
@@ -60,7 +60,7 @@ def window_kernel(
     tokens,
     windows,
     heads,
-    places,  # for chunks
+    places,  # number of places for chunks
     search_steps,
     eps,
     DIM: tl.constexpr,
@@ -71,7 +71,7 @@ def window_kernel(
     CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # Chunks first, they take longest. Heads vary fastest: they share lines of the cache.
+    # Chunks come first, since they take longest. Heads are the fastest dimension, because they share cache lines.
     pid = tl.program_id(0)
     head, item = pid % heads, pid // heads
     is_chunk = item < places
@@ -103,12 +103,12 @@ def reduce_kernel(
     table_ptr,
     heads,
     tiles,
-    SIZE: tl.constexpr,  # numbers of the sums of a chunk and head
+    SIZE: tl.constexpr,  # size of the sums of a chunk and head
     TILE: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Add the sums of a window's chunks up, always in the same order, at the place of its first chunk."""
+    """Add the sums of the chunks of a window in a fixed order and store them at the place of its first chunk."""
     pid = tl.program_id(0)
     tile, rest = pid % tiles, pid // tiles
     head, item = rest % heads, rest // heads
@@ -142,7 +142,7 @@ def query_kernel(
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Outputs of a chunk's tokens, from the sums of its window."""
+    """Outputs of the tokens of a chunk, from the sums of its window."""
     pid = tl.program_id(0)
     head, item = pid % heads, pid // heads
     start, stop = tl.load(table_ptr + item * 4), tl.load(table_ptr + item * 4 + 1)

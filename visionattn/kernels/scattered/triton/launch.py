@@ -1,6 +1,7 @@
-"""Launches of the Triton kernels: blocks, arguments, memory between them. Nothing here needs a GPU.
+"""Launches of the Triton kernels: block sizes, arguments, intermediate tensors. Nothing here needs a GPU.
 
-A `Launch` can be run, or compiled ahead of time for a GPU that is not there. Nothing waits for the offsets' values.
+A `Launch` can be run, or compiled ahead of time for a GPU that is not present (`triton_aot`). The values of the offsets
+are not read, so there is no synchronization.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from visionattn.kernels.scattered.triton.forward import query_kernel, reduce_ker
 
 __all__ = ["Launch", "backward", "backward_launches", "forward", "forward_launches"]
 
-TILE, BLOCK_CHUNKS = 512, 16  # of the kernel that adds sums up
+TILE, BLOCK_CHUNKS = 512, 16  # for the kernel that adds the sums of chunks
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Launch:
             self.kernel[(self.programs,)](**self.arguments, num_warps=self.warps, num_stages=self.stages)
 
 
-# Tokens of a block and of a chunk, warps and stages, by padded head dimension: without spilled registers, and in
-# 99 KB of shared memory, for compute capability 8.0, 9.0, 10.0 and 12.0.
+# Tokens per block and per chunk, warps and stages, by padded head dimension: without spilled registers and within
+# 99 KB of shared memory for compute capability 8.0, 9.0, 10.0 and 12.0.
 _HALF = {
     "forward": {32: (64, 256, 4, 2), 64: (32, 256, 4, 2), 128: (16, 512, 4, 1)},
     "backward": {32: (32, 256, 4, 2), 64: (32, 256, 4, 1), 128: (16, 512, 16, 1)},
@@ -50,21 +51,21 @@ _SINGLE = {
 
 
 class _Problem:
-    """What the kernels of one pass share."""
+    """Arguments shared by the kernels of one pass."""
 
     def __init__(self, q: Tensor, v: Tensor, offsets: Tensor, direction: str) -> None:
         self.block_dim, self.block_value = (max(16, triton.next_power_of_2(x.shape[-1])) for x in (q, v))
         width = max(self.block_dim, self.block_value)
         ways = (_SINGLE if q.element_size() == 4 else _HALF)[direction]
         self.block, self.chunk, self.warps, self.stages = next(way for most, way in ways.items() if width <= most)
-        # Float32 in full precision, unless PyTorch has been told that TF32 will do. Half precision is exact in TF32,
-        # and the sums then keep as many digits as the inputs have. The matrices of the widest heads fit in shared
-        # memory only once, not in the layouts of tensor cores too.
+        # Float32 products use full precision unless TF32 is enabled in PyTorch. Half-precision inputs are exact in
+        # TF32, which is precise enough for their sums. The matrices of the widest heads fit into shared memory only
+        # once, not also in the layout of tensor cores.
         full = q.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
         precision = "ieee" if full or (direction == "backward" and width == 128) else "tf32"
         tokens, self.heads = q.shape[:2]
         windows = offsets.shape[0] - 1 if tokens else 0
-        # At most two chunks begin in as many tokens as a chunk has; with fewer tokens no window has several.
+        # At most two chunks start in a range of chunk size; with fewer tokens no window has several chunks.
         self.places = 2 * triton.cdiv(tokens, self.chunk) if windows and tokens > self.chunk else 0
         self.programs = (windows + self.places) * self.heads
         self.sums_size = self.block_dim * self.block_value + self.block_dim
@@ -116,7 +117,7 @@ class _Problem:
 
 
 def forward_launches(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> tuple[list[Launch], Tensor]:
-    """The launches in their order, and the output they write; arguments as in `reference.attend_reference`."""
+    """The launches in order, and their output; arguments as in `reference.attend_reference`."""
     problem = _Problem(q, v, offsets, "forward")
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     sums = problem.sums(q)
@@ -132,7 +133,7 @@ def forward_launches(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: floa
 def backward_launches(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
-    """The launches in their order, and the gradients of q, k and v that they write."""
+    """The launches in order, and the gradients of q, k and v that they compute."""
     problem = _Problem(q, v, offsets, "backward")
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     sums, d_sums = problem.sums(q), problem.sums(q)
@@ -149,7 +150,7 @@ def backward_launches(
 
 
 def forward(*arguments: Any) -> Tensor:
-    """The output; arguments as `forward_launches`."""
+    """The output; arguments as in `forward_launches`."""
     launches, out = forward_launches(*arguments)
     for launch in launches:
         launch.run()
@@ -157,7 +158,7 @@ def forward(*arguments: Any) -> Tensor:
 
 
 def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; arguments as `backward_launches`."""
+    """Gradients of q, k and v; arguments as in `backward_launches`."""
     launches, gradients = backward_launches(*arguments)
     for launch in launches:
         launch.run()

@@ -1,7 +1,7 @@
-"""Sparse convolution offset by offset: gather the inputs that an offset meets, multiply, add to the outputs.
+"""Sparse convolution offset by offset: gather the inputs of an offset, multiply, and add to the outputs.
 
-Under one offset no input and no output comes twice, so adding is the same in any order: deterministic, without atomics
-that could collide. The gradients are made here, so that nothing is kept but the input.
+The inputs and outputs of one offset are unique, so the additions are deterministic. Gradients are computed explicitly,
+so that only the inputs are saved.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ __all__ = ["Convolution", "DepthwiseConvolution"]
 
 
 def _whole(neighbors: Neighbors, index: int) -> bool:
-    """The middle of a submanifold kernel meets every voxel at its own place."""
+    """Return True for the centre of a submanifold kernel, which maps every voxel to itself."""
     return neighbors.same_sites and index == len(neighbors.sources) // 2
 
 
 def _add(total: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Add rows, none of which comes twice."""
+    """Add ``values`` to unique rows of ``total``."""
     if total.device.type == "cpu":
         total.index_add_(0, rows, values)
-    else:  # index_add_ on a GPU is deterministic only on request, and slower then
+    else:  # index_add_ on a GPU is deterministic only on request, and then slower
         total[rows] = total[rows] + values
 
 
@@ -32,7 +32,7 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, neighbors: Neighbors) -> Tensor:
-        """Sums are in the type of the features, float32 for the half types."""
+        """Accumulates in the dtype of the features, or in float32 for half precision."""
         ctx.save_for_backward(features, weight)
         ctx.neighbors = neighbors
         half = features.dtype in (torch.bfloat16, torch.float16)
@@ -76,7 +76,7 @@ class DepthwiseConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, neighbors: Neighbors) -> Tensor:
-        """Sums are in the type of the features, float32 for the half types."""
+        """Accumulates in the dtype of the features, or in float32 for half precision."""
         ctx.save_for_backward(features, weight)
         ctx.neighbors = neighbors
         half = features.dtype in (torch.bfloat16, torch.float16)

@@ -1,4 +1,4 @@
-"""The dilation schedules, compared with the lists that the published configs spell out."""
+"""Dilation schedules, compared with the lists in the published configs."""
 
 import pytest
 

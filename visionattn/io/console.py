@@ -1,0 +1,62 @@
+"""Progress bars and texts for the console. Rich is imported when a bar is made."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from visionattn.errors import require
+
+__all__ = ["count_of", "progress_bar", "track"]
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return the number with its noun, in the plural unless the number is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def progress_bar(noun: str, console: Any = None, *columns: Any, **options: Any) -> Any:
+    """Return a ``rich.progress.Progress`` with rate and remaining time.
+
+    Args:
+        noun: what is counted, in the singular.
+        console: a ``rich.console.Console``; by default standard error.
+        *columns: further columns, or texts with the fields of a task, such as ``"{task.fields[text]}"``.
+        **options: arguments of ``Progress``, such as ``transient=True``.
+    """
+    progress = require("rich.progress")
+    text = require("rich.text").Text
+
+    class Rate(progress.ProgressColumn):
+        """Items per second, or seconds per item below one item per second."""
+
+        def render(self, task: Any) -> Any:
+            rate = task.finished_speed or task.speed
+            if not rate:
+                return text(f"- {noun}/s")
+            return text(f"{rate:.1f} {noun}/s" if rate >= 1 else f"{1 / rate:.1f} s/{noun}")
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        Rate(),
+        progress.TextColumn("ETA"),
+        progress.TimeRemainingColumn(compact=True),
+        *(progress.TextColumn(column) if isinstance(column, str) else column for column in columns),
+        console=require("rich.console").Console(stderr=True) if console is None else console,
+        **options,
+    )
+
+
+def track(items: Iterable[Any], label: str, total: int, noun: str = "image", disable: bool = False) -> Iterator[Any]:
+    """Iterate over items with a progress bar on standard error, if that is a terminal.
+
+    Args:
+        items: the items.
+        label: text before the bar.
+        total: number of items.
+        noun: what is counted, in the singular.
+        disable: show no bar.
+    """
+    console = require("rich.console").Console(stderr=True)
+    with progress_bar(noun, console, transient=True, disable=disable or not console.is_terminal) as bar:
+        yield from bar.track(items, total=total, description=label)
