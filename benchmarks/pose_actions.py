@@ -5,7 +5,7 @@ python tools/train.py configs/pose/moving_figures/timesformer_figures.py --seed 
 ...                                 # and so on, for each config and seed; then
 python benchmarks/pose_actions.py runs/*
 
-Models with pose-aware attention are measured twice: with the key points of the test clips, and without any.
+Models with pose-aware attention are measured twice: with the keypoints of the test clips, and without any.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def print_table(rows: list[dict]) -> None:
     for row in rows:
         if row["split"] == "test":
             found[row["model"], row["points"]].append(row["Top1"])
-    print("| model | key points in testing | top-1, mean (range) of the seeds |\n|---|---|---|")
+    print("| model | keypoints in testing | top-1, mean (range) of the seeds |\n|---|---|---|")
     for (model, points), values in found.items():
         print(
             f"| {model} | {points or 'not used'} | {statistics.mean(values):.1f} "

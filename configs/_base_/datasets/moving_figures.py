@@ -1,4 +1,4 @@
-# Which limb does the figure with key points swing: `visionattn data moving-figures --out data/moving-figures`.
+# Which limb does the figure with keypoints swing: `visionattn data moving-figures --out data/moving-figures`.
 data_root = "data/moving-figures/"
 classes = ("left arm", "right arm", "left leg", "right leg")
 patch_size = 8

@@ -1,3 +1,3 @@
-# The auxiliary task (PAAT) after the first block: key points for training, none for predictions.
+# The auxiliary task (PAAT) after the first block: keypoints for training, none for predictions.
 _base_ = "./timesformer_figures.py"
 model = dict(backbone=dict(paat=(1,), num_joints=13))

@@ -26,7 +26,7 @@ FILES = sorted((REPO / "configs/pose").rglob("*.py"))
 
 
 def skeleton(kind: str, frames: int) -> str:
-    """A file of key points as the set has it: 13 or 18 joints in JSON, 25 as NTU's text."""
+    """A file of keypoints as the set has it: 13 or 18 joints in JSON, 25 as NTU's text."""
     rng = np.random.default_rng(0)
     if kind == "ntu":
         joints = "\n".join(f"0 0 0 0 0 {x} {y} 0 0 0 0 2" for x, y in rng.uniform(0, 90, (25, 2)))

@@ -146,7 +146,7 @@ def test_test_command(run, capsys):
 
 
 def test_infer_command(run, tmp_path, capsys):
-    """With key points by the videos' names, without them, and with inputs that cannot be read."""
+    """With keypoints by the videos' names, without them, and with inputs that cannot be read."""
     videos, poses = run / "data/moving-figures/videos/test", run / "data/moving-figures/poses/test"
     arguments = ["infer", str(videos / "00000.avi"), str(videos / "00001.avi"), "--run", str(run / "run")]
     assert main([*arguments, "--out", str(tmp_path / "a"), "--points", str(poses)]) == 0

@@ -32,7 +32,7 @@ def test_record(make_model):
         "frames": [[0, 4, 8]],
     }
     assert not job.record(prediction(mask=False), 0)["with_pose"]
-    assert job.lines(record, job.count(prediction())) == ["sit, score 0.750, with key points"]
+    assert job.lines(record, job.count(prediction())) == ["sit, score 0.750, with keypoints"]
 
 
 def test_number_of_scores_must_fit():
@@ -61,7 +61,7 @@ def test_finding_key_points(tmp_path):
     assert find_points(video, None) is None
     assert find_points(video, tmp_path) == tmp_path / "b_pose3d.json"
     assert find_points(Path("c.mp4"), tmp_path / "b_pose3d.json") == tmp_path / "b_pose3d.json"
-    with pytest.raises(DataError, match="has no key points for it"):
+    with pytest.raises(DataError, match="has no keypoints for it"):
         find_points(Path("c.mp4"), tmp_path)
     with pytest.raises(DataError, match="no such file or folder"):
         find_points(video, tmp_path / "none")

@@ -23,7 +23,7 @@ class ActionOptions:
     """Options of action recognition.
 
     Attributes:
-        points: key points of the videos: a file, or a folder with files named like the videos.
+        points: keypoints of the videos: a file, or a folder with files named like the videos.
     """
 
     points: str | None = None
@@ -43,7 +43,7 @@ class ActionJob(Job):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Add ``--points``."""
         parser.add_argument_group("action recognition").add_argument(
-            "--points", metavar="PATH", help="key points of the videos: a file, or a folder with files named like them"
+            "--points", metavar="PATH", help="keypoints of the videos: a file, or a folder with files named like them"
         )
 
     @classmethod
@@ -52,10 +52,10 @@ class ActionJob(Job):
         return find_inputs(inputs, exclude=exclude)
 
     def read(self, source: str | Path) -> dict[str, str | None]:
-        """Return the paths of a video and of its key points; the test pipeline reads them.
+        """Return the paths of a video and of its keypoints; the test pipeline reads them.
 
         Raises:
-            DataError: there is no such video, it is an image, or it has no key points.
+            DataError: there is no such video, it is an image, or it has no keypoints.
         """
         path = Path(source)
         if not path.is_file():
@@ -93,7 +93,7 @@ class ActionJob(Job):
 
     def lines(self, record: Mapping[str, Any], counts: Counter) -> list[str]:
         """Return the best class with its score."""
-        pose = "with key points" if record["with_pose"] else "without key points"
+        pose = "with keypoints" if record["with_pose"] else "without keypoints"
         return [f"{record['action']}, score {record['action_score']:.3f}, {pose}"]
 
     def summary(self, tally: Tally) -> str:

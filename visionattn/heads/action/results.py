@@ -24,7 +24,7 @@ class ActionPrediction:
         class_scores: float32 ``[classes]``, sum 1.
         frame_indices: indices of the sampled frames, one list per view.
         frames: frames of the first view as the model gets them, RGB uint8 ``[T, H, W, 3]``.
-        pose_mask: patches of these frames that contain key points, bool ``[T, h, w]``, or None without key points.
+        pose_mask: patches of these frames that contain keypoints, bool ``[T, h, w]``, or None without keypoints.
         patch_size: side of a patch in pixels.
         seconds: inference time in seconds, including decoding of the video.
         path: the video file, or None.
@@ -61,7 +61,7 @@ class ActionPrediction:
     def draw(self, image: np.ndarray | None = None) -> np.ndarray:
         """Return the frames of the first view side by side, with the best class below, BGR uint8 ``[H, W, 3]``.
 
-        Patches without key points are dimmed.
+        Patches without keypoints are dimmed.
 
         Args:
             image: not used; the frames are part of the prediction.
@@ -87,7 +87,7 @@ class ActionPrediction:
 
 
 def find_points(video: Path, points: str | Path | None) -> Path | None:
-    """Return the key point file of a video: ``points`` itself, or the file in that folder named like the video.
+    """Return the keypoint file of a video: ``points`` itself, or the file in that folder named like the video.
 
     Raises:
         DataError: ``points`` does not exist, or the folder has no file for this video.
@@ -102,4 +102,4 @@ def find_points(video: Path, points: str | Path | None) -> Path | None:
     for suffix in SUFFIXES:
         if (found := points / f"{video.stem}{suffix}").is_file():
             return found
-    raise DataError(f"{video}: {points} has no key points for it, such as {video.stem}.npy")
+    raise DataError(f"{video}: {points} has no keypoints for it, such as {video.stem}.npy")
