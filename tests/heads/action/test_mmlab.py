@@ -186,4 +186,4 @@ def test_labels_beyond_the_classes_stop_training(run, tmp_path, capsys):
                f"train_dataloader.dataset.ann_file={tmp_path / 'train.csv'}"]  # fmt: skip
     config = CONFIGS / "timesformer_figures.py"
     assert main(["train", str(config), "--work-dir", str(tmp_path / "w"), "--cfg-options", *options]) != 0
-    assert "has the label 9, but there are 4 classes" in capsys.readouterr().err
+    assert "label must be below the number of classes 4, got 9" in capsys.readouterr().err
