@@ -19,7 +19,7 @@ def run_ladders(config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Se
     from rich.table import Table
 
     from visionattn.data.degrade import LADDERS
-    from visionattn.engine.train.robustness import CURVES, measure_ladders
+    from visionattn.engine.train.robustness import measure_ladders
 
     console = Console(highlight=False, soft_wrap=True)
     rows: list[tuple[str, float, dict[str, float]]] = []
@@ -29,7 +29,7 @@ def run_ladders(config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Se
         console.print(f"tested {kind}{'' if kind == 'clean' else f' {level:g}'}")
 
     files = measure_ladders(config, checkpoint, out, kinds or tuple(LADDERS), show)
-    names = [n for n in CURVES if n in rows[0][2]] or list(rows[0][2])[:4]
+    names = list(rows[0][2])[:4]
     table = Table("degradation", "level", *names)
     for kind, level, metrics in rows:
         values = [f"{metrics[n]:.3f}" if n in metrics else "-" for n in names]

@@ -257,8 +257,9 @@ def _create(
 def _check_all_loaded(loaded: nn.Module, fresh: nn.Module, model_name: str, path: str) -> None:
     """Raise `CheckpointError` if weights still have their random initial values, since timm skips missing tensors."""
     start = dict(fresh.named_parameters())
-    weights = {  # not norms and biases, whose initial values may equal the pretrained ones, nor the added pose blocks
-        n: p for n, p in loaded.named_parameters() if p.ndim > 1 and ".pose_blocks." not in n and "joint_head." not in n
+    added = [part for module in loaded.modules() for part in getattr(module, "not_pretrained", ())]
+    weights = {  # not norms and biases, whose initial values may equal the pretrained ones
+        n: p for n, p in loaded.named_parameters() if p.ndim > 1 and not any(part in n for part in added)
     }
     missing = [n for n, p in weights.items() if torch.equal(p, start[n])]
     if missing:

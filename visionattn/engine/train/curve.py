@@ -14,8 +14,8 @@ from visionattn.errors import require
 __all__ = ["METRICS_FILE", "cut_records", "draw_curve", "read_records", "short_names"]
 
 METRICS_FILE = "metrics.jsonl"
-# Metrics that are not plotted: by object size, by difficulties other than the main one, and of orientations.
-_NOT_PLOTTED = re.compile("^AP[sml]$|_easy|_hard|^AOS")
+# COCO's metrics by object size are not plotted. Of all others the first four are.
+_NOT_PLOTTED = re.compile("^AP[sml]$")
 
 
 def read_records(work_dir: str | os.PathLike) -> list[dict[str, Any]]:

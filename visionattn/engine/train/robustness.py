@@ -22,7 +22,6 @@ from visionattn.errors import ConfigError, require
 __all__ = ["DegradeImage", "draw_ladders", "measure_ladders"]
 
 LABELS = {"jpeg": "JPEG quality", "blur": "blur kernel", "noise": "noise variance", "resize": "scale"}
-CURVES = ("pixel_f1", "pixel_auc", "image_auc", "image_accuracy")
 
 
 @TRANSFORMS.register_module()
@@ -115,7 +114,7 @@ def draw_ladders(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     figure_module = require("matplotlib.figure", "openmmlab")
     clean = next(row for row in rows if row["kind"] == "clean")
     kinds = list(dict.fromkeys(row["kind"] for row in rows if row["kind"] != "clean"))
-    names = [n for n in CURVES if n in clean] or [n for n in clean if n not in ("kind", "level")][:4]
+    names = [name for name in clean if name not in ("kind", "level")][:4]
     figure = figure_module.Figure(figsize=(3.6 * len(kinds), 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):

@@ -18,6 +18,10 @@ CONVENTIONS = ("tampered", "all", "benco")
 IGNORED = 255
 
 
+MAIN = ("pixel_f1", "pixel_auc", "image_auc", "image_accuracy")
+"""The metrics that come first: curves and tables show the first four."""
+
+
 @METRICS.register_module()
 class ForgeryMetric(BaseMetric):
     """Pixel and image metrics of forgery; see `visionattn.heads.forgery.metrics`.
@@ -116,7 +120,7 @@ class ForgeryMetric(BaseMetric):
                     pool.counts += record["counts"]
                     pool.histogram += record["histogram"]
             figures |= {f"pooled_{k}": v for k, v in pool.scores().items() if not np.isnan(v)}
-        return figures
+        return {name: figures[name] for name in MAIN if name in figures} | figures
 
 
 def _data(value: Any) -> Any:

@@ -140,7 +140,7 @@ class BevPrecision:
         Returns:
             ``AP_3d_car_easy``: one value per IoU type (``bev``, ``3d``), class and level with ground-truth boxes;
             ``AOS_3d_car_easy``: the same with each true positive weighted by ``(1 + cos(heading difference)) / 2``;
-            ``mAP_3d_easy``: the mean AP over classes.
+            ``mAP_3d_easy``: the mean AP over classes. AP of the main level comes first, AOS last.
         """
         seen: dict[Any, Mapping[str, Any]] = {}
         for number, record in enumerate(records):
@@ -157,7 +157,7 @@ class BevPrecision:
                         values.append(result[0])
                 if values:
                     figures[f"mAP_{iou_type}_{level}"] = float(np.mean(values))
-        return figures
+        return dict(sorted(figures.items(), key=lambda f: (f[0].startswith("AOS"), f[0].endswith(("_easy", "_hard")))))
 
     def _class_precision(
         self, frames: Sequence[Mapping[str, Any]], iou_type: str, label: int, level: int
