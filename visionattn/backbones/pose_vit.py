@@ -45,6 +45,8 @@ class PoseVisionTransformer(VisionTransformer):
     paab: tuple[int, ...]
     joints_after: int
 
+    not_pretrained = (".pose_blocks.", "joint_head.")  # parameters that checkpoints of the plain model lack
+
     @classmethod
     def from_vit(
         cls,

@@ -127,6 +127,8 @@ class TimeSformer(nn.Module):
         ValueError: if an argument is out of range.
     """
 
+    not_pretrained = (".pose_blocks.",)  # parameters that checkpoints of the plain model lack
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,

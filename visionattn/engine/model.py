@@ -104,6 +104,7 @@ def load_model(
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device}: PyTorch sees no CUDA device here; use cpu")
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # mmdet imports it, and it would query PyPI
     drop_initialisation(cfg["model"])
     with quiet(), building(name), DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
         model = revert_sync_batchnorm(MODELS.build(cfg["model"]))
