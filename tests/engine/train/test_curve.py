@@ -31,7 +31,7 @@ def test_many_metrics_are_named_inside_of_the_picture(tmp_path, monkeypatch):
     drawn = []
     saved = figure.Figure.savefig
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: (saved(self, *a, **k), drawn.append(self)))
-    levels = [f"{k}_bev_{n}_{level}" for level in ("easy", "moderate") for n in "abcd" for k in ("AP", "AOS")]
+    levels = [f"AP_bev_{n}_{level}" for level in ("moderate", "easy") for n in "abcd"]
     write(tmp_path, [{"iter": i, "loss": 3 / i, "val": dict.fromkeys(levels, 50.0)} for i in range(1, 9)])
     draw_curve(tmp_path)
     (legend,) = drawn[0].legends
