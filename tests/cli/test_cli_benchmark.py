@@ -71,7 +71,7 @@ def test_dry_run_lists_the_tiles_and_marks_the_default(capsys, monkeypatch):
         ([*PROBLEM, "--dtype", "fp64", "--dry-run"], ["fp64"]),
         ([*PROBLEM, "--rounds", "1"], ["--rounds must be at least 2, got 1"]),
         ([*PROBLEM, "--device", "cpu", "--backends", "nonsense"], ["nonsense"]),
-        ([*PROBLEM, "--heads", "3", "--heads-kv", "2"], ["must divide the 3 heads", "got 2"]),
+        ([*PROBLEM, "--heads", "3", "--heads-kv", "2"], ["divide the 3 heads of `query`, got 2"]),
     ],
 )
 def test_bad_arguments(argv, words, capsys):

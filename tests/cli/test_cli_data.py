@@ -109,7 +109,7 @@ def test_lidar_samples(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatc
     assert main(["data", "objects", *source, "--out", str(tmp_path / "objects.npz")]) == 0
     assert "car, " in capsys.readouterr().out
     assert ObjectDatabase.load(tmp_path / "objects.npz").classes == ("car", "pedestrian", "cyclist")
-    assert "objects needs --out" in _error(capsys, "objects", *source)
+    assert "objects requires --out" in _error(capsys, "objects", *source)
     out = ["--out", str(tmp_path / "tram.npz")]
     assert "has no object of tram" in _error(capsys, "objects", *source, *out, "--classes", "tram")
     assert not (tmp_path / "tram.npz").exists()
@@ -140,7 +140,7 @@ def test_failures_are_one_line(tmp_path: Path, base_url: str, bccd_zip: Path, ca
     missing = _error(capsys, "bccd", *out, "--url", f"{base_url}/none.zip")
     assert f"{base_url}/none.zip" in missing
     assert "404" in missing
-    assert "`archive`" in missing
+    assert "pass it as --archive" in missing
     (bccd_zip.parent / "page.zip").write_text("<html>")
     assert "not a complete zip" in _error(capsys, "bccd", *out, "--url", f"{base_url}/page.zip")
     assert "none.zip does not exist" in _error(capsys, "bccd", *out, "--archive", str(tmp_path / "none.zip"))

@@ -94,16 +94,16 @@ def test_json_holds_the_counts(capsys):
 def test_errors_are_one_line(capsys, tmp_path):
     small = ("--shape", "56", "56", "--window", "7")
     both = ("--q-tile", "8", "--kv-tile", "8")
-    assert "must be at most the length of axis 0, 56, got window=(57, 57)" in fails(
-        capsys, "--shape", "56", "56", "--window", "57", *both
-    )
-    assert "(7, 7) on axis 0, got (8, 8)" in fails(capsys, *small, *both, "--stride", "8")
-    assert "got (7, 7, 7)" in fails(capsys, "--shape", "56", "56", "--window", "7", "7", "7", *both)
+    wide = fails(capsys, "--shape", "56", "56", "--window", "57", *both)
+    assert "--window must be at most the length of axis 0, 56, got (57, 57)" in wide
+    assert "--stride must be at most --window (7, 7)" in fails(capsys, *small, *both, "--stride", "8")
+    text = fails(capsys, "--shape", "56", "56", "--window", "7", "7", "7", *both)
+    assert "--window must have one entry or one for each of the 2 axes" in text
     assert "--q-tile is required" in fails(capsys, *small, "--kv-tile", "8")
     assert "--kv-tile is required" in fails(capsys, *small, "--q-tile", "8", "--search", "stride")
     assert "--q-tile and --kv-tile must be set together" in fails(capsys, *small, "--q-tile", "8", "--search", "tile")
     assert "--q-sizes requires --search tile" in fails(capsys, *small, *both, "--q-sizes", "64")
-    assert "must be at least 1 on every axis, got (0,)" in fails(capsys, *small, "--search", "tile", "--q-sizes", "0")
+    assert "--q-sizes must be at least 1 on every axis" in fails(capsys, *small, "--search", "tile", "--q-sizes", "0")
     assert "--mask-overhead must be a finite number of at least 0, got -1.0" in fails(
         capsys, *small, "--search", "tile", "--mask-overhead", "-1"
     )
