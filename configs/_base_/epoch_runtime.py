@@ -1,4 +1,4 @@
-# Logging, checkpoints and screen of schedules that count epochs.
+# Runtime settings for schedules that count epochs.
 custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
 default_scope = "mmdet"
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))

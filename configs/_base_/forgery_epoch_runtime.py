@@ -1,4 +1,4 @@
-# Logging, checkpoints and measures of forgery models; schedules count epochs.
+# Runtime settings and metrics for forgery models; schedules count epochs.
 custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
 default_scope = "mmseg"
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))

@@ -1,4 +1,4 @@
-# Logging, checkpoints and screen of mmseg models; their schedules count iterations.
+# Runtime settings for mmseg models; schedules count iterations.
 custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
 default_scope = "mmseg"
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))

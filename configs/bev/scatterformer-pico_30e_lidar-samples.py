@@ -1,4 +1,4 @@
-# A small ScatterFormer on simulated scans, from random weights on a CPU.
+# A small ScatterFormer on simulated scans, trained from scratch on a CPU.
 _base_ = [
     "../_base_/models/scatterformer_center.py",
     "../_base_/datasets/lidar_samples.py",

@@ -1,4 +1,4 @@
-# ScatterFormer on KITTI, which its authors did not try: the classes and range that are usual there, on one GPU.
+# ScatterFormer on KITTI with the usual classes and range, on one GPU. The authors have no results on KITTI.
 _base_ = [
     "../_base_/models/scatterformer_center.py",
     "../_base_/datasets/kitti.py",

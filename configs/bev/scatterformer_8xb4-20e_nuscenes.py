@@ -1,5 +1,5 @@
-# ScatterFormer on nuScenes with a centre head and velocity, not the authors' TransFusion head: the published figures
-# are not those of this config. Objects are pasted into all but the last 3 epochs.
+# ScatterFormer on nuScenes with a centre head and velocity instead of the TransFusion head of the authors, so the
+# published results do not apply. Copy-paste augmentation is used in all but the last 3 epochs.
 _base_ = [
     "../_base_/models/scatterformer_center.py",
     "../_base_/datasets/nuscenes.py",

@@ -1,4 +1,4 @@
-# ScatterFormer on Waymo; objects are pasted into all but the last 4 epochs.
+# ScatterFormer on Waymo; copy-paste augmentation is used in all but the last 4 epochs.
 _base_ = [
     "../_base_/models/scatterformer_center.py",
     "../_base_/datasets/waymo_folder.py",

@@ -1,4 +1,4 @@
-# The demo: handwritten digits on photographs, made on this machine by `visionattn data samples --out data/samples`.
+# The demo: handwritten digits on photographs, created by `visionattn data samples --out data/samples`.
 _base_ = "../detection/atss/atss_dinat-pico_fpn_coco_custom.py"
 
 custom_data = dict(
@@ -9,7 +9,7 @@ custom_data = dict(
     val_img="images/test",
 )
 
-# 192 pixels are enough to tell digits apart, and leave time for more iterations.
+# 192 pixels are enough to distinguish digits and allow more iterations in the same time.
 model = dict(backbone=dict(dilations="auto"))
 
 train_pipeline = [

@@ -1,4 +1,4 @@
-# Class activation maps (Zhou et al., CVPR 2016) of the last stage; a schedule of ours.
+# Class activation maps (Zhou et al., CVPR 2016) of the last stage; the schedule is not published.
 _base_ = [
     "../_base_/datasets/wsol_openimages.py",
     "../_base_/schedules/adamw_sat.py",

@@ -1,4 +1,4 @@
-# Class activation maps (Zhou et al., CVPR 2016) of a small DiNAT cut at stride 8, from random weights.
+# Class activation maps (Zhou et al., CVPR 2016) of a small DiNAT truncated at stride 8, trained from scratch.
 _base_ = [
     "../_base_/datasets/single_digits.py",
     "../_base_/schedules/adamw_iters.py",

@@ -1,4 +1,4 @@
-# SAT (Wu et al., ICCV 2023) on CUB: DeiT-S, 30 epochs, 8 x 32 pictures.
+# SAT (Wu et al., ICCV 2023) on CUB: DeiT-S, 30 epochs, batch size 8 x 32.
 _base_ = [
     "../_base_/datasets/wsol_cub.py",
     "../_base_/schedules/adamw_sat.py",

@@ -1,4 +1,5 @@
-# Tested as SAT's authors do: the map of the middle 224 of 256 pixels at a threshold of 0.4, the class by ten crops.
+# Tested as in the SAT paper: the map of a centre crop of 224 of 256 pixels at a threshold of 0.4, the class by ten
+# crops.
 _base_ = "./sat_deit-small_30e_cub-224.py"
 
 test_pipeline = [

@@ -1,4 +1,4 @@
-# SAT (Wu et al., ICCV 2023) on ImageNet: DeiT-S, 5 epochs, 4 x 128 pictures.
+# SAT (Wu et al., ICCV 2023) on ImageNet: DeiT-S, 5 epochs, batch size 4 x 128.
 _base_ = [
     "../_base_/datasets/wsol_imagenet.py",
     "../_base_/schedules/adamw_sat.py",

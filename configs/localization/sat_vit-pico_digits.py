@@ -1,4 +1,4 @@
-# SAT (Wu et al., ICCV 2023) on a small vision transformer with 8-pixel patches, from random weights.
+# SAT (Wu et al., ICCV 2023) on a small vision transformer with 8-pixel patches, trained from scratch.
 _base_ = [
     "../_base_/datasets/single_digits.py",
     "../_base_/schedules/adamw_iters.py",
@@ -20,7 +20,7 @@ model = dict(
         num_heads=3,
     ),
     num_classes=10,
-    area=0.15,  # of a digit's box, a little more than the mean share
+    area=0.15,  # slightly more than the mean relative area of the boxes
 )
 max_iters = 1500
 train_cfg = dict(max_iters=max_iters, val_interval=500)

@@ -95,7 +95,7 @@ def test_errors_are_one_line(capsys, tmp_path):
     small = ("--shape", "56", "56", "--window", "7")
     both = ("--q-tile", "8", "--kv-tile", "8")
     wide = fails(capsys, "--shape", "56", "56", "--window", "57", *both)
-    assert "--window must be at most the length of axis 0, 56, got (57, 57)" in wide
+    assert "--window must be at most the length of axis 0, 56, got window=(57, 57)" in wide
     assert "--stride must be at most --window (7, 7)" in fails(capsys, *small, *both, "--stride", "8")
     text = fails(capsys, "--shape", "56", "56", "--window", "7", "7", "7", *both)
     assert "--window must have one entry or one for each of the 2 axes" in text

@@ -1,6 +1,6 @@
 # NTU RGB+D 60, cross-subject; lines `rgb/NAME_rgb.avi,skeletons/NAME.skeleton,label`.
 # Clips, sizes and views as published. Flips keep left and right joints in their places, as published;
-# joints="ntu" in FlipClip exchanges them.
+# joints="ntu" in FlipClip swaps them.
 data_root = "data/ntu60/"
 num_classes = 60
 num_frames = 16

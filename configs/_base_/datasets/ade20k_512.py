@@ -1,4 +1,4 @@
-# ADE20K with 150 classes (`visionattn data ade20k` says what to put into data/ade20k), crops of 512 pixels.
+# ADE20K with 150 classes (`visionattn data ade20k` explains what to put into data/ade20k), crops of 512 pixels.
 data_root = "data/ade20k/ADEChallengeData2016/"
 train_pipeline = [
     dict(type="LoadImageFromFile"),

@@ -1,5 +1,5 @@
-# ADE20K instances of 100 classes, crops of 640 pixels. data/ade20k as `visionattn data ade20k` says, with the files
-# ade20k_instance_{train,val}.json that mmdet's tools/dataset_converters/ade20k2coco.py --task instance writes.
+# ADE20K instances of 100 classes, crops of 640 pixels. data/ade20k as explained by `visionattn data ade20k`, with the
+# files ade20k_instance_{train,val}.json of mmdet's tools/dataset_converters/ade20k2coco.py --task instance.
 data_root = "data/ade20k/ADEChallengeData2016/"
 short_sides = [(2560, 64 * step) for step in range(5, 21)]  # longest and short side
 train_pipeline = [

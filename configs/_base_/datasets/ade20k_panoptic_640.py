@@ -1,5 +1,5 @@
-# ADE20K panoptic: 100 things, 50 stuff, crops of 640 pixels. data/ade20k as `visionattn data ade20k` says, with the
-# ade20k_panoptic_{train,val}.json and folders of maps that mmdet's tools/dataset_converters/ade20k2coco.py writes.
+# ADE20K panoptic with 100 thing and 50 stuff classes, crops of 640 pixels. data/ade20k as explained by `visionattn data
+# ade20k`, with the ade20k_panoptic_{train,val}.json and folders of maps of mmdet's ade20k2coco.py.
 data_root = "data/ade20k/ADEChallengeData2016/"
 short_sides = [(2560, 64 * step) for step in range(5, 21)]  # longest and short side
 train_pipeline = [

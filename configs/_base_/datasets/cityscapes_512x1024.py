@@ -1,4 +1,4 @@
-# Cityscapes with 19 classes (`visionattn data cityscapes` says what to put into data/cityscapes), crops of 512 x 1024.
+# Cityscapes with 19 classes (`visionattn data cityscapes` explains what to put there), crops of 512 x 1024.
 data_root = "data/cityscapes/"
 train_pipeline = [
     dict(type="LoadImageFromFile"),

@@ -1,5 +1,5 @@
-# Cityscapes instances of 8 classes, crops of 512 x 1024; `visionattn data cityscapes --out data/cityscapes` makes the
-# annotations of the set's own.
+# Cityscapes instances of 8 classes, crops of 512 x 1024; `visionattn data cityscapes --out data/cityscapes` creates the
+# annotations from the original ones.
 data_root = "data/cityscapes/"
 short_sides = [(4096, round(102.4 * step)) for step in range(5, 21)]  # longest and short side
 train_pipeline = [

@@ -1,5 +1,6 @@
-# Cityscapes panoptic: 8 things, 11 stuff, crops of 512 x 1024. mmdet has no such dataset: this is its COCO panoptic one
-# on annotations that `visionattn data cityscapes --out data/cityscapes` makes of the set's own, things first.
+# Cityscapes panoptic with 8 thing and 11 stuff classes, crops of 512 x 1024. mmdet has no such dataset, so this uses
+# its COCO panoptic dataset with annotations created by `visionattn data cityscapes --out data/cityscapes`, things
+# first.
 data_root = "data/cityscapes/"
 short_sides = [(4096, round(102.4 * step)) for step in range(5, 21)]  # longest and short side
 thing_classes = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")

@@ -1,4 +1,4 @@
-# COCO 2017 (`visionattn data coco` says what to put into data/coco), one scale.
+# COCO 2017 boxes (`visionattn data coco` explains what to put into data/coco), one scale.
 data_root = "data/coco/"
 train_pipeline = [
     dict(type="LoadImageFromFile"),

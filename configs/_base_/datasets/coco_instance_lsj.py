@@ -18,7 +18,7 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
-    _delete_=True,  # of the base's batches of similar aspect ratio
+    _delete_=True,  # the base batches images of similar aspect ratio
     batch_size=2,
     num_workers=2,
     persistent_workers=True,

@@ -1,5 +1,5 @@
-# COCO 2017 panoptic: things and stuff, with large-scale jitter. data/coco as `visionattn data coco` says, and in its
-# annotations/ panoptic_{train,val}2017.json beside the unpacked folders of maps, from
+# COCO 2017 panoptic with large-scale jitter. data/coco as explained by `visionattn data coco`, with
+# annotations/panoptic_{train,val}2017.json and the unpacked folders of maps from
 # http://images.cocodataset.org/annotations/panoptic_annotations_trainval2017.zip
 data_root = "data/coco/"
 train_pipeline = [

@@ -1,5 +1,5 @@
-# BR-Gen (arXiv 2504.11922): data/brgen/{training,testing,validation}, each with Au/, Tp/ and Gt/; as many forged as
-# authentic pictures, resized to 512, measured in their own size.
+# BR-Gen (arXiv 2504.11922): data/brgen/{training,testing,validation}, each with Au/, Tp/ and Gt/. Forged and
+# authentic images are balanced, resized to 512 and evaluated at their original size.
 size = (512, 512)
 meta_keys = ("img_path", "seg_map_path", "ori_shape", "img_shape", "sample_idx", "source", "kind")
 train_pipeline = [

@@ -1,7 +1,7 @@
-# Forgeries made while training from the photographs in data/photos/train; measured on what
+# Forgeries synthesized during training from the photographs in data/photos/train; evaluated on forgeries of other
+# photographs, created by
 #   visionattn forge data/photos/heldout --out data/forged/val --crop 256 --count 384 --quality 90
-# wrote from other photographs.
-crop_size = (128, 128)  # small crops: more forgeries to learn from for the same number of pixels
+crop_size = (128, 128)  # small crops give more forgeries for the same number of pixels
 meta_keys = ("img_path", "seg_map_path", "ori_shape", "img_shape", "sample_idx", "source", "kind", "forgery_steps")
 train_pipeline = [
     dict(type="LoadImageFromFile"),

@@ -1,5 +1,5 @@
-# KITTI's 3-D objects: `visionattn data kitti` says what lies where. Only what the camera sees is labelled.
-# The objects to paste: `visionattn data objects --layout kitti --source data/kitti --split train
+# KITTI 3D objects; `visionattn data kitti` explains the layout. Only objects in the view of the camera are labelled.
+# Objects for copy-paste augmentation: `visionattn data objects --layout kitti --source data/kitti --split train
 #   --out data/kitti/objects.npz`.
 data_root = "data/kitti"
 metainfo = dict(classes=("Car", "Pedestrian", "Cyclist"))

@@ -1,4 +1,4 @@
-# Images and index masks named by `custom_data`, brought to 320x240 (either way round) in their own proportions.
+# Images and index masks given by `custom_data`, resized to 320x240 or 240x320 with their aspect ratio.
 custom_data = dict(root="", train_img=None, train_mask=None, val_img=None, val_mask=None, classes=None, palette=None)
 scale = (320, 240)
 train_pipeline = [

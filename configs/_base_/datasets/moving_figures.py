@@ -2,7 +2,7 @@
 data_root = "data/moving-figures/"
 classes = ("left arm", "right arm", "left leg", "right leg")
 patch_size = 8
-train_pipeline = [  # not mirrored: the class tells left from right
+train_pipeline = [  # no flips, since the classes distinguish left and right
     dict(type="visionattn.LoadClip", num_frames=4, rate=3, views="random"),
     dict(type="visionattn.PackClip", patch_size=patch_size, inflation=None),
 ]

@@ -1,4 +1,5 @@
-# nuScenes, ten sweeps as one: `visionattn data nuscenes` says what lies where. The objects to paste:
+# nuScenes with ten aggregated sweeps; `visionattn data nuscenes` explains the layout. Objects for copy-paste
+# augmentation:
 #   visionattn data objects --layout nuscenes --source data/nuscenes --split data/nuscenes/train_scenes.txt \
 #     --out data/nuscenes/objects.npz
 data_root = "data/nuscenes"

@@ -1,4 +1,4 @@
-# One digit on each picture, and image labels to train by: `visionattn data single-digits --out data/single-digits`.
+# Images with one digit each, trained with image labels: `visionattn data single-digits --out data/single-digits`.
 data_root = "data/single-digits/"
 classes = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 train_pipeline = [
@@ -46,7 +46,7 @@ test_dataloader = dict(
     dataset=dict(
         type="visionattn.LocalizationDataset",
         data_root=data_root,
-        ann_file="metadata/test",  # metadata/test-masks measures pixels instead of boxes
+        ann_file="metadata/test",  # metadata/test-masks evaluates masks instead of boxes
         data_prefix=dict(img_path="images", mask_path="masks"),
         metainfo=dict(classes=classes),
         test_mode=True,

@@ -1,5 +1,5 @@
-# Waymo's scans as folders of points (x, y, z, intensity, elongation), with a JSON file of boxes each: docs/lidar.md.
-# The objects to paste: `visionattn data objects --source data/waymo --split train --out data/waymo/objects.npz`.
+# Waymo scans as folders of points (x, y, z, intensity, elongation) with a JSON file of boxes each, see docs/lidar.md.
+# Objects for copy-paste: `visionattn data objects --source data/waymo --split train --out data/waymo/objects.npz`.
 data_root = "data/waymo"
 metainfo = dict(classes=("vehicle", "pedestrian", "cyclist"))
 point_cloud_range = [-76.8, -76.8, -2.0, 76.8, 76.8, 4.0]

@@ -1,4 +1,4 @@
-# CUB-200-2011 with CUBV2 for validation (`visionattn data wsol` says what to put into data/CUB).
+# CUB-200-2011 with CUBV2 for validation (`visionattn data wsol` explains what to put into data/CUB).
 data_root = "data/CUB/"
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -55,6 +55,6 @@ test_dataloader = dict(
 )
 val_evaluator = [
     dict(type="visionattn.LocalizationMetric"),
-    dict(type="visionattn.SATLocalizationMetric", resize=224),  # at the fixed threshold 0.4, without a crop
+    dict(type="visionattn.SATLocalizationMetric", resize=224),  # at the fixed threshold of 0.4, without cropping
 ]
 test_evaluator = val_evaluator

@@ -1,4 +1,4 @@
-# ImageNet with ImageNetV2 for validation (`visionattn data wsol` says what to put into data/ILSVRC).
+# ImageNet with ImageNetV2 for validation (`visionattn data wsol` explains what to put into data/ILSVRC).
 data_root = "data/ILSVRC/"
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -55,6 +55,6 @@ test_dataloader = dict(
 )
 val_evaluator = [
     dict(type="visionattn.LocalizationMetric"),
-    dict(type="visionattn.SATLocalizationMetric", resize=224),  # at the fixed threshold 0.4, without a crop
+    dict(type="visionattn.SATLocalizationMetric", resize=224),  # at the fixed threshold of 0.4, without cropping
 ]
 test_evaluator = val_evaluator

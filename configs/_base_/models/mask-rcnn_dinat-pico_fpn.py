@@ -1,4 +1,4 @@
-# Mask R-CNN (He et al., ICCV 2017, arXiv 1703.06870) with narrow parts and small anchors, for small objects and CPUs.
+# Mask R-CNN (He et al., ICCV 2017, arXiv 1703.06870) with few channels and small anchors, for small objects and CPUs.
 model = dict(
     type="MaskRCNN",
     data_preprocessor=dict(
@@ -21,7 +21,7 @@ model = dict(
         type="RPNHead",
         in_channels=64,
         feat_channels=64,
-        # sides of 12 to 137 pixels, two to an octave
+        # sides of 12 to 137 pixels, two scales per octave
         anchor_generator=dict(type="AnchorGenerator", scales=[3.0, 4.3], ratios=[1.0], strides=[4, 8, 16, 32]),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[1.0, 1.0, 1.0, 1.0]),
         loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),

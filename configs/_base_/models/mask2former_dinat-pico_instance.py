@@ -1,4 +1,5 @@
-# Mask2Former for instances with a narrow head, for small data and CPUs: fewer channels, layers, queries, points.
+# Mask2Former for instance segmentation with a narrow head, for small data and CPUs: fewer channels, layers, queries,
+# points.
 _base_ = "./mask2former_panoptic.py"
 width = 128
 attention = dict(embed_dims=width, num_heads=4)

@@ -1,4 +1,5 @@
-# Mask2Former for maps of classes with a narrow head, for small data and CPUs: fewer channels, layers, queries, points.
+# Mask2Former for semantic segmentation with a narrow head, for small data and CPUs: fewer channels, layers, queries
+# and points.
 _base_ = "./mask2former_semantic.py"
 width = 128
 attention = dict(embed_dims=width, num_heads=4)

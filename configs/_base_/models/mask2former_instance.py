@@ -1,4 +1,4 @@
-# Mask2Former for things alone, as many classes as COCO has.
+# Mask2Former for instance segmentation with the number of classes of COCO.
 _base_ = "./mask2former_panoptic.py"
 model = dict(
     data_preprocessor=dict(pad_seg=False),

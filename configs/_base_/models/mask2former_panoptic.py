@@ -1,5 +1,5 @@
-# Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527) for things and stuff. A config adds the backbone, the head's
-# in_channels and, for other data than COCO, the numbers of classes and the weights of the classes.
+# Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527) for panoptic segmentation. A config adds the backbone, the
+# head's in_channels and, for data other than COCO, the numbers of classes and the class weights.
 width = 256
 things = 80
 stuff = 53
@@ -59,7 +59,7 @@ model = dict(
             use_sigmoid=False,
             loss_weight=2.0,
             reduction="mean",
-            class_weight=[1.0] * (things + stuff) + [0.1],  # the last is of queries without an object
+            class_weight=[1.0] * (things + stuff) + [0.1],  # the last weight is for queries without an object
         ),
         loss_mask=dict(type="CrossEntropyLoss", use_sigmoid=True, reduction="mean", loss_weight=5.0),
         loss_dice=dict(

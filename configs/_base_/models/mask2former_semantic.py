@@ -1,5 +1,5 @@
-# Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527) on mmseg: one query's mask for each class in the picture. A
-# config adds the backbone, the head's in_channels and, for other data than ADE20K, the classes and their weights.
+# Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527) for semantic segmentation in mmseg. A config adds the
+# backbone, the head's in_channels and, for data other than ADE20K, the number of classes and the class weights.
 width = 256
 classes = 150
 attention = dict(embed_dims=width, num_heads=8, dropout=0.0, batch_first=True)
@@ -57,7 +57,7 @@ model = dict(
             use_sigmoid=False,
             loss_weight=2.0,
             reduction="mean",
-            class_weight=[1.0] * classes + [0.1],  # the last is of queries without a class
+            class_weight=[1.0] * classes + [0.1],  # the last weight is for queries without a class
         ),
         loss_mask=dict(type="mmdet.CrossEntropyLoss", use_sigmoid=True, reduction="mean", loss_weight=5.0),
         loss_dice=dict(

@@ -1,4 +1,4 @@
-# NFA-ViT (arXiv 2504.11922) with what the published code leaves broken mended: its noise branch learns.
+# NFA-ViT (arXiv 2504.11922) with a correction of the published code, in which the noise branch gets no gradient.
 model = dict(
     type="visionattn.NFAViTLocalizer",
     data_preprocessor=dict(

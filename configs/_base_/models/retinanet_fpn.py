@@ -1,5 +1,5 @@
 # RetinaNet (Lin et al., ICCV 2017, arXiv 1708.02002). A config adds the backbone and the neck's in_channels.
-# The backbone gives strides 8 to 32; the neck makes 64 and 128 from its last map.
+# The backbone has strides 8 to 32; the neck computes strides 64 and 128 from the last map.
 model = dict(
     type="RetinaNet",
     data_preprocessor=dict(
@@ -30,7 +30,7 @@ model = dict(
     ),
     train_cfg=dict(
         assigner=dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
-        sampler=dict(type="PseudoSampler"),  # focal loss takes every anchor
+        sampler=dict(type="PseudoSampler"),  # focal loss uses all anchors
         allowed_border=-1,
         pos_weight=-1,
         debug=False,

@@ -1,4 +1,5 @@
-# ScatterFormer (arXiv 2401.00912), cascade of dense encoder-decoders, centre head with rated boxes. Geometry of Waymo.
+# ScatterFormer (arXiv 2401.00912) with a cascade of dense encoder-decoders and a centre head with an IoU branch, for
+# the geometry of Waymo.
 model = dict(
     type="visionattn.BEVDetector",
     point_cloud_range=[-76.8, -76.8, -2.0, 76.8, 76.8, 4.0],

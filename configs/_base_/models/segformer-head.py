@@ -1,5 +1,5 @@
-# The light head of SegFormer (Xie et al., NeurIPS 2021, arXiv 2105.15203): 1x1 convolutions over the four maps, resized
-# and joined. A config adds the backbone and the head's in_channels.
+# The head of SegFormer (Xie et al., NeurIPS 2021, arXiv 2105.15203): 1x1 convolutions on the four maps, which are
+# resized and concatenated. A config adds the backbone and the head's in_channels.
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(

@@ -1,5 +1,5 @@
-# Semantic FPN (Kirillov et al., CVPR 2019, arXiv 1901.02446) with a narrow neck and head and a backbone from random
-# weights, for small data and CPUs. A config adds the backbone and the neck's in_channels.
+# Semantic FPN (Kirillov et al., CVPR 2019, arXiv 1901.02446) with a narrow neck and head and a randomly
+# initialized backbone, for small data and CPUs. A config adds the backbone and the neck's in_channels.
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(

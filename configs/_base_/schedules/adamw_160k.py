@@ -1,4 +1,4 @@
-# 160,000 iterations of batch 16, a linear fall to 0. Tables of position bias and norms are not decayed.
+# 160,000 iterations with a batch size of 16 and linear decay to 0. No weight decay for position biases and norms.
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=160000, val_interval=16000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

@@ -1,4 +1,5 @@
-# 12 epochs of batch 16, a tenth of the rate after 8 and 11. Tables of position bias and norms are not decayed.
+# 12 epochs with a batch size of 16; the learning rate is divided by 10 after epochs 8 and 11. No weight decay for
+# position biases and norms.
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

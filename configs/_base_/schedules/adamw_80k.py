@@ -1,4 +1,5 @@
-# 80,000 iterations of batch 32 with a cosine, as Semantic FPN on BiFormer was trained: everything is decayed.
+# 80,000 iterations with a batch size of 32 and cosine decay, as published for Semantic FPN with BiFormer: weight decay
+# for all parameters.
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=80000, val_interval=4000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

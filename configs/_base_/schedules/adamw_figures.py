@@ -1,4 +1,4 @@
-# AdamW by iterations for the small models of the moving figures.
+# AdamW for the small models on moving figures; counts iterations.
 max_iters = 1200
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=400)
 val_cfg = dict(type="ValLoop")

@@ -1,4 +1,4 @@
-# NFA-ViT's schedule: AdamW, 4 epochs of warm-up, half a cosine to 0 over 200 epochs, 4 devices of 16 pictures.
+# The schedule of NFA-ViT: AdamW, 4 epochs of warm-up, cosine decay to 0 over 200 epochs, 4 devices with 16 images each.
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=200, val_interval=20)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

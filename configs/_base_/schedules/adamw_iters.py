@@ -1,4 +1,4 @@
-# AdamW with a short warm-up and a cosine; tables of position bias and norms are not decayed (Hassani et al., 2023).
+# AdamW with a short warm-up and cosine decay; no weight decay for position biases and norms (Hassani et al., 2023).
 max_iters = 1000
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=200)
 val_cfg = dict(type="ValLoop")

@@ -1,5 +1,6 @@
-# AdamW by epochs of batch 256, a cosine for each step. As the authors ran it, positions and tokens decay; norms and
-# biases do not. They built the cosine but never gave it to the optimizer: param_scheduler=[] repeats their run.
+# AdamW with a batch size of 256 and cosine decay per iteration. As published, weight decay applies to position
+# embeddings and tokens, but not to norms and biases. The published code creates the cosine schedule without applying
+# it; param_scheduler=[] reproduces this.
 max_epochs = 30
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type="ValLoop")

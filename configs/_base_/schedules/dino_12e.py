@@ -1,5 +1,5 @@
-# DINO's 12 epochs of batch 16 (arXiv 2203.03605), the backbone at a tenth of the learning rate. Names of the backbone's
-# position biases and norms are written long: of the keys that match, the longest counts.
+# 12 epochs of DINO with a batch size of 16 (arXiv 2203.03605) and a tenth of the learning rate for the backbone. The
+# keys of position biases and norms of the backbone are long, because the longest matching key applies.
 no_decay = dict(lr_mult=0.1, decay_mult=0.0)
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1)
 val_cfg = dict(type="ValLoop")

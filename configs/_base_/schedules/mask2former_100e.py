@@ -1,4 +1,4 @@
-# Mask2Former's schedule for COCO with large backbones: 737,500 iterations of batch 16, which are 100 epochs.
+# The schedule of Mask2Former for COCO with large backbones: 737,500 iterations with a batch size of 16, or 100 epochs.
 _base_ = "./mask2former_160k.py"
 train_cfg = dict(max_iters=737500)
 param_scheduler = [

@@ -1,6 +1,6 @@
-# Mask2Former's 160,000 iterations of batch 16 with a polynomial fall, the backbone at a tenth of the learning rate and
-# gradients of the whole model clipped to a norm of 0.01 (arXiv 2112.01527). Norms, position biases and embeddings are
-# not decayed; the backbone's are written long, for of the keys that match, the longest counts.
+# 160,000 iterations of Mask2Former with a batch size of 16, polynomial decay, a tenth of the learning rate for the
+# backbone and gradients clipped to a norm of 0.01 (arXiv 2112.01527). No weight decay for norms, position biases and
+# embeddings; their keys in the backbone are long, because the longest matching key applies.
 no_decay = dict(lr_mult=0.1, decay_mult=0.0)
 embedding = dict(lr_mult=1.0, decay_mult=0.0)
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=160000, val_interval=5000)

@@ -1,4 +1,4 @@
-# Mask2Former's schedule for COCO: 368,750 iterations of batch 16, which are 50 epochs.
+# The schedule of Mask2Former for COCO: 368,750 iterations with a batch size of 16, or 50 epochs.
 _base_ = "./mask2former_160k.py"
 train_cfg = dict(max_iters=368750)
 param_scheduler = [

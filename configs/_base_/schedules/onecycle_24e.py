@@ -1,5 +1,5 @@
-# Adam with decoupled weight decay over one cycle: up from lr / 100 for a tenth of the run, down to lr / 1e6; the first
-# beta goes from 0.95 to 0.85 and back. For 8 devices of 4 scans.
+# One-cycle AdamW: the learning rate increases from lr / 100 for a tenth of the epochs and decreases to lr / 1e6; the
+# first beta goes from 0.95 to 0.85 and back. For 8 devices with 4 scans each.
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=24, val_interval=2)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

@@ -1,4 +1,4 @@
-# SGD as PoseAwareVT is fine-tuned: 15 epochs at batch 64, steps at epochs 11 and 14.
+# SGD as published for fine-tuning PoseAwareVT: 15 epochs with a batch size of 64, steps after epochs 11 and 14.
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=15, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

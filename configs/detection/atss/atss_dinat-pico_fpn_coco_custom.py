@@ -1,4 +1,4 @@
-# Your own data: any folder with images and COCO JSON files. Classes are read from the training file.
+# Custom data: any folder with images and COCO JSON files. Classes are read from the training file.
 #
 #   python tools/train.py configs/detection/atss/atss_dinat-pico_fpn_coco_custom.py --cfg-options \
 #       custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json

@@ -1,4 +1,4 @@
-# Ours; nothing is published for this combination.
+# This combination has no published results.
 _base_ = [
     "../../_base_/models/dino_4scale.py",
     "../../_base_/datasets/coco_detection_ms.py",

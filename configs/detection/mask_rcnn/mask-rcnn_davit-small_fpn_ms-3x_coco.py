@@ -1,4 +1,4 @@
-# The authors published only the tiny config; the drop path rate of this size is theirs for tiny.
+# The authors published only the config for tiny; its drop path rate is also used for this size.
 _base_ = [
     "../../_base_/models/mask-rcnn_fpn.py",
     "../../_base_/datasets/coco_instance_ms.py",
@@ -9,4 +9,4 @@ model = dict(
     backbone=dict(model_name="davit_small.msft_in1k", drop_path_rate=0.2),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )
-optim_wrapper = dict(paramwise_cfg=None)  # published: everything is decayed
+optim_wrapper = dict(paramwise_cfg=None)  # published: weight decay for all parameters

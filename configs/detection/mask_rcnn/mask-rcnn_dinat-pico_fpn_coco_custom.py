@@ -1,4 +1,4 @@
-# Your own data with masks: any folder with images and COCO JSON files (polygons or RLE); up to 500 objects an image.
+# Custom data with masks: any folder with images and COCO JSON files (polygons or RLE), up to 500 objects per image.
 #
 #   python tools/train.py configs/detection/mask_rcnn/mask-rcnn_dinat-pico_fpn_coco_custom.py --cfg-options \
 #       custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json

@@ -8,4 +8,6 @@ model = dict(
     backbone=dict(model_name="biformer_base.in1k", drop_path_rate=0.3, num_regions=16, out_norm=True, norm_eval=True),
     neck=dict(in_channels=[192, 384, 768]),
 )
-optim_wrapper = dict(optimizer=dict(weight_decay=1e-4), paramwise_cfg=None)  # published: everything is decayed
+optim_wrapper = dict(
+    optimizer=dict(weight_decay=1e-4), paramwise_cfg=None
+)  # published: weight decay for all parameters

@@ -8,4 +8,6 @@ model = dict(
     backbone=dict(model_name="biformer_small.in1k", drop_path_rate=0.2, num_regions=16, out_norm=True, norm_eval=True),
     neck=dict(in_channels=[128, 256, 512]),
 )
-optim_wrapper = dict(optimizer=dict(weight_decay=1e-4), paramwise_cfg=None)  # published: everything is decayed
+optim_wrapper = dict(
+    optimizer=dict(weight_decay=1e-4), paramwise_cfg=None
+)  # published: weight decay for all parameters

@@ -8,4 +8,4 @@ model = dict(
     backbone=dict(model_name="davit_tiny.msft_in1k", drop_path_rate=0.1),
     neck=dict(in_channels=[192, 384, 768]),
 )
-optim_wrapper = dict(paramwise_cfg=None)  # published: everything is decayed
+optim_wrapper = dict(paramwise_cfg=None)  # published: weight decay for all parameters

@@ -5,5 +5,5 @@ _base_ = [
     "../../_base_/forgery_epoch_runtime.py",
     "../../_base_/schedules/adamw_forgery_200e.py",
 ]
-# Without weights for the extractor, it learns with the rest.
+# Without weights, the extractor is trained together with the other parts.
 model = dict(net=dict(freeze_extractor=False))

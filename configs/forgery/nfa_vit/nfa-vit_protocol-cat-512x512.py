@@ -1,6 +1,6 @@
 # Protocol "CAT-Net": data/forgery/cat.json lists CASIAv2, FantasticReality, IMD20 and tampCOCO as
-# [["ManiDataset", FOLDER], ["JsonDataset", FILE], ...]; each gives 1840 pictures in an epoch. Tested on Columbia,
-# resized; other sets with --cfg-options test_dataloader.dataset.data_root=FOLDER.
+# [["ManiDataset", FOLDER], ["JsonDataset", FILE], ...]; 1840 images of each are used per epoch. Tested on
+# Columbia, resized; other datasets with --cfg-options test_dataloader.dataset.data_root=FOLDER.
 _base_ = "./nfa-vit_4xb16-200e_brgen-512x512.py"
 
 train_dataloader = dict(

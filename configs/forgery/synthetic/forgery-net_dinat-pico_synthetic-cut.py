@@ -1,7 +1,8 @@
-# Second part on easier forgeries: blobs with hard edges in their own colours, pasted, removed or resampled; pairs as in
-# forgery-net_dinat-pico_synthetic-pairs.py, in crops of 224 pixels. Two processes take 16 pictures in a step, in 1.8 s:
+# Second part on easier forgeries: blobs with hard edges in original colours, pasted, removed or resampled; pairs as in
+# forgery-net_dinat-pico_synthetic-pairs.py, in crops of 224 pixels. Two processes with 16 images per step take 1.8 s:
 #   python tools/train.py THIS --amp --ema 0.002 --devices 2 --cfg-options load_from=WORK_DIR_OF_THE_FIRST/iter_5500.pth
-# The figures in docs/forgery.md are of 2,300 steps of one process (label_weight 0.5, quality from 75), this, 430 more.
+# The results in docs/forgery.md are from 2,300 steps of one process (label_weight 0.5, quality from 75), this config,
+# and 430 more steps.
 # Test data: visionattn forge data/photos/heldout --out data/forged/cut --crop 256 --count 384 --quality 90 --seed 1
 #   --operations splice copy_move removal resample --shapes blob --feather 0 --colour-match 0
 _base_ = "./forgery-net_dinat-pico_synthetic.py"

@@ -1,4 +1,5 @@
-# From scratch on a CPU: forgeries made from any photographs. The backbone sees half the resolution, the noise all.
+# Training from scratch on a CPU with forgeries synthesized from photographs. The input of the backbone has half the
+# resolution, that of the noise branch full resolution.
 _base_ = [
     "../../_base_/models/forgery-net.py",
     "../../_base_/datasets/forgery_synthetic.py",

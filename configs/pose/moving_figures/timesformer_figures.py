@@ -1,4 +1,4 @@
-# TimeSformer without pose, the measure of the two others.
+# TimeSformer without pose, the baseline of the two others.
 _base_ = [
     "../../_base_/datasets/moving_figures.py",
     "../../_base_/schedules/adamw_figures.py",

@@ -11,7 +11,7 @@ model = dict(
         num_frames=16,
         drop_path_rate=0.1,
         paab_attention="spatial",
-        pretrained=None,  # the file of TimeSformer 8x32 trained on Kinetics-400, from which the published models start
+        pretrained=None,  # the checkpoint of TimeSformer 8x32 on Kinetics-400, from which the published models start
     ),
     num_classes=60,
     views="max",

@@ -1,4 +1,4 @@
-# Ours; nothing is published for this combination.
+# This combination has no published results.
 _base_ = [
     "../../_base_/models/mask2former_instance.py",
     "../../_base_/datasets/coco_instance_lsj.py",

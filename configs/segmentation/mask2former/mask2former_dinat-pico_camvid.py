@@ -1,5 +1,5 @@
-# CamVid (11 classes, 367 training frames of 480x360): `visionattn data camvid --out data/camvid`. For your own images
-# and index masks (255 is ignored) change the folder, the classes and their number, here and in a copy of this file.
+# CamVid (11 classes, 367 training frames of 480x360): `visionattn data camvid --out data/camvid`. For custom images
+# and index masks (255 is ignored) change the folder, the classes and their number in a copy of this file.
 _base_ = [
     "../../_base_/models/mask2former_dinat-pico_semantic.py",
     "../../_base_/schedules/adamw_iters.py",

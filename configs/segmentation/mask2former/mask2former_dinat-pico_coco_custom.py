@@ -1,4 +1,4 @@
-# Your own data with masks: any folder with images and COCO JSON files. Classes are read from the training file.
+# Custom data with masks: any folder with images and COCO JSON files. Classes are read from the training file.
 #
 #   python tools/train.py configs/segmentation/mask2former/mask2former_dinat-pico_coco_custom.py --cfg-options \
 #       custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json

@@ -1,9 +1,9 @@
-# Your own data: images and index masks, PNG files that hold the number of each pixel's class (from 0; 255: ignored).
+# Custom data: images and index masks, PNG files with the class index of each pixel (from 0; 255 is ignored).
 #
 #   python tools/train.py configs/segmentation/semantic_fpn/semantic-fpn_dinat-pico_masks_custom.py --cfg-options \
 #       custom_data.root=/data/roads custom_data.classes=[road,car]
 #
-# looks for /data/roads/images/train, images/val, masks/train, masks/val; `train_img`, `val_mask`, ... name others.
+# uses /data/roads/images/train, images/val, masks/train and masks/val; `train_img`, `val_mask`, ... select others.
 _base_ = [
     "../../_base_/models/semantic-fpn_small.py",
     "../../_base_/datasets/mask_folders.py",

@@ -1,4 +1,4 @@
-# What semantic-fpn_dinat-pico_camvid is compared with: all the same, but for timm's ResNet-18.
+# Baseline of semantic-fpn_dinat-pico_camvid: the same with timm's ResNet-18.
 _base_ = "./semantic-fpn_dinat-pico_camvid.py"
 model = dict(
     backbone=dict(_delete_=True, type="visionattn.Backbone", model_name="resnet18", out_indices=(1, 2, 3, 4)),

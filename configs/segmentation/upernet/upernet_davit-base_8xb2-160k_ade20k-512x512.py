@@ -1,4 +1,4 @@
-# The authors published only the tiny config; the drop path rate of this size is theirs for tiny.
+# The authors published only the config for tiny; its drop path rate is also used for this size.
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/ade20k_512.py",
@@ -10,4 +10,4 @@ model = dict(
     decode_head=dict(norm_cfg=dict(type="BN"), in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(norm_cfg=dict(type="BN"), in_channels=512),
 )
-optim_wrapper = dict(paramwise_cfg=None)  # published: everything is decayed
+optim_wrapper = dict(paramwise_cfg=None)  # published: weight decay for all parameters

@@ -9,4 +9,4 @@ model = dict(
     decode_head=dict(norm_cfg=dict(type="BN"), in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(norm_cfg=dict(type="BN"), in_channels=384),
 )
-optim_wrapper = dict(paramwise_cfg=None)  # published: everything is decayed
+optim_wrapper = dict(paramwise_cfg=None)  # published: weight decay for all parameters

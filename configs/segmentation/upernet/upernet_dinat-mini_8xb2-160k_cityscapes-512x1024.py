@@ -1,4 +1,4 @@
-# Ours; nothing is published for this combination.
+# This combination has no published results.
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/cityscapes_512x1024.py",
