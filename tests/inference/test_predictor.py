@@ -84,7 +84,7 @@ def test_what_is_no_picture(rectangle_model, item):
 
 def test_missing_file_and_large_file(rectangle_model, painted, save_picture, tmp_path):
     predictor = Predictor.from_model(rectangle_model, max_pixels=100)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="does not exist"):
         predictor("gone.png")
     with pytest.raises(DataError, match="megapixels"):
         predictor(save_picture(tmp_path / "x.png", painted(20, 30)))
