@@ -457,6 +457,7 @@ class BiFormer(StagedBackbone):
         return result
 
     def _set(self, name: str, value: str) -> None:
+        self._model_args = {**getattr(self, "_model_args", {}), name: value}  # timm saves these with the model
         for module in self.modules():
             if name == "padding" and isinstance(module, BiLevelRoutingAttention):
                 module.set_padding(value)

@@ -151,6 +151,7 @@ class DiNATIsotropic(_Isotropic):
             embed_dim=embed_dim,
             norm_layer=norm_layer,
             output_fmt="NHWC",
+            strict_img_size=False,
             dynamic_img_pad=True,
             **dd,
         )

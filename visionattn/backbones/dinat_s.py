@@ -109,6 +109,7 @@ class DiNATS(NeighborhoodBackbone):
             embed_dim=embed_dim,
             norm_layer=norm_layer if patch_norm else None,
             output_fmt="NHWC",
+            strict_img_size=False,
             dynamic_img_pad=True,
             **dd,
         )

@@ -108,6 +108,17 @@ class PoseVisionTransformer(VisionTransformer):
             self.joint_head = None
         return self
 
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Add prefix tokens and position embeddings to patches, with an interpolation that torch.fx does not trace."""
+        if self.pos_embed is None or not self.dynamic_img_size:
+            return super()._pos_embed(x)
+        prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        count = 0 if self.no_embed_class else self.num_prefix_tokens
+        table = resize_positions(self.pos_embed, x, tuple(self.patch_embed.grid_size), count)
+        x = x.flatten(1, 2)
+        x = torch.cat([*prefix, x + table], 1) if self.no_embed_class else torch.cat([*prefix, x], 1) + table
+        return self.pos_drop(x)
+
     def _grid(self, x: Tensor) -> tuple[int, int]:
         """Return the number of patches along height and width."""
         return tuple(self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:])))
@@ -118,7 +129,7 @@ class PoseVisionTransformer(VisionTransformer):
         """Return tokens before the final norm, those after the blocks `take`, and joint logits ``[B, N, joints]``."""
         mask = joints = None
         if pose is not None:
-            mask = _patch_mask(pose, x, tuple(self.patch_embed.patch_size), self.patch_embed.dynamic_img_pad)
+            mask = patch_mask(pose, x, tuple(self.patch_embed.patch_size), self.patch_embed.dynamic_img_pad)
         x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
         count = self.num_prefix_tokens
         run = checkpoint if self.grad_checkpointing and not torch.jit.is_scripting() else _call
@@ -127,7 +138,7 @@ class PoseVisionTransformer(VisionTransformer):
             x = run(block, x)
             if self.joint_head is not None and index + 1 == self.joints_after:
                 joints = self.joint_head(x[:, count:])
-                mask = _default_mask(mask, joints)
+                mask = default_mask(mask, joints)
             if mask is not None and index + 1 in self.paab:
                 prefix, patches = run(block.pose_blocks, x[:, :count], x[:, count:, None], mask)
                 x = torch.cat([prefix, patches[:, :, 0]], 1)
@@ -218,8 +229,14 @@ class PoseFeatures(FeatureGetterNet):
         )
 
 
+@register_notrace_function  # torch.fx does not wrap functions whose names start with an underscore
+def resize_positions(table: Tensor, x: Tensor, grid_size: tuple[int, int], prefix: int) -> Tensor:
+    """Interpolate position embeddings to the size of patches ``[B, H, W, C]``; the first `prefix` rows are kept."""
+    return resample_abs_pos_embed(table, list(x.shape[1:3]), list(grid_size), num_prefix_tokens=prefix)
+
+
 @register_notrace_function
-def _patch_mask(pose: Tensor | None, x: Tensor, patch_size: tuple[int, int], padded: bool) -> Tensor | None:
+def patch_mask(pose: Tensor | None, x: Tensor, patch_size: tuple[int, int], padded: bool) -> Tensor | None:
     """Return the mask as ``[B, N, 1]`` after checking its shape."""
     if pose is None:  # in traced graphs, which always have the argument
         return None
@@ -231,7 +248,7 @@ def _patch_mask(pose: Tensor | None, x: Tensor, patch_size: tuple[int, int], pad
 
 
 @register_notrace_function
-def _default_mask(mask: Tensor | None, joints: Tensor) -> Tensor:
+def default_mask(mask: Tensor | None, joints: Tensor) -> Tensor:
     """Return the mask or, if it is None, the maximum probability of the joints."""
     return joints.detach().sigmoid().amax(2, keepdim=True) if mask is None else mask
 

@@ -45,8 +45,8 @@ class _ConvNormReLU(nn.Sequential):
         return x.with_features(self[1](x.features).relu())
 
 
-@register_notrace_function
-def _dense_voxels(x: Tensor, depth: int) -> SparseTensor:
+@register_notrace_function  # torch.fx does not wrap functions whose names start with an underscore
+def dense_voxels(x: Tensor, depth: int) -> SparseTensor:
     """Return a sparse tensor with one voxel per pixel of ``[B, C, H, W]``, in the lowest of `depth` layers."""
     batch, _, height, width = x.shape
     sample, row, column = torch.meshgrid(
@@ -202,7 +202,7 @@ class ScatterFormer(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return features ``[B, embed_dim, ceil(H / 2), ceil(W / 2)]`` of dense maps ``[B, in_chans, H, W]``."""
-        return self._levels(_dense_voxels(x, self.depth))[-1].dense()[:, :, 0]
+        return self._levels(dense_voxels(x, self.depth))[-1].dense()[:, :, 0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify features; returns logits ``[B, num_classes]`` or the classifier's input."""
@@ -242,7 +242,7 @@ class ScatterFormer(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"`output_fmt` must be 'NCHW', got {str(output_fmt)!r}")
         take, highest = feature_take_indices(len(self.feature_info), indices)
-        levels = self._levels(_dense_voxels(x, self.depth), highest if stop_early else 2, norm=False)
+        levels = self._levels(dense_voxels(x, self.depth), highest if stop_early else 2, norm=False)
         maps = [levels[index].dense()[:, :, 0] for index in take]
         if intermediates_only and not (norm and 2 in take):
             return maps

@@ -240,9 +240,9 @@ class TimeSformer(nn.Module):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class token ``[B, 1, C]`` and patches ``[B, N, T, C]`` of clips or images; see `forward`."""
-        patches = self.patch_embed(_frames(x))
+        patches = self.patch_embed(to_frames(x))
         sizes = tuple(self.patch_embed.grid_size), tuple(self.patch_embed.patch_size)
-        patches = _add_embeddings(patches, x, self.pos_embed, self.time_embed, *sizes)
+        patches = add_embeddings(patches, x, self.pos_embed, self.time_embed, *sizes)
         return (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1), patches
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
@@ -258,7 +258,7 @@ class TimeSformer(nn.Module):
         if pose is not None and self.paab:
             attention = self.blocks[self.paab[0] - 1].pose_blocks[0].attention
             size = tuple(self.patch_embed.patch_size)
-            mask, attended = _pose_masks(pose, patches, x, size, self.mask_layout, attention)
+            mask, attended = pose_masks(pose, patches, x, size, self.mask_layout, attention)
         run = checkpoint if self.grad_checkpointing and not torch.jit.is_scripting() else _call
         kept, found = [], []
         for index, block in enumerate(self.blocks if last is None else self.blocks[: last + 1]):
@@ -379,8 +379,8 @@ class TimeSformer(nn.Module):
         return conversion
 
 
-@register_notrace_function
-def _frames(x: Tensor) -> Tensor:
+@register_notrace_function  # torch.fx does not wrap functions whose names start with an underscore
+def to_frames(x: Tensor) -> Tensor:
     """Return the frames ``[B * T, C, H, W]`` of clips or images."""
     if x.ndim not in (4, 5):
         raise ValueError(f"`x` must be [B, channels, T, H, W] or [B, channels, H, W], got shape {tuple(x.shape)}")
@@ -388,7 +388,7 @@ def _frames(x: Tensor) -> Tensor:
 
 
 @register_notrace_function
-def _add_embeddings(
+def add_embeddings(
     patches: Tensor,
     x: Tensor,
     pos_embed: Tensor,
@@ -409,7 +409,7 @@ def _add_embeddings(
 
 
 @register_notrace_function
-def _pose_masks(
+def pose_masks(
     pose: Tensor | None, patches: Tensor, x: Tensor, patch_size: tuple[int, int], layout: str, attention: str
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the mask ``[B, N, T]`` of the patches to replace and, for the published code, the attention mask."""

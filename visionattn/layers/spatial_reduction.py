@@ -85,7 +85,7 @@ def _soft_keep(query: Tensor, key: Tensor, scale: float, hard: Tensor) -> Tensor
 
 
 @register_notrace_function  # the control flow depends on the input size
-def _grouped(q: Tensor, k: Tensor, v: Tensor, size: tuple, keys: tuple, reduction: int, rate: int) -> Tensor:
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, size: tuple, keys: tuple, reduction: int, rate: int) -> Tensor:
     pairs, back = _group_indices(size, keys, reduction, rate)
     parts = []
     for queries, chosen in pairs:
@@ -166,7 +166,9 @@ class SpatialReductionAttention(nn.Module):
         """
         query, key, value = self.project(x, size)
         if fixed_sparse:
-            out = _grouped(query, key, value, tuple(size), self.key_size(size), self.sr_ratio, self.sparse_rate)
+            out = grouped_attention(
+                query, key, value, tuple(size), self.key_size(size), self.sr_ratio, self.sparse_rate
+            )
         elif keep is None:
             out = F.scaled_dot_product_attention(query, key, value)
         else:
