@@ -154,10 +154,10 @@ def test_find_run(tmp_path, detector):
         find_run(tmp_path / "none")
     run = tmp_path / "run"
     run.mkdir()
-    with pytest.raises(ConfigError, match="has no config"):
+    with pytest.raises(ConfigError, match="contains no config"):
         find_run(run)
     (run / "tiny.py").write_text("")
-    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         find_run(run)
     for name in ("iter_2.pth", "iter_4.pth"):
         checkpoints.write({"meta": {}}, run / name)
@@ -234,3 +234,29 @@ def test_logits_make_the_map_and_scale_reaches_the_pipeline(tmp_path, binary):
         assert logits.shape == (2 if binary else 3, 64, 96)
         np.testing.assert_array_equal(logits.argmax(0), output.pred_sem_seg.data[0].numpy())
     assert max(sizes[1]) >= 2 * 64 > max(sizes[0][0], 64)
+
+
+def test_category_ids_travel_with_the_checkpoint(coco_dir, make_config, tmp_path):
+    import json
+    import shutil
+
+    from visionattn.engine.train.train import train
+
+    ids = {1: 90, 2: 7}
+    data = tmp_path / "data"
+    shutil.copytree(coco_dir, data)
+    for split in ("train", "val"):
+        content = json.loads((data / f"{split}.json").read_text())
+        for record in content["categories"]:
+            record["id"] = ids[record["id"]]
+        for record in content["annotations"]:
+            record["category_id"] = ids[record["category_id"]]
+        (data / f"{split}.json").write_text(json.dumps(content))
+    config = load_config(make_config(tmp_path / "tiny.py", data), ["train_cfg.max_iters=2", "train_cfg.val_interval=2"])
+    train(config, work_dir=tmp_path / "run")
+    shutil.rmtree(data)
+    predictor = Predictor.from_run(tmp_path / "run", "cpu", score_thr=0)
+    found = predictor(np.zeros((64, 64, 3), np.uint8))
+    assert predictor.job.category_ids == (90, 7)
+    assert {d["category_id"] for d in found.to_coco(0)} <= {90, 7}
+    assert predictor.job.describe_model()["categories"] == [{"id": 90, "name": "red"}, {"id": 7, "name": "blue"}]

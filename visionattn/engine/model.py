@@ -33,6 +33,7 @@ class LoadedModel:
         cfg: the whole config.
         classes: class names by label.
         palette: RGB colors by label.
+        category_ids: id of each class in the COCO files that the model was trained on, or None.
         device: where the network is.
         meta: iteration, epoch, seed and config name from the checkpoint.
     """
@@ -43,6 +44,7 @@ class LoadedModel:
     palette: list[tuple[int, int, int]]
     device: torch.device
     meta: dict[str, Any] = field(default_factory=dict)
+    category_ids: tuple[int, ...] | None = None
     _pipelines: dict[float, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
@@ -69,9 +71,10 @@ class LoadedModel:
 
 
 def config_for(path: str | os.PathLike, checkpoint: str | os.PathLike) -> Config:
-    """Read the config of a trained model. Classes that it leaves to ``custom_data`` are those of the checkpoint.
+    """Read the config of a trained model.
 
-    So a model runs where its data is not. A checkpoint that does not tell its classes needs the data.
+    If its ``custom_data`` block does not list the classes, those in the checkpoint are used, so that the model runs
+    without its data. A checkpoint without class names requires the data.
 
     Raises:
         ConfigError, DataError: see `load_config`.
@@ -92,10 +95,10 @@ def config_for(path: str | os.PathLike, checkpoint: str | os.PathLike) -> Config
 def load_model(
     config: Config | str | os.PathLike, checkpoint: str | os.PathLike, device: str | torch.device = "cpu"
 ) -> LoadedModel:
-    """Build the model of a config and load a checkpoint into it, every tensor of it.
+    """Build the model of a config and load a checkpoint strictly.
 
     Raises:
-        ConfigError: the config is wrong, or names a device that is not there.
+        ConfigError: the config is invalid, or the device is not available.
         CheckpointError: the checkpoint cannot be read safely, or does not fit the model.
     """
     cfg = deepcopy(config) if isinstance(config, Config) else config_for(config, checkpoint)
@@ -103,7 +106,7 @@ def load_model(
     loaded = checkpoints.read(checkpoint)
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device}: PyTorch sees no CUDA device here; use cpu")
+        raise ConfigError(f"device {device}: PyTorch found no CUDA device; use cpu")
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # mmdet imports it, and it would query PyPI
     drop_initialisation(cfg["model"])
     with quiet(), building(name), DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
@@ -119,12 +122,13 @@ def load_model(
         palette=colours,
         device=device,
         meta={k: meta[k] for k in ("iter", "epoch", "seed", "config_name") if k in meta},
+        category_ids=_category_ids(meta, len(classes)),
         _pipelines={1.0: pipeline},
     )
 
 
 def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:
-    """The test pipeline of a config, taking arrays in place of files and needing no annotations."""
+    """Build the test pipeline of a config for arrays instead of files, without the steps for annotations."""
     from mmcv.transforms import Compose
 
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
@@ -134,7 +138,7 @@ def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:
         dataset = dataset["dataset"]
     steps = dataset.get("pipeline") or steps
     if not steps:
-        raise ConfigError(f"{name}: has no test pipeline; it needs test_dataloader.dataset.pipeline")
+        raise ConfigError(f"{name}: has no test pipeline; set test_dataloader.dataset.pipeline")
     scope = cfg.get("default_scope", "mmdet")
     resized = any(str(step["type"]).rsplit(".", 1)[-1] == "Resize" for step in steps)
     result = []
@@ -168,8 +172,15 @@ def _scaled(size: Any, scale: float) -> Any:
     return max(1, round(size * scale)) if isinstance(size, int) else size * scale
 
 
+def _category_ids(meta: Mapping[str, Any], count: int) -> tuple[int, ...] | None:
+    ids = (meta.get("dataset_meta") or {}).get("category_ids")
+    if not isinstance(ids, (list, tuple)) or len(ids) != count or not all(isinstance(i, int) for i in ids):
+        return None
+    return tuple(ids)
+
+
 def _classes(cfg: Config, meta: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[int, int, int]]]:
-    """Class names and colours: as the checkpoint was trained, else as the config's dataset has them."""
+    """Return class names and colors: those in the checkpoint, else those of the config's dataset."""
     info = dict(meta.get("dataset_meta") or {})
     if not info.get("classes"):
         loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or cfg.get("train_dataloader")
@@ -206,23 +217,23 @@ def model_class(cfg: Config) -> type:
 
 
 def find_run(work_dir: str | os.PathLike) -> tuple[Path, Path]:
-    """The config and the best checkpoint that a training run left in its work dir.
+    """Find the config and the best checkpoint in the work dir of a training run.
 
-    The best one by validation, or without one the newest that reads whole.
+    Without a best checkpoint, this is the newest one that can be read.
 
     Returns:
         ``(config file, checkpoint file)``.
 
     Raises:
-        ConfigError: the folder or its config is missing.
-        CheckpointError: it has no checkpoint that can be read.
+        ConfigError: the folder or the config does not exist.
+        CheckpointError: there is no readable checkpoint.
     """
     folder = Path(work_dir).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such work dir; train first, or name the folder of a run")
+        raise ConfigError(f"{folder}: no such work dir; train first, or give the folder of a run")
     configs = sorted(folder.glob("*.py"), key=lambda p: p.stat().st_mtime_ns)
     if not configs:
-        raise ConfigError(f"{folder}: has no config (*.py); it is not the work dir of a run")
+        raise ConfigError(f"{folder}: contains no config (*.py), so it is not the work dir of a run")
     reasons = []
     for best in sorted(folder.glob("best_*.pth"), key=lambda p: -p.stat().st_mtime_ns):
         try:
@@ -233,5 +244,5 @@ def find_run(work_dir: str | os.PathLike) -> tuple[Path, Path]:
     last, more = checkpoints.newest(folder)
     if last is None:
         reasons += more
-        raise CheckpointError(reasons[0] if reasons else f"{folder}: has no checkpoint yet")
+        raise CheckpointError(reasons[0] if reasons else f"{folder}: contains no checkpoint")
     return configs[-1], last

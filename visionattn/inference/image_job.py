@@ -28,7 +28,7 @@ class ImageJob(Job):
 
     def __init__(self, model: TrainedModel, options: Options, own: Any = None) -> None:
         super().__init__(model, options, own)
-        self.category_ids = category_ids(model.cfg, self.classes)
+        self.category_ids = category_ids(model.cfg, self.classes) or model.category_ids
 
     def palette(self) -> tuple[tuple[int, int, int], ...] | None:
         """Return the RGB color of each class defined by the dataset, or None for the default colors."""

@@ -54,6 +54,7 @@ class TrainedModel(Protocol):
         cfg: the config.
         classes: class names by label.
         palette: RGB colors by label, or None.
+        category_ids: id of each class in COCO files, or None for 1, 2, 3, ...
         device: where the network is.
     """
 
@@ -61,6 +62,7 @@ class TrainedModel(Protocol):
     cfg: Mapping[str, Any]
     classes: tuple[str, ...]
     palette: Sequence[tuple[int, int, int]] | None
+    category_ids: tuple[int, ...] | None
     device: torch.device
 
     def run(self, samples: Sequence[dict[str, Any]], scale: float = 1.0) -> list[Any]:

@@ -40,6 +40,17 @@ _NOT_RESUMED = {
 }  # fmt: skip
 
 
+def dataset_meta(dataset: Any) -> dict[str, Any] | None:
+    """Return the meta information of a dataset, with the ``category_ids`` of its classes if it is a COCO dataset."""
+    meta = getattr(dataset, "metainfo", None)
+    while hasattr(dataset, "dataset"):  # wrappers such as RepeatDataset
+        dataset = dataset.dataset
+    ids = getattr(dataset, "cat_ids", None)
+    if meta is None or ids is None or len(ids) != len(meta.get("classes") or ()):
+        return meta
+    return {**meta, "category_ids": tuple(int(value) for value in ids)}
+
+
 class Runner(StockRunner):
     """A Runner with the arguments of mmengine's Runner and these differences:
 
@@ -325,7 +336,7 @@ class Runner(StockRunner):
             config_name=Path(self.cfg.filename).name if self.cfg.filename else None,
             config=self.cfg.pretty_text,
             batches_per_epoch=len(self.train_dataloader),
-            dataset_meta=getattr(dataset, "metainfo", None),
+            dataset_meta=dataset_meta(dataset),
             time=time.strftime("%Y-%m-%d %H:%M:%S"),
             versions={"visionattn": visionattn.__version__, "torch": str(torch.__version__)},
         )
