@@ -1,4 +1,4 @@
-"""``visionattn benchmark``, from a clone: ``python tools/benchmark.py --help``."""
+"""Run ``visionattn benchmark`` from a clone of the repository."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``visionattn browse``, from a clone: ``python tools/browse.py --help``."""
+"""Run ``visionattn browse`` from a clone of the repository."""
 
 import sys
 

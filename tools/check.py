@@ -1,4 +1,4 @@
-"""``visionattn check``, from a clone: ``python tools/check.py --help``."""
+"""Run ``visionattn check`` from a clone of the repository."""
 
 import sys
 

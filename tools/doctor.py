@@ -1,4 +1,4 @@
-"""``visionattn doctor``, from a clone: ``python tools/doctor.py --help``."""
+"""Run ``visionattn doctor`` from a clone of the repository."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``visionattn export``, from a clone: ``python tools/export.py --help``."""
+"""Run ``visionattn export`` from a clone of the repository."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``visionattn infer``, from a clone: ``python tools/infer.py --help``."""
+"""Run ``visionattn infer`` from a clone of the repository."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``visionattn test``, from a clone: ``python tools/test.py --help``."""
+"""Run ``visionattn test`` from a clone of the repository."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``visionattn train``, from a clone: ``python tools/train.py --help``."""
+"""Run ``visionattn train`` from a clone of the repository."""
 
 import sys
 

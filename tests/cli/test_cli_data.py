@@ -143,7 +143,9 @@ def test_failures_are_one_line(tmp_path: Path, base_url: str, bccd_zip: Path, ca
     assert "pass it as --archive" in missing
     (bccd_zip.parent / "page.zip").write_text("<html>")
     assert "not a complete zip" in _error(capsys, "bccd", *out, "--url", f"{base_url}/page.zip")
-    assert "none.zip does not exist" in _error(capsys, "bccd", *out, "--archive", str(tmp_path / "none.zip"))
+    assert "none.zip: the archive does not exist" in _error(
+        capsys, "bccd", *out, "--archive", str(tmp_path / "none.zip")
+    )
     assert "--archive and --url cannot be combined" in _error(
         capsys, "bccd", *out, "--archive", "a.zip", "--url", base_url
     )

@@ -64,6 +64,6 @@ def test_checkpoint_that_does_not_fit(capsys):
 
 
 def test_missing_checkpoint(capsys):
-    assert "none.pth: there is no such checkpoint" in fails(capsys, "tiny.py", "none.pth")
+    assert "none.pth: the checkpoint file does not exist" in fails(capsys, "tiny.py", "none.pth")
     text = fails(capsys, "tiny.py", "--cfg-options", "work_dir=elsewhere")
     assert "elsewhere: no such work dir" in text

@@ -119,7 +119,7 @@ def test_image_that_breaks_while_training(config, capsys, monkeypatch, workers):
 
 
 def test_checkpoint_problems(config, capsys):
-    assert "no.pth: there is no such checkpoint" in fails(capsys, "tiny.py", "--resume", "no.pth")
+    assert "no.pth: the checkpoint file does not exist" in fails(capsys, "tiny.py", "--resume", "no.pth")
     Path("bad.pth").write_bytes(b"PK bad")
     assert "bad.pth: truncated or not a PyTorch checkpoint" in fails(capsys, "tiny.py", "--resume", "bad.pth")
     assert "bad.pth" in fails(capsys, "tiny.py", "--cfg-options", "load_from=bad.pth")
