@@ -53,7 +53,7 @@ def not_finite(folder: Path) -> Row:
     return Row(
         "a loss of NaN or infinity",
         tries,
-        f"{right} of {tries} stopped before the step, naming the images, with a dump that replays",
+        f"{right} of {tries} stopped before the optimizer step, images reported, dump reproduces the iteration",
         "nothing" if right == tries else "weights",
     )
 
@@ -72,9 +72,9 @@ def bad_images(folder: Path) -> Row:
     listed = json.loads((folder / "spoilt_run" / "bad_samples.json").read_text())
     right = {Path(name).name for name in listed} == {name.name for name in names}
     return Row(
-        "training images that are empty, no images, or cut short, with --max-bad-samples",
+        "training images that are empty, truncated or not images, with --max-bad-samples",
         len(names),
-        f"{len(listed)} of {len(names)} left out, listed with the reason; training went on",
+        f"{len(listed)} of {len(names)} skipped and listed with the reason; training continued",
         "nothing" if right else "an image without a word",
     )
 
@@ -89,9 +89,9 @@ def twice_the_same(folder: Path) -> Row:
         same += same_weights(work / last, folder / "unbroken" / last)
         shutil.rmtree(work)
     return Row(
-        "the same seed again, with 0 and 2 data workers",
+        "repeated run with the same seed, with 0 and 2 data workers",
         tries,
-        f"{same} of {tries} runs gave the same bits",
+        f"{same} of {tries} runs were bit-identical",
         "nothing" if same == tries else "determinism",
     )
 
@@ -104,8 +104,8 @@ def attacks() -> Row:
     counts = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|errors?)", said)}
     passed, tries = counts.get("passed", 0), sum(counts.values())
     return Row(
-        "files made to run code, fill the memory, or reach outside of their folder (tests/attacks)",
+        "files made to execute code, exhaust memory, or access other folders (tests/attacks)",
         tries,
-        f"{passed} of {tries} refused with a clear error; no code ran",
+        f"{passed} of {tries} rejected with a clear error; no code was executed",
         "nothing" if passed == tries and tries else "trust",
     )

@@ -63,9 +63,9 @@ def killed_anywhere(folder: Path, kills: int = 30) -> Row:
         runs += 1
         same += _finish(folder, name)
     return Row(
-        f"kill -9 at {done} random moments of {runs} runs, resumed each time",
+        f"kill -9 at {done} random times during {runs} runs, each resumed",
         done,
-        f"{same} of {runs} runs ended with the bits of an unbroken one",
+        f"{same} of {runs} runs were bit-identical to an uninterrupted run",
         "nothing" if same == runs else "a run",
     )
 
@@ -140,9 +140,9 @@ def killed_while_writing(folder: Path) -> Row:
             tries += 1
             same += _finish(folder, name)
     return Row(
-        "kill -9 inside of writing a checkpoint (in its bytes, before sync, before and after the rename)",
+        "kill -9 while writing a checkpoint (during the write, before sync, before and after the rename)",
         tries,
-        f"{same} of {tries} runs, resumed, ended with the bits of an unbroken one",
+        f"{same} of {tries} resumed runs were bit-identical to an uninterrupted run",
         "nothing" if same == tries else "a run",
     )
 
@@ -173,10 +173,10 @@ def full_disk(folder: Path) -> Row:
         clean += found is not None and found.name == before and not left
         same += _finish(folder, work.name)
     return Row(
-        "disk full in the middle of a checkpoint (a limit on the file's size)",
+        "disk full while writing a checkpoint (limited file size)",
         tries,
-        f"{clean} of {tries} stopped with one line, the checkpoint before whole, no rest left; resumed with "
-        f"room, {same} ended with the bits of an unbroken run",
+        f"{clean} of {tries} stopped with a one-line error, previous checkpoint intact, no partial file; after "
+        f"space was freed, {same} resumed runs were bit-identical to an uninterrupted run",
         "nothing" if same == clean == tries else "a run",
     )
 
@@ -207,9 +207,9 @@ def damaged_files(folder: Path, tries: int = 60) -> list[Row]:
             shutil.rmtree(work)
         rows.append(
             Row(
-                f"{kind} at a random place of the newest checkpoint",
+                f"{kind} at a random position of the newest checkpoint",
                 tries,
-                f"{passed} found, and the checkpoint before taken; {harmless} in bytes that mean nothing",
+                f"{passed} detected, and the previous checkpoint used; {harmless} in unused bytes",
                 "nothing" if passed + harmless == tries else f"{tries - passed - harmless} read wrong",
             )
         )
@@ -242,8 +242,8 @@ def stopped(folder: Path) -> list[Row]:
             Row(
                 f"{label} while training with 2 data workers",
                 tries,
-                f"saved and ended within {max(seconds):.1f} s; {same} of {tries} resumed to the bits of an "
-                "unbroken run",
+                f"saved and exited within {max(seconds):.1f} s; {same} of {tries} resumed runs were bit-identical to "
+                "an uninterrupted run",
                 "nothing" if same == tries else "a run",
             )
         )

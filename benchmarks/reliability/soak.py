@@ -31,7 +31,7 @@ def _files() -> int:
 def _row(what: str, count: int, seen: list[tuple[float, int]]) -> Row:
     half, end = seen[len(seen) // 2], seen[-1]
     grown = end[0] - half[0]
-    outcome = f"memory {half[0]:.0f} MB half-way, {end[0]:.0f} MB at the end; open files {half[1]} and {end[1]}"
+    outcome = f"memory {half[0]:.0f} MB half way, {end[0]:.0f} MB at the end; open files {half[1]} and {end[1]}"
     return Row(what, count, outcome, "nothing" if grown < LEVEL and end[1] <= half[1] + 2 else "memory or handles")
 
 
@@ -63,4 +63,4 @@ def predicting(folder: Path, images: int = 2000) -> Row:
         predictor(rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
         if (index + 1) % max(1, images // 20) == 0:
             seen.append((_memory(), _files()))
-    return _row("pictures of changing sizes in one process", images, seen)
+    return _row("predictions for images of varying sizes in one process", images, seen)

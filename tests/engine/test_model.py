@@ -64,7 +64,7 @@ def test_classes_come_from_the_checkpoint_where_the_data_is_not(detector, coco_d
     assert loaded.cfg.model.bbox_head.num_classes == len(known)
     assert len(loaded.run([{"img": np.zeros((50, 70, 3), np.uint8), "img_id": 0}])) == 1
     checkpoints.write({**checkpoints.read(weights), "meta": {}}, weights)
-    with pytest.raises(DataError, match="nowhere is not a folder"):
+    with pytest.raises(DataError, match=r"`?custom_data\.root`? must be an existing folder, got .*nowhere"):
         load_model(away, weights)
 
 

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         if isinstance(error, ConfigProblemsError):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {with_flags(str(error), parser)}", file=sys.stderr)
             return 1
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, VisionattnError):

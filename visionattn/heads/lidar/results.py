@@ -20,18 +20,18 @@ class PointPrediction:
     Attributes:
         points: float32 ``[N, C]`` x, y, z, intensity in [0, 1], ...
         classes: class names by label.
-        boxes: float32 ``[M, 7]``: x, y, z of the centre, length, width, height in metres, heading in radians
-            counter-clockwise from +x; best score first.
+        boxes: float32 ``[M, 7]``: x, y, z of the center, length, width, height in meters, heading in radians
+            counter-clockwise from +x; sorted by score.
         scores: float32 ``[M]`` in [0, 1]; NaN for annotations.
         labels: int64 ``[M]``, indices into `classes`.
-        velocity: float32 ``[M, 2]`` in metres per second, or None.
+        velocity: float32 ``[M, 2]`` in meters per second, or None.
         truth: labeled boxes ``[T, 7]``.
         truth_classes: class name of each labeled box.
         name: name of the frame.
         path: the input file, or None.
         seconds: inference time in seconds, including voxelization.
         dropped: number of points removed because a value was not finite.
-        area: least x and y, then largest, in metres, that `draw` shows; None shows nearly all points.
+        area: least x and y, then largest, in meters, that `draw` shows; None shows nearly all points.
     """
 
     points: np.ndarray
