@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from visionattn.errors import DataError
+from visionattn.errors import CheckpointError, DataError
 from visionattn.inference import Predictor
 from visionattn.inference.files import plan_files, predict_files
 from visionattn.inference.video import VideoReader, VideoWriter
@@ -155,6 +155,52 @@ def test_damaged_video_keeps_what_could_be_decoded(make_model, painted, tmp_path
     assert len(frames) == record["frames"]
     assert "not a video" in other["error"]
     assert len(errors) == len(summary.failed) == 2
+
+
+def test_an_input_that_the_model_cannot_take_does_not_end_the_run(make_model, painted, save_picture, tmp_path):
+    class Picky(type(make_model())):
+        def predict(self, images):
+            if any(min(image.shape[:2]) < 8 for image in images):
+                raise RuntimeError("Calculated padded input size per channel is too small")
+            return super().predict(images)
+
+    shots = tmp_path / "in"
+    for name, size in (("a", (40, 50)), ("b", (1, 50)), ("c", (40, 50))):
+        save_picture(shots / f"{name}.png", painted(*size, ("red", 5, 0, 25, 30)))
+    with VideoWriter(shots / "d.mp4", 64, 4, 5) as writer:
+        writer.write(painted(4, 64))
+    summary, content, _, errors = go(Predictor.from_model(Picky(), batch_size=8), [shots], tmp_path / "out")
+    assert content["complete"] is True
+    good, bad, other, video = content["images"]
+    assert len(good["detections"]) == len(other["detections"]) == 1
+    assert "b.png: prediction failed (RuntimeError: Calculated padded" in bad["error"]
+    assert "d.mp4: prediction failed" in video["error"]
+    assert "overlay" not in video
+    assert json.loads((tmp_path / "out" / video["frames_file"]).read_text())["complete"] is False
+    assert (summary.inputs, len(summary.failed), len(errors)) == (2, 2, 2)
+
+
+def test_errors_of_the_model_end_the_run(make_model, painted, save_picture, tmp_path):
+    class Diverged(type(make_model())):
+        def predict(self, images):
+            results = super().predict(images)
+            results[0]["scores"][:] = np.nan
+            return results
+
+    save_picture(tmp_path / "in" / "a.png", painted(40, 50, ("red", 5, 0, 25, 30)))
+    with pytest.raises(CheckpointError, match="NaN"):
+        go(Predictor.from_model(Diverged()), [tmp_path / "in"], tmp_path / "out")
+
+
+def test_files_in_unsupported_formats_are_counted(tmp_path, painted, save_picture):
+    save_picture(tmp_path / "in" / "a.png", painted(40, 50))
+    for name in ("IMG_1.HEIC", "deep/IMG_2.heif"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"ftypheic")
+    with pytest.warns(
+        UserWarning, match=r"skipping 2 files in unsupported formats \(.heic .heif\), such as .*IMG_1.HEIC"
+    ):
+        assert [source.path.name for source in find_inputs([tmp_path / "in"])] == ["a.png"]
 
 
 def test_inputs_are_never_overwritten(painted, save_picture, tmp_path):

@@ -8,6 +8,7 @@ import argparse
 import importlib
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 
 from visionattn import __version__
@@ -69,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = importlib.import_module(f"visionattn.cli.{argv[0]}")
     parser = build_parser(argv[0])
     args = parser.parse_args(argv[1:])
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, category, *where: (
+        print(f"warning: {with_flags(str(message), parser)}", file=sys.stderr)
+        if category is UserWarning
+        else show(message, category, *where)
+    )
     try:
         if uses_openmmlab(argv[0], args):
             require("mmengine")
@@ -88,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = f"unexpected {type(error).__name__}: {text} (use --debug for the traceback)"
         print(f"error: {with_flags(text, parser)}", file=sys.stderr)
         return 1
+    finally:
+        warnings.showwarning = show
 
 
 def with_flags(text: str, parser: argparse.ArgumentParser) -> str:

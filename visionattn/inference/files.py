@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from visionattn import __version__
-from visionattn.errors import DataError
+from visionattn.errors import CheckpointError, ConfigError, DataError
 from visionattn.inference.job import Tally
 from visionattn.inference.predictor import Predictor
 from visionattn.inference.report import REPORT_FILE, Report
@@ -155,7 +155,7 @@ class _Run:
                 batch, pixels = [], 0
                 yield self._video(index)
                 continue
-            item = self._attempt(lambda path=source.path: self.job.read(path))
+            item = self._attempt(source.path, lambda path=source.path: self.job.read(path))
             batch.append((index, item))
             pixels += item.size if isinstance(item, np.ndarray) else 0
             if len(batch) >= limit or pixels >= 3 * BATCH_PIXELS:
@@ -164,18 +164,29 @@ class _Run:
         yield from self._batch(batch)
 
     @staticmethod
-    def _attempt(action: Callable[[], Any]) -> Any:
-        """Return the result of an action, or the `DataError` that it raised."""
+    def _attempt(path: Path, action: Callable[[], Any]) -> Any:
+        """Return the result of an action for an input, or the error as a `DataError`.
+
+        Errors of the config or the checkpoint concern all inputs and are raised.
+        """
         try:
             return action()
         except DataError as error:
             return error
+        except (CheckpointError, ConfigError):
+            raise
+        except Exception as error:  # such as an image that is too small for the model
+            reason = " ".join(str(error).split())[:200]
+            return DataError(f"{path}: prediction failed ({type(error).__name__}: {reason})")
 
     def _batch(self, batch: list[tuple[int, Any]]) -> Iterator[dict[str, Any]]:
-        items = [item for _, item in batch if not isinstance(item, DataError)]
-        found = self._attempt(lambda: self.predictor.predict(items))
-        if isinstance(found, DataError):  # raised by the pipeline, which reads some inputs itself: find the failed one
-            found = [self._attempt(lambda item=item: self.predictor.predict([item])[0]) for item in items]
+        readable = [(self.plan.sources[index].path, item) for index, item in batch if not isinstance(item, DataError)]
+        items = [item for _, item in readable]
+        found = self._attempt(Path("batch"), lambda: self.predictor.predict(items))
+        if isinstance(found, DataError):  # find out which of the inputs it is
+            found = [
+                self._attempt(path, lambda item=item: self.predictor.predict([item])[0]) for path, item in readable
+            ]
         predictions = iter(found)
         for index, item in batch:
             prediction = item if isinstance(item, DataError) else next(predictions)
@@ -216,39 +227,45 @@ class _Run:
         return record
 
     def _video(self, index: int) -> dict[str, Any]:
+        path, name = self.plan.sources[index].path, self.plan.names[index]
+        record: dict[str, Any] = {self._id: index, "file": str(path), "frames": 0}
+        before = self.summary.seconds
+        self.overlay = None
+        error = self._attempt(path, lambda: self._predict_frames(path, name, record))
+        if isinstance(error, DataError):
+            record["error"] = self._failed(path, error)
+            if not (self.plan.out / f"{name}.mp4").is_file():  # the error occurred before the last frame
+                record.pop("overlay", None)
+                record.pop("frames_file", None)
+                if (self.plan.out / (partial := f"{name}.frames.partial.json")).is_file():
+                    record["frames_file"] = partial
+        frames = record["frames"]
+        self.lines = [f"{frames} frames; the thumbnail is the first one"] if frames else []
+        return record | {"seconds": round(self.summary.seconds - before, 5)}
+
+    def _predict_frames(self, path: Path, name: str, record: dict[str, Any]) -> None:
+        """Predict on the frames of a video, write its overlay and its records, and complete its own record."""
         from visionattn.inference.video import VideoReader, VideoWriter
 
-        path, name = self.plan.sources[index].path, self.plan.names[index]
-        record: dict[str, Any] = {self._id: index, "file": str(path)}
-        before, frames = self.summary.seconds, 0
-        overlay: np.ndarray | None = None
-        try:
-            with VideoReader(path, self.predictor.options.max_pixels) as reader:
-                size = {"width": reader.width, "height": reader.height}
-                record |= size | {
-                    "fps": reader.fps,
-                    "overlay": f"{name}.mp4",
-                    "frames_file": f"{name}.frames.json",
-                }
-                writer = VideoWriter(self.plan.out / f"{name}.mp4", reader.width, reader.height, reader.fps)
-                head = {"file": str(path), **size, "fps": reader.fps}
-                with writer, JsonRecords(self.plan.out / f"{name}.frames.json", head, "frames") as records:
-                    for frame, prediction in enumerate(self.predictor.stream(reader)):
-                        drawn = prediction.draw()
-                        writer.write(drawn)
-                        overlay = drawn if overlay is None else overlay
-                        found = self._found(prediction, frame)
-                        records.add({"frame": frame, "time": round(frame / reader.fps, 4), **found})
-                        frames += 1
-                        self.summary.frames += 1
-                        self.on_progress(1)
-                self.summary.videos += 1
-                reader.check_complete()
-        except DataError as error:
-            record["error"] = self._failed(path, error)
-        self.overlay = overlay
-        self.lines = [f"{frames} frames; the thumbnail is the first one"] if frames else []
-        return record | {"frames": frames, "seconds": round(self.summary.seconds - before, 5)}
+        with VideoReader(path, self.predictor.options.max_pixels) as reader:
+            head = {"width": reader.width, "height": reader.height, "fps": reader.fps}
+            record |= head | {"overlay": f"{name}.mp4", "frames_file": f"{name}.frames.json"}
+            for file in (self.plan.out / f"{name}.mp4", self.plan.out / f"{name}.frames.json"):
+                file.unlink(missing_ok=True)  # of an earlier run
+            writer = VideoWriter(self.plan.out / f"{name}.mp4", reader.width, reader.height, reader.fps)
+            content = JsonRecords(self.plan.out / f"{name}.frames.json", {"file": str(path), **head}, "frames")
+            with writer, content as records:
+                for frame, prediction in enumerate(self.predictor.stream(reader)):
+                    drawn = prediction.draw()
+                    writer.write(drawn)
+                    self.overlay = drawn if frame == 0 else self.overlay
+                    found = self._found(prediction, frame)
+                    records.add({"frame": frame, "time": round(frame / reader.fps, 4), **found})
+                    record["frames"] += 1
+                    self.summary.frames += 1
+                    self.on_progress(1)
+            self.summary.videos += 1
+            reader.check_complete()
 
 
 def _summary_line(summary: Summary, noun: str) -> str:

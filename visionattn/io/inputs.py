@@ -2,13 +2,22 @@
 
 import glob
 import os
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from visionattn.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "Source", "find_files", "find_inputs", "walk_files"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "UNSUPPORTED_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Source",
+    "find_files",
+    "find_inputs",
+    "walk_files",
+]
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
@@ -16,6 +25,7 @@ IMAGE_SUFFIXES = frozenset((
     ".tiff", ".webp",
 ))
 VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"))
+UNSUPPORTED_SUFFIXES = frozenset((".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw"))
 # fmt: on
 
 
@@ -28,7 +38,18 @@ class Source:
 
 
 def find_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:
-    """Find images and videos; see `find_files`."""
+    """Find images and videos; see `find_files`.
+
+    Issues a warning with the number of image files in unsupported formats, such as HEIC, in the folders.
+    """
+    skipped = [path for item in inputs for path in walk_files(item, UNSUPPORTED_SUFFIXES, exclude=exclude)]
+    if skipped:
+        formats = " ".join(sorted({path.suffix.lower() for path in skipped}))
+        warnings.warn(
+            f"skipping {len(skipped)} files in unsupported formats ({formats}), such as {skipped[0]}; convert them to "
+            "JPEG or PNG",
+            stacklevel=2,
+        )
     files = find_files(inputs, IMAGE_SUFFIXES | VIDEO_SUFFIXES, exclude=exclude, what="image or video")
     return [Source(path, path.suffix.lower() in VIDEO_SUFFIXES) for path in files]
 

@@ -221,6 +221,9 @@ def test_safetensors(tmp_path):
 
 
 def test_fit_names_what_does_not(model):
+    for prefix in ("_orig_mod.", "module._orig_mod."):
+        wrapped = {f"{prefix}{k}": v for k, v in model.state_dict().items()}
+        assert checkpoints.fit(model, {"state_dict": wrapped}, "w.pth") == []
     weights = {f"module.{k}": v for k, v in model.state_dict().items()}
     assert checkpoints.fit(model, {"state_dict": weights}, "a.pth") == []
     wrong = {**model.state_dict(), "0.weight": torch.zeros(5, 3, 3, 3), "extra": torch.zeros(1)}

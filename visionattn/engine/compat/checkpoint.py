@@ -37,8 +37,8 @@ __all__ = [
     "write_text",
 ]
 
-DDP_PREFIX = (r"^module\.", "")
-"""Pattern and replacement that remove the prefix of ``DistributedDataParallel`` from parameter names."""
+WRAPPER_PREFIXES = (r"^(module\.|_orig_mod\.)+", "")
+"""Pattern and replacement that remove the prefixes of ``DistributedDataParallel`` and ``torch.compile``."""
 
 
 def state_dict_of(
@@ -49,7 +49,7 @@ def state_dict_of(
     Args:
         checkpoint: has the tensors under ``state_dict``, ``model`` or ``model_state_dict``, or at the top level.
         revise_keys: regular expressions and their replacements in parameter names, applied in order. None removes
-            the prefix ``module.`` of ``DistributedDataParallel``.
+            the prefixes ``module.`` of ``DistributedDataParallel`` and ``_orig_mod.`` of ``torch.compile``.
     """
     weights: Any = checkpoint
     for key in ("state_dict", "model", "model_state_dict"):
@@ -57,7 +57,7 @@ def state_dict_of(
             weights = checkpoint[key]
             break
     named = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    for pattern, replacement in [DDP_PREFIX] if revise_keys is None else revise_keys:
+    for pattern, replacement in [WRAPPER_PREFIXES] if revise_keys is None else revise_keys:
         named = {re.sub(pattern, replacement, k): v for k, v in named.items()}
     return OrderedDict(named)
 
