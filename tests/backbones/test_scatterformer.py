@@ -262,5 +262,5 @@ def test_wrong_arguments():
         with pytest.raises(ValueError, match=message):
             ScatterFormer(**{**SMALL, **options})
     model = ScatterFormer(**SMALL)
-    with pytest.raises(ValueError, match="voxels outside"):
+    with pytest.raises(ValueError, match="must be inside spatial_shape"):
         model.forward_sparse(torch.randn(1, 6), torch.tensor([[0, 0, 14, 0]]), 1)
