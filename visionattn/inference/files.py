@@ -175,7 +175,7 @@ class _Run:
             return error
         except (CheckpointError, ConfigError):
             raise
-        except Exception as error:  # such as an image that is too small for the model
+        except Exception as error:  # for example, the image is too small for the model
             reason = " ".join(str(error).split())[:200]
             return DataError(f"{path}: prediction failed ({type(error).__name__}: {reason})")
 
@@ -251,7 +251,7 @@ class _Run:
             head = {"width": reader.width, "height": reader.height, "fps": reader.fps}
             record |= head | {"overlay": f"{name}.mp4", "frames_file": f"{name}.frames.json"}
             for file in (self.plan.out / f"{name}.mp4", self.plan.out / f"{name}.frames.json"):
-                file.unlink(missing_ok=True)  # of an earlier run
+                file.unlink(missing_ok=True)  # file of an earlier run
             writer = VideoWriter(self.plan.out / f"{name}.mp4", reader.width, reader.height, reader.fps)
             content = JsonRecords(self.plan.out / f"{name}.frames.json", {"file": str(path), **head}, "frames")
             with writer, content as records:

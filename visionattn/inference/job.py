@@ -1,9 +1,9 @@
-"""The contract between the inference code and a job.
+"""The interface between the inference code and a job (a task such as object detection).
 
 A job is one kind of prediction: detection, segmentation, forgery detection, boxes in point clouds, ... Everything
 that only one job needs is in its folder below `visionattn.heads`, and the rest of the package reaches it through the
-`Job` class of that folder's ``job.py``. `visionattn.inference`, `visionattn.engine` and `visionattn.cli` know no job
-by name.
+`Job` class of that folder's ``job.py``. `visionattn.inference`, `visionattn.engine` and `visionattn.cli` do not refer
+to any job by name.
 
 Steps of a prediction: `Job.find` lists the input files, `Job.read` loads one, `Job.sample` returns the input of the
 test pipeline of the config, `TrainedModel.run` runs the pipeline and the model, and `Job.decode` converts the raw
@@ -55,7 +55,7 @@ class TrainedModel(Protocol):
         classes: class names by label.
         palette: RGB colors by label, or None.
         category_ids: id of each class in COCO files, or None for 1, 2, 3, ...
-        device: where the network is.
+        device: device of the network.
     """
 
     model: nn.Module
@@ -126,7 +126,7 @@ class Merger(ABC):
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Options of a job that has none of its own."""
+    """Base class of the job-specific options; used as is by jobs without such options."""
 
 
 class Job(ABC):
@@ -194,7 +194,7 @@ class Job(ABC):
 
     @abstractmethod
     def read(self, source: Any) -> Any:
-        """Load one input: a path, or what the job accepts in memory.
+        """Load one input: a path, or an object in memory of a type that the job accepts.
 
         Raises:
             DataError: the file cannot be read.
@@ -205,7 +205,7 @@ class Job(ABC):
         """Return the input of the test pipeline for an item returned by `read`."""
 
     def batch_key(self, item: Any) -> Any:
-        """Only items with equal keys share a batch."""
+        """Return the batch key of an item; only items with equal keys share a batch."""
         return None
 
     def describe(self, item: Any) -> str:
