@@ -2,8 +2,8 @@
 
 Each clip shows several stick figures with the same limb colors in front of a moving texture. Every figure swings a
 different limb. The class is the limb that one of them, the figure of interest, swings. Only its keypoints are given; in
-the image it differs from the others only in the color of its head. A model that does not identify the figure of interest reaches an
-accuracy of 1 / number of figures.
+the image it differs from the others only in the color of its head. A model that does not identify the figure of
+interest reaches an accuracy of 1 / number of figures.
 """
 
 import math

@@ -3,8 +3,8 @@
 Neighboring tiles overlap. An object at a tile border is detected only in part in that tile, but completely in the next
 tile if the overlap is at least as wide as the object. Partial detections of an object that another tile contains
 completely are discarded. Partial detections of a larger object from neighboring tiles are joined if their IoU in the
-overlap of the tiles is high enough; an object can span any number of tiles. Finally, non-maximum suppression within each
-class removes duplicates.
+overlap of the tiles is high enough; an object can span any number of tiles. Finally, non-maximum suppression within
+each class removes duplicates.
 """
 
 from collections.abc import Sequence
@@ -144,7 +144,7 @@ def _fragments(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -
         box = boxes[index]
         low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
         covers = (high - low).clip(min=0).prod(axis=1) >= FRAGMENT_COVER * max(area[index], 1e-9)
-        reach = np.concatenate([box[:2] - boxes[:, :2], boxes[:, 2:] - box[2:]], axis=1)  # how far they exceed each side
+        reach = np.concatenate([box[:2] - boxes[:, :2], boxes[:, 2:] - box[2:]], axis=1)  # beyond each side
         beyond = (reach >= -margin) | ~cut[index]
         larger = (area > area[index]) | ((area == area[index]) & (np.arange(len(boxes)) < index))
         other = (tile_of != tile_of[index]) & (prediction.labels == prediction.labels[index])

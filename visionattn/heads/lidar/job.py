@@ -29,7 +29,8 @@ class PointOptions:
 
     Attributes:
         html: also write a page with a 3-D view of each point cloud.
-        columns: number of columns of ``.bin`` files, if neither the file size nor a JSON file in the same folder determines it.
+        columns: number of columns of ``.bin`` files, if neither the file size nor a JSON file in the same folder
+            determines it.
         intensity_max: intensity that is scaled to 1, for point clouds without a JSON file in the same folder.
 
     Raises:

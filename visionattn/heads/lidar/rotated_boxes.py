@@ -1,8 +1,8 @@
 """Boxes with a heading: corners, bird's-eye-view and 3D IoU, non-maximum suppression, points in boxes.
 
 A box is ``(x, y, z, dx, dy, dz, heading, ...)`` in meters and radians: the center, the full size along the axes of the
-box, and the counter-clockwise angle from the x axis to the longitudinal axis of the box. Columns after the seventh are ignored.
-Everything runs on CPU and CUDA and computes in float32 or float64.
+box, and the counter-clockwise angle from the x axis to the longitudinal axis of the box. Columns after the seventh are
+ignored. Everything runs on CPU and CUDA and computes in float32 or float64.
 """
 
 from collections.abc import Callable
