@@ -16,7 +16,7 @@ LADDERS: dict[str, tuple[float, ...]] = {
     "noise": (3, 7, 11, 15, 19, 23),
     "resize": (0.9, 0.75, 0.5, 0.25),
 }
-"""JPEG quality; width of the Gaussian kernel in pixels; variance of Gaussian noise in squared grey levels; scale."""
+"""JPEG quality; width of the Gaussian kernel in pixels; variance of Gaussian noise in squared gray levels; scale."""
 
 
 def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.ndarray:
