@@ -357,7 +357,7 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
     """Check a COCO ``segmentation``, a list of polygons or an RLE, for an image of size `(width, height)`.
 
     Returns:
-        What is wrong, or None if it is valid.
+        A description of the problem, or None if it is valid.
     """
     if isinstance(segmentation, list):
         far = 2 * max(size)

@@ -48,7 +48,7 @@ class Converted:
     images: dict[str, int]
     """Number of images by split."""
     notes: list[str] = field(default_factory=list)
-    """What was changed or omitted."""
+    """Description of the changes and omissions."""
 
 
 def convert_bccd(source: Path, target: Path) -> Converted:

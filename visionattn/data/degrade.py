@@ -24,8 +24,8 @@ def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.nda
 
     Args:
         image: ``[H, W, 3]`` uint8.
-        kind: a key of `LADDERS`.
-        level: strength, as in `LADDERS`; ``"blur"`` derives the standard deviation from the kernel width, ``"resize"``
+        kind: type of degradation, a key of `LADDERS`.
+        level: strength, with the meaning in `LADDERS`; ``"blur"`` derives the sigma from the kernel width, ``"resize"``
             resizes to this scale and back.
         seed: seed of the noise.
 
