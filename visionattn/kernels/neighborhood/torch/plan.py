@@ -166,7 +166,7 @@ class Plan:
 
     @cached_property
     def _tables(self) -> dict[tuple, "Tensor | Bags"]:
-        """Results of `result_rows` and `key_bags`. They are stored with the plan and so live as long as it does."""
+        """Results of `result_rows` and `key_bags`. They are stored with the plan and freed with it."""
         return {}
 
     def _table(self, key: tuple, make: "Callable[[], Tensor | Bags]") -> "Tensor | Bags":
