@@ -1,4 +1,4 @@
-# ScatterFormer on nuScenes with a centre head and velocity instead of the TransFusion head of the authors, so the
+# ScatterFormer on nuScenes with a center head and velocity instead of the TransFusion head of the authors, so the
 # published results do not apply. Copy-paste augmentation is used in all but the last 3 epochs.
 _base_ = [
     "../_base_/models/scatterformer_center.py",

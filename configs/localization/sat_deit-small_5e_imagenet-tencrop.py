@@ -1,4 +1,4 @@
-# Tested as in the SAT paper: the map of a centre crop of 224 of 256 pixels at a threshold of 0.4, the class by ten
+# Tested as in the SAT paper: the map of a center crop of 224 of 256 pixels at a threshold of 0.4, the class by ten
 # crops.
 _base_ = "./sat_deit-small_5e_imagenet-224.py"
 

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from visionattn.data.degrade import LADDERS, degrade
+from visionattn.data.degrade import DEGRADATION_LEVELS, degrade
 
 
 def picture():
     return np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind", LADDERS)
+@pytest.mark.parametrize("kind", DEGRADATION_LEVELS)
 def test_each_level_takes_more_away(kind):
     image = picture()
-    errors = [np.abs(degrade(image, kind, level).astype(int) - image).mean() for level in LADDERS[kind]]
-    assert degrade(image, kind, LADDERS[kind][0]).shape == image.shape
+    errors = [np.abs(degrade(image, kind, level).astype(int) - image).mean() for level in DEGRADATION_LEVELS[kind]]
+    assert degrade(image, kind, DEGRADATION_LEVELS[kind][0]).shape == image.shape
     assert errors == sorted(errors)
     assert errors[-1] > errors[0] > 0
 

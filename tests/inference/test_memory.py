@@ -8,7 +8,7 @@ import torch
 
 from visionattn.errors import OutOfMemoryError
 from visionattn.inference import Predictor
-from visionattn.inference.memory import in_smaller_batches, lacks_memory
+from visionattn.inference.memory import in_smaller_batches, is_out_of_memory
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes")
@@ -30,7 +30,7 @@ def test_halves_until_it_fits(error):
 
 
 def test_other_errors_pass():
-    assert not lacks_memory(RuntimeError("shapes do not fit"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes"):
         in_smaller_batches(fails_otherwise, [1, 2], "x", print)
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from visionattn.inference.image_job import ImageJob
-from visionattn.inference.job import Tally
+from visionattn.inference.job import RunTotals
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class CountingJob(ImageJob):
         """Return the number in words."""
         return [f"{record['count']:.1f} squares"]
 
-    def summary(self, tally: Tally) -> str:
+    def summary(self, tally: RunTotals) -> str:
         """Return the number of squares in all images."""
         return f"squares: {tally.found.total()}"
 

@@ -13,13 +13,13 @@ def run_ladders(config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Se
         config: loaded config.
         checkpoint: weights file.
         out: output folder.
-        kinds: keys of `visionattn.data.degrade.LADDERS`; empty means all.
+        kinds: keys of `visionattn.data.degrade.DEGRADATION_LEVELS`; empty means all.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from visionattn.data.degrade import LADDERS
-    from visionattn.engine.train.robustness import measure_ladders
+    from visionattn.data.degrade import DEGRADATION_LEVELS
+    from visionattn.engine.train.robustness import evaluate_robustness
 
     console = Console(highlight=False, soft_wrap=True)
     rows: list[tuple[str, float, dict[str, float]]] = []
@@ -28,7 +28,7 @@ def run_ladders(config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Se
         rows.append((kind, level, metrics))
         console.print(f"tested {kind}{'' if kind == 'clean' else f' {level:g}'}")
 
-    files = measure_ladders(config, checkpoint, out, kinds or tuple(LADDERS), show)
+    files = evaluate_robustness(config, checkpoint, out, kinds or tuple(DEGRADATION_LEVELS), show)
     names = list(rows[0][2])[:4]
     table = Table("degradation", "level", *names)
     for kind, level, metrics in rows:

@@ -49,7 +49,7 @@ def load_albumentations() -> ModuleType:
 
     Raises:
         MissingDependencyError: albumentations is not installed, is not version 2.0, or is replaced by AlbumentationsX,
-            which has the AGPL licence and sends telemetry by default.
+            which has the AGPL license and sends telemetry by default.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
@@ -178,7 +178,7 @@ class Augmented:
         boxes: float32 ``[M, 4]``, (x0, y0, x1, y1).
         masks: uint8 ``[M, H', W']`` of 0 and 1, or None.
         maps: the transformed maps, ``[H', W']``.
-        moved: False if only colours changed; boxes, masks and maps are then the inputs.
+        moved: False if only colors changed; boxes, masks and maps are then the inputs.
         homography: float64 ``[3, 3]``, maps points of the input image to points of the output image, with the origin at
             the corner of the image; exact for flips and crops, accurate to half a pixel for resizing. None if no such
             matrix exists, as after an elastic distortion.
@@ -376,7 +376,7 @@ def _unshift_map(shifted: np.ndarray, like: np.ndarray, ignore: int) -> np.ndarr
 
 
 def _corners(width: int, height: int) -> np.ndarray:
-    """Nine points of the image and their numbers, ``[9, 3]``, with the origin at the centre of the first pixel."""
+    """Nine points of the image and their numbers, ``[9, 3]``, with the origin at the center of the first pixel."""
     x, y = np.meshgrid([0.2 * width, 0.5 * width, 0.8 * width], [0.2 * height, 0.5 * height, 0.8 * height])
     return np.stack([x.ravel() - 0.5, y.ravel() - 0.5, np.arange(9)], 1).astype(np.float32)
 

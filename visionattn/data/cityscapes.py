@@ -140,7 +140,7 @@ class _Split:
 
 
 def _colors(ids: np.ndarray) -> np.ndarray:
-    """COCO's colour codes of segment ids, BGR ``[H, W, 3]``."""
+    """COCO's color codes of segment ids, BGR ``[H, W, 3]``."""
     return np.stack([ids // 65536, ids // 256 % 256, ids % 256], axis=-1).astype(np.uint8)
 
 

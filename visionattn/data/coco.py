@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.errors import DataError
-from visionattn.io.names import leads_out
+from visionattn.io.names import escapes_folder
 
 __all__ = ["CocoSummary", "check_coco", "rle_runs", "segmentation_fault"]
 
@@ -190,7 +190,7 @@ def _check_images(records: list, image_dir: Path, problems: _Problems) -> dict[A
             sizes[image_id] = (width, height)
         if not isinstance(name, str) or not name or "\0" in name:
             problems.add(f"image {_short(image_id)} has file_name {_short(name)}", "write the image's file name")
-        elif leads_out(name):
+        elif escapes_folder(name):
             problems.add(
                 f"file_name {_short(name)} of image {_short(image_id)} is outside the image folder",
                 "use names relative to the image folder, without '..'",
@@ -357,7 +357,7 @@ def segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
     """Check a COCO ``segmentation``, a list of polygons or an RLE, for an image of size `(width, height)`.
 
     Returns:
-        What is wrong, or None if it is valid.
+        A description of the problem, or None if it is valid.
     """
     if isinstance(segmentation, list):
         far = 2 * max(size)

@@ -34,7 +34,7 @@ CAMVID_CLASSES = {
     "pedestrian": (64, 64, 0),
     "bicyclist": (0, 128, 192),
 }
-"""The 11 classes in the order of their indices, with the RGB colours of the palette."""
+"""The 11 classes in the order of their indices, with the RGB colors of the palette."""
 
 _SPLITS = ("train", "val", "test")
 _MAX_PIXELS = 50_000_000
@@ -48,7 +48,7 @@ class Converted:
     images: dict[str, int]
     """Number of images by split."""
     notes: list[str] = field(default_factory=list)
-    """What was changed or omitted."""
+    """Description of the changes and omissions."""
 
 
 def convert_bccd(source: Path, target: Path) -> Converted:
@@ -187,7 +187,7 @@ def convert_nuclei(source: Path, target: Path, seed: int = 0) -> Converted:
 
 
 def _stain(pixels: np.ndarray) -> str:
-    """Type of microscopy, from the colours and the brightness of the background."""
+    """Type of microscopy, from the colors and the brightness of the background."""
     spread = pixels.max(axis=2).astype(int) - pixels.min(axis=2)
     if spread.mean() > 2:
         return "histology_colour"
@@ -195,7 +195,7 @@ def _stain(pixels: np.ndarray) -> str:
 
 
 def _split(groups: dict[tuple, list[str]], seed: int) -> dict[str, list[str]]:
-    """Split each group 70/10/20, rounded in favour of train; the result does not depend on the order of the ids."""
+    """Split each group 70/10/20, rounded in favor of train; the result does not depend on the order of the ids."""
     parts: dict[str, list[str]] = {split: [] for split in _SPLITS}
     rng = np.random.default_rng(seed)
     for key in sorted(groups):
@@ -244,7 +244,7 @@ def _instances(labels: np.ndarray) -> Iterator[dict[str, Any]]:
 def convert_camvid(source: Path, target: Path) -> Converted:
     """Convert CamVid with 11 classes: ``CamVid/<split>`` and ``<split>annot``, with the published ``<split>.txt``.
 
-    Writes ``images/<split>/*.jpg`` (quality 92), ``annotations/<split>/*.png`` (one channel, 0 to 10; 11, unlabelled in
+    Writes ``images/<split>/*.jpg`` (quality 92), ``annotations/<split>/*.png`` (one channel, 0 to 10; 11, unlabeled in
     the source, becomes 255), ``classes.json`` and ``<split>.txt``.
 
     Raises:

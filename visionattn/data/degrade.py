@@ -8,15 +8,15 @@ import numpy as np
 from visionattn.errors import require
 from visionattn.io.images import jpeg_round_trip
 
-__all__ = ["LADDERS", "degrade"]
+__all__ = ["DEGRADATION_LEVELS", "degrade"]
 
-LADDERS: dict[str, tuple[float, ...]] = {
+DEGRADATION_LEVELS: dict[str, tuple[float, ...]] = {
     "jpeg": (100, 90, 80, 70, 60, 50),
     "blur": (3, 7, 11, 15, 19, 23),
     "noise": (3, 7, 11, 15, 19, 23),
     "resize": (0.9, 0.75, 0.5, 0.25),
 }
-"""JPEG quality; width of the Gaussian kernel in pixels; variance of Gaussian noise in squared grey levels; scale."""
+"""JPEG quality; width of the Gaussian kernel in pixels; variance of Gaussian noise in squared gray levels; scale."""
 
 
 def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.ndarray:
@@ -24,8 +24,8 @@ def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.nda
 
     Args:
         image: ``[H, W, 3]`` uint8.
-        kind: a key of `LADDERS`.
-        level: strength, as in `LADDERS`; ``"blur"`` derives the standard deviation from the kernel width, ``"resize"``
+        kind: type of degradation, a key of `DEGRADATION_LEVELS`.
+        level: strength, with the meaning in `DEGRADATION_LEVELS`; ``"blur"`` derives the sigma from the kernel width, ``"resize"``
             resizes to this scale and back.
         seed: seed of the noise.
 
@@ -45,4 +45,6 @@ def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.nda
         size = (max(1, round(width * level)), max(1, round(height * level)))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    raise ValueError(f"`kind` must be one of {sorted(LADDERS)} with a valid `level`, got kind={kind!r}, level={level}")
+    raise ValueError(
+        f"`kind` must be one of {sorted(DEGRADATION_LEVELS)} with a valid `level`, got kind={kind!r}, level={level}"
+    )

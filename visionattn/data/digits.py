@@ -1,7 +1,7 @@
 """Sample data that needs no network: handwritten digits drawn onto photographs.
 
 Both are part of scikit-learn: `load_digits` (1,797 digits of 8x8 pixels) and `load_sample_images` (two photographs of
-640x427). A scene is a crop of a photograph with 4 to 8 digits, each scaled, rotated, coloured and blended onto it.
+640x427). A scene is a crop of a photograph with 4 to 8 digits, each scaled, rotated, colored and blended onto it.
 Boxes and masks are exact, because they are computed from the drawn digits.
 """
 
@@ -60,7 +60,7 @@ def build_digit_scenes(
     """Create the digit scenes, unless they exist, and return their folder.
 
     The folder contains ``images/{train,test}/*.jpg``, ``instances_{train,test}.json``, ``photo.jpg`` (a photograph
-    without digits) and ``README.txt`` (sources and licences). Train and test use different digits and different halves
+    without digits) and ``README.txt`` (sources and licenses). Train and test use different digits and different halves
     of the photographs. The scenes are deterministic; an existing folder created with the same arguments is returned
     unchanged, and a killed process leaves no incomplete folder.
 
@@ -110,7 +110,7 @@ def build_digit_scenes(
 
 
 def load_photos(folder: Path) -> tuple[list[Path], dict[str, np.ndarray], str]:
-    """The photographs in scikit-learn: files, BGR arrays by name, and the text of their licences."""
+    """The photographs in scikit-learn: files, BGR arrays by name, and the text of their licenses."""
     files, readme = [folder / name for name in _PHOTOS], folder / "README.txt"
     missing = [file.name for file in (*files, readme) if not file.is_file()]
     if missing:
@@ -212,7 +212,7 @@ def _place(
 def _render(glyph: np.ndarray, extent: float, angle: float, shear: float, level: float) -> np.ndarray:
     """Opacity of the enlarged digit, `[h, w]` float32 in [0, 1], cropped to its nonzero values.
 
-    The 8x8 grey values are interpolated to a smooth surface and thresholded at `level` times its maximum; edges are
+    The 8x8 gray values are interpolated to a smooth surface and thresholded at `level` times its maximum; edges are
     about 1.5 pixels wide. `extent` is the longer side of the result, which is not smaller than the 8x8 digit.
     """
     cv2 = require("cv2")
@@ -238,7 +238,7 @@ def _render(glyph: np.ndarray, extent: float, angle: float, shear: float, level:
 
 
 def _blend(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, x: int, y: int) -> np.ndarray:
-    """Draw the digit into `image` in a contrasting colour and return its mask, `[H, W]` uint8."""
+    """Draw the digit into `image` in a contrasting color and return its mask, `[H, W]` uint8."""
     height, width = alpha.shape
     window = image[y : y + height, x : x + width]
     inside = alpha >= 0.5
@@ -251,7 +251,7 @@ def _blend(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, x: in
 
 
 def _contrasting_colour(rng: np.random.Generator, luma: float) -> np.ndarray:
-    """A random BGR colour (float32, 0 to 255) that differs in luma by at least `_MIN_CONTRAST`."""
+    """A random BGR color (float32, 0 to 255) that differs in luma by at least `_MIN_CONTRAST`."""
     for _ in range(50):
         colour = rng.uniform(0, 255, 3).astype(np.float32)
         if abs(float(colour @ _LUMA_BGR) - luma) >= _MIN_CONTRAST:

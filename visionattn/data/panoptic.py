@@ -24,7 +24,7 @@ VOID = 0
 
 
 def rgb2id(color: Any) -> Any:
-    """Convert a colour-coded map to segment ids, ``R + 256 G + 256^2 B``.
+    """Convert a color-coded map to segment ids, ``R + 256 G + 256^2 B``.
 
     Args:
         color: integers ``[..., 3]`` in the order red, green, blue; or three numbers.
@@ -41,7 +41,7 @@ def rgb2id(color: Any) -> Any:
 
 
 def id2rgb(ids: Any) -> Any:
-    """Convert segment ids to colours, the inverse of `rgb2id`.
+    """Convert segment ids to colors, the inverse of `rgb2id`.
 
     Args:
         ids: integers ``[...]`` in [0, 2^24 - 1], or one number.

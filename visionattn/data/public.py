@@ -1,4 +1,4 @@
-"""The public datasets of ``visionattn data``: those it downloads, and those it has instructions for."""
+"""The public datasets of ``visionattn data``: downloaded automatically, or manually with printed instructions."""
 
 import tempfile
 from collections.abc import Callable

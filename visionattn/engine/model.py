@@ -34,7 +34,7 @@ class LoadedModel:
         classes: class names by label.
         palette: RGB colors by label.
         category_ids: id of each class in the COCO files that the model was trained on, or None.
-        device: where the network is.
+        device: device of the network.
         meta: iteration, epoch, seed and config name from the checkpoint.
     """
 
@@ -52,7 +52,7 @@ class LoadedModel:
         """Run the test pipeline and the network on one batch.
 
         Args:
-            samples: what enters the pipeline: for images ``img`` (BGR uint8 ``[H, W, 3]``) and ``img_id``.
+            samples: inputs of the pipeline: for images ``img`` (BGR uint8 ``[H, W, 3]``) and ``img_id``.
             scale: factor on the size that the pipeline resizes to; predictions stay in pixels of the input.
 
         Returns:
@@ -159,7 +159,7 @@ def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:
 
 
 def _reads_annotations(kind: Any) -> bool:
-    """Return True for transforms that prediction skips: those that read or make annotations."""
+    """Return True for transforms that are skipped in prediction, because they load or create annotations."""
     from mmcv.transforms import LoadAnnotations
 
     found = TRANSFORMS.get(kind) if isinstance(kind, str) else kind

@@ -30,7 +30,7 @@ __all__ = [
 
 SCOPE = "visionattn"
 OPENMMLAB = "visionattn.openmmlab"
-"""Adds the modules of the jobs with `add_location`; in the locations, so that it need not be imported before."""
+"""Module that adds the modules of the jobs with `add_location`. It is a location itself, so it need not be imported."""
 
 _locations: list[str] = []
 _imported: dict[str, VisionattnError | None] = {}

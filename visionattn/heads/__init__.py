@@ -1,1 +1,1 @@
-"""One package per job, such as detection or forgery detection; see `visionattn.inference.job`."""
+"""One package per job (task), such as object detection or forgery detection; see `visionattn.inference.job`."""

@@ -121,7 +121,7 @@ def draw_prediction(
                 colors = _spread_colors(prediction)
             fills = colors if crowd else [_shade(color, index) for index, color in enumerate(colors)]
             _paint_masks(out, prediction, scale, colors, fills)
-        if not crowd or prediction.masks is None:  # the masks of a crowd suffice
+        if not crowd or prediction.masks is None:  # with a legend, only masks are drawn
             _paint_boxes(out, prediction, scale)
         labels.add_boxes(prediction)
     labels.paint(out)
@@ -159,7 +159,7 @@ def _paint_masks(out: np.ndarray, prediction: "Prediction", scale: _Scale, color
 
 
 def _shade(color: tuple[int, int, int], index: int) -> tuple[int, int, int]:
-    """Return the color unchanged, darker or lighter by turns, to distinguish touching objects of one class."""
+    """Return the color unchanged, darker or lighter in rotation, to distinguish touching objects of one class."""
     towards, share = ((0, 0.0), (0, 0.45), (255, 0.45))[index % 3]
     return tuple(round(value + (towards - value) * share) for value in color)
 

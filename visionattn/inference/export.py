@@ -27,7 +27,7 @@ DYNAMIC = ("batch", "size")
 ONNX_PACKAGES = ("onnx", "onnxscript")
 OPSET = 18
 TOLERANCE = 1e-4
-"""Maximum difference between program and model, relative to the largest absolute output of the model."""
+"""Maximum difference between the outputs of program and model, relative to the largest absolute output of the model."""
 
 
 class Network(nn.Module):

@@ -25,7 +25,7 @@ import numpy as np
 
 from visionattn import __version__
 from visionattn.errors import CheckpointError, ConfigError, DataError
-from visionattn.inference.job import Tally
+from visionattn.inference.job import RunTotals
 from visionattn.inference.predictor import Predictor
 from visionattn.inference.report import REPORT_FILE, Report
 from visionattn.inference.writing import JsonRecords, output_names, write_png
@@ -69,9 +69,9 @@ class Summary:
     seconds: float = 0.0
 
     @property
-    def tally(self) -> Tally:
+    def tally(self) -> RunTotals:
         """Totals for `Job.summary`."""
-        return Tally(self.inputs + self.frames, self.found)
+        return RunTotals(self.inputs + self.frames, self.found)
 
 
 def plan_files(sources: Sequence[Source], out: Path) -> Plan:
@@ -175,7 +175,7 @@ class _Run:
             return error
         except (CheckpointError, ConfigError):
             raise
-        except Exception as error:  # such as an image that is too small for the model
+        except Exception as error:  # for example, the image is too small for the model
             reason = " ".join(str(error).split())[:200]
             return DataError(f"{path}: prediction failed ({type(error).__name__}: {reason})")
 
@@ -251,7 +251,7 @@ class _Run:
             head = {"width": reader.width, "height": reader.height, "fps": reader.fps}
             record |= head | {"overlay": f"{name}.mp4", "frames_file": f"{name}.frames.json"}
             for file in (self.plan.out / f"{name}.mp4", self.plan.out / f"{name}.frames.json"):
-                file.unlink(missing_ok=True)  # of an earlier run
+                file.unlink(missing_ok=True)  # file of an earlier run
             writer = VideoWriter(self.plan.out / f"{name}.mp4", reader.width, reader.height, reader.fps)
             content = JsonRecords(self.plan.out / f"{name}.frames.json", {"file": str(path), **head}, "frames")
             with writer, content as records:

@@ -70,7 +70,7 @@ class ImageJob(Job):
         return {"img": np.ascontiguousarray(item[:, ::-1] if view.mirrored else item), "img_id": 0}
 
     def batch_key(self, item: np.ndarray) -> tuple[int, ...]:
-        """Only images of the same size share a batch: padding would change their predictions."""
+        """Return the shape of the image: only images of the same size share a batch, as padding changes predictions."""
         return item.shape
 
     def describe(self, item: np.ndarray) -> str:
@@ -145,5 +145,5 @@ class TensorMode(nn.Module):
         self.model, self.features_only = model, features_only
 
     def forward(self, image: Any) -> Any:
-        """Return the feature maps, or what ``model(image, mode="tensor")`` returns."""
+        """Return the feature maps, or the outputs of ``model(image, mode="tensor")``."""
         return self.model.extract_feat(image) if self.features_only else self.model(image, mode="tensor")

@@ -1,9 +1,9 @@
-"""The contract between the inference code and a job.
+"""The interface between the inference code and a job (a task such as object detection).
 
 A job is one kind of prediction: detection, segmentation, forgery detection, boxes in point clouds, ... Everything
 that only one job needs is in its folder below `visionattn.heads`, and the rest of the package reaches it through the
-`Job` class of that folder's ``job.py``. `visionattn.inference`, `visionattn.engine` and `visionattn.cli` know no job
-by name.
+`Job` class of that folder's ``job.py``. `visionattn.inference`, `visionattn.engine` and `visionattn.cli` do not refer
+to any job by name.
 
 Steps of a prediction: `Job.find` lists the input files, `Job.read` loads one, `Job.sample` returns the input of the
 test pipeline of the config, `TrainedModel.run` runs the pipeline and the model, and `Job.decode` converts the raw
@@ -35,7 +35,7 @@ __all__ = [
     "Merger",
     "NoOptions",
     "Result",
-    "Tally",
+    "RunTotals",
     "TrainedModel",
     "View",
     "add_job_modules",
@@ -55,7 +55,7 @@ class TrainedModel(Protocol):
         classes: class names by label.
         palette: RGB colors by label, or None.
         category_ids: id of each class in COCO files, or None for 1, 2, 3, ...
-        device: where the network is.
+        device: device of the network.
     """
 
     model: nn.Module
@@ -100,7 +100,7 @@ class View:
 
 
 @dataclass
-class Tally:
+class RunTotals:
     """Totals of a run over files.
 
     Attributes:
@@ -126,7 +126,7 @@ class Merger(ABC):
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Options of a job that has none of its own."""
+    """Base class of the job-specific options; used as is by jobs without such options."""
 
 
 class Job(ABC):
@@ -194,7 +194,7 @@ class Job(ABC):
 
     @abstractmethod
     def read(self, source: Any) -> Any:
-        """Load one input: a path, or what the job accepts in memory.
+        """Load one input: a path, or an object in memory of a type that the job accepts.
 
         Raises:
             DataError: the file cannot be read.
@@ -205,7 +205,7 @@ class Job(ABC):
         """Return the input of the test pipeline for an item returned by `read`."""
 
     def batch_key(self, item: Any) -> Any:
-        """Only items with equal keys share a batch."""
+        """Return the batch key of an item; only items with equal keys share a batch."""
         return None
 
     def describe(self, item: Any) -> str:
@@ -269,14 +269,14 @@ class Job(ABC):
         found = ", ".join(f"{name} {count}" for name, count in counts.most_common())
         return [found or f"no detections with a score of at least {self.options.score_thr:g}"]
 
-    def summary(self, tally: Tally) -> str:
+    def summary(self, tally: RunTotals) -> str:
         """Return one line about all inputs of a run."""
         found = ", ".join(f"{name} {count}" for name, count in tally.found.most_common())
         total = sum(tally.found.values())
         threshold = f", score at least {self.options.score_thr:g}" if self.thresholded else ""
         return f"detections: {total}{f' ({found})' if found else ''}{threshold}"
 
-    def legend(self, tally: Tally) -> dict[str, str]:
+    def legend(self, tally: RunTotals) -> dict[str, str]:
         """Return the class names in the legend of the report, each with its text."""
         return {name: str(count) for name, count in tally.found.most_common()}
 

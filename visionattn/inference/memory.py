@@ -8,12 +8,12 @@ import torch
 
 from visionattn.errors import OutOfMemoryError
 
-__all__ = ["in_smaller_batches", "lacks_memory"]
+__all__ = ["in_smaller_batches", "is_out_of_memory"]
 
 T = TypeVar("T")
 
 
-def lacks_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return True if PyTorch ran out of memory (CPU allocation failures are recognized by their message)."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate memory" in text
@@ -36,7 +36,7 @@ def in_smaller_batches(
     try:
         return run(batch)
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0][:200]
     # outside of the handler: the traceback would keep the tensors of the failed pass

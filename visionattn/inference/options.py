@@ -24,7 +24,7 @@ class Options:
             that the prediction for one image does not depend on the others. On a CPU, tiles share a batch only
             while they are small.
         tile: side length in pixels of the square tiles that larger images are cut into; None processes whole
-            images. Each tile is resized by the test pipeline like an image of its own, ``dilations="auto"`` follows
+            images. Each tile is resized by the test pipeline like a separate image, ``dilations="auto"`` follows
             the size of the tile, and limits on detections (``nms_pre``, ``max_per_img``) apply per tile. Choose a
             tile close to the size of the training images.
         overlap: overlap of neighboring tiles in pixels; None is a quarter of ``tile``. Objects larger than the

@@ -35,7 +35,7 @@ class Predictor:
     Args:
         config: config file of the model, or a loaded config.
         checkpoint: the weights.
-        device: where to run; by default the first GPU if there is one, else the CPU.
+        device: device of the model; by default the first GPU if there is one, else the CPU.
         **options: fields of `visionattn.inference.Options`, such as ``score_thr=0.5``, and of the ``OwnOptions`` of
             the model's job.
 
@@ -90,9 +90,9 @@ class Predictor:
         """Predict on one input, or on a list of inputs.
 
         Args:
-            inputs: what `Job.read` of the model's job accepts: for images a path, a uint8 array (BGR ``[H, W, 3]`` or
-                gray ``[H, W]``) or a PIL image; for point clouds a path or an array ``[N, C]``; for action recognition
-                the path of a video. Or a list or tuple of these.
+            inputs: an input that `Job.read` of the model's job accepts, or a list or tuple of such inputs. For images:
+                a path, a uint8 array (BGR ``[H, W, 3]`` or gray ``[H, W]``) or a PIL image; for point clouds: a path
+                or an array ``[N, C]``; for action recognition: the path of a video.
 
         Returns:
             One typed prediction, or a list of them.

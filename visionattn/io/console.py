@@ -17,7 +17,7 @@ def progress_bar(noun: str, console: Any = None, *columns: Any, **options: Any) 
     """Return a ``rich.progress.Progress`` with rate and remaining time.
 
     Args:
-        noun: what is counted, in the singular.
+        noun: noun for one of the counted items, in the singular.
         console: a ``rich.console.Console``; by default standard error.
         *columns: further columns, or texts with the fields of a task, such as ``"{task.fields[text]}"``.
         **options: arguments of ``Progress``, such as ``transient=True``.
@@ -54,7 +54,7 @@ def track(items: Iterable[Any], label: str, total: int, noun: str = "image", dis
         items: the items.
         label: text before the bar.
         total: number of items.
-        noun: what is counted, in the singular.
+        noun: noun for one of the counted items, in the singular.
         disable: show no bar.
     """
     console = require("rich.console").Console(stderr=True)

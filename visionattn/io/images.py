@@ -2,7 +2,7 @@
 
 `read_image` returns BGR uint8, the layout that models are trained on:
 
-- EXIF orientation is applied; grayscale, palette, YCbCr and CMYK images are converted to colour.
+- EXIF orientation is applied; grayscale, palette, YCbCr and CMYK images are converted to color.
 - Transparency is dropped, not blended, as in training.
 - 16-bit values are divided by 257, so that 65535 becomes 255 whatever the brightest pixel is. Floating-point values
   must be in [0, 1].
@@ -151,7 +151,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
     Raises:
         DataError: the file is missing, empty, not an image, too large, damaged or truncated, or its values cannot be
-            converted to 8-bit colours.
+            converted to 8-bit colors.
     """
     image_module = require("PIL.Image")
     path = Path(path)
@@ -192,7 +192,7 @@ def to_bgr(image: Any) -> np.ndarray:
     """Convert a PIL image to ``[H, W, 3]`` BGR uint8 by the rules in the module's docstring.
 
     Raises:
-        DataError: values that do not fit 8 or 16 bits, or a colour space that Pillow cannot convert.
+        DataError: values that do not fit 8 or 16 bits, or a color space that Pillow cannot convert.
     """
     image.load()  # for TIFF, Pillow applies the orientation here and removes the tag
     turn = _upright(image)

@@ -67,7 +67,7 @@ def find_files(
         inputs: paths of files and folders, or glob patterns (``**`` matches any number of folders).
         suffixes: lowercase suffixes with their dots, such as ``".png"``.
         exclude: a folder whose contents are ignored, such as the folder of the results.
-        what: what the files are, in the singular, for error messages.
+        what: noun for one of the files, in the singular, for error messages.
 
     Raises:
         DataError: a path does not exist, or a folder or pattern has no matching files.
@@ -88,7 +88,7 @@ def walk_files(folder: str | Path, suffixes: Collection[str], *, exclude: str | 
     circular links end.
 
     Args:
-        folder: where to start.
+        folder: root folder of the search.
         suffixes: lowercase suffixes with their dots.
         exclude: a folder whose contents are ignored.
     """

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from visionattn.errors import DataError
 
-__all__ = ["leads_out", "place"]
+__all__ = ["escapes_folder", "place"]
 
 
-def leads_out(name: str) -> bool:
+def escapes_folder(name: str) -> bool:
     """Return True if a name may refer to a file outside its folder: absolute, with a drive, or with a part ``..``.
 
     This includes ``a/../b``, which is not ``b`` if ``a`` is a link.
@@ -37,7 +37,7 @@ def place(name: str, root: str | Path | None, where: str) -> Path:
     inside = root is not None and Path(name).is_absolute() and Path(name).is_relative_to(root)
     if (root is None or inside) and Path(name).is_absolute() and ".." not in Path(name).parts:
         return Path(name)
-    if leads_out(name):
+    if escapes_folder(name):
         place_ = "its folder" if root is None else str(root)
         raise DataError(f"{where}: {name!r:.120} is outside {place_}; use names relative to that folder, without '..'")
     return Path(name) if root is None else Path(root) / name

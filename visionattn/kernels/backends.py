@@ -33,7 +33,7 @@ class Availability:
     reason: str = ""
 
 
-def _triton_refuses(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
+def _triton_unsupported(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str:
     """The reason why the Triton kernels cannot run; empty if they can."""
     if not _HAS_TRITON:
         return "Triton is not installed; run: pip install triton (on platforms with CUDA builds of PyTorch)"
@@ -80,7 +80,7 @@ def explain(
         elif device.type == "cuda" and not torch.cuda.is_available():
             reason = "PyTorch has no CUDA device available"
         elif backend == "triton":
-            reason = _triton_refuses(op, device, dtype, head_dim)
+            reason = _triton_unsupported(op, device, dtype, head_dim)
         result.append(Availability(backend, not reason, reason))
     return result
 

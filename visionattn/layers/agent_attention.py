@@ -24,7 +24,7 @@ class AgentAttention(TokenAttention):
     """Multi-head agent attention, linear in the number of tokens.
 
     Agents are queries pooled to a small map. The output is ``softmax(Q A^T) softmax(A K^T) V`` for agents A, plus a
-    depthwise convolution of V. Both softmax terms have learned position biases. Prefix tokens take part in both, but
+    depthwise convolution of V. Both softmax terms have learned position biases. Prefix tokens are included in both, but
     are neither pooled nor convolved.
 
     Args:

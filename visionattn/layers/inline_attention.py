@@ -24,7 +24,7 @@ class InLineAttention(TokenAttention):
 
     The weight of key j for query i is ``scale * q_i (k_j - mean(k)) / N + 1 / N``; the weights sum to 1 and differ
     between queries. A depthwise 3x3 convolution of the values is added, whose kernels are predicted from the mean of
-    the input. Prefix tokens take part in everything but the convolution.
+    the input. Prefix tokens are excluded from the convolution only.
 
     Args:
         dim: channels; a multiple of `num_heads`.

@@ -2,7 +2,7 @@
 
 Vision transformers (ViT, DeiT) attend to token sequences. Only their patch embedding has the height and width of the
 token map, which a forward hook stores in a `TokenGrid` for the new modules. Swin and DaViT attend within windows; the
-new attention is over the whole map instead, because linear attention only pays off with many tokens.
+new attention is over the whole map instead, because linear attention is faster only for many tokens.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-# KITTI 3D objects; `visionattn data kitti` explains the layout. Only objects in the view of the camera are labelled.
+# KITTI 3D objects; `visionattn data kitti` explains the layout. Only objects in the view of the camera are labeled.
 # Objects for copy-paste augmentation: `visionattn data objects --layout kitti --source data/kitti --split train
 #   --out data/kitti/objects.npz`.
 data_root = "data/kitti"

@@ -1,4 +1,4 @@
-# ScatterFormer (arXiv 2401.00912) with a cascade of dense encoder-decoders and a centre head with an IoU branch, for
+# ScatterFormer (arXiv 2401.00912) with a cascade of dense encoder-decoders and a center head with an IoU branch, for
 # the geometry of Waymo.
 model = dict(
     type="visionattn.BEVDetector",

@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from visionattn.engine.train import robustness
-from visionattn.engine.train.robustness import DegradeImage, draw_ladders, measure_ladders
+from visionattn.engine.train.robustness import DegradeImage, evaluate_robustness, plot_robustness
 from visionattn.errors import ConfigError
 
 
@@ -26,7 +26,7 @@ def test_every_level_is_tested_once_and_the_config_stays(config, tmp_path, monke
         return type("Result", (), {"metrics": {"pixel_f1": 1 / len(seen)}})
 
     monkeypatch.setattr(robustness, "test", test)
-    files = measure_ladders(config, "w.pth", tmp_path, ["jpeg", "resize"])
+    files = evaluate_robustness(config, "w.pth", tmp_path, ["jpeg", "resize"])
     assert len(seen) == 1 + 6 + 4
     assert seen[0] == ["LoadImageFromFile", "PackSegInputs"]
     assert seen[1] == ["LoadImageFromFile", ("jpeg", 100), "PackSegInputs"]
@@ -49,13 +49,13 @@ def test_noise_of_a_picture_hangs_on_its_name():
 
 def test_figures_of_any_model_are_drawn(tmp_path):
     rows = [{"kind": "clean", "level": 0.0, "AP": 0.4}, {"kind": "jpeg", "level": 50, "AP": 0.1}]
-    assert draw_ladders(rows, tmp_path / "deep" / "curves.png").stat().st_size > 1000
+    assert plot_robustness(rows, tmp_path / "deep" / "curves.png").stat().st_size > 1000
 
 
 def test_wrong_arguments(config, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"`robustness` must be one or more of .*, got rain"):
-        measure_ladders(config, "w.pth", tmp_path, ["rain"])
+        evaluate_robustness(config, "w.pth", tmp_path, ["rain"])
     monkeypatch.setattr(robustness, "test", lambda *args: types.SimpleNamespace(metrics={}))
     config.test_dataloader.dataset.dataset.pipeline = []
     with pytest.raises(ConfigError, match="no LoadImageFromFile"):
-        measure_ladders(config, "w.pth", tmp_path, ["jpeg"])
+        evaluate_robustness(config, "w.pth", tmp_path, ["jpeg"])

@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement, PixelData
 from visionattn.heads.forgery.job import ForgeryJob
 from visionattn.heads.forgery.results import ForgeryPrediction
 from visionattn.inference import Options, Predictor
-from visionattn.inference.job import Tally
+from visionattn.inference.job import RunTotals
 
 CLASSES = ("authentic", "forged")
 
@@ -42,7 +42,7 @@ def test_record_and_files(job):
     np.testing.assert_array_equal(maps["mask"], heatmap > 0.5)
     assert not job.record(job.prediction(output(heatmap, 0.5), (6, 8)), 0)["forged"]
     assert job.lines(job.record(found, 0), job.count(found)) == ["forged, score 0.800, 50.0% of the pixels marked"]
-    assert job.summary(Tally(3, job.count(found))) == "forged: 1 of 3 by the score of the whole image"
+    assert job.summary(RunTotals(3, job.count(found))) == "forged: 1 of 3 by the score of the whole image"
 
 
 def test_tiles_are_blended_and_the_image_is_as_forged_as_its_worst_tile(make_model):

@@ -10,7 +10,7 @@ from visionattn.kernels.neighborhood.torch import dense, passes, plan
 def test_a_detection_schedule_in_two_orientations_stays_cached(monkeypatch):
     """Training on alternating image sizes must not rebuild tables after the first step of each size."""
     built = []
-    for module, name in ((plan, "Plan"), (plan, "Bags"), (passes, "Pass"), (passes, "Chunk"), (dense, "Whole")):
+    for module, name in ((plan, "Plan"), (plan, "RowGroups"), (passes, "Pass"), (passes, "Chunk"), (dense, "Whole")):
         original = getattr(module, name)
 
         def build(*args, original=original, name=name, **kwargs):
@@ -26,8 +26,8 @@ def test_a_detection_schedule_in_two_orientations_stays_cached(monkeypatch):
     for _ in range(2):
         for image in images:
             sum(x.mean() for x in model(image)).backward()
-        counts.append({name: built.count(name) for name in ("Plan", "Bags", "Pass", "Chunk")})
+        counts.append({name: built.count(name) for name in ("Plan", "RowGroups", "Pass", "Chunk")})
         built.clear()
     assert counts[0]["Plan"] > 11
-    assert counts[0]["Bags"] > 8
-    assert counts[1] == {"Plan": 0, "Bags": 0, "Pass": 0, "Chunk": 0}
+    assert counts[0]["RowGroups"] > 8
+    assert counts[1] == {"Plan": 0, "RowGroups": 0, "Pass": 0, "Chunk": 0}

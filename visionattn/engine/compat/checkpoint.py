@@ -396,7 +396,7 @@ def save_checkpoint(
 
 
 def check_backend(file_client_args: Mapping[str, Any] | None, backend_args: Mapping[str, Any] | None) -> None:
-    """Raise `CheckpointError` unless mmengine's storage arguments stand for the local file system."""
+    """Raise `CheckpointError` unless mmengine's storage arguments denote the local file system."""
     for name, value in (("file_client_args", file_client_args), ("backend_args", backend_args)):
         if (value or {}).get("backend", "local") not in ("local", "disk"):
             raise CheckpointError(f"`{name}` must be None or name the backend 'local', got {dict(value)!r}")

@@ -1,4 +1,4 @@
-"""A cache for ``mmengine.Config.pretty_text``, which takes seconds for a large config and is read five times a run."""
+"""A cache for ``mmengine.Config.pretty_text``, which takes seconds for a large config and is used several times."""
 
 from mmengine.config import Config
 

@@ -1,1 +1,1 @@
-"""Configs: loading, options, checks before a run, and data sets given by their folder."""
+"""Configs: loading, options, checks before a run, and datasets given by their folder."""

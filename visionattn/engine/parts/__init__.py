@@ -1,1 +1,1 @@
-"""Registered types that several jobs use: backbone, data sets, transforms, losses, metrics."""
+"""Registered types that several jobs use: backbone, datasets, transforms, losses, metrics."""

@@ -1,4 +1,4 @@
-"""Transforms that mmdet does not have."""
+"""Transforms that are missing in mmdet: crop before resizing, and transposition."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -14,7 +14,7 @@ from visionattn.errors import require
 __all__ = ["METRICS_FILE", "cut_records", "draw_curve", "read_records", "short_names"]
 
 METRICS_FILE = "metrics.jsonl"
-# COCO's metrics by object size are not plotted. Of all others the first four are.
+# COCO's metrics by object size are not plotted; of the other metrics, the first four are.
 _NOT_PLOTTED = re.compile("^AP[sml]$")
 
 

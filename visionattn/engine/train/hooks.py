@@ -193,20 +193,20 @@ class StopHook(Hook):
         """Stop after an iteration, except at the end of an epoch, where `after_train_epoch` does."""
         if isinstance(runner.train_loop, EpochLoop) and batch_idx + 1 == len(runner.train_dataloader):
             return
-        self._stop_if_asked(runner, runner.iter + 1)
+        self._stop_if_requested(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Any) -> None:
         """Stop after an epoch."""
         if isinstance(runner.train_loop, EpochLoop):
-            self._stop_if_asked(runner, runner.iter)
+            self._stop_if_requested(runner, runner.iter)
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Stop during validation, which is repeated when resuming."""
         if isinstance(runner._train_loop, dict) or runner._train_loop is None:
             return
-        self._stop_if_asked(runner, runner.iter, validating=True)
+        self._stop_if_requested(runner, runner.iter, validating=True)
 
-    def _stop_if_asked(self, runner: Any, iteration: int, validating: bool = False) -> None:
+    def _stop_if_requested(self, runner: Any, iteration: int, validating: bool = False) -> None:
         if not any_rank(bool(self.requested)):
             return
         for ema in (h for h in runner.hooks if validating and isinstance(h, EMAHook)):

@@ -13,13 +13,13 @@ from typing import Any
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 
-from visionattn.data.degrade import LADDERS, degrade
+from visionattn.data.degrade import DEGRADATION_LEVELS, degrade
 from visionattn.engine.compat.checkpoint import write_text
 from visionattn.engine.registry import TRANSFORMS
 from visionattn.engine.train.testing import test
 from visionattn.errors import ConfigError, require
 
-__all__ = ["DegradeImage", "draw_ladders", "measure_ladders"]
+__all__ = ["DegradeImage", "evaluate_robustness", "plot_robustness"]
 
 LABELS = {"jpeg": "JPEG quality", "blur": "blur kernel", "noise": "noise variance", "resize": "scale"}
 
@@ -43,11 +43,11 @@ class DegradeImage(BaseTransform):
         return results
 
 
-def measure_ladders(
+def evaluate_robustness(
     config: Config,
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,
-    kinds: Sequence[str] = tuple(LADDERS),
+    kinds: Sequence[str] = tuple(DEGRADATION_LEVELS),
     on_level: Callable[[str, float, dict[str, float]], None] = lambda kind, level, metrics: None,
 ) -> list[Path]:
     """Test a checkpoint on the original images and on every level of each degradation.
@@ -65,12 +65,14 @@ def measure_ladders(
     Raises:
         ConfigError: a type is unknown, or the test pipeline does not load images.
     """
-    unknown = [kind for kind in kinds if kind not in LADDERS]
+    unknown = [kind for kind in kinds if kind not in DEGRADATION_LEVELS]
     if unknown or not kinds:
-        raise ConfigError(f"`robustness` must be one or more of {', '.join(LADDERS)}, got {' '.join(unknown)}")
+        raise ConfigError(
+            f"`robustness` must be one or more of {', '.join(DEGRADATION_LEVELS)}, got {' '.join(unknown)}"
+        )
     folder = Path(out)
     rows: list[dict[str, Any]] = []
-    for kind, level in [("clean", 0.0), *((k, level) for k in kinds for level in LADDERS[k])]:
+    for kind, level in [("clean", 0.0), *((k, level) for k in kinds for level in DEGRADATION_LEVELS[k])]:
         changed = config if kind == "clean" else _degraded(config, kind, level)
         metrics = test(
             changed, checkpoint, folder / "levels" / (kind if kind == "clean" else f"{kind}_{level:g}")
@@ -84,7 +86,7 @@ def measure_ladders(
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "robustness.csv", text.getvalue())
-    return [folder / "robustness.json", folder / "robustness.csv", draw_ladders(rows, folder / "robustness.png")]
+    return [folder / "robustness.json", folder / "robustness.csv", plot_robustness(rows, folder / "robustness.png")]
 
 
 def _degraded(config: Config, kind: str, level: float) -> Config:
@@ -101,7 +103,7 @@ def _degraded(config: Config, kind: str, level: float) -> Config:
     return changed
 
 
-def draw_ladders(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+def plot_robustness(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     """Plot the metrics over the levels, with one panel per type of degradation, starting at the original images.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 from visionattn.errors import DataError
 from visionattn.heads.action.results import ActionPrediction, find_points
 from visionattn.inference.decoding import to_array
-from visionattn.inference.job import Job, Tally, View
+from visionattn.inference.job import Job, RunTotals, View
 from visionattn.io.inputs import Source, find_inputs
 
 __all__ = ["JOBS", "ActionJob", "ActionOptions"]
@@ -23,7 +23,7 @@ class ActionOptions:
     """Options of action recognition.
 
     Attributes:
-        points: keypoints of the videos: a file, or a folder with files named like the videos.
+        points: keypoints of the videos: a file, or a folder with files that have the names of the videos.
     """
 
     points: str | None = None
@@ -37,7 +37,7 @@ class ActionJob(Job):
     noun = "video"
     records = "images"
     accepts_video = True
-    max_batch_size = 1  # a video has several views, which are a batch already
+    max_batch_size = 1  # the views of a video already form a batch
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ class ActionJob(Job):
 
     @classmethod
     def find(cls, inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:
-        """Return images and videos; an image is then an input that cannot be read."""
+        """Return images and videos; images are then reported as unreadable inputs."""
         return find_inputs(inputs, exclude=exclude)
 
     def read(self, source: str | Path) -> dict[str, str | None]:
@@ -66,11 +66,11 @@ class ActionJob(Job):
         return {"video_path": str(path), "points_path": None if points is None else str(points)}
 
     def sample(self, item: dict[str, str | None], view: View = View()) -> dict[str, Any]:  # noqa: B008
-        """Return the paths, and the request for the frames that the model sees."""
+        """Return the paths, and the option to keep the frames that are passed to the model."""
         return {**item, "keep_frames": True}
 
     def decode(self, output: Any, item: dict[str, str | None]) -> ActionPrediction:
-        """Return the scores of the classes with the frames that they are from."""
+        """Return the class scores and the frames from which they were computed."""
         return ActionPrediction(
             self.classes,
             to_array(output.pred_scores, np.float32),
@@ -96,7 +96,7 @@ class ActionJob(Job):
         pose = "with keypoints" if record["with_pose"] else "without keypoints"
         return [f"{record['action']}, score {record['action_score']:.3f}, {pose}"]
 
-    def summary(self, tally: Tally) -> str:
+    def summary(self, tally: RunTotals) -> str:
         """Return the number of videos by action."""
         return "actions: " + (", ".join(f"{name} {count}" for name, count in tally.found.most_common()) or "none")
 

@@ -1,4 +1,4 @@
-"""Annotation lists of labelled videos with keypoints, one line ``video,skeleton,label`` each, as in PoseAwareVT."""
+"""Annotation lists of labeled videos with keypoints, one line ``video,skeleton,label`` each, as in PoseAwareVT."""
 
 from dataclasses import dataclass
 from pathlib import Path

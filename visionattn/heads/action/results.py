@@ -23,7 +23,7 @@ class ActionPrediction:
         classes: class names by label.
         class_scores: float32 ``[classes]``, sum 1.
         frame_indices: indices of the sampled frames, one list per view.
-        frames: frames of the first view as the model gets them, RGB uint8 ``[T, H, W, 3]``.
+        frames: frames of the first view after preprocessing, RGB uint8 ``[T, H, W, 3]``.
         pose_mask: patches of these frames that contain keypoints, bool ``[T, h, w]``, or None without keypoints.
         patch_size: side of a patch in pixels.
         seconds: inference time in seconds, including decoding of the video.
@@ -87,7 +87,7 @@ class ActionPrediction:
 
 
 def find_points(video: Path, points: str | Path | None) -> Path | None:
-    """Return the keypoint file of a video: ``points`` itself, or the file in that folder named like the video.
+    """Return the keypoint file of a video: ``points`` itself, or the file in that folder with the name of the video.
 
     Raises:
         DataError: ``points`` does not exist, or the folder has no file for this video.

@@ -1,9 +1,9 @@
-"""Synthetic video dataset that requires pose: which limb does the figure of interest move?
+"""Synthetic video dataset whose classes can only be recognized with the pose.
 
-Each clip shows stick figures with the same limb colors in front of a drifting texture. Every figure swings one limb,
-each a different one. The class is the limb moved by the figure of interest, whose keypoints are given; in the image it
-differs from the others only in the color of its head. A model that does not identify the figure of interest reaches an
-accuracy of 1 / number of figures.
+Each clip shows several stick figures with the same limb colors in front of a moving texture. Every figure swings a
+different limb. The class is the limb that one of them, the figure of interest, swings. Only its keypoints are given; in
+the image it differs from the others only in the color of its head. A model that does not identify the figure of
+interest reaches an accuracy of 1 / number of figures.
 """
 
 import math
@@ -178,7 +178,7 @@ def _draw_figure(cv2, picture: np.ndarray, joints: np.ndarray, colors: list, wid
 
 
 def _texture(rng: np.random.Generator, size: int, frames: int) -> np.ndarray:
-    """Background of dim, drifting blotches, uint8 ``[frames, size, size, 3]``."""
+    """Dark background texture of moving blobs, uint8 ``[frames, size, size, 3]``."""
     cv2 = require("cv2")
     coarse = rng.uniform(0, 80, (10, 10, 3)).astype(np.float32)
     wide = cv2.resize(coarse, (3 * size, 3 * size), interpolation=cv2.INTER_CUBIC)

@@ -26,10 +26,10 @@ class DetectionJob(ImageJob):
 
     @classmethod
     def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
-        """Accept the detectors of mmdet that predict what this job is named for."""
+        """Return True for detectors of mmdet that perform this job."""
         if super().matches(model, config):
             return True
-        if "mmdet" not in sys.modules:  # then the model is not one of mmdet
+        if "mmdet" not in sys.modules:  # the model is not from mmdet
             return False
         from visionattn.heads.detection.mmlab_models import is_detector, predicts_masks
 
@@ -58,7 +58,7 @@ class InstanceJob(DetectionJob):
     def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
         """Return the detections above the score threshold, best first."""
         found = decode_instances(output, size, self.classes, self.options.score_thr)
-        if found["masks"] is None:  # mmdet leaves the field out when there are no detections
+        if found["masks"] is None:  # mmdet omits the field if there are no detections
             found["masks"] = InstanceMasks.from_dense(np.zeros((0, *size), bool))
         return Prediction(size, **found, **self.common())
 

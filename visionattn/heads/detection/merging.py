@@ -1,10 +1,10 @@
 """Merge boxes and instance masks found in several tiles or views of one image.
 
-Neighboring tiles overlap. An object that the border of a tile cuts is found as a fragment there, and whole in the next
-tile if the overlap is as wide as the object. Fragments of objects that another tile contains whole are discarded. Parts
-of a larger object, each cut by the border that faces the other, are joined if they agree in the region that both tiles
-cover, so that its mask may span any number of tiles. Finally, non-maximum suppression within each class removes
-duplicates.
+Neighboring tiles overlap. An object at a tile border is detected only in part in that tile, but completely in the next
+tile if the overlap is at least as wide as the object. Partial detections of an object that another tile contains
+completely are discarded. Partial detections of a larger object from neighboring tiles are joined if their IoU in the
+overlap of the tiles is high enough; an object can span any number of tiles. Finally, non-maximum suppression within
+each class removes duplicates.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ __all__ = ["NMS_IOU", "flip_prediction", "merge_by_nms", "merge_tiles"]
 
 NMS_IOU = 0.6
 FRAGMENT_COVER = 0.7
-"""Fraction of a cut box that must lie inside another box for it to be a fragment of that object."""
-PIECE_IOU = 0.6
-"""Intersection over union, within the region that two tiles share, from which two cut objects are parts of one."""
+"""Minimum fraction of a truncated box inside another box for it to be discarded as a part of that object."""
+PART_IOU = 0.6
+"""Minimum IoU of two truncated objects, within the overlap of their tiles, for them to be joined."""
 
 
 def merge_tiles(
@@ -32,43 +32,46 @@ def merge_tiles(
     image_size: tuple[int, int],
     iou_thr: float = NMS_IOU,
 ) -> Prediction:
-    """One prediction for the image from one per tile, in the tiles' own coordinates.
+    """Merge the predictions for the tiles of an image.
 
-    Give only boxes above the score threshold: a whole box removes its fragments whatever the scores.
+    Pass only boxes above the score threshold: a complete box removes its fragments regardless of their scores.
 
     Args:
-        predictions: what the model says of each tile.
-        tiles: where the tiles lie.
+        predictions: the prediction for each tile, in coordinates of the tile.
+        tiles: positions of the tiles in the image.
         image_size: (height, width) of the image in pixels.
-        iou_thr: boxes of one class that overlap more than this are one object.
+        iou_thr: IoU threshold of non-maximum suppression.
+
+    Returns:
+        The prediction for the image, in coordinates of the image.
     """
     moved = [_move(p, tile, image_size) for p, tile in zip(predictions, tiles, strict=True)]
     merged = _concatenate(moved)
-    # What is put together of pieces belongs to no tile but to the whole image, which cuts nothing.
+    # Joined objects are assigned to an additional tile, the whole image, whose borders truncate no object.
     homes = np.array([*tiles, (0, 0, image_size[1], image_size[0])], dtype=np.float64)
     tile_of = np.repeat(np.arange(len(tiles)), [len(p) for p in moved])
-    keep = ~(_seen_whole_elsewhere(merged, tile_of, homes) | _fragments(merged, tile_of, homes))
-    merged, tile_of = _join_pieces(merged.select(keep), tile_of[keep], homes)
+    keep = ~(_complete_in_other_tile(merged, tile_of, homes) | _fragments(merged, tile_of, homes))
+    merged, tile_of = _join_parts(merged.select(keep), tile_of[keep], homes)
     return merge_by_nms([merged.select(~_fragments(merged, tile_of, homes))], iou_thr)
 
 
 def merge_by_nms(predictions: Sequence[Prediction], iou_thr: float = NMS_IOU) -> Prediction:
-    """All boxes of several predictions on one image, less those that a surer one of their class overlaps.
+    """Concatenate predictions for one image and apply non-maximum suppression within each class.
 
     Args:
         predictions: at least one, all in the coordinates of the same image.
-        iou_thr: intersection over union from which two boxes of a class count as one object.
+        iou_thr: IoU threshold of non-maximum suppression.
     """
     ops = require("torchvision.ops")
     merged = _concatenate(predictions)
     boxes, scores, labels = (torch.from_numpy(a.copy()) for a in (merged.boxes, merged.scores, merged.labels))
-    # float64, for batched_nms keeps classes apart by moving their boxes far off
+    # float64, because batched_nms separates the classes by adding large offsets to their boxes
     keep = ops.batched_nms(boxes.double(), scores.double(), labels, iou_thr)
     return merged.select(keep.numpy())
 
 
 def flip_prediction(prediction: Prediction) -> Prediction:
-    """The prediction as it is on the image mirrored left to right."""
+    """Return the prediction for the horizontally flipped image."""
     width = prediction.image_size[1]
     boxes = prediction.boxes.copy()
     boxes[:, [0, 2]] = width - prediction.boxes[:, [2, 0]]
@@ -85,7 +88,7 @@ def _move(prediction: Prediction, tile: Tile, image_size: tuple[int, int]) -> Pr
 
 def _concatenate(predictions: Sequence[Prediction]) -> Prediction:
     if len({p.image_size for p in predictions}) != 1:
-        raise ValueError("give at least one prediction, and all of one image")
+        raise ValueError("`predictions` must not be empty and must be of images of one size")
     masks = None
     if all(p.masks is not None for p in predictions):
         crops = [crop for p in predictions for crop in p.masks.crops]
@@ -102,19 +105,23 @@ def _concatenate(predictions: Sequence[Prediction]) -> Prediction:
 
 
 def _cut_sides(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which sides (left, top, right, bottom) of each box end at a border that cuts the image, and by what margin."""
+    """Return which sides of each box are at a tile border inside the image, and the tolerance.
+
+    Returns:
+        bool ``[N, 4]`` (left, top, right, bottom), and the tolerance in pixels ``[N, 1]``.
+    """
     boxes = prediction.boxes.astype(np.float64)
     height, width = prediction.image_size
     home = homes[tile_of]
-    # A detector seldom puts a cut box exactly on the border. To call a whole box cut does no harm: it goes
-    # only if another box covers it and reaches as far, and grows only by one that agrees with it.
+    # Predicted boxes of truncated objects rarely end exactly at the border, hence the tolerance. It is safe to treat
+    # a complete box as truncated: it is removed only if another box covers it, and joined only with a matching box.
     margin = np.maximum(2.0, 0.01 * (home[:, 2:] - home[:, :2]).max(axis=1, initial=0))[:, None]
     inner = np.stack([home[:, 0] > 0, home[:, 1] > 0, home[:, 2] < width, home[:, 3] < height], axis=1)
     return inner & (np.abs(boxes - home) <= margin), margin
 
 
-def _seen_whole_elsewhere(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> np.ndarray:
-    """Which boxes ``[N]`` a border of their tile cuts while another tile has them well inside."""
+def _complete_in_other_tile(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> np.ndarray:
+    """Return True for boxes ``[N]`` that are truncated in their own tile and lie completely inside another tile."""
     boxes = prediction.boxes.astype(np.float64)
     height, width = prediction.image_size
     cut, margin = _cut_sides(prediction, tile_of, homes)
@@ -127,7 +134,7 @@ def _seen_whole_elsewhere(prediction: Prediction, tile_of: np.ndarray, homes: np
 
 
 def _fragments(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> np.ndarray:
-    """Which boxes ``[N]`` are pieces, cut by a tile's border, of a box in another tile."""
+    """Return True for truncated boxes ``[N]`` that are parts of a box in another tile."""
     boxes = prediction.boxes.astype(np.float64)
     cut, margin = _cut_sides(prediction, tile_of, homes)
     whole = ~cut.any(axis=1)
@@ -145,14 +152,15 @@ def _fragments(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -
     return fragment
 
 
-def _join_pieces(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> tuple[Prediction, np.ndarray]:
-    """Put together the pieces of objects that are larger than what tiles share.
+def _join_parts(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray) -> tuple[Prediction, np.ndarray]:
+    """Join the parts of objects that are larger than the overlap of the tiles.
 
-    Two boxes of a class are pieces of one object if each is cut by the border that faces the other's tile, and their
-    parts within what both tiles see overlap by `PIECE_IOU`, in their masks where there are any.
+    Two boxes of a class are parts of one object if both are truncated in the overlap of their tiles and the IoU of
+    their masks (or boxes, without masks) within the overlap is at least `PART_IOU`.
 
     Returns:
-        The prediction, joined boxes in place of their pieces, and its ``tile_of``, the last home for joined ones.
+        The prediction with joined boxes in place of their parts, and the tile index of each box; the last index
+        stands for the whole image.
     """
     cut, _ = _cut_sides(prediction, tile_of, homes)
     group = np.arange(len(prediction))
@@ -160,7 +168,7 @@ def _join_pieces(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray)
         best: dict[int, tuple[float, int]] = {}
         for second in _facing(prediction, tile_of, homes, cut, first):
             iou = _shared_iou(prediction, first, second, homes[tile_of[first]], homes[tile_of[second]])
-            if iou >= PIECE_IOU:
+            if iou >= PART_IOU:
                 tile = int(tile_of[second])
                 best[tile] = max(best.get(tile, (0.0, -1)), (iou, int(second)))
         for _, second in best.values():
@@ -179,7 +187,7 @@ def _join_pieces(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray)
 
 
 def _facing(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray, cut: np.ndarray, first: int) -> np.ndarray:
-    """The boxes of its class, in tiles to the right or below, that a border facing this cut box cuts."""
+    """Return the truncated boxes of the same class, in tiles to the right or below, that may continue this box."""
     home, other = homes[tile_of[first]], homes[tile_of]
     right = cut[first, 2] & cut[:, 0] & (other[:, 0] > home[0]) & (other[:, 0] < home[2])
     below = cut[first, 3] & cut[:, 1] & (other[:, 1] > home[1]) & (other[:, 1] < home[3])
@@ -187,7 +195,7 @@ def _facing(prediction: Prediction, tile_of: np.ndarray, homes: np.ndarray, cut:
 
 
 def _shared_iou(prediction: Prediction, first: int, second: int, home: np.ndarray, other: np.ndarray) -> float:
-    """IoU of two boxes, or of their masks, within the area of both tiles."""
+    """Return the IoU of two boxes, or of their masks, within the overlap of the tiles."""
     low, high = np.maximum(home[:2], other[:2]), np.minimum(home[2:], other[2:])
     if (high <= low).any():
         return 0.0

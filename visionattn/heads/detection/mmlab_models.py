@@ -1,4 +1,7 @@
-"""Which model classes of mmdet are detectors; imports mmdet, so only import it once a model exists."""
+"""Detect model classes of mmdet that are detectors.
+
+This module imports mmdet, so import it only after a model has been built.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Donor photographs, optionally with object masks, for splicing."""
+"""Donor photographs for splicing: the source images from which regions are pasted, optionally with object masks."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,7 +21,7 @@ OBJECT_PROBABILITY = 0.5
 
 
 def find_photos(folders: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The images in one or more folders, to any depth, sorted; hidden files do not count.
+    """Return the images in folders and their subfolders, sorted, without hidden files.
 
     Raises:
         DataError: a folder does not exist, or there is no image.

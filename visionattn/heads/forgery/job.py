@@ -10,20 +10,20 @@ from visionattn.heads.forgery.results import ForgeryPrediction
 from visionattn.inference.blending import MapCanvas, ViewSum
 from visionattn.inference.decoding import pixel_logits, to_array
 from visionattn.inference.image_job import ImageJob
-from visionattn.inference.job import Merger, Tally, View
+from visionattn.inference.job import Merger, RunTotals, View
 from visionattn.inference.tiling import Tile
 
 __all__ = ["JOBS", "ForgeryJob"]
 
 
 class ForgeryJob(ImageJob):
-    """Which pixels are forged, and whether the image is."""
+    """Prediction of the forged pixels, and of whether the image is forged."""
 
     name = "forgery"
     tiles = views = True
 
     def palette(self) -> tuple[tuple[int, int, int], ...] | None:
-        """Return the colors that the data set defines."""
+        """Return the palette of the dataset."""
         colors = self.model.palette
         return tuple(map(tuple, colors)) if colors and len(colors) == len(self.classes) else None
 
@@ -47,7 +47,7 @@ class ForgeryJob(ImageJob):
         return ForgeryMerger(self, item.shape[:2], views, overlap)
 
     def record(self, prediction: ForgeryPrediction, index: int) -> dict[str, Any]:
-        """Return the score of the image, the verdict, and the share of marked pixels."""
+        """Return the score of the image, whether it is forged, and the fraction of forged pixels."""
         return {
             "forgery_score": round(prediction.forgery_score, 5),
             "forged": prediction.forged,
@@ -59,21 +59,21 @@ class ForgeryJob(ImageJob):
         return {"heatmap": prediction.heatmap, "mask": prediction.semantic == 1}
 
     def count(self, prediction: ForgeryPrediction) -> Counter:
-        """Return the verdict."""
+        """Return whether the image is forged."""
         return Counter({"forged" if prediction.forged else "authentic": 1})
 
     def lines(self, record: Mapping[str, Any], counts: Counter) -> list[str]:
-        """Return verdict, score and share."""
+        """Return whether the image is forged, its score, and the fraction of forged pixels."""
         verdict = "forged" if record["forged"] else "authentic"
         return [f"{verdict}, score {record['forgery_score']:.3f}, {record['forged_share']:.1%} of the pixels marked"]
 
-    def summary(self, tally: Tally) -> str:
+    def summary(self, tally: RunTotals) -> str:
         """Return how many images are forged."""
         return f"forged: {tally.found['forged']} of {tally.inputs} by the score of the whole image"
 
 
 class ForgeryMerger(Merger):
-    """Blends the probabilities of the tiles; an image is as likely forged as its most suspicious tile.
+    """Blends the probabilities of the tiles; the score of the image is the maximum over its tiles.
 
     Args:
         job: the job.

@@ -19,7 +19,7 @@ IGNORED = 255
 
 
 MAIN = ("pixel_f1", "pixel_auc", "image_auc", "image_accuracy")
-"""The metrics that come first: curves and tables show the first four."""
+"""Order of the main metrics; learning curves and tables show the first four."""
 
 
 @METRICS.register_module()

@@ -171,8 +171,7 @@ class NFAViT(nn.Module):
         """Load a checkpoint of the official code.
 
         The noise blocks are switched to ``"published"`` and ``noise_eval`` to False, since the weights were trained
-        that way. Parts that the
-        official model lacks (the auxiliary decoder) keep their values.
+        that way. Parts that the official model lacks (the auxiliary decoder) keep their values.
 
         Args:
             state_dict: a state dict, or one inside ``{"model": ...}`` or ``{"state_dict": ...}``, with or without the

@@ -12,7 +12,7 @@ __all__ = ["ForgeryPrediction"]
 
 @dataclass(frozen=True)
 class ForgeryPrediction(Prediction):
-    """Which pixels of an image are forged.
+    """Prediction of forged pixels and of whether the image is forged.
 
     Attributes:
         heatmap: probability that a pixel is forged, float32 ``[H, W]``.
@@ -31,7 +31,7 @@ class ForgeryPrediction(Prediction):
         return self.forgery_score > 0.5
 
     def _overlay(self, image: np.ndarray) -> np.ndarray:
-        """Fill the forged regions, and write the verdict in the corner."""
+        """Draw the forged regions, and the image-level decision in the upper left corner."""
         label = int(self.forged)
         color = class_color(label) if self.colors is None else tuple(self.colors[label])[::-1]
         title = f"{self.classes[label]} {self.forgery_score:.2f}"

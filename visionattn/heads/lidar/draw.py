@@ -1,4 +1,4 @@
-"""A point cloud and its boxes seen from above: x up, y left, the sensor where the rings meet."""
+"""Draw a point cloud and its boxes in bird's-eye view, with x up, y left and range rings around the sensor."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,11 +18,11 @@ __all__ = ["draw_bev", "shown_area"]
 
 GROUND, RING, TEXT, TRUTH = (24, 20, 18), (58, 50, 46), (150, 140, 132), (245, 245, 245)
 SUBPIXELS = 4
-"""Bits of a pixel's fraction in OpenCV's drawing."""
+"""Number of fractional bits of the coordinates passed to OpenCV's drawing functions."""
 
 
 def shown_area(points: np.ndarray, boxes: np.ndarray | None = None) -> tuple[float, float, float, float]:
-    """Least x and y, then most, in metres, that hold nearly all points and every box."""
+    """Return minimum x, minimum y, maximum x and maximum y, in meters, of nearly all points and all boxes."""
     corners = bev_corners(boxes).reshape(-1, 2) if boxes is not None and len(boxes) else np.zeros((0, 2))
     if not len(points) and not len(corners):
         return -40.0, -40.0, 40.0, 40.0
@@ -35,25 +35,33 @@ def shown_area(points: np.ndarray, boxes: np.ndarray | None = None) -> tuple[flo
 def draw_bev(
     prediction: "PointPrediction", area: Sequence[float] | None = None, pixels: int = 1200, captions: bool = True
 ) -> np.ndarray:
-    """The picture, BGR uint8.
+    """Draw a point cloud with its boxes in bird's-eye view.
 
-    Points are lighter the higher they are. A box has the colour of its class, a line from its middle to its front,
-    and its score, if that is a number, beside it; labelled boxes are thin and white. Rings tell the distance.
+    Higher points are brighter. A box has the color of its class, a line from its center to its front, and its score,
+    if it is finite; labeled boxes are thin and white. Rings mark the distance from the sensor.
 
     Args:
         prediction: what to draw.
-        area: least x and y, then most, in metres; by default `shown_area`.
-        pixels: of the longer side.
-        captions: write scores, and what the colours mean.
+        area: minimum x, minimum y, maximum x, maximum y in meters. Defaults to `shown_area`.
+        pixels: length of the longer side of the image in pixels.
+        captions: draw scores, distances and a legend of the classes.
+
+    Returns:
+        BGR uint8 ``[H, W, 3]``.
+
+    Raises:
+        ValueError: ``area`` is empty.
     """
     x0, y0, x1, y1 = shown_area(prediction.points, prediction.boxes) if area is None else map(float, area)
     if not (x1 > x0 and y1 > y0):
-        raise ValueError(f"area={(x0, y0, x1, y1)} must be least x and y, then larger ones")
+        raise ValueError(
+            f"`area` must be (x_min, y_min, x_max, y_max) with x_min < x_max and y_min < y_max, got {(x0, y0, x1, y1)}"
+        )
     scale = pixels / max(x1 - x0, y1 - y0)
     height, width = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
 
     def place(xy: np.ndarray) -> np.ndarray:
-        """Metres ``[..., 2]`` to pixels (column, row)."""
+        """Convert meters ``[..., 2]`` to pixels (column, row)."""
         return np.stack([(y1 - xy[..., 1]) * scale, (x1 - xy[..., 0]) * scale], -1)
 
     out = np.empty((height, width, 3), np.uint8)
@@ -85,7 +93,7 @@ def _fixed(xy: np.ndarray) -> np.ndarray:
 def _rings(out: np.ndarray, middle: np.ndarray, scale: float, step: int, captions: bool) -> None:
     reach = float(np.hypot(*out.shape[:2])) / scale
     turn = np.linspace(0, 2 * np.pi, 361)
-    circle = np.stack([np.cos(turn), np.sin(turn)], -1)  # OpenCV's own shows its corners when it is large
+    circle = np.stack([np.cos(turn), np.sin(turn)], -1)  # cv2.circle draws large circles as visible polygons
     for radius in np.arange(step, reach + step, step):
         cv2.polylines(out, [_fixed(middle + circle * radius * scale)], False, RING, 1, cv2.LINE_AA, SUBPIXELS)
         if captions:

@@ -29,8 +29,9 @@ class PointOptions:
 
     Attributes:
         html: also write a page with a 3-D view of each point cloud.
-        columns: number of columns of ``.bin`` files, if neither their size nor a JSON file beside them determines it.
-        intensity_max: intensity that is scaled to 1, for files without a JSON file beside them.
+        columns: number of columns of ``.bin`` files, if neither the file size nor a JSON file in the same folder
+            determines it.
+        intensity_max: intensity that is scaled to 1, for point clouds without a JSON file in the same folder.
 
     Raises:
         ConfigError: a value is out of range.
@@ -136,7 +137,7 @@ class PointJob(Job):
         )
 
     def _area(self, points: np.ndarray, boxes: np.ndarray) -> tuple[float, float, float, float] | None:
-        """Return the part of the model's range that has points or boxes."""
+        """Return the part of the model's point cloud range that contains points or boxes."""
         x0, y0, _, x1, y1, _ = self.range
         seen = shown_area(points, boxes)
         area = max(x0, seen[0]), max(y0, seen[1]), min(x1, seen[2]), min(y1, seen[3])
@@ -158,9 +159,9 @@ class PointJob(Job):
         return {"page": f"{name}.html"}
 
     def describe_model(self) -> dict[str, Any]:
-        """Return the class names, and the meaning of a box."""
+        """Return the class names and a description of the box format."""
         return super().describe_model() | {
-            "boxes": "x, y, z of the center, length, width, height in metres, yaw in radians counter-clockwise from +x"
+            "boxes": "x, y, z of the center, length, width, height in meters, heading in radians counter-clockwise from +x"
         }
 
     @classmethod
@@ -176,7 +177,7 @@ class PointJob(Job):
 
 
 def _range(model: Any) -> tuple[float, ...]:
-    """Return least x, y, z, then largest, in metres, of the points that a model takes."""
+    """Return the point cloud range of a model: minimum x, y, z and maximum x, y, z in meters."""
     return tuple(float(value) for value in model["point_cloud_range"])
 
 

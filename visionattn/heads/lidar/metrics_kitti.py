@@ -30,7 +30,7 @@ class BevPrecision:
     """KITTI average precision and average orientation similarity.
 
     Excluded from the evaluation: ground-truth boxes harder than the level and detections matched to one, detections
-    matched to an ignored box (of their class, or of any class if it has none), and detections outside the labelled
+    matched to an ignored box (of their class, or of any class if it has none), and detections outside the labeled
     region.
 
     Args:

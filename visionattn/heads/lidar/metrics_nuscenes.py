@@ -59,7 +59,7 @@ class DistancePrecision:
     def measure(self, found: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, Any]:
         """Evaluate one frame.
 
-        Keeps the boxes within the range of their class; detections must also lie in the labelled region.
+        Keeps the boxes within the range of their class; detections must also lie in the labeled region.
 
         Args:
             found: detections: ``boxes`` ``[D, 7]`` (``[D, 9]`` with velocity), ``scores`` ``[D]``, ``labels`` ``[D]``.

@@ -1,4 +1,4 @@
-"""A point cloud with its boxes as one HTML file to look at from all sides; it needs no other file and no network."""
+"""Write a point cloud with its boxes as a self-contained HTML page with an interactive 3-D view."""
 
 import base64
 import json
@@ -15,19 +15,19 @@ from visionattn.inference.draw import class_color
 __all__ = ["MAX_POINTS", "cloud_html", "write_cloud_html"]
 
 MAX_POINTS = 150_000
-"""Points embedded in a file; of more, each has the same chance."""
+"""Maximum number of points embedded in a page; larger point clouds are subsampled uniformly at random."""
 
 UNIT = 0.01
-"""Metres of a step of the 16-bit coordinates, which reach 327 m."""
+"""Resolution of the 16-bit coordinates in meters; their range is 327 m."""
 
 
 def cloud_html(prediction: PointPrediction, max_points: int = MAX_POINTS, score: float = 0.3) -> str:
-    """The file's text.
+    """Return the HTML text of the page.
 
     Args:
-        prediction: what to show.
+        prediction: prediction to show.
         max_points: see `MAX_POINTS`.
-        score: where the slider for scores begins.
+        score: initial score threshold.
     """
     points = prediction.points
     near = (np.abs(points[:, :3]) < 32767 * UNIT).all(1)
@@ -59,15 +59,15 @@ def cloud_html(prediction: PointPrediction, max_points: int = MAX_POINTS, score:
         "score": float(score),
     }
     page = resources.files("visionattn.heads.lidar").joinpath("cloud_view.html").read_text(encoding="utf-8")
-    # within a script element, only this sequence could end it
+    # "</" could end the script element
     return page.replace("__DATA__", json.dumps(data, allow_nan=False).replace("</", "<\\/"))
 
 
 def write_cloud_html(path: Path, prediction: PointPrediction, max_points: int = MAX_POINTS, score: float = 0.3) -> None:
-    """Write the file.
+    """Write the page; see `cloud_html` for the arguments.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the file cannot be written.
     """
     try:
         path.write_text(cloud_html(prediction, max_points, score), encoding="utf-8")

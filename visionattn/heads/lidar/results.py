@@ -31,7 +31,7 @@ class PointPrediction:
         path: the input file, or None.
         seconds: inference time in seconds, including voxelization.
         dropped: number of points removed because a value was not finite.
-        area: least x and y, then largest, in meters, that `draw` shows; None shows nearly all points.
+        area: minimum x, minimum y, maximum x, maximum y of the drawn area in meters; None for nearly all points.
     """
 
     points: np.ndarray

@@ -1,8 +1,8 @@
 """Boxes with a heading: corners, bird's-eye-view and 3D IoU, non-maximum suppression, points in boxes.
 
-A box is ``(x, y, z, dx, dy, dz, heading, ...)`` in metres and radians: the centre, the full size along the box's own
-axes, and the counter-clockwise angle from the x axis to the box's own x axis. Columns after the seventh are ignored.
-Everything runs on CPU and CUDA and computes in float32 or float64.
+A box is ``(x, y, z, dx, dy, dz, heading, ...)`` in meters and radians: the center, the full size along the axes of the
+box, and the counter-clockwise angle from the x axis to the longitudinal axis of the box. Columns after the seventh are
+ignored. Everything runs on CPU and CUDA and computes in float32 or float64.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ __all__ = [
 ]
 
 BEV = [0, 1, 3, 4, 6]
-"""Columns of a box seen from above."""
+"""Columns of a box that describe it in bird's-eye view."""
 
 TESTS_AT_ONCE = 1 << 19
 """Number of points times boxes that `points_in_boxes` processes together."""
 
 
 def bev_corners(boxes: Tensor) -> Tensor:
-    """Corners seen from above, counter-clockwise from front left: ``[..., 7]`` to ``[..., 4, 2]``."""
+    """Corners in bird's-eye view, counter-clockwise from the front left: ``[..., 7]`` to ``[..., 4, 2]``."""
     boxes = _checked(boxes, "boxes")
     signs = boxes.new_tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]])
     x, y = (signs * boxes[..., None, 3:5] / 2).unbind(-1)
@@ -48,7 +48,7 @@ def box_corners(boxes: Tensor) -> Tensor:
 
 
 def bev_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Bird's-eye-view intersection over union of each box with each.
+    """Pairwise bird's-eye-view intersection over union.
 
     Args:
         boxes_a: ``[..., N, 7]``.
@@ -64,7 +64,7 @@ def bev_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
 
 
 def iou_3d(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Intersection over union of volumes, of each box with each; shapes as in `bev_iou`."""
+    """Pairwise 3D intersection over union; shapes as in `bev_iou`."""
     return _pairwise(boxes_a, boxes_b, iou_3d_paired)
 
 
@@ -88,10 +88,10 @@ def iou_3d_paired(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
 
 
 def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
-    """Which points lie in which box, faces included.
+    """Return which points are inside which boxes, including their faces.
 
     Args:
-        points: ``[N, 3 or more]``: x, y, z, and columns that are ignored.
+        points: ``[N, 3 or more]``: x, y, z, and further columns, which are ignored.
         boxes: ``[M, 7]``.
 
     Returns:

@@ -40,7 +40,7 @@ class LocalizationJob(ImageJob):
         return {"heatmap": prediction.heatmap}
 
     def lines(self, record: Mapping[str, Any], counts: Counter) -> list[str]:
-        """Return the detected class, and the best class of the whole image with its score."""
+        """Return the class of the box, and the best class of the image with its score."""
         name, score = max(record["image_scores"].items(), key=lambda item: item[1])
         return [*super().lines(record, counts), f"image: {name} {score:.3f}"]
 

@@ -11,7 +11,7 @@ from visionattn.heads.segmentation.panoptic_tiles import merge_panoptic_tiles
 from visionattn.inference.blending import MapCanvas, ViewSum
 from visionattn.inference.decoding import pixel_logits, to_array
 from visionattn.inference.image_job import ImageJob
-from visionattn.inference.job import Merger, Tally, View
+from visionattn.inference.job import Merger, RunTotals, View
 from visionattn.inference.results import InstanceMasks, Prediction
 from visionattn.inference.tiling import Tile
 
@@ -25,13 +25,13 @@ class _MapJob(ImageJob):
 
     @classmethod
     def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
-        """Accept the models of mmseg and mmdet that predict what this job is named for."""
+        """Return True for models of mmseg and mmdet that perform this job."""
         from visionattn.heads.segmentation.mmlab_models import segments
 
         return super().matches(model, config) or segments(model, config) == cls.name
 
     def palette(self) -> tuple[tuple[int, int, int], ...] | None:
-        """Return the colors that the data set defines: semantic maps are known by them."""
+        """Return the palette of the dataset, which is commonly used to draw its semantic maps."""
         colors = self.model.palette
         return tuple(map(tuple, colors)) if colors and len(colors) == len(self.classes) else None
 
@@ -76,12 +76,12 @@ class SemanticJob(_MapJob):
         """Return the share of all pixels by class."""
         return Counter(self.shares(prediction))
 
-    def summary(self, tally: Tally) -> str:
+    def summary(self, tally: RunTotals) -> str:
         """Return the mean shares of the classes."""
         shares = (f"{name} {value / max(1, tally.inputs):.1%}" for name, value in tally.found.most_common())
         return "pixels: " + (", ".join(shares) or "none")
 
-    def legend(self, tally: Tally) -> dict[str, str]:
+    def legend(self, tally: RunTotals) -> dict[str, str]:
         """Return the mean shares of the classes."""
         return {name: f"{value / max(1, tally.inputs):.1%}" for name, value in tally.found.most_common()}
 
@@ -95,7 +95,7 @@ class PanopticJob(_MapJob):
     def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
         """Return the segments: one mask, box and label each, with a score of 1.
 
-        A value of ``semantic`` that equals the number of classes means no class.
+        Pixels without a class have the number of classes as their value in ``semantic``.
         """
         ids = to_array(output.pred_panoptic_seg.sem_seg[0], np.int64)
         return Prediction(size, **_segments(ids, len(self.classes)), **self.common())
@@ -109,7 +109,7 @@ class PanopticJob(_MapJob):
         return super().maps(prediction) | {"panoptic": id2rgb(prediction.panoptic.segments)[..., ::-1]}
 
     def record(self, prediction: Prediction, index: int) -> dict[str, Any]:
-        """Return detections, pixel shares and ``segments_info`` as COCO panoptic has it."""
+        """Return detections, pixel shares and ``segments_info`` in the format of COCO panoptic."""
         found = prediction.panoptic
         ids = self.category_ids or range(1, len(self.classes) + 1)
         areas = np.bincount(found.segments.ravel(), minlength=len(found.labels) + 1)[1:]

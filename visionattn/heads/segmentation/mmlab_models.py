@@ -1,4 +1,7 @@
-"""Which model classes of mmseg and mmdet segment whole images; imports them, so only import it once a model exists."""
+"""Detect model classes of mmseg and mmdet that segment whole images.
+
+This module imports mmseg and mmdet, so import it only after a model has been built.
+"""
 
 import sys
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
-"""One panoptic map of a large image from those of its tiles.
+"""Merge the panoptic predictions for the tiles of a large image.
 
-Stuff needs no matching: all of a class is one segment. Two segments of one class of things, from overlapping tiles, are
-one object where their intersection over union within the overlap is above one half, so each has one partner at most in
-the other tile. Each pixel then goes by the tile that sees most around it. An object larger than the overlap is joined
-all the same, by what both tiles see of it.
+Stuff needs no matching, since all pixels of a stuff class form one segment. Two segments of a thing class from
+overlapping tiles are the same object if their IoU within the overlap exceeds 0.5, so each segment has at most one match
+in the other tile. This also joins objects that are larger than the overlap. Each pixel is taken from the tile in which
+it is farthest from the tile borders, where the model has the most context.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,19 @@ MATCH_IOU = 0.5
 def merge_panoptic_tiles(
     predictions: Sequence[Prediction], tiles: Sequence[Tile], image_size: tuple[int, int], things: int
 ) -> Prediction:
-    """One panoptic prediction for the image from one per tile, in the tiles' own coordinates.
+    """Merge the panoptic predictions for the tiles of an image.
 
     Args:
-        predictions: what the model says of each tile, each with masks and a semantic map.
-        tiles: where the tiles lie; together they cover the image.
+        predictions: the prediction for each tile, in coordinates of the tile, with masks and a semantic map.
+        tiles: positions of the tiles, which must cover the image.
         image_size: (height, width) of the image in pixels.
-        things: labels below this are things, the others stuff.
+        things: number of thing classes; labels below it are things, the others stuff.
+
+    Returns:
+        The prediction for the image.
+
+    Raises:
+        ValueError: a prediction has no masks or no semantic map, or the tiles do not cover the image.
     """
     maps = [prediction.panoptic for prediction in predictions]
     if any(found is None for found in maps):
@@ -71,7 +77,10 @@ def merge_panoptic_tiles(
 
 
 def _owners(tiles: Sequence[Tile], image_size: tuple[int, int]) -> np.ndarray:
-    """The tile ``[H, W]`` that each pixel lies deepest in, counted from borders that cut the image."""
+    """Return the index ``[H, W]`` of the tile whose borders are farthest from each pixel.
+
+    Tile borders that coincide with the border of the image are not counted.
+    """
     height, width = image_size
     best, owner = np.zeros(image_size, np.int64), np.full(image_size, -1, np.int64)
     for index, (x0, y0, x1, y1) in enumerate(tiles):
@@ -97,7 +106,7 @@ def _depth(length: int, cut_before: bool, cut_after: bool, far: int) -> np.ndarr
 
 
 def _join(maps: Sequence, tiles: Sequence[Tile], starts: np.ndarray, labels: np.ndarray, things: int) -> np.ndarray:
-    """For each segment of all tiles the number ``[N]`` of the first that is the same object or the same stuff."""
+    """Return for each segment of all tiles the index ``[N]`` of the first segment of the same object or stuff class."""
     group = np.arange(len(labels))
     for label in np.unique(labels[labels >= things]):
         group[labels == label] = np.flatnonzero(labels == label)[0]
@@ -108,7 +117,7 @@ def _join(maps: Sequence, tiles: Sequence[Tile], starts: np.ndarray, labels: np.
     tiles_of = {int(i): {int(home[i])} for i in np.flatnonzero(labels < things)}
     for _, one, other in sorted(pairs, key=lambda pair: (-pair[0], pair[1:])):
         keep, drop = sorted((int(group[one]), int(group[other])))
-        if keep != drop and not tiles_of[keep] & tiles_of[drop]:  # a third tile must not join what one tile told apart
+        if keep != drop and not tiles_of[keep] & tiles_of[drop]:  # segments of one tile remain separate
             tiles_of[keep] |= tiles_of.pop(drop)
             group[group == drop] = keep
     return group
@@ -117,7 +126,7 @@ def _join(maps: Sequence, tiles: Sequence[Tile], starts: np.ndarray, labels: np.
 def _matches(
     maps: Sequence, tiles: Sequence[Tile], first: int, second: int, starts: np.ndarray, labels: np.ndarray, things: int
 ) -> list[tuple[float, int, int]]:
-    """The pairs of segments of two tiles that are one thing, with their intersection over union in the overlap."""
+    """Return the matching thing segments of two tiles as (IoU in the overlap, index, index)."""
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = tiles[first], tiles[second]
     x0, y0, x1, y1 = max(ax0, bx0), max(ay0, by0), min(ax1, bx1), min(ay1, by1)
     if x0 >= x1 or y0 >= y1:

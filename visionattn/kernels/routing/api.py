@@ -190,7 +190,7 @@ def bilevel_routing_attention(
 
     If the regions do not divide the map, those at the bottom and right are smaller (the size of a region is the length
     divided by the number of regions, rounded up) or empty. Positions outside the map are excluded from means and
-    attention. The published models attend to zero padding; for the same behaviour, pad the map before the call.
+    attention. The published models attend to zero padding; for the same behavior, pad the map before the call.
 
     Args:
         query: ``[batch, height, width, heads, head_dim]``.

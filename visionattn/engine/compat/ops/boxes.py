@@ -10,15 +10,15 @@ __all__ = ["bbox_overlaps"]
 
 @operator
 def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
-    """IoU (mode 0), or intersection over the first box's area (mode 1), written into `ious`.
+    """Write the IoU (mode 0), or the intersection over the area of the first box (mode 1), to `ious`.
 
     Args:
         bboxes1: ``[N, 4]``, (x1, y1, x2, y2).
         bboxes2: ``[M, 4]``, or ``[N, 4]`` when aligned.
         ious: ``[N, M]``, or ``[N]`` when aligned.
         aligned: compare row i with row i only.
-        offset: 0 or 1, added to widths and heights; also the least denominator, so with 0 the overlap of two
-            empty boxes is NaN.
+        offset: 0 or 1, added to widths and heights; also the minimum denominator, so the overlap of
+            two empty boxes is NaN with 0.
     """
     dtype = work_dtype(bboxes1, bboxes2)
     a, b = bboxes1.to(dtype), bboxes2.to(dtype)

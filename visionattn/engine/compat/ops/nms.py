@@ -1,4 +1,4 @@
-"""Non-maximum suppression of axis-aligned boxes: greedy, soft, and with lists of the suppressed."""
+"""Non-maximum suppression of axis-aligned boxes: greedy NMS, Soft-NMS, and NMS that returns the suppressed boxes."""
 
 import numpy as np
 import torch
@@ -14,25 +14,25 @@ NAIVE, LINEAR, GAUSSIAN = range(3)
 
 @operator
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes kept by greedy suppression, best score first.
+    """Return the indices of the boxes kept by greedy NMS, in descending order of score.
 
     Args:
         boxes: ``[N, 4]``, (x1, y1, x2, y2).
         scores: ``[N]``.
-        iou_threshold: a box is dropped when its IoU with a kept one is greater.
-        offset: 0, or 1 where a box is (x2 - x1 + 1) wide.
+        iou_threshold: a box is removed if its IoU with a kept box is greater.
+        offset: 0, or 1 if the width of a box is x2 - x1 + 1.
     """
     dtype = work_dtype(boxes, scores)
     boxes, scores = boxes.to(dtype), scores.to(dtype)
     if offset:
-        boxes = boxes + boxes.new_tensor([0, 0, offset, offset])  # the same areas and overlaps, offset 0
+        boxes = boxes + boxes.new_tensor([0, 0, offset, offset])  # equivalent boxes with offset 0
     # Compiled mmcv takes the threshold as a float32: 0.6 must not suppress an IoU of exactly 3 / 5.
     threshold = float(np.float32(iou_threshold)) if dtype == torch.float32 else float(iou_threshold)
     return torch.ops.torchvision.nms(boxes, scores, threshold)
 
 
 def _overlaps(box: np.ndarray, area: np.ndarray, others: np.ndarray, areas: np.ndarray, offset: int) -> np.ndarray:
-    """IoU of one box ``[4]`` with ``others [N, 4]``; NaN where both are empty, which compares false."""
+    """Return the IoU of one box ``[4]`` with ``others [N, 4]``; NaN if both are empty (compares as False)."""
     width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0]) + offset
     height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1]) + offset
     intersection = width.clip(0) * height.clip(0)
@@ -55,21 +55,21 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS (Bodla et al., 2017): overlapping boxes lose score instead of being dropped.
+    """Soft-NMS (Bodla et al., 2017): the scores of overlapping boxes are reduced instead of removing the boxes.
 
     Args:
         boxes, scores: ``[N, 4]`` and ``[N]``, on the CPU.
-        dets: ``[N, 5]``, written in place: box and decayed score of the survivors, in order of selection;
-            rows past their number keep what they held.
-        iou_threshold: where the decay of methods 0 and 1 starts (IoU >= threshold).
-        sigma: width of method 2's decay, exp(-IoU² / sigma).
-        min_score: boxes that decay below it are removed; the very first selection is never removed.
+        dets: ``[N, 5]``, written in place: box and decayed score of the kept boxes, in order of selection;
+            the remaining rows are unchanged.
+        iou_threshold: minimum IoU for the decay of methods 0 and 1.
+        sigma: parameter of method 2, whose decay is exp(-IoU² / sigma).
+        min_score: boxes whose score decays below it are removed. The box with the highest score is always kept.
         method: 0 hard, 1 linear (1 - IoU), 2 Gaussian.
         offset: 0 or 1, added to widths and heights.
 
     Returns:
-        Indices of the survivors, in order of selection. Ties are broken as in compiled mmcv, whose array
-        order changes by swapping: the last box moves into the place of a removed one.
+        Indices of the kept boxes, in order of selection. Ties are broken as in compiled mmcv, which replaces a
+        removed box by the last box of its array.
     """
     dtype = work_dtype(boxes, scores)
     corners = boxes.to("cpu", dtype, copy=True).numpy()
@@ -102,15 +102,15 @@ def softnms(
 
 @operator
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Greedy suppression that tells who suppressed whom.
+    """Greedy NMS that also returns the boxes suppressed by each kept box.
 
     Args:
         dets: ``[N, 5]``, (x1, y1, x2, y2, score).
-        iou_threshold: a box joins the group of a kept one when their IoU is greater or equal.
+        iou_threshold: a box is suppressed by a kept box if their IoU is greater or equal.
 
     Returns:
-        One list of indices per kept box, best score first: the box itself, then those it suppressed in
-        order of score.
+        One list of indices per kept box, in descending order of score: the kept box, then the boxes that it
+        suppressed, in descending order of score.
     """
     array = dets.to("cpu", work_dtype(dets)).numpy()
     boxes, threshold = array[:, :4], array.dtype.type(iou_threshold)

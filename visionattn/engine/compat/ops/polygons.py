@@ -22,8 +22,10 @@ MIN_AREA = 1e-14  # boxes below this area have an overlap of 0, as in compiled m
 
 
 def _overlap(a: Tensor, b: Tensor, mode: int) -> Tensor:
-    """Overlap of pairs of rotated boxes ``[..., 5]`` or quadrilaterals ``[..., 8]``: IoU (mode 0), or over the area of
-    the first (mode 1)."""
+    """Overlap of pairs of rotated boxes ``[..., 5]`` or quadrilaterals ``[..., 8]``.
+
+    Mode 0 is the IoU, mode 1 the intersection over the area of the first box.
+    """
     if a.shape[-1] == 5:
         area_a, area_b = (boxes[..., 2:4].clamp(min=0).prod(-1) for boxes in (a, b))
         intersection = rotated_intersection(a, b)
@@ -37,7 +39,7 @@ def _overlap(a: Tensor, b: Tensor, mode: int) -> Tensor:
 
 
 def _circle(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre ``[N, 2]`` and radius ``[N]`` of a circle around each box."""
+    """Center ``[N, 2]`` and radius ``[N]`` of a circle around each box."""
     if boxes.shape[-1] == 5:
         return boxes[:, :2], boxes[:, 2:4].norm(dim=-1) / 2
     corners = boxes.view(-1, 4, 2)
@@ -56,7 +58,7 @@ def _write_overlaps(a: Tensor, b: Tensor, ious: Tensor, mode: int, aligned: bool
 
 @operator
 def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool) -> None:
-    """Overlap of rotated boxes, written into `ious`.
+    """Write the overlap of rotated boxes to `ious`.
 
     Args:
         boxes1: ``[N, 5]``, (x, y, width, height, angle), in radians, clockwise with y pointing down.
@@ -70,7 +72,7 @@ def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int
 
 @operator
 def box_iou_quadri(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool) -> None:
-    """Like `box_iou_rotated` for convex quadrilaterals ``[N, 8]``, (x1, y1, ..., x4, y4) in ring order."""
+    """Like `box_iou_rotated` for convex quadrilaterals ``[N, 8]``, (x1, y1, ..., x4, y4) with the vertices in order."""
     _write_overlaps(boxes1.double(), boxes2.double(), ious, mode_flag, aligned)
 
 
@@ -92,7 +94,7 @@ def nms_rotated(
     iou_threshold: float,
     multi_label: bool,
 ) -> Tensor:
-    """Indices of the rotated boxes kept by greedy suppression (IoU greater than the threshold), best first.
+    """Return the indices of the rotated boxes kept by greedy NMS, in descending order of score.
 
     Args:
         dets: ``[N, 5]``, or ``[N, 6]`` with the label last when `multi_label`; boxes of different labels

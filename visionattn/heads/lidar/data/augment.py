@@ -2,7 +2,7 @@
 
 A transform takes an item of `visionattn.heads.lidar.data.frames.PointCloudSet` (NumPy arrays) and a random generator,
 the only source of randomness, and returns a new item. Geometric transforms apply to points, boxes, velocities and the
-labelled region.
+labeled region.
 """
 
 from collections.abc import Callable, Sequence

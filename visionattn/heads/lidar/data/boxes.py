@@ -12,7 +12,7 @@ from visionattn.kernels.box_overlap import rotated_intersection
 __all__ = ["bev_corners", "bev_overlaps", "box_corners", "count_points", "points_in_box", "wrap_angle"]
 
 LEAST_OVERLAP = 1e-9
-"""Area in square metres above which two boxes overlap; less is rounding error."""
+"""Intersections with a smaller area, in square meters, are attributed to rounding errors."""
 
 _SIGNS = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)]) / 2
 

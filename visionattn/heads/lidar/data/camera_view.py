@@ -20,7 +20,7 @@ class CameraView:
         projection: float64 ``[3, 4]`` from LiDAR coordinates to homogeneous pixel coordinates, P2 x R0_rect x
             Tr_velo_to_cam.
         size: width and height of the image, in pixels.
-        dont_care: float64 ``[D, 4]``, left, top, right, bottom of image regions with unlabelled objects.
+        dont_care: float64 ``[D, 4]``, left, top, right, bottom of image regions with unlabeled objects.
     """
 
     projection: np.ndarray

@@ -79,7 +79,7 @@ class PointCloudSet(Dataset):
         classes: class names, in the order of the labels. Boxes of other classes are dropped.
         columns: number of point columns to keep, at least 3.
         transform: called with an item (NumPy arrays) and a ``numpy.random.Generator``; returns an item.
-        crop_to_view: drop points and boxes outside the labelled region, where unlabelled objects would count as
+        crop_to_view: drop points and boxes outside the labeled region, where unlabeled objects would count as
             background in training.
         x_forward: rotate frames with axes x right, y forward (nuScenes) to x forward, y left, as in KITTI.
 

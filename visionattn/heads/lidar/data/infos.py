@@ -11,7 +11,7 @@ import numpy as np
 from visionattn.errors import DataError
 from visionattn.heads.lidar.data.frames import PointCloudFrame
 from visionattn.heads.lidar.data.sweeps import Sweep, SweepReader
-from visionattn.io.names import leads_out
+from visionattn.io.names import escapes_folder
 from visionattn.io.pickles import read_plain_pickle
 
 __all__ = ["read_mmdet3d_infos"]
@@ -109,7 +109,7 @@ def _frame(
 def _place(root: Path, folders: tuple[str, str], name: str, annotated: bool) -> Path:
     """Locate a point cloud file: entries are bare names or foreign paths, of which the last component is used."""
     path = Path(name)
-    if not leads_out(name) and path.parent != Path() and (root / path).is_file():
+    if not escapes_folder(name) and path.parent != Path() and (root / path).is_file():
         return root / path
     folder = folders[0] if annotated or folders[0].split("/")[0] in path.parts else folders[1]
     return root / folder / path.name

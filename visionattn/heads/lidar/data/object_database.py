@@ -119,7 +119,7 @@ class ObjectPaste:
     Args:
         database: the objects. Its classes are matched by name with ``classes`` of the items, if these have them.
         up_to: for each class, the number of objects in a scan after pasting.
-        turn: place objects at a random azimuth; not suitable for scans labelled only in a camera's view.
+        turn: place objects at a random azimuth; not suitable for scans labeled only in a camera's view.
         to_ground: move objects vertically onto the lowest nearby points, if these are within 1 m of the object's
             bottom.
         probability: probability of pasting into a scan.

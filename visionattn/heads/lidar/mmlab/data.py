@@ -46,7 +46,7 @@ class PointCloudDataset(BaseDataset):
         columns: number of point columns to keep: x, y, z, intensity, then further columns.
         version: nuScenes version, the folder of the tables. Defaults to the only one present.
         sweeps: number of sweeps per frame, for nuScenes.
-        crop_to_view: drop points and boxes outside the camera's view where only that is labelled.
+        crop_to_view: drop points and boxes outside the camera's view where only that is labeled.
         x_forward: rotate frames with axes x right, y forward to x forward, y left.
         every, offset: use every ``every``-th frame, starting at index ``offset``.
         **arguments: passed to mmengine's ``BaseDataset``, such as ``pipeline``.
@@ -187,7 +187,7 @@ class PackPoints(BaseTransform):
     """Pack the points as a tensor and the labels as a data sample.
 
     The sample has ``gt_instances`` (``boxes`` ``[M, 7]``, ``labels``, ``difficulty`` and, if available,
-    ``velocity``); its meta information describes the frame, the ignored boxes and the labelled region.
+    ``velocity``); its meta information describes the frame, the ignored boxes and the labeled region.
     """
 
     META: Sequence[str] = ("frame", "path", "sample_idx", "ignore_boxes", "ignore_labels", "labelled_region")

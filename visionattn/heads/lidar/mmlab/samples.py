@@ -1,4 +1,4 @@
-"""Training samples of point cloud data sets, to draw them."""
+"""Training samples of point cloud datasets, to draw them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +20,7 @@ def read_point_samples(config: Config, split: str = "train", number: int = 8) ->
         ``name``, ``points`` ``[N, C]``, ``boxes`` ``[M, 7]``, ``labels`` ``[M]`` and ``classes``, as NumPy arrays.
 
     Raises:
-        ConfigError: the config has no such data set.
+        ConfigError: the config has no such dataset.
     """
     loader = config.get(SPLITS[split])
     if not loader:

@@ -43,7 +43,7 @@ def build_lidar_samples(
 ) -> Path:
     """Generate the scans unless they exist already, and return their folder.
 
-    Equal arguments give equal scans. An interrupted build leaves no partial folder. `read_point_folder` reads the
+    Equal arguments give equal scans. The folder is created atomically. `read_point_folder` reads the
     subfolders ``train`` and ``val``.
 
     Args:

@@ -15,7 +15,7 @@ __all__ = ["CLASSES", "SimulatedScan", "simulate_scan"]
 
 CLASSES = ("car", "pedestrian", "cyclist")
 MIN_POINTS = 5
-"""Minimum number of points of a labelled object; objects with fewer are ignored."""
+"""Minimum number of points of a labeled object; objects with fewer are ignored."""
 
 _GLASS = Material(0.05, 0.03, loss=0.6)
 _TYRE, _METAL = Material(0.08, 0.02), Material(0.35, 0.1)
@@ -152,7 +152,7 @@ class _Scene:
                 size = rng.uniform(0.4, 1.6, 3)
                 if self.free([x, y, z, *size * 2, 0], 0.2):
                     self.bodies.append(Body([Ellipsoid(np.array([x, y, z + size[2] * 0.6]), size, _LEAVES)]))
-            else:  # boxes, bins, signs: as large as labelled objects, but scenery
+            else:  # boxes, bins, signs: as large as labeled objects, but scenery
                 self._block(along, side * (self.half + rng.uniform(0.5, 4)), tuple(rng.uniform(0.4, 1.6, 3)), _METAL)
 
     def _block(self, along: float, across: float, size: tuple[float, ...], material: Material) -> None:

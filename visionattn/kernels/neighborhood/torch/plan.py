@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visionattn.kernels.neighborhood.geometry import axis_tiles
 
-__all__ = ["PLANS", "Bags", "Plan", "Rows", "make_plan"]
+__all__ = ["PLANS", "Plan", "RowGroups", "Rows", "make_plan"]
 
 # The longest dilation schedule in use, that of DiNAT for detection, has 11 combinations of map size and dilation per
 # image size. The cache holds those of four image sizes, such as two scales in landscape and portrait orientation.
@@ -72,7 +72,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Bags:
+class RowGroups:
     """Rows to sum: sum ``i`` is over the rows ``index[offsets[i]:offsets[i + 1]]``."""
 
     index: Tensor
@@ -165,11 +165,11 @@ class Plan:
         return self.valid.to(self.device, dtype).repeat(images, 1)[:, None, :, None]
 
     @cached_property
-    def _tables(self) -> dict[tuple, "Tensor | Bags"]:
-        """Results of `result_rows` and `key_bags`. They are stored with the plan and so live as long as it does."""
+    def _tables(self) -> dict[tuple, "Tensor | RowGroups"]:
+        """Results of `result_rows` and `key_row_groups`. They are stored with the plan and freed with it."""
         return {}
 
-    def _table(self, key: tuple, make: "Callable[[], Tensor | Bags]") -> "Tensor | Bags":
+    def _table(self, key: tuple, make: "Callable[[], Tensor | RowGroups]") -> "Tensor | RowGroups":
         if key not in self._tables:
             if len(self._tables) >= TABLES:
                 self._tables.pop(next(iter(self._tables)), None)
@@ -180,7 +180,7 @@ class Plan:
         """Row of ``[images, tiles, heads, queries]`` of each token and head, ``[images * tokens * heads]``."""
         return self._table(("result", images, heads), lambda: self._result_rows(images, heads))
 
-    def key_bags(self, images: int, heads: int, repeat: int) -> Bags:
+    def key_row_groups(self, images: int, heads: int, repeat: int) -> RowGroups:
         """Rows of ``[images, tiles, heads, keys]`` of each image, token and key head."""
         return self._table(("bags", images, heads, repeat), lambda: self._key_bags(images, heads, repeat))
 
@@ -194,7 +194,7 @@ class Plan:
         rows = torch.arange(images)[:, None, None] * (heads * self.queries.numel()) + rows
         return rows.flatten().to(self.device, torch.int32)
 
-    def _key_bags(self, images: int, heads: int, repeat: int) -> Bags:
+    def _key_bags(self, images: int, heads: int, repeat: int) -> RowGroups:
         shared = heads // repeat
         head = torch.arange(heads) // repeat
         owner = self.keys[:, None, :] * shared + head[:, None]
@@ -202,7 +202,7 @@ class Plan:
         counts = torch.bincount(owner, minlength=images * self.tokens * shared)
         index = torch.argsort(owner, stable=True)
         offsets = counts.cumsum(0) - counts
-        return Bags(*(x.to(self.device, torch.int32) for x in (index, offsets)))
+        return RowGroups(*(x.to(self.device, torch.int32) for x in (index, offsets)))
 
 
 @lru_cache(maxsize=PLANS)

@@ -71,7 +71,7 @@ def _added_scores(part: Pass, rpb: Tensor | None) -> Tensor | None:
     return table.index_select(1, part.plan.bias_index).view(-1, part.plan.pairs)
 
 
-def _put_back(memory: Scratch, part: Pass, values: Tensor, target: Tensor) -> None:
+def _scatter_back(memory: Scratch, part: Pass, values: Tensor, target: Tensor) -> None:
     """Scatter ``values [images * tiles * heads * queries, d]`` to ``target [B, *spatial, heads, d]``."""
     if not part.whole:
         target = target[part.images, ..., part.heads, :]
@@ -85,7 +85,7 @@ def _put_back(memory: Scratch, part: Pass, values: Tensor, target: Tensor) -> No
 
 def _add_up(part: Pass, values: Tensor, target: Tensor) -> None:
     """Sum ``values [images, tiles, heads, keys, d]`` into ``target [B, *spatial, heads_kv, d]``."""
-    bags = part.plan.key_bags(part.image_count, part.head_count, part.repeat)
+    bags = part.plan.key_row_groups(part.image_count, part.head_count, part.repeat)
     sums = F.embedding_bag(bags.index, values.view(-1, target.shape[-1]), bags.offsets, mode="sum")
     target = target[part.images, ..., part.shared, :]
     target.copy_(sums.view(target.shape))
@@ -122,9 +122,9 @@ def forward(
             if value_type != exact:
                 probability = memory.take((*chunk.probability[:2], value_type)).copy_(probability)
             torch.bmm(probability, vt, out=values[chunk.place] if len(part.chunks) > 1 else values)
-        _put_back(memory, part, values.view(-1, v.shape[-1]), out)
+        _scatter_back(memory, part, values.view(-1, v.shape[-1]), out)
         if sums is not None:
-            _put_back(memory, part, sums.view(-1, 1), lse)
+            _scatter_back(memory, part, sums.view(-1, 1), lse)
     return out, lse.squeeze(-1)
 
 
@@ -178,7 +178,7 @@ def _backward_pass(
             torch.baddbmm(grad[chunk.place], left, right, beta=0, alpha=scale, out=grad[chunk.place])
         if grad_patterns is not None:
             grad_patterns.addmm_(one_hot[:, chunk.tiles], dscore.view(-1, heads * plan.pairs))
-    _put_back(memory, part, dq.view(-1, dq.shape[-1]), grads[0])
+    _scatter_back(memory, part, dq.view(-1, dq.shape[-1]), grads[0])
     _add_up(part, dk, grads[1])
     _add_up(part, dv, grads[2])
     if grad_patterns is not None:

@@ -159,7 +159,7 @@ def inside(low, high, position, BITS: tl.constexpr):
 
 @triton.jit
 def bias_offsets(x0, x1, x2, K: tl.constexpr):
-    """Weighted positions: the value of a key minus that of a query, plus the centre, is the index into the table."""
+    """Weighted positions: the value of a key minus that of a query, plus the center, is the index into the table."""
     return (x0 * (2 * K[1] - 1) + x1) * (2 * K[2] - 1) + x2
 
 

@@ -67,7 +67,7 @@ def _span(x: Tensor) -> int:
 def _processors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
-    return 2  # for the interpreter: few programs, but more than one share
+    return 2  # for the interpreter: few programs, but more than one partial sum
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -13,7 +13,7 @@ from visionattn.kernels.routing.regions import masked_bias, nothing_attended, re
 
 __all__ = ["forward", "is_better"]
 
-# Limit on the bytes of the mask; images are processed a few at a time to stay below.
+# Limit on the bytes of the mask; images are processed in groups to stay below it.
 MASK_BYTES = 1 << 22
 # Bytes of the scores of one image up to which two separate matrix products stay in cache and are faster.
 SCORE_BYTES = 1 << 22

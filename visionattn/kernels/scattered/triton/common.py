@@ -42,7 +42,7 @@ def locate_window(offsets_ptr, window, tokens, CHUNK: tl.constexpr):
 
 @triton.jit
 def locate_chunk(offsets_ptr, place, windows, search_steps, tokens, CHUNK: tl.constexpr):
-    """Locate the chunk at a place.
+    """Locate the chunk at an index of the list of possible chunks (a place).
 
     Returns:
         Its start and end, which are equal if there is no chunk; the place of the first chunk of its window; and the

@@ -15,7 +15,7 @@ __all__ = ["Convolution", "DepthwiseConvolution"]
 
 
 def _whole(neighbors: Neighbors, index: int) -> bool:
-    """Return True for the centre of a submanifold kernel, which maps every voxel to itself."""
+    """Return True for the center of a submanifold kernel, which maps every voxel to itself."""
     return neighbors.same_sites and index == len(neighbors.sources) // 2
 
 
