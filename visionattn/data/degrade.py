@@ -25,8 +25,8 @@ def degrade(image: np.ndarray, kind: str, level: float, seed: int = 0) -> np.nda
     Args:
         image: ``[H, W, 3]`` uint8.
         kind: type of degradation, a key of `DEGRADATION_LEVELS`.
-        level: strength, with the meaning in `DEGRADATION_LEVELS`; ``"blur"`` derives the sigma from the kernel width, ``"resize"``
-            resizes to this scale and back.
+        level: strength, with the meaning in `DEGRADATION_LEVELS`; ``"blur"`` derives the sigma from the kernel
+            width, ``"resize"`` resizes to this scale and back.
         seed: seed of the noise.
 
     Raises:
