@@ -149,7 +149,7 @@ def test_nms_is_within_a_class_and_best_first():
         (0.6, 0),
         (0.4, 1),
     ]
-    with pytest.raises(ValueError, match="one image"):
+    with pytest.raises(ValueError, match="`predictions` must not be empty"):
         merge_by_nms([found([], []), found([], [], size=(5, 5))])
 
 

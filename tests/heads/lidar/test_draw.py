@@ -58,7 +58,7 @@ def test_captions_and_sizes():
     assert (draw_bev(prediction, AREA, 600) != draw_bev(prediction, AREA, 600, captions=False)).any()
     assert draw_bev(prediction, (0, 0, 10, 40), 400).shape == (100, 400, 3)
     assert draw_bev(prediction, pixels=50).max(axis=(0, 1)).min() > 0
-    with pytest.raises(ValueError, match="area="):
+    with pytest.raises(ValueError, match="`area` must be"):
         draw_bev(prediction, (0, 0, 0, 5))
 
 

@@ -161,7 +161,7 @@ class PointJob(Job):
     def describe_model(self) -> dict[str, Any]:
         """Return the class names and a description of the box format."""
         return super().describe_model() | {
-            "boxes": "x, y, z of the center, length, width, height in meters, heading in radians counter-clockwise from +x"
+            "boxes": "x, y, z of the center, length, width, height in meters, yaw in radians counter-clockwise from +x"
         }
 
     @classmethod
