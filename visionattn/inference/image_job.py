@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -23,16 +23,20 @@ class ImageJob(Job):
     """A job on images, and on videos frame by frame; its predictions are `Prediction` objects.
 
     Attributes:
+        dataset_colors: draw with the colors that the dataset defines.
         category_ids: the id of each class in COCO files, or None for 1, 2, 3, ...
     """
+
+    dataset_colors: ClassVar[bool] = False
 
     def __init__(self, model: TrainedModel, options: Options, own: Any = None) -> None:
         super().__init__(model, options, own)
         self.category_ids = category_ids(model.cfg, self.classes) or model.category_ids
 
     def palette(self) -> tuple[tuple[int, int, int], ...] | None:
-        """Return the RGB color of each class defined by the dataset, or None for the default colors."""
-        return None
+        """Return the RGB color of each class that the dataset defines; None for the default colors."""
+        colors = self.model.palette if self.dataset_colors else None
+        return tuple(map(tuple, colors)) if colors and len(colors) == len(self.classes) else None
 
     @classmethod
     def find(cls, inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:

@@ -20,12 +20,7 @@ class ForgeryJob(ImageJob):
     """Prediction of the forged pixels, and of whether the image is forged."""
 
     name = "forgery"
-    tiles = views = True
-
-    def palette(self) -> tuple[tuple[int, int, int], ...] | None:
-        """Return the palette of the dataset."""
-        colors = self.model.palette
-        return tuple(map(tuple, colors)) if colors and len(colors) == len(self.classes) else None
+    tiles = views = dataset_colors = True
 
     def prediction(self, output: Any, size: tuple[int, int]) -> ForgeryPrediction:
         """Return the probability of each pixel and of the image."""

@@ -21,7 +21,7 @@ __all__ = ["JOBS", "PanopticJob", "SemanticJob"]
 class _MapJob(ImageJob):
     """A job that predicts the class of each pixel."""
 
-    tiles = True
+    tiles = dataset_colors = True  # semantic maps are usually shown in the colors of their dataset
 
     @classmethod
     def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
@@ -29,11 +29,6 @@ class _MapJob(ImageJob):
         from visionattn.heads.segmentation.mmlab_models import segments
 
         return super().matches(model, config) or segments(model, config) == cls.name
-
-    def palette(self) -> tuple[tuple[int, int, int], ...] | None:
-        """Return the palette of the dataset, which is commonly used to draw its semantic maps."""
-        colors = self.model.palette
-        return tuple(map(tuple, colors)) if colors and len(colors) == len(self.classes) else None
 
     def maps(self, prediction: Prediction) -> dict[str, np.ndarray]:
         """Return the class index of each pixel."""
