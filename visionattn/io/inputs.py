@@ -42,7 +42,8 @@ def find_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> li
 
     Issues a warning with the number of image files in unsupported formats, such as HEIC, in the folders.
     """
-    skipped = [path for item in inputs for path in walk_files(item, UNSUPPORTED_SUFFIXES, exclude=exclude)]
+    folders = [item for item in inputs if "\0" not in str(item)]  # `find_files` rejects such a path
+    skipped = [path for item in folders for path in walk_files(item, UNSUPPORTED_SUFFIXES, exclude=exclude)]
     if skipped:
         formats = " ".join(sorted({path.suffix.lower() for path in skipped}))
         warnings.warn(
