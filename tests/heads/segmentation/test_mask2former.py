@@ -129,7 +129,7 @@ def test_semantic_head_takes_every_map():
     config = load_config(CONFIGS / "segmentation/mask2former/mask2former_dinat-mini_8xb2-160k_ade20k-512x512.py")
     assert find_problems(config, ()) == []
     config.model.decode_head.in_channels = [64, 128, 256, 99]
-    assert "decode_head.in_channels=[64, 128, 256, 99], but model.backbone gives" in find_problems(config, ())[0]
+    assert "decode_head.in_channels=[64, 128, 256, 99], but model.backbone has" in find_problems(config, ())[0]
 
 
 def test_classes_of_own_data_reach_every_part(coco_dir):

@@ -53,7 +53,7 @@ def test_it_is_made_once_and_other_folders_are_left_alone(folder, tmp_path):
     assert len(read_point_folder(folder / "train")) == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(DataError, match="not made here"):
+    with pytest.raises(DataError, match="contains files that visionattn did not create"):
         build_lidar_samples(tmp_path / "mine", train=1, val=1, lidar=SMALL)
 
 
