@@ -31,11 +31,11 @@ demo: $(STAMP)
 	@echo
 	@echo "images with predicted boxes: outputs/demo/*.png      learning curve: work_dirs/demo/curve.png"
 
-# All tests: about 13 minutes on 2 cores.
+# All tests.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-# The tests marked `fast` (see tests/fixtures/slow.py): under 3 minutes on 2 cores.
+# The tests marked `fast` (see tests/fixtures/slow.py).
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m fast
 
