@@ -104,7 +104,7 @@ def test_a_job_of_another_package_is_imported_on_the_first_look_up(package):
     from mmdet.registry import MODELS
 
     name = package(
-        "toy_job",
+        "package_with_types",
         "from torch import nn\n"
         "from visionattn.engine.registry import MODELS\n\n"
         "@MODELS.register_module()\n"
@@ -113,19 +113,19 @@ def test_a_job_of_another_package_is_imported_on_the_first_look_up(package):
     assert MODELS.get("visionattn.Backbone") is openmmlab.Backbone  # locations were imported before
     openmmlab.add_job(name)
     openmmlab.add_job(name)
-    assert "toy_job.mmlab" not in sys.modules
+    assert "package_with_types.mmlab" not in sys.modules
     assert MODELS.get("visionattn.Toy") is openmmlab.Toy is find_class("visionattn.Toy")
 
 
 def test_a_job_without_types(package):
-    openmmlab.add_job(package("toy_without_types", None))
+    openmmlab.add_job(package("package_without_types", None))
     assert find_class("visionattn.Backbone") is openmmlab.Backbone
 
 
 def test_a_job_that_cannot_be_imported_is_named_at_every_look_up(package):
-    openmmlab.add_job(package("toy_broken", "import a_package_that_does_not_exist\n"))
+    openmmlab.add_job(package("broken_package", "import a_package_that_does_not_exist\n"))
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"toy_broken\.mmlab: cannot be imported.*a_package_that_does_not_exist"):
+        with pytest.raises(ConfigError, match=r"broken_package\.mmlab: cannot be imported.*a_package_that_does_not_exist"):
             find_class("visionattn.Backbone")
 
 
