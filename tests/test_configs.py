@@ -1,5 +1,8 @@
 """Every config in configs/: builds its model, trains a step on data from its own pipeline, and is measured, all tiny.
 
+Of published configs that differ in the size of the backbone only, the smallest is trained; the others are compared with
+it and checked.
+
 The published configs are shrunk by `shrink`, and by that alone: random weights, one block per level, images and crops
 an eighth in size, few proposals. Widths, necks, heads, optimizers and pipelines stay as they are.
 """
@@ -31,6 +34,7 @@ from visionattn.data.digits import build_digit_scenes
 from visionattn.data.panoptic import id2rgb
 from visionattn.engine.compat import install
 from visionattn.engine.config.build import quiet
+from visionattn.engine.config.checks import find_problems
 from visionattn.engine.config.data_checks import check_data
 from visionattn.engine.config.load import load_config
 
@@ -43,7 +47,22 @@ OTHERS = [path for path in FILES if {"bev", "forgery", "localization", "pose"} &
 MASKS = [path for path in FILES if path.stem.startswith("semantic-fpn") and path.stem.endswith(("_custom", "_camvid"))]
 CUSTOM = [path for path in FILES if "custom_data" in path.read_text() and path not in MASKS]
 PUBLISHED = [path for path in FILES if path not in CUSTOM + MASKS + OTHERS]
+SIZES = ("mini", "tiny", "small", "base", "large")
 HEIGHT, WIDTH = 96, 128
+
+
+def size_of(file: Path) -> int:
+    return next((number for number, size in enumerate(SIZES) if f"-{size}_" in file.stem), 0)
+
+
+def without_size(file: Path) -> str:
+    return file.stem.replace(f"-{SIZES[size_of(file)]}_", "_")
+
+
+SMALLEST: dict[str, Path] = {}
+for published in sorted(PUBLISHED, key=size_of):
+    SMALLEST.setdefault(without_size(published), published)
+LARGER = [path for path in PUBLISHED if path not in SMALLEST.values()]
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +201,30 @@ def shrink(config: Any) -> None:
                     part["num_points"] = 256
 
 
-@pytest.mark.parametrize("file", PUBLISHED, ids=lambda path: path.stem)
+def values_of(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a config with its dotted path."""
+    if isinstance(part, (dict, list, tuple)):
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            yield from values_of(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, part
+
+
+@pytest.mark.parametrize("file", LARGER, ids=lambda path: path.stem)
+def test_larger_backbone_in_a_published_config(file, home, monkeypatch):
+    monkeypatch.chdir(home)
+    config, smaller = load_config(file), load_config(SMALLEST[without_size(file)])
+    values, others = (dict(values_of(part.to_dict())) for part in (config, smaller))
+    changed = {key for key in values.keys() | others.keys() if values.get(key) != others.get(key)}
+    allowed = ("model.backbone.", "optim_wrapper.optimizer.lr")
+    assert {key for key in changed if not key.startswith(allowed) and "in_channels" not in key} == set()
+    assert config.model.backbone.pretrained is True, "the published schedules start from ImageNet weights"
+    assert find_problems(config) == []
+    for key in sorted(key for key in changed if "in_channels" in key):
+        assert find_problems(load_config(file, {key: values[key] + 1})) != [], f"{key} is checked against the backbone"
+
+
+@pytest.mark.parametrize("file", SMALLEST.values(), ids=lambda path: path.stem)
 def test_published_config_trains_and_predicts(file, home, monkeypatch):
     monkeypatch.chdir(home)
     torch.manual_seed(0)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 OPTIONAL = (
     "mmengine",
     "mmcv",
@@ -12,7 +14,6 @@ OPTIONAL = (
     "albumentations",
     "sklearn",
     "matplotlib",
-    "rich",
     "pycocotools",
 )
 
@@ -30,6 +31,30 @@ def test_import_registers_the_backbones_and_nothing_optional():
     )
     roots = {name.split(".")[0] for name in added.split()}
     assert not roots & set(OPTIONAL), roots & set(OPTIONAL)
+
+
+def test_import_alone_imports_neither_torch_nor_timm():
+    run("import sys, visionattn; assert not {'torch', 'timm', 'numpy'} & set(sys.modules)")
+
+
+@pytest.mark.parametrize(
+    "order", ["import visionattn, timm", "import timm, visionattn", "import visionattn, torch, timm.models"]
+)
+def test_operators_and_backbones_are_registered_in_every_order(order):
+    run(
+        f"{order}; import torch; assert 'dinat_mini' in timm.list_models('dinat_*')\n"
+        "assert torch.ops.visionattn.routing_attention is not None\n"
+        "import visionattn; assert visionattn.kernels.na2d and visionattn.backbones.load_official\n"
+        "assert type(timm.__loader__).__name__ == type(timm.__spec__.loader).__name__ == 'SourceFileLoader'"
+    )
+
+
+def test_a_failed_import_can_be_repeated():
+    run(
+        "import sys, visionattn; sys.modules['torchvision'] = None\n"
+        "try:\n    import timm\nexcept ImportError: pass\nelse: raise AssertionError\n"
+        "del sys.modules['torchvision']; import timm; assert 'dinat_mini' in timm.list_models('dinat_*')"
+    )
 
 
 def test_import_works_without_the_optional_packages():

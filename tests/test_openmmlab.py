@@ -125,7 +125,9 @@ def test_a_job_without_types(package):
 def test_a_job_that_cannot_be_imported_is_named_at_every_look_up(package):
     openmmlab.add_job(package("broken_package", "import a_package_that_does_not_exist\n"))
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"broken_package\.mmlab: cannot be imported.*a_package_that_does_not_exist"):
+        with pytest.raises(
+            ConfigError, match=r"broken_package\.mmlab: cannot be imported.*a_package_that_does_not_exist"
+        ):
             find_class("visionattn.Backbone")
 
 

@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("rich")
-
 from visionattn import cli
 from visionattn.cli import benchmark, main
 from visionattn.kernels import na2d

@@ -5,8 +5,6 @@ import json
 import numpy as np
 import pytest
 
-pytest.importorskip("rich")
-
 from visionattn.cli import main
 from visionattn.kernels.simulator.simulate import simulate
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from matplotlib.image import imread

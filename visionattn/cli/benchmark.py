@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionattn.errors import BackendError, ConfigError, require
+from visionattn.errors import BackendError, ConfigError
 from visionattn.kernels import backends, na1d, na2d, na3d
 from visionattn.kernels.neighborhood.flops import attended_pairs
 from visionattn.kernels.neighborhood.triton.tiles import KERNELS, Geometry, legal_tiles, shared_bytes
@@ -55,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and time the backends, or list tile shapes, and return 0."""
-    require("rich")
     from rich.console import Console
 
     rank = int(args.op[2])

@@ -10,7 +10,7 @@ from pathlib import Path
 from visionattn.data.cityscapes import convert_cityscapes
 from visionattn.data.digits import build_digit_scenes
 from visionattn.data.public import INSTRUCTIONS, PUBLIC_SETS, fetch_public
-from visionattn.errors import DataError, require
+from visionattn.errors import DataError
 from visionattn.heads.action.samples import build_moving_figures
 from visionattn.heads.lidar.data.layouts import LAYOUTS, build_object_database
 from visionattn.heads.lidar.simulate.samples import build_lidar_samples
@@ -101,7 +101,6 @@ def _cut_objects(args: argparse.Namespace) -> None:
 
 
 def _convert_cityscapes(folder: Path) -> None:
-    require("rich")
     from rich.progress import Progress
 
     with Progress() as progress:

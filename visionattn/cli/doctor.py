@@ -32,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report and return 0."""
-    if not args.json:
-        require("rich")  # before importing OpenMMLab, which takes seconds
     record = examine()
     if args.json:
         print(json.dumps(record, indent=2))
@@ -95,7 +93,7 @@ def _requirements() -> dict[str, Any]:
 
 
 def _extra_of(name: str) -> str:
-    return "visionattn" if name in ("torch", "timm", "numpy", "triton") else "visionattn[openmmlab]"
+    return "visionattn" if name in ("torch", "timm", "numpy", "rich", "triton") else "visionattn[openmmlab]"
 
 
 def _devices() -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from visionattn.errors import ConfigError, require
+from visionattn.errors import ConfigError
 from visionattn.kernels.simulator.search import StrideSearch, search_strides, search_tiles
 from visionattn.kernels.simulator.simulate import MASK_OVERHEAD, Simulation, simulate
 
@@ -73,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count tiles, search, print and draw, and return 0."""
-    require("rich")
     _check(args)
     try:
         case, strides, found = _compute(args)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -62,6 +63,21 @@ class LoadedModel:
             return []
         pipeline = self._pipeline(scale)
         return list(self.model.test_step(pseudo_collate([pipeline(sample) for sample in samples])))
+
+    def image_tensor(self, image: np.ndarray, scale: float = 1.0) -> torch.Tensor:
+        """Return an image as input of the network: resized by the test pipeline and normalized, without padding.
+
+        Args:
+            image: BGR uint8 ``[H, W, 3]``.
+            scale: factor on the size that the pipeline resizes to.
+
+        Returns:
+            Tensor ``[1, 3, h, w]`` on the device of the network.
+        """
+        sample = self._pipeline(scale)({"img": image, "img_id": 0})
+        data = self.model.data_preprocessor(pseudo_collate([sample]), training=False)
+        height, width = data["data_samples"][0].metainfo["img_shape"][:2]
+        return data["inputs"][:, :, :height, :width].contiguous()
 
     def _pipeline(self, scale: float) -> Any:
         if scale not in self._pipelines:

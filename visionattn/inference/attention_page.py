@@ -20,14 +20,18 @@ from visionattn.inference.attention import (
     mean_distance,
     record_attention,
 )
-from visionattn.inference.heatmap import paint_heatmap
+from visionattn.inference.heatmap import color_bar, paint_heatmap
 from visionattn.inference.writing import write_png
-from visionattn.io.images import read_image
 
-__all__ = ["draw_query", "load_backbone", "read_input", "write_page"]
+__all__ = ["RunBackbone", "draw_query", "load_backbone", "load_run", "prepare", "write_page"]
 
-CELL = 160
+CELL = 260
 """Longer side of the attention map of one head in pixels."""
+COLUMNS = 4
+"""Maximum number of heads side by side."""
+GAP = 8
+TITLE = 20
+"""Height of the text above the map of a head in pixels."""
 
 
 def load_backbone(name: str, checkpoint: str | None, pretrained: bool, device: str = "cpu") -> nn.Module:
@@ -60,22 +64,72 @@ def load_backbone(name: str, checkpoint: str | None, pretrained: bool, device: s
     return model.to(device).eval()
 
 
-def read_input(path: Path, model: nn.Module, size: int | None) -> tuple[np.ndarray, Tensor]:
-    """Read an image and convert it to the input of a model.
+class RunBackbone(nn.Module):
+    """The backbone of a trained detector or segmentor, with its feature maps flattened to one vector per image."""
+
+    num_classes = 0
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.num_prefix_tokens = next(
+            (m.num_prefix_tokens for m in backbone.modules() if hasattr(m, "num_prefix_tokens")), 0
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the features of an image ``[B, 3, H, W]`` as ``[B, N]``."""
+        found = self.backbone(image)
+        return torch.cat([level.flatten(1) for level in (found if isinstance(found, (tuple, list)) else (found,))], 1)
+
+
+def load_run(
+    config: Path, checkpoint: Path, image: np.ndarray, size: int | None, device: str = "cpu"
+) -> tuple[RunBackbone, Tensor]:
+    """Load the backbone of a trained model and prepare an image as its test pipeline does.
+
+    Args:
+        config: config file.
+        checkpoint: weights of its model.
+        image: BGR uint8 ``[H, W, 3]``.
+        size: shorter side of the input in pixels; None is the size that the model is tested at.
+        device: device of the model.
+
+    Returns:
+        The backbone and its input ``[1, 3, h, w]``.
+
+    Raises:
+        ConfigError: the model has no backbone that takes images.
+        CheckpointError: the checkpoint does not fit the model.
+    """
+    from visionattn.engine.model import load_model
+    from visionattn.inference.image_job import ImageJob
+    from visionattn.inference.job import job_of
+
+    loaded = load_model(config, checkpoint, device)
+    backbone = getattr(loaded.model, "backbone", None)
+    if not isinstance(backbone, nn.Module) or not isinstance(job_of(type(loaded.model), loaded.cfg), ImageJob):
+        raise ConfigError(f"{config}: {type(loaded.model).__name__} has no `backbone` that takes images")
+    tensor = loaded.image_tensor(image)
+    if size is not None:
+        tensor = loaded.image_tensor(image, size / min(tensor.shape[2:]))
+    return RunBackbone(backbone), tensor
+
+
+def prepare(image: np.ndarray, model: nn.Module, size: int | None) -> Tensor:
+    """Convert an image to the input of a timm model.
 
     Models with a fixed input size get the image resized to that size; for others the aspect ratio is kept and the sides
     are rounded to multiples of 32.
 
     Args:
-        path: image file.
+        image: BGR uint8 ``[H, W, 3]``.
         model: timm model.
         size: shorter side of the input in pixels; None is the default of the model.
 
     Returns:
-        The image, BGR uint8 ``[H, W, 3]``, and the normalized input, float32 ``[1, 3, h, w]``.
+        The normalized input, float32 ``[1, 3, h, w]``.
     """
     cv2 = require("cv2")
-    image = read_image(path)
     cfg = model.pretrained_cfg or {}
     height, width = cfg.get("input_size", (3, 224, 224))[1:]
     if not (cfg.get("fixed_input_size") or hasattr(model, "pos_embed")):
@@ -85,11 +139,13 @@ def read_input(path: Path, model: nn.Module, size: int | None) -> tuple[np.ndarr
     values = torch.from_numpy(resized[:, :, ::-1].copy()).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(cfg.get(key) or default).view(3, 1, 1) for key, default in
                  (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))))  # fmt: skip
-    return image, ((values - mean) / std)[None]
+    return ((values - mean) / std)[None]
 
 
 def draw_query(image: np.ndarray, call: AttentionCall, x: float, y: float) -> np.ndarray:
-    """Draw the attention weights of one query, heads side by side, with a cross at the query.
+    """Draw the attention weights of one query, one map per head, with a cross at the query.
+
+    The colors of each map are scaled to its maximum, which is written above it; a color bar is drawn below the maps.
 
     Args:
         image: BGR uint8 ``[H, W, 3]``.
@@ -101,19 +157,32 @@ def draw_query(image: np.ndarray, call: AttentionCall, x: float, y: float) -> np
     """
     cv2 = require("cv2")
     rows, columns = call.grid
-    weights = call.weights(int(y * rows / image.shape[0]), int(x * columns / image.shape[1]))
+    weights = call.weights(int(y * rows / image.shape[0]), int(x * columns / image.shape[1])).float().cpu().numpy()
     scale = CELL / max(image.shape[:2])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    cells = []
-    for head in weights.float().cpu().numpy():
-        size = (small.shape[1], small.shape[0])
-        heat = cv2.resize(head / max(head.max(), 1e-9), size, interpolation=cv2.INTER_NEAREST)
-        cell = paint_heatmap(small, heat)
+    height, width = small.shape[:2]
+    across = min(COLUMNS, len(weights))
+    down = -(-len(weights) // across)
+    cell_height, cell_width = height + TITLE + GAP, max(width, CELL) + GAP
+    sheet = np.full((down * cell_height + 2 * TITLE, across * cell_width, 3), 255, np.uint8)
+
+    def write(text: str, left: int, bottom: int) -> None:
+        cv2.putText(sheet, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (60, 60, 60), 1, cv2.LINE_AA)
+
+    for head, values in enumerate(weights):
+        top, left = head // across * cell_height, head % across * cell_width
+        peak = max(float(values.max()), 1e-9)
+        cell = paint_heatmap(small, cv2.resize(values / peak, (width, height), interpolation=cv2.INTER_NEAREST))
         place = (round(x * scale), round(y * scale))
-        cv2.drawMarker(cell, place, (255, 255, 255), cv2.MARKER_CROSS, 11, 3)
-        cv2.drawMarker(cell, place, (0, 0, 0), cv2.MARKER_CROSS, 9, 1)
-        cells.append(np.pad(cell, ((2, 2), (2, 2), (0, 0)), constant_values=255))
-    return np.concatenate(cells, 1)
+        cv2.drawMarker(cell, place, (255, 255, 255), cv2.MARKER_CROSS, 13, 3)
+        cv2.drawMarker(cell, place, (0, 0, 0), cv2.MARKER_CROSS, 11, 1)
+        write(f"head {head}, maximum {peak:.3g}", left, top + TITLE - 6)
+        sheet[top + TITLE : top + TITLE + height, left : left + width] = cell
+    top = down * cell_height
+    write("0", 0, top + 14)
+    sheet[top + 4 : top + 16, 14:134] = color_bar(120)
+    write("maximum", 140, top + 14)
+    return sheet
 
 
 def _plot(path: Path, values: Sequence[Tensor], title: str, label: str) -> None:
@@ -139,6 +208,7 @@ def write_page(
     queries: Sequence[tuple[float, float]],
     layers: Sequence[int] | None = None,
     prune: bool = False,
+    classifier: bool = True,
 ) -> int:
     """Write ``index.html`` and its images, and return the number of attention layers.
 
@@ -147,10 +217,11 @@ def write_page(
         name: model name.
         model: backbone in eval mode.
         image: BGR uint8 ``[H, W, 3]``.
-        tensor: the image as input of the model, see `read_input`.
+        tensor: the image as input of the model, see `prepare`.
         queries: (x, y) positions in pixels of the image.
         layers: indices of the attention layers to draw; None draws all.
         prune: also compute `head_importance`.
+        classifier: the model has a trained classifier, whose class activation map is drawn.
 
     Raises:
         ConfigError: the model has no attention layer that can be drawn, or an index in `layers` is out of range.
@@ -174,14 +245,16 @@ def write_page(
         )
         parts.append(f"<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>{figures}")
 
-    if getattr(model, "feature_info", None):
+    if classifier and getattr(model, "num_classes", 0) and getattr(model, "feature_info", None):
         heat = class_relevance(model, tensor).numpy()
         cv2 = require("cv2")
         large = cv2.resize(heat, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
         write_png(out / "relevance.png", paint_heatmap(image, large))
+        with torch.no_grad():
+            top = int(model(tensor)[0].argmax())
         section(
             "Class activation map",
-            "Evidence for the top class: LayerCAM, summed over all levels.",
+            f"Evidence for the top class (index {top}): LayerCAM, summed over all levels.",
             [("relevance.png", "")],
         )
     for number, (x, y) in enumerate(queries):

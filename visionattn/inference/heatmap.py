@@ -4,7 +4,7 @@ import numpy as np
 
 from visionattn.errors import require
 
-__all__ = ["paint_heatmap"]
+__all__ = ["color_bar", "paint_heatmap"]
 
 OPACITY = 0.55
 """Opacity where the heat map is 1; it is 0 where the heat map is 0."""
@@ -22,3 +22,10 @@ def paint_heatmap(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
     colors = cv2.applyColorMap(np.round(values * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
     opacity = OPACITY * np.sqrt(values)[..., None]
     return (image * (1 - opacity) + colors * opacity + 0.5).astype(np.uint8)
+
+
+def color_bar(width: int, height: int = 12) -> np.ndarray:
+    """Return the colors of heat maps from 0 (left) to 1 (right), BGR uint8 ``[height, width, 3]``."""
+    cv2 = require("cv2")
+    values = np.round(np.linspace(0, 255, width)).astype(np.uint8)
+    return cv2.applyColorMap(np.tile(values, (height, 1)), cv2.COLORMAP_INFERNO)

@@ -1,9 +1,11 @@
-"""Progress bars and texts for the console. Rich is imported when a bar is made."""
+"""Progress bars and texts for the console."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from visionattn.errors import require
+from rich import progress
+from rich.console import Console
+from rich.text import Text
 
 __all__ = ["count_of", "progress_bar", "track"]
 
@@ -13,26 +15,24 @@ def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def progress_bar(noun: str, console: Any = None, *columns: Any, **options: Any) -> Any:
-    """Return a ``rich.progress.Progress`` with rate and remaining time.
+def progress_bar(noun: str, console: Console | None = None, *columns: Any, **options: Any) -> progress.Progress:
+    """Return a progress bar with rate and remaining time.
 
     Args:
         noun: noun for one of the counted items, in the singular.
-        console: a ``rich.console.Console``; by default standard error.
+        console: by default standard error.
         *columns: further columns, or texts with the fields of a task, such as ``"{task.fields[text]}"``.
         **options: arguments of ``Progress``, such as ``transient=True``.
     """
-    progress = require("rich.progress")
-    text = require("rich.text").Text
 
     class Rate(progress.ProgressColumn):
         """Items per second, or seconds per item below one item per second."""
 
-        def render(self, task: Any) -> Any:
+        def render(self, task: progress.Task) -> Text:
             rate = task.finished_speed or task.speed
             if not rate:
-                return text(f"- {noun}/s")
-            return text(f"{rate:.1f} {noun}/s" if rate >= 1 else f"{1 / rate:.1f} s/{noun}")
+                return Text(f"- {noun}/s")
+            return Text(f"{rate:.1f} {noun}/s" if rate >= 1 else f"{1 / rate:.1f} s/{noun}")
 
     return progress.Progress(
         progress.TextColumn("{task.description}"),
@@ -42,7 +42,7 @@ def progress_bar(noun: str, console: Any = None, *columns: Any, **options: Any) 
         progress.TextColumn("ETA"),
         progress.TimeRemainingColumn(compact=True),
         *(progress.TextColumn(column) if isinstance(column, str) else column for column in columns),
-        console=require("rich.console").Console(stderr=True) if console is None else console,
+        console=Console(stderr=True) if console is None else console,
         **options,
     )
 
@@ -57,6 +57,6 @@ def track(items: Iterable[Any], label: str, total: int, noun: str = "image", dis
         noun: noun for one of the counted items, in the singular.
         disable: show no bar.
     """
-    console = require("rich.console").Console(stderr=True)
+    console = Console(stderr=True)
     with progress_bar(noun, console, transient=True, disable=disable or not console.is_terminal) as bar:
         yield from bar.track(items, total=total, description=label)

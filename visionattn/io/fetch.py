@@ -16,8 +16,11 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from rich import progress
+from rich.console import Console
+
 from visionattn._version import __version__
-from visionattn.errors import DataError, require
+from visionattn.errors import DataError
 
 __all__ = ["check_sha256", "download", "unpack"]
 
@@ -86,8 +89,7 @@ def download(
 
 
 def _attempt(url: str, target: Path, max_bytes: int, timeout: float) -> None:
-    progress_bars = require("rich.progress")
-    console = require("rich.console").Console(stderr=True)
+    console = Console(stderr=True)
     request = urllib.request.Request(url, headers={"User-Agent": f"visionattn/{__version__}"})
     with urllib.request.urlopen(request, timeout=timeout) as response, target.open("wb") as file:
         announced = response.headers.get("Content-Length", "")
@@ -95,14 +97,14 @@ def _attempt(url: str, target: Path, max_bytes: int, timeout: float) -> None:
         if expected is not None and expected > max_bytes:
             raise _too_large(url, expected, max_bytes)
         columns = (
-            progress_bars.TextColumn("{task.description}"),
-            progress_bars.BarColumn(),
-            progress_bars.DownloadColumn(),
-            progress_bars.TransferSpeedColumn(),
-            progress_bars.TimeRemainingColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
         )
         received = 0
-        with progress_bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("download", total=expected)
             while chunk := response.read(_CHUNK):
                 received += len(chunk)

@@ -75,14 +75,15 @@ def new_folder(target: Path, stamp: dict[str, Any]) -> Iterator[Path]:
 
 def _move_into_place(temporary: Path, target: Path, stamp: dict[str, Any]) -> None:
     old = None
-    if target.exists() and any(target.iterdir()):
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
-        os.replace(target, old)  # replaces an empty folder
-    elif target.exists():
-        target.rmdir()  # Windows cannot rename to an existing folder, even an empty one
     try:
+        if target.exists():
+            if any(target.iterdir()):
+                old = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
+                os.replace(target, old)  # replaces an empty folder
+            else:
+                target.rmdir()  # Windows cannot rename to an existing folder, even an empty one
         os.rename(temporary, target)
-    except OSError:
+    except OSError:  # at any step
         if not is_current(target, stamp):  # another process may have created the same folder
             raise
     finally:
