@@ -14,6 +14,12 @@ GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes")
 
 
+@pytest.fixture(autouse=True)
+def _no_collection(monkeypatch):
+    """Collecting garbage takes half a second in a process with all packages loaded."""
+    monkeypatch.setattr("visionattn.inference.memory.gc.collect", lambda: 0)
+
+
 @pytest.mark.parametrize("error", [GPU, CPU])
 def test_halves_until_it_fits(error):
     tried, told = [], []
