@@ -52,3 +52,12 @@ def test_boxes_follow_the_pipeline(config):
 def test_wrong_number(config, capsys):
     assert main(["browse", str(config), "--number", "0"]) == 1
     assert "--number must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_configs_of_one_name_have_folders_of_their_own(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.py").write_text(config.read_text())
+        assert main(["browse", f"{folder}/same.py", "--number", "1"]) == 0
+        assert f"outputs/browse/{folder}/same" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn browse``."""
     parser.add_argument("config", metavar="CONFIG", help="config file")
-    parser.add_argument("--out", metavar="DIR", help="output folder (default: outputs/browse/<config name>)")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: outputs/browse/<path of the config>)")
     parser.add_argument("--number", type=int, default=8, metavar="N", help="number of samples (default: 8)")
     parser.add_argument(
         "--split", choices=("train", "val", "test"), default="train", help="dataset split (default: train)"
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.cfg_options)
     check_config(config, (args.split,))
     job = job_of(model_class(config), config)
-    out = Path(args.out) if args.out else Path("outputs", "browse", Path(args.config).stem)
+    out = Path(args.out) if args.out else _default_folder(Path(args.config))
     out.mkdir(parents=True, exist_ok=True)
     count = 0
     samples = track(job.draw_samples(config, args.split, args.number), "drawing", args.number)
@@ -42,3 +42,10 @@ def run(args: argparse.Namespace) -> int:
         write_png(out / f"{count - 1:03d}_{Path(name).stem}.png", image)
     print(f"{count} images: {out}")
     return 0
+
+
+def _default_folder(config: Path) -> Path:
+    """Return a folder named by the path of a config, since configs in different folders may have one name."""
+    path = config.resolve().with_suffix("")
+    inside = path.is_relative_to(Path.cwd())
+    return Path("outputs", "browse", *(path.relative_to(Path.cwd()).parts if inside else path.parts[1:]))

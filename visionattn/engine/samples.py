@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -15,7 +16,7 @@ from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.custom_data import SPLITS
 from visionattn.errors import ConfigError
 
-__all__ = ["TrainSample", "read_samples"]
+__all__ = ["TrainSample", "read_samples", "split_dataset"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,28 @@ class TrainSample:
     colors: tuple[tuple[int, int, int], ...] | None = None
 
 
+@contextlib.contextmanager
+def split_dataset(config: Config, split: str) -> Iterator[Any]:
+    """Build the dataset of a split, for use in the block; build errors name the config.
+
+    Args:
+        config: the config.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+
+    Raises:
+        ConfigError: the config has no such split.
+    """
+    install()
+    loader = config.get(SPLITS[split])
+    if not loader:
+        raise ConfigError(f"{config.filename or 'the config'}: has no `{SPLITS[split]}`")
+    scope = config.get("default_scope", "mmengine")
+    with quiet(), building(str(config.filename)), DefaultScope.overwrite_default_scope(scope):
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints progress
+            dataset = DATASETS.build(loader["dataset"])
+        yield dataset
+
+
 def read_samples(config: Config, split: str = "train", number: int = 8) -> Iterator[TrainSample]:
     """Yield the first samples of a split after the whole data pipeline, including random augmentations.
 
@@ -54,14 +77,7 @@ def read_samples(config: Config, split: str = "train", number: int = 8) -> Itera
     Raises:
         ConfigError: the config has no such split.
     """
-    install()
-    loader = config.get(SPLITS[split])
-    if not loader:
-        raise ConfigError(f"the config has no key {SPLITS[split]!r}")
-    scope = config.get("default_scope", "mmengine")
-    with quiet(), building(str(config.filename)), DefaultScope.overwrite_default_scope(scope):
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints progress
-            dataset = DATASETS.build(loader["dataset"])
+    with split_dataset(config, split) as dataset:
         classes = tuple(str(c) for c in dataset.metainfo.get("classes", ()))
         palette = tuple(tuple(int(v) for v in color) for color in dataset.metainfo.get("palette") or ())
         colors = palette if len(palette) == len(classes) else None

@@ -7,10 +7,20 @@ pytest.importorskip("mmengine")
 pytest.importorskip("cv2")
 
 import cv2
+from mmengine.config import Config
 
 from visionattn.errors import ConfigError, DataError
+from visionattn.heads.action.clips import Clip
 from visionattn.heads.action.masks import joint_targets, patch_masks
-from visionattn.heads.action.mmlab_data import ActionDataset, CropClip, FlipClip, LoadClip, PackClip, ResizeClip
+from visionattn.heads.action.mmlab_data import (
+    ActionDataset,
+    CropClip,
+    FlipClip,
+    LoadClip,
+    PackClip,
+    ResizeClip,
+    read_clip_samples,
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +143,19 @@ def test_bad_arguments(make, message):
 def test_crop_of_small_frames(files):
     with pytest.raises(DataError, match="frames of 64 x 48 are smaller than the crop of 64"):
         CropClip(64)(load(files))
+
+
+def test_samples_for_drawing_have_the_points_of_their_frames(files):
+    steps = [{"type": f"visionattn.{name}"} for name in ("LoadClip", "FlipClip", "PackClip")]
+    steps[0].update(num_frames=4, rate=5)
+    dataset = {
+        "type": "visionattn.ActionDataset", "data_root": str(files), "ann_file": "list.csv",
+        "metainfo": {"classes": ("up", "down", "right")}, "pipeline": steps,
+    }  # fmt: skip
+    config = Config({"train_dataloader": {"dataset": dataset}, "default_scope": "mmengine"})
+    ((name, action, frames, points),) = read_clip_samples(config, "train", 2)
+    assert (name, action) == ("a.avi", "right")
+    assert_aligned({"clips": [Clip(frames, points)]})
+    config.train_dataloader.dataset.pipeline[0].points = False
+    ((_, _, frames, points),) = read_clip_samples(config, "train", 2)
+    assert points.shape == (4, 0, 0, 2)

@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.errors import DataError
+from visionattn.heads.action.draw import draw_keypoints, draw_sheet
 from visionattn.heads.action.results import ActionPrediction, find_points
 from visionattn.inference.decoding import to_array
 from visionattn.inference.job import Job, RunTotals, View
@@ -99,6 +100,15 @@ class ActionJob(Job):
     def summary(self, tally: RunTotals) -> str:
         """Return the number of videos by action."""
         return "actions: " + (", ".join(f"{name} {count}" for name, count in tally.found.most_common()) or "none")
+
+    @classmethod
+    def draw_samples(cls, config: Any, split: str, number: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the frames of each clip after all transforms, with their keypoints and class."""
+        from visionattn.heads.action.mmlab_data import read_clip_samples
+
+        for name, action, frames, points in read_clip_samples(config, split, number):
+            drawn = [draw_keypoints(frame[..., ::-1], at) for frame, at in zip(frames, points, strict=True)]
+            yield name, draw_sheet(drawn, action)
 
 
 JOBS = (ActionJob,)

@@ -1,23 +1,25 @@
 """Dataset and pipeline transforms of action recognition for mmengine."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement
 
 from visionattn.engine.registry import DATASETS, TRANSFORMS
+from visionattn.engine.samples import split_dataset
 from visionattn.errors import ConfigError, DataError
 from visionattn.heads.action.clips import Clip, probe_video, read_frames, sample_indices
 from visionattn.heads.action.keypoints import FLIP_PAIRS, FORMATS, JOINTS, read_points
 from visionattn.heads.action.lists import read_action_list
 from visionattn.heads.action.masks import joint_targets, patch_masks
 
-__all__ = ["ActionDataset", "CropClip", "FlipClip", "LoadClip", "PackClip", "ResizeClip"]
+__all__ = ["ActionDataset", "CropClip", "FlipClip", "LoadClip", "PackClip", "ResizeClip", "read_clip_samples"]
 
 
 @DATASETS.register_module()
@@ -251,7 +253,7 @@ class PackClip(BaseTransform):
         self.patch_size, self.inflation, self.targets, self.meta_keys = patch_size, inflation, targets, tuple(meta_keys)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Pack ``clips`` and ``gt_label``; with ``keep_frames`` also the frames of the first clip, to draw them."""
+        """Pack ``clips`` and ``gt_label``; with ``keep_frames`` also the frames and points of the first clip."""
         clips: list[Clip] = results["clips"]
         sample = BaseDataElement(metainfo={key: results[key] for key in self.meta_keys if key in results})
         if results.get("gt_label") is not None:
@@ -264,5 +266,32 @@ class PackClip(BaseTransform):
                 sample.set_field(torch.from_numpy(np.stack(found)), "joint_targets")
         if results.get("keep_frames"):
             sample.set_field(torch.from_numpy(np.ascontiguousarray(clips[0].frames)), "frames")
+            if clips[0].points is not None:
+                sample.set_field(torch.from_numpy(np.ascontiguousarray(clips[0].points)), "points")
         frames = np.stack([np.ascontiguousarray(clip.frames.transpose(3, 0, 1, 2)) for clip in clips])
         return {"inputs": torch.from_numpy(frames), "data_samples": sample}
+
+
+def read_clip_samples(config: Config, split: str, number: int) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """Yield the first clips of a split after the whole data pipeline, including random augmentations.
+
+    Args:
+        config: the config.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        number: maximum number of clips.
+
+    Yields:
+        File name, class name, frames (RGB uint8 ``[T, H, W, 3]``) and keypoints (``[T, people, J, 2]``, x and y in
+        pixels, NaN where missing; without people if the pipeline reads none).
+
+    Raises:
+        ConfigError: the config has no such split.
+    """
+    with split_dataset(config, split) as dataset:
+        classes = dataset.metainfo["classes"]
+        for index in range(min(number, len(dataset))):
+            packed = dataset.pipeline({**dataset.get_data_info(index), "keep_frames": True})["data_samples"]
+            frames = packed.frames.numpy()
+            points = packed.points.numpy() if "points" in packed else np.zeros((len(frames), 0, 0, 2), np.float32)
+            name = Path(packed.metainfo.get("video_path", "clip")).name
+            yield name, str(classes[int(packed.gt_label)]), frames, points

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from visionattn.errors import DataError, require
+from visionattn.errors import DataError
+from visionattn.heads.action.draw import draw_sheet
 
 __all__ = ["ActionPrediction", "find_points"]
 
 SUFFIXES = (".npy", ".json", ".skeleton", ".csv", "_pose3d.json", "_skeleton2d.json")
-FRAME_HEIGHT = 160
-"""Height of a frame in the overlay, in pixels."""
-CAPTION_HEIGHT = 28
 
 
 @dataclass(frozen=True)
@@ -66,24 +64,15 @@ class ActionPrediction:
         Args:
             image: not used; the frames are part of the prediction.
         """
-        cv2 = require("cv2")
-        tiles = []
+        frames = []
         for number, frame in enumerate(self.frames):
             shown = frame[..., ::-1].astype(np.float32)
             if self.pose_mask is not None:
                 mask = self.pose_mask[number].astype(np.float32)
                 mask = mask.repeat(self.patch_size, 0).repeat(self.patch_size, 1)
                 shown = shown * (0.35 + 0.65 * mask[: frame.shape[0], : frame.shape[1], None])
-            width = max(1, round(frame.shape[1] * FRAME_HEIGHT / frame.shape[0]))
-            tiles.append(cv2.resize(shown.round().astype(np.uint8), (width, FRAME_HEIGHT)))
-        columns = min(4, len(tiles))
-        tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-        rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]
-        sheet = np.concatenate([*rows, np.zeros((CAPTION_HEIGHT, rows[0].shape[1], 3), np.uint8)])
-        where, white = (6, sheet.shape[0] - 9), (255, 255, 255)
-        caption = f"{self.names[0]} {self.score:.2f}"
-        cv2.putText(sheet, caption, where, cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, 1, cv2.LINE_AA)
-        return sheet
+            frames.append(shown.round().astype(np.uint8))
+        return draw_sheet(frames, f"{self.names[0]} {self.score:.2f}")
 
 
 def find_points(video: Path, points: str | Path | None) -> Path | None:

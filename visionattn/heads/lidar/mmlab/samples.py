@@ -4,11 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS
 
-from visionattn.engine.config.build import building, quiet
-from visionattn.engine.config.custom_data import SPLITS
-from visionattn.errors import ConfigError
+from visionattn.engine.samples import split_dataset
 
 __all__ = ["read_point_samples"]
 
@@ -22,11 +19,7 @@ def read_point_samples(config: Config, split: str = "train", number: int = 8) ->
     Raises:
         ConfigError: the config has no such dataset.
     """
-    loader = config.get(SPLITS[split])
-    if not loader:
-        raise ConfigError(f"the config has no `{SPLITS[split]}`")
-    with quiet(), building(str(config.filename)):
-        dataset = DATASETS.build(loader["dataset"])
+    with split_dataset(config, split) as dataset:
         for index in range(min(number, len(dataset))):
             packed = dataset[index]
             truth = packed["data_samples"].gt_instances
