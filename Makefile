@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/visionattn data samples --out data/samples
 	$(BIN)/python tools/train.py $(DEMO) --work-dir work_dirs/demo
 	$(BIN)/python tools/test.py work_dirs/demo
-	$(BIN)/python tools/infer.py 'data/samples/images/test/*0.jpg' data/samples/photo.jpg --run work_dirs/demo --out outputs/demo --score-thr 0.2
+	$(BIN)/python tools/infer.py 'data/samples/images/test/*0.jpg' --run work_dirs/demo --out outputs/demo --score-thr 0.2
 	@echo
 	@echo "images with predicted boxes: outputs/demo/*.png      learning curve: work_dirs/demo/curve.png"
 
