@@ -12,7 +12,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn train``."""
-    parser.add_argument("config", metavar="CONFIG", help="config file, such as configs/demo/atss_dinat-pico_fpn_digits.py")
+    parser.add_argument("config", metavar="CONFIG", help="config file")
     parser.add_argument("--work-dir", metavar="DIR", help="output folder (default: work_dirs/<config name>)")
     parser.add_argument(
         "--resume",

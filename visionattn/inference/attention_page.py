@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from visionattn.backbones import load_official
+from visionattn.backbones._download import create_model
 from visionattn.errors import CheckpointError, ConfigError, require
 from visionattn.inference.attention import (
     AttentionCall,
@@ -45,11 +46,11 @@ def load_backbone(name: str, checkpoint: str | None, pretrained: bool, device: s
 
     Raises:
         ConfigError: `name` is unknown.
-        CheckpointError: the checkpoint does not fit the model.
+        CheckpointError: the checkpoint does not fit the model, or pretrained weights cannot be downloaded.
     """
     if not timm.is_model(name.split(".", 1)[0]):
         raise ConfigError(f"`model` {name!r} is not a timm model; timm.list_models() lists the names")
-    model = timm.create_model(name, pretrained=pretrained)
+    model = create_model(name, pretrained)
     if checkpoint is not None:
         from visionattn.engine.compat import checkpoint as checkpoints
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones import LoadReport, load_official
 from visionattn.backbones._conversion import OUT_NORM, backbone_tensors
+from visionattn.backbones._download import create_model
 from visionattn.backbones.davit import is_davit, restore_drop_path
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
@@ -229,7 +230,7 @@ def _create(
     arguments = {"features_only": True, "out_indices": out_indices, **kwargs}
     try:
         if not extra:
-            return timm.create_model(model_name, pretrained=bool(pretrained), **arguments)
+            return _with_download(model_name, bool(pretrained), arguments)
         before = torch.get_rng_state()
         fresh = timm.create_model(model_name, **arguments)
         torch.set_rng_state(before)
@@ -246,12 +247,14 @@ def _create(
         if not pretrained:
             raise
         reason = " ".join(str(error).split())[:300]
-        if pretrained is True:
-            raise CheckpointError(
-                f"backbone {model_name}: the pretrained weights cannot be downloaded ({reason}); "
-                "use pretrained=PATH with a local file, or pretrained=None for random weights"
-            ) from error
         raise CheckpointError(f"{pretrained}: does not match the backbone {model_name} ({reason})") from error
+
+
+def _with_download(model_name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return create_model(model_name, pretrained, **arguments)
+    except CheckpointError as error:
+        raise CheckpointError(f"backbone {error} with pretrained=PATH, or pretrained=None") from error
 
 
 def _check_all_loaded(loaded: nn.Module, fresh: nn.Module, model_name: str, path: str) -> None:

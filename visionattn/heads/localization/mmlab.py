@@ -12,6 +12,7 @@ from mmengine.model import BaseModel, BaseModule
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
+from visionattn.backbones._download import create_model
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
 from visionattn.errors import CheckpointError, ConfigError
@@ -50,7 +51,7 @@ class VisionTransformer(BaseModule):
             )
         options = {"dynamic_img_size": True, "dynamic_img_pad": True, "num_classes": 0, **kwargs}
         try:
-            self.net = timm.create_model(model_name, pretrained=bool(pretrained), **options)
+            self.net = create_model(model_name, bool(pretrained), **options)
         except TypeError as error:
             raise ConfigError(
                 f"backbone: `model_name` must be a timm VisionTransformer, got {model_name!r} ({error})"

@@ -6,7 +6,6 @@ Wu et al., "Spatial-Aware Token for Weakly Supervised Object Localization" (ICCV
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones import LoadReport
 from visionattn.backbones._conversion import Conversion, backbone_tensors
+from visionattn.backbones._download import create_model
 from visionattn.errors import CheckpointError
 from visionattn.heads.localization.batch_mean import batch_mean
 
@@ -234,7 +234,7 @@ def create_sat(model_name: str, num_classes: int, *, pretrained: bool = False, *
     own = {key: kwargs.pop(key) for key in ("aware_blocks", "area", "sync_area") if key in kwargs}
     options = {"dynamic_img_size": True, "dynamic_img_pad": True, "num_classes": 0, **kwargs}
     try:
-        vit = timm.create_model(model_name, pretrained=pretrained, **options)
+        vit = create_model(model_name, pretrained, **options)
     except TypeError as error:
         if "dynamic_img" not in str(error):
             raise
