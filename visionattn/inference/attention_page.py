@@ -108,7 +108,7 @@ def load_run(
 
     loaded = load_model(config, checkpoint, device)
     backbone = getattr(loaded.model, "backbone", None)
-    if not isinstance(backbone, nn.Module) or not isinstance(job_of(type(loaded.model), loaded.cfg), ImageJob):
+    if not isinstance(backbone, nn.Module) or not issubclass(job_of(type(loaded.model), loaded.cfg), ImageJob):
         raise ConfigError(f"{config}: {type(loaded.model).__name__} has no `backbone` that takes images")
     tensor = loaded.image_tensor(image)
     if size is not None:
