@@ -5,7 +5,8 @@ import difflib
 import os
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 
 from visionattn.engine.config.custom_data import resolve_custom_data
-from visionattn.engine.config.options import check_key, close_matches
+from visionattn.engine.config.options import check_key, close_matches, is_known, resembles
+from visionattn.engine.config.schedules import fit_length
+from visionattn.engine.config.variables import read_with, unused_overrides, variables_read
 from visionattn.errors import ConfigError, VisionattnError
 
 __all__ = ["apply_options", "load_config", "parse_options"]
@@ -32,7 +35,9 @@ def load_config(
     Args:
         path: the config file, ``.py`` in mmengine's text form (``_base_`` and plain variables).
         cfg_options: ``{"train_cfg.max_iters": 100}`` or ``["train_cfg.max_iters=100"]``. Each key must exist in the
-            config or be an argument of the class that it configures.
+            config or be an argument of the class that it configures. A key may name a variable of the file from which
+            other keys are computed, such as ``max_iters``; these follow. With another ``train_cfg.max_iters`` or
+            ``max_epochs``, the schedules follow (`visionattn.engine.config.schedules`).
         resolve_data: fill in a ``custom_data`` block; see `visionattn.engine.config.custom_data`.
 
     Returns:
@@ -44,9 +49,24 @@ def load_config(
         DataError: the annotation files of ``custom_data`` are missing or malformed.
     """
     path = Path(path).expanduser()
-    _check_file(path, [])
+    files = _check_file(path, [])
+    config = _read(path, lambda: Config.fromfile(str(path), lazy_import=False))
+    if "model" not in config:
+        raise ConfigError(f"{path}: has no key 'model'; only use it as the _base_ of other configs")
+    _check_overrides(config, files)
+    options = cfg_options if isinstance(cfg_options, Mapping) else parse_options(cfg_options or ())
+    if options:
+        config = _with_options(config, path, files, options)
+    if resolve_data:
+        resolve_custom_data(config, str(path))
+        _check_kept(config, options)
+    return config
+
+
+def _read(path: Path, read: Callable[[], Config]) -> Config:
+    """Call `read`, and raise its errors with the place in the file."""
     try:
-        config = Config.fromfile(str(path), lazy_import=False)
+        return read()
     except VisionattnError:
         raise
     except ImportError as error:
@@ -55,21 +75,13 @@ def load_config(
         raise ConfigError(f"{_place(path, error)}: {_short(error)}") from error
     except Exception as error:  # configs are programs and can raise any error
         raise ConfigError(f"{_place(path, error)}: {type(error).__name__}: {_short(error)}") from error
-    if "model" not in config:
-        raise ConfigError(f"{path}: has no key 'model'; only use it as the _base_ of other configs")
-    if cfg_options:
-        options = cfg_options if isinstance(cfg_options, Mapping) else parse_options(cfg_options)
-        apply_options(config, options)
-    if resolve_data:
-        resolve_custom_data(config, str(path))
-    return config
 
 
 # --- files -----------------------------------------------------------------------------------------------------
 
 
-def _check_file(path: Path, chain: list[Path]) -> None:
-    """Check a config and its bases for errors that mmengine reports unclearly.
+def _check_file(path: Path, chain: list[Path]) -> list[Path]:
+    """Check a config and its bases for errors that mmengine reports unclearly, and return these files, bases last.
 
     Args:
         path: the file.
@@ -87,7 +99,7 @@ def _check_file(path: Path, chain: list[Path]) -> None:
     if path.resolve() in chain:
         raise ConfigError(f"{came_from} includes itself")
     if path.suffix != ".py":
-        return
+        return []
     try:
         text = path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
@@ -96,12 +108,14 @@ def _check_file(path: Path, chain: list[Path]) -> None:
         tree = ast.parse(text, str(path))
     except (SyntaxError, ValueError) as error:
         if "{{$" in text:  # mmengine substitutes environment variables before Python parses the text
-            return
+            return [path]
         line = getattr(error, "lineno", None)
         raise ConfigError(f"{path}{f', line {line}' if line else ''}: {getattr(error, 'msg', error)}") from error
+    files = [path]
     for base in _bases(tree):
         if "::" not in base:
-            _check_file(Path(os.path.normpath(path.parent / base)), [*chain, path.resolve()])
+            files += _check_file(Path(os.path.normpath(path.parent / base)), [*chain, path.resolve()])
+    return files
 
 
 def _bases(tree: ast.Module) -> list[str]:
@@ -140,7 +154,124 @@ def _short(error: BaseException) -> str:
     return " ".join(text.split())[:300]
 
 
+def _check_overrides(config: Config, files: Sequence[Path]) -> None:
+    """Raise `ConfigError` for variables that seem to act and do not.
+
+    These are variables that only a base config reads, and misspelled ones.
+    """
+    path, read = files[0] if files else None, variables_read(files)
+    for number, file in enumerate(files):
+        for name in unused_overrides(file, files[number + 1 :]):
+            if is_known(name) or name not in config:
+                continue
+            value = config[name]
+            wanted = _read(path, lambda value=value, name=name: read_with(path, lambda *_: value, {name}))
+            if _acting(wanted) != _acting(config):
+                raise ConfigError(
+                    f"{file}: `{name}` has no effect, as only the base config reads it, before this file is evaluated; "
+                    f"set the keys that it feeds{_feeds(config, name, config.get(name))}"
+                )
+    for name in config:
+        if not is_known(name) and name not in read and (close := resembles(name, read)):
+            raise ConfigError(f"{files[0]}: `{name}` is not used; did you mean {close}?")
+
+
 # --- options ---------------------------------------------------------------------------------------------------
+
+
+def _with_options(config: Config, path: Path, files: Sequence[Path], options: Mapping[str, Any]) -> Config:
+    """Return the config with the options applied, those of variables by evaluating the files again."""
+    read = variables_read(files)
+    indirect = {k: v for k, v in options.items() if not is_known(k.split(".")[0]) and k.split(".")[0] in read}
+    for key in options:
+        name = key.split(".")[0]
+        if key not in indirect and name in config and not is_known(name):
+            raise ConfigError(f"`cfg_options` {key}: no part of the config reads the variable {name!r}")
+    result = deepcopy(config)
+    if indirect:
+        for key, value in indirect.items():  # each one must act
+            if _acting(_evaluated(path, {key: value})) == _acting(config) and not _is_same(config, key, value):
+                raise ConfigError(
+                    f"`cfg_options` {key}: changes nothing, as the config replaces what is computed from it"
+                    f"{_feeds(config, key, _at(config, key))}"
+                )
+        result = _evaluated(path, indirect)
+    apply_options(result, {k: v for k, v in options.items() if k not in indirect})
+    if not any(key.startswith("param_scheduler") for key in options):
+        given = result.train_cfg.get("val_interval") if result.get("train_cfg") else None
+        fit_length(result, config)
+        if "train_cfg.val_interval" in options:
+            result.train_cfg.val_interval = given
+    return result
+
+
+def _evaluated(path: Path, options: Mapping[str, Any]) -> Config:
+    """Return the config with options applied to its variables where they are assigned."""
+
+    def change(name: str, value: Any) -> Any:
+        box = {name: value}
+        apply_options(box, {key: v for key, v in options.items() if key.split(".")[0] == name})
+        return box[name]
+
+    names = {key.split(".")[0] for key in options}
+    return _read(path, lambda: read_with(path, change, names))
+
+
+def _acting(config: Config) -> dict[str, Any]:
+    """Return the parts of a config that are read, without its variables."""
+    return {key: value for key, value in config.to_dict().items() if is_known(key)}
+
+
+def _at(config: Any, key: str) -> Any:
+    """Return the value at a dotted key, or None."""
+    here = config
+    for part in key.split("."):
+        try:
+            here = here[int(part)] if isinstance(here, (list, tuple)) else here[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return here
+
+
+def _is_same(config: Config, key: str, value: Any) -> bool:
+    old = _at(config, key)
+    return (_value(value, old, key) if isinstance(value, str) else value) == old
+
+
+def _items(node: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(node, Mapping):
+        return node.items()
+    return enumerate(node) if isinstance(node, (list, tuple)) else ()
+
+
+def _feeds(config: Config, key: str, value: Any) -> str:
+    """Return ``; for example ...`` with keys that have the same name and value, as the end of a message."""
+    name = re.sub(r"^(train|val|test)_", "", key.split(".")[-1])
+    found = []
+
+    def walk(node: Any, path: str) -> None:
+        items = (
+            node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+        )
+        for part, inner in items:
+            if part == name and (inner == value or name == key.split(".")[-1] == part):
+                found.append(f"{path}{part}")
+            walk(inner, f"{path}{part}.")
+
+    walk(_acting(config), "")
+    return f", such as {', '.join(found[:3])}" if found else ""
+
+
+def _check_kept(config: Config, options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for options that ``custom_data`` has replaced."""
+    if config.get("custom_data") is None:
+        return
+    for key, value in options.items():
+        if is_known(key.split(".")[0]) and not key.startswith("custom_data") and not _is_same(config, key, value):
+            raise ConfigError(
+                f"`cfg_options` {key}: is set to {_at(config, key)!r} from custom_data; change the keys of custom_data "
+                "(root, classes, train_ann, ...), or set custom_data=None"
+            )
 
 
 def parse_options(items: Sequence[str]) -> dict[str, str]:
@@ -158,15 +289,15 @@ def parse_options(items: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def apply_options(config: Config, options: Mapping[str, Any]) -> None:
-    """Set dotted keys of a config in place. A number in a key is an index into a list.
+def apply_options(config: Config | dict[str, Any], options: Mapping[str, Any]) -> None:
+    """Set dotted keys of a config or dict in place. A number in a key is an index into a list.
 
     Raises:
         ConfigError: a key neither exists nor is an argument of the class, or a value has the wrong type.
     """
     for key, value in options.items():
         parts = key.split(".")
-        here: Any = config._cfg_dict
+        here: Any = config._cfg_dict if isinstance(config, Config) else config
         for depth, part in enumerate(parts[:-1]):
             here = _step(here, part, parts[: depth + 1], key, create=True)
         last = parts[-1]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from visionattn.errors import ConfigError, VisionattnError
 
-__all__ = ["accepted_arguments", "check_key", "close_matches", "find_class"]
+__all__ = ["accepted_arguments", "check_key", "close_matches", "find_class", "is_known", "resembles"]
 
 # Dicts without a ``type`` whose keys the user chooses.
 FREE = {"metainfo", "data_prefix", "filter_cfg", "backend_args", "custom_keys", "mapping", "keymap", "meta"}
@@ -26,12 +26,16 @@ TOP = {
     "custom_imports",
     "efficient_conv_bn_eval",
     "find_unused_parameters",
+    "max_bad_samples",
     "model_wrapper_cfg",
+    "skip_nonfinite",
     "sync_bn",
     "task",
-    "tta_model",
-    "tta_pipeline",
 }
+
+
+# Top-level keys of published configs that only the tools of OpenMMLab read.
+FOREIGN = {"tta_model", "tta_pipeline"}
 
 
 def _parameters(function: Any) -> set[str]:
@@ -42,6 +46,7 @@ def _parameters(function: Any) -> set[str]:
     }
 
 
+RUNNER = _parameters(Runner.__init__)
 LOOPS = _parameters(EpochBasedTrainLoop.__init__) | _parameters(IterBasedTrainLoop.__init__)
 LOADER = _parameters(DataLoader.__init__) | {"dataset", "num_batch_per_epoch", "drop_last"}
 KNOWN: dict[str, set[str]] = {
@@ -66,6 +71,19 @@ KNOWN: dict[str, set[str]] = {
         "train_mask", "val_mask", "test_mask", "train_list", "val_list", "test_list", "mask_suffix", "palette",
     },
 }  # fmt: skip
+
+
+def is_known(name: str) -> bool:
+    """Return True if mmengine or this package reads a top-level key of a config, rather than only the file itself."""
+    return name in TOP or name in RUNNER
+
+
+def resembles(name: str, others: Iterable[str] = ()) -> str | None:
+    """Return the known top-level key, or other name, of which a name probably is a misspelling, or None."""
+    if name in FOREIGN:
+        return None
+    close = difflib.get_close_matches(name, sorted(TOP | RUNNER | set(others)), n=1, cutoff=0.85)
+    return close[0] if close else None
 
 
 def close_matches(word: str, known: Iterable[str]) -> str:
@@ -146,7 +164,7 @@ def check_key(around: Any, path: list[str], key: str) -> None:
     if not isinstance(around, Mapping):
         raise ConfigError(f"`cfg_options` {key}: {parent} is {around!r} and has no key {name!r}")
     if not parent:
-        known = set(around) | TOP | _parameters(Runner.__init__)
+        known = set(around) | TOP | RUNNER
         if name in known:
             return
         raise ConfigError(f"`cfg_options` {key}: the config has no key {name!r}{close_matches(name, known)}")
