@@ -234,3 +234,22 @@ def test_text_is_formatted_once_and_follows_changes(config_file, monkeypatch):
     monkeypatch.undo()
     config.train_cfg.max_iters = 77
     assert "max_iters=77" in config.pretty_text
+
+
+@pytest.mark.parametrize(
+    ("scope", "option"),
+    [("mmdet", "with_mask=True"), ("mmdet", "poly2mask=False"), ("mmseg", "reduce_zero_label=True")],
+)
+def test_arguments_are_those_of_the_class_in_the_default_scope(tmp_path, scope, option):
+    """mmcv, mmdet and mmseg each have a `LoadAnnotations`."""
+    file = tmp_path / "a.py"
+    steps = [{"type": "LoadAnnotations"}, {"type": "LoadAnnotations", "_scope_": scope}]
+    file.write_text(
+        f"default_scope = {scope!r}\nmodel = dict(type='X')\n"
+        f"train_dataloader = dict(dataset=dict(type='X', pipeline={steps}))\n"
+    )
+    for index in (0, 1):
+        load_config(file, [f"train_dataloader.dataset.pipeline.{index}.{option}"])
+        other = "with_nothing=True" if scope == "mmdet" else "with_mask=True"
+        with pytest.raises(ConfigError, match="takes no"):
+            load_config(file, [f"train_dataloader.dataset.pipeline.{index}.{other}"])

@@ -181,7 +181,7 @@ def _check_overrides(config: Config, files: Sequence[Path]) -> None:
 
 def _with_options(config: Config, path: Path, files: Sequence[Path], options: Mapping[str, Any]) -> Config:
     """Return the config with the options applied, those of variables by evaluating the files again."""
-    read = variables_read(files)
+    read, scope = variables_read(files), config.get("default_scope")
     indirect = {k: v for k, v in options.items() if not is_known(k.split(".")[0]) and k.split(".")[0] in read}
     for key in options:
         name = key.split(".")[0]
@@ -190,12 +190,12 @@ def _with_options(config: Config, path: Path, files: Sequence[Path], options: Ma
     result = deepcopy(config)
     if indirect:
         for key, value in indirect.items():  # each one must act
-            if _acting(_evaluated(path, {key: value})) == _acting(config) and not _is_same(config, key, value):
+            if _acting(_evaluated(path, {key: value}, scope)) == _acting(config) and not _is_same(config, key, value):
                 raise ConfigError(
                     f"`cfg_options` {key}: changes nothing, as the config replaces what is computed from it"
                     f"{_feeds(config, key, _at(config, key))}"
                 )
-        result = _evaluated(path, indirect)
+        result = _evaluated(path, indirect, scope)
     apply_options(result, {k: v for k, v in options.items() if k not in indirect})
     if not any(key.startswith("param_scheduler") for key in options):
         given = result.train_cfg.get("val_interval") if result.get("train_cfg") else None
@@ -205,12 +205,12 @@ def _with_options(config: Config, path: Path, files: Sequence[Path], options: Ma
     return result
 
 
-def _evaluated(path: Path, options: Mapping[str, Any]) -> Config:
+def _evaluated(path: Path, options: Mapping[str, Any], scope: str | None) -> Config:
     """Return the config with options applied to its variables where they are assigned."""
 
     def change(name: str, value: Any) -> Any:
         box = {name: value}
-        apply_options(box, {key: v for key, v in options.items() if key.split(".")[0] == name})
+        apply_options(box, {key: v for key, v in options.items() if key.split(".")[0] == name}, scope)
         return box[name]
 
     names = {key.split(".")[0] for key in options}
@@ -289,24 +289,30 @@ def parse_options(items: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def apply_options(config: Config | dict[str, Any], options: Mapping[str, Any]) -> None:
+def apply_options(config: Config | dict[str, Any], options: Mapping[str, Any], scope: str | None = None) -> None:
     """Set dotted keys of a config or dict in place. A number in a key is an index into a list.
+
+    Args:
+        config: the config.
+        options: values by dotted key.
+        scope: package in which types without a prefix are searched first; by default ``default_scope`` of the config.
 
     Raises:
         ConfigError: a key neither exists nor is an argument of the class, or a value has the wrong type.
     """
+    scope = scope or config.get("default_scope")
     for key, value in options.items():
         parts = key.split(".")
         here: Any = config._cfg_dict if isinstance(config, Config) else config
         for depth, part in enumerate(parts[:-1]):
-            here = _step(here, part, parts[: depth + 1], key, create=True)
+            here = _step(here, part, parts[: depth + 1], key, scope, create=True)
         last = parts[-1]
         if isinstance(here, (list, tuple)):
-            old = _step(here, last, parts, key)
+            old = _step(here, last, parts, key, scope)
         else:
             known = isinstance(here, Mapping) and last in here
             if not known:
-                check_key(here, parts, key)
+                check_key(here, parts, key, scope)
             old = here.get(last)
         new = _value(value, old, key) if isinstance(value, str) else value
         if isinstance(here, tuple):
@@ -316,7 +322,7 @@ def apply_options(config: Config | dict[str, Any], options: Mapping[str, Any]) -
         here[int(last) if isinstance(here, list) else last] = new
 
 
-def _step(here: Any, part: str, path: list[str], key: str, create: bool = False) -> Any:
+def _step(here: Any, part: str, path: list[str], key: str, scope: str | None, create: bool = False) -> Any:
     where = ".".join(path[:-1]) or "the config"
     if isinstance(here, (list, tuple)):
         if not part.isdigit() or int(part) >= len(here):
@@ -328,7 +334,7 @@ def _step(here: Any, part: str, path: list[str], key: str, create: bool = False)
         if not create:
             raise ConfigError(f"`cfg_options` {key}: {where} has no key {part!r}{close_matches(part, here)}")
         if part not in here:
-            check_key(here, path, key)
+            check_key(here, path, key, scope)
         here[part] = {}
     return here[part]
 

@@ -196,7 +196,7 @@ def _dataset_info(dataset: Any, scope: str) -> dict[str, Any]:
     if not isinstance(dataset, Mapping):
         return {}
     kind = dataset.get("type")
-    own = getattr(find_class(f"{scope}.{kind}") or find_class(kind), "METAINFO", {}) or {}
+    own = getattr(find_class(kind, scope), "METAINFO", {}) or {}
     info = {**own, **(dataset.get("metainfo") or {})}
     classes = info.get("classes") or ()
     info["classes"] = [classes] if isinstance(classes, str) else [str(c) for c in classes]

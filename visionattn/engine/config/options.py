@@ -97,26 +97,31 @@ def close_matches(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
-def find_class(name: Any) -> Any:
+def find_class(name: Any, scope: str | None = None) -> Any:
     """Return the class or function that a ``type`` names, from any registry of mmengine, or None.
+
+    Args:
+        name: the name, or the class itself.
+        scope: ``default_scope`` of the config, whose package is searched first.
 
     Raises:
         VisionattnError: a module that registers types cannot be imported.
     """
     if not isinstance(name, str):
         return name if callable(name) else None
-    scopes = [""] if "." in name else ["", "mmdet.", "mmseg."]
-    for registry in vars(root).values():
-        if isinstance(registry, Registry):
-            for scope in scopes:
-                try:
-                    found = registry.get(scope + name)
-                except VisionattnError:  # a module of a job cannot be imported
-                    raise
-                except Exception:  # registries raise various errors for unknown names
-                    found = None
-                if found is not None:
-                    return found
+    own = [f"{scope}."] if scope else []
+    for prefix in [""] if "." in name else [*own, "", "mmdet.", "mmseg."]:
+        for registry in vars(root).values():
+            if not isinstance(registry, Registry):
+                continue
+            try:
+                found = registry.get(prefix + name)
+            except VisionattnError:  # a module of a job cannot be imported
+                raise
+            except Exception:  # registries raise various errors for unknown names
+                found = None
+            if found is not None:
+                return found
     return None
 
 
@@ -149,13 +154,14 @@ def accepted_arguments(cls: Any) -> set[str] | None:
     return names
 
 
-def check_key(around: Any, path: list[str], key: str) -> None:
+def check_key(around: Any, path: list[str], key: str, scope: str | None = None) -> None:
     """Check a key that is to be added to a part of a config.
 
     Args:
         around: the part.
         path: dotted path of the key, as a list, up to the name that is to be added to ``around``.
         key: the complete option key, for error messages.
+        scope: ``default_scope`` of the config; a ``_scope_`` in ``around`` takes precedence.
 
     Raises:
         ConfigError: ``around`` is not a dict, or the class that it configures takes no argument of this name.
@@ -175,7 +181,7 @@ def check_key(around: Any, path: list[str], key: str) -> None:
         raise ConfigError(f"`cfg_options` {key}: {parent} has no key {name!r}{close_matches(name, known)}")
     if path[-2] in FREE or not around:
         return
-    if "type" in around and (cls := find_class(around["type"])) is not None:
+    if "type" in around and (cls := find_class(around["type"], around.get("_scope_", scope))) is not None:
         accepted = accepted_arguments(cls)
         if accepted is None or name in accepted:
             return

@@ -27,6 +27,7 @@ from visionattn.engine.train.hooks import CheckpointHook, StopHook
 from visionattn.engine.train.loops import EpochLoop, IterLoop
 from visionattn.engine.train.progress import ProgressHook, RecordHook
 from visionattn.engine.train.randomness import with_named_errors
+from visionattn.engine.train.resuming import restore
 from visionattn.errors import CheckpointError
 
 __all__ = ["Runner"]
@@ -255,27 +256,20 @@ class Runner(StockRunner):
             names = set(hub["log_scalars"]) | set(kept)
             flags = {k: v for k, v in hub["resumed_keys"].items() if k in names}
             self.message_hub.load_state_dict({**hub, "runtime_info": kept, "resumed_keys": flags})
+        schedulers = checkpoint.get("param_schedulers") if resume_param_scheduler else None
         try:
             if resume_optimizer:
                 self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
-                self.optim_wrapper.load_state_dict(checkpoint["optimizer"])
+                restored = restore(self, checkpoint["optimizer"], schedulers)
                 self._restore_gradients(checkpoint.get("gradients") or {})
-            if resume_param_scheduler and self.param_schedulers is not None and "param_schedulers" in checkpoint:
-                self._resume_schedulers(checkpoint["param_schedulers"])
+                if restored.changes:
+                    self.note(f"the config has changed since: {', '.join(restored.changes)}")
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{filename}: the optimizer state does not match the config ({error}); resume with the config of the "
                 "run, or set load_from to this file in the config to start a new run"
             ) from error
         self.logger.info(f"resumed {filename} at epoch {self.epoch}, iteration {self.iter}")
-
-    def _resume_schedulers(self, saved: Any) -> None:
-        self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
-        groups = self.param_schedulers if isinstance(self.param_schedulers, dict) else {"": self.param_schedulers}
-        for name, schedulers in groups.items():
-            states = saved[name] if name else saved
-            for scheduler, state in zip(schedulers, states, strict=True):
-                scheduler.load_state_dict(state)
 
     def _restore_gradients(self, gradients: dict[str, torch.Tensor]) -> None:
         parameters = dict(self.bare_model.named_parameters())
@@ -359,9 +353,13 @@ class Runner(StockRunner):
 
     @master_only
     def dump_config(self) -> None:
-        """Write the resolved config to the work dir."""
+        """Write the resolved config to the work dir, without ``resume``, so that it can be used for a new run."""
         name = Path(self.cfg.filename).name if self.cfg.filename else "config.py"
-        checkpoints.write_text(Path(self.work_dir) / Path(name).with_suffix(".py"), self.cfg.pretty_text)
+        config = self.cfg
+        if config.get("resume"):
+            config = deepcopy(config)
+            config.resume, config.load_from = False, None
+        checkpoints.write_text(Path(self.work_dir) / Path(name).with_suffix(".py"), config.pretty_text)
 
 
 def _numbers(scheduler: Any) -> dict[str, Any]:

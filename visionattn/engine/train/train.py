@@ -80,7 +80,8 @@ def train(
         config: as returned by `visionattn.engine.config.load.load_config`.
         work_dir: folder for checkpoints and logs; by default ``work_dirs/<config name>``.
         resume: True resumes from the newest readable checkpoint in the work dir, or starts a new run if there is none;
-            a path resumes from that checkpoint.
+            a path resumes from that checkpoint. By default, ``resume`` and ``load_from`` of the config decide. If
+            learning rates or schedules of the config have changed since, they are followed, and the changes printed.
         amp: mixed precision: float16 with loss scaling on CUDA, bfloat16 on CPUs.
         seed: seed of all random numbers; by default ``randomness.seed`` of the config, or 0. A resumed run keeps its
             seed.
@@ -110,6 +111,8 @@ def train(
         check_config(config, name=name)
     folder = Path(work_dir or config.get("work_dir") or Path("work_dirs") / Path(name).stem)
     config.work_dir = str(folder)
+    if resume is False and config.get("resume"):  # as in mmengine
+        resume = config.get("load_from") or True
     source = _resume_source(folder, resume, console)
     config.resume = source is not None
     if source is not None:
