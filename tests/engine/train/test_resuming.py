@@ -35,12 +35,11 @@ def make(schedules, lr=0.1, iterations=0, epochs=0, **options):
     def build(configs):
         return [PARAM_SCHEDULERS.build(dict(c), default_args={"optimizer": wrapper}) for c in configs]
 
-    loop = SimpleNamespace(_iter=iterations, _epoch=epochs)
     return SimpleNamespace(
         optim_wrapper=wrapper,
         param_schedulers=schedules,
         build_param_scheduler=build,
-        train_loop=loop,
+        train_loop=Epochs(iterations, epochs) if epochs else SimpleNamespace(_iter=iterations),
         parameter=parameter,
     )
 
@@ -94,6 +93,7 @@ def test_longer_schedule_and_other_rate():
     assert advance(new, 31) == pytest.approx(rates[9:], rel=1e-12)
 
 
+@pytest.mark.filterwarnings("error:Detected call")
 def test_only_the_rate():
     _, rates = run([WARMUP, COSINE], 20, lr=0.4)
     half, _ = run([WARMUP, COSINE], 2)

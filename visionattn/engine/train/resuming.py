@@ -1,5 +1,6 @@
 """Resume the optimizer and the schedules of a run, following the config where it has changed."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,37 +51,34 @@ def restore(runner: Any, optimizer: Any, schedulers: Any) -> Restored:
         ValueError, KeyError: the saved state does not match the optimizer.
     """
     wrappers = _wrappers(runner.optim_wrapper)
+    if runner.param_schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     planned = {name: [_options(group) for group in w.param_groups] for name, w in wrappers.items()}
     runner.optim_wrapper.load_state_dict(optimizer)
     saved = {name: [_options(group) for group in w.param_groups] for name, w in wrappers.items()}
-    found = Restored()
-    for name, wrapper in wrappers.items():
-        for group, plan, old in zip(wrapper.param_groups, planned[name], saved[name], strict=True):
+    found, follows = Restored(), False
+    for name in wrappers:
+        for plan, old in zip(planned[name], saved[name], strict=True):
             _note_options(found, plan, old)
-            group.update({key: value for key, value in plan.items() if key not in _RATES})
-            group["initial_lr"] = group["lr"] = plan["lr"]
-    if runner.param_schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
-    built = _by_name(runner.param_schedulers)
-    states = _by_name(schedulers)
-    follows = any(
-        plan["lr"] != old.get("initial_lr", old["lr"])
-        for name in wrappers
-        for plan, old in zip(planned[name], saved[name], strict=True)
-    )
+            follows |= _base_rate(plan) != _base_rate(old)
+    built, states = _by_name(runner.param_schedulers), _by_name(schedulers)
     for name in built.keys() | states.keys():
         follows |= _note_schedules(found, built.get(name, ()), states.get(name, ()))
+    for name, wrapper in wrappers.items():
+        for group, plan, old in zip(wrapper.param_groups, planned[name], saved[name], strict=True):
+            group.update({**plan, **({} if follows else {key: old[key] for key in _RATES if key in old})})
     if follows:
         _advance(runner, built)
     else:
-        for name, wrapper in wrappers.items():
-            for group, old in zip(wrapper.param_groups, saved[name], strict=True):
-                group.pop("initial_lr")
-                group.update({key: old[key] for key in _RATES if key in old})
         for name, group in built.items():
             for scheduler, state in zip(group, states[name], strict=True):
                 scheduler.load_state_dict(state)
     return found
+
+
+def _base_rate(group: Mapping[str, Any]) -> float:
+    """Learning rate of a parameter group before its schedules."""
+    return group.get("initial_lr", group["lr"])
 
 
 def _wrappers(wrapper: Any) -> dict[str, OptimWrapper]:
@@ -99,9 +97,10 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _note_options(found: Restored, plan: Mapping[str, Any], old: Mapping[str, Any]) -> None:
     for key, value in plan.items():
-        before = old.get("initial_lr", old.get("lr")) if key == "lr" else old.get(key, value)
-        if key != "initial_lr" and before != value:
-            found.add(key, before, value)
+        if key not in _RATES and old.get(key, value) != value:
+            found.add(key, old[key], value)
+    if _base_rate(plan) != _base_rate(old):
+        found.add("lr", _base_rate(old), _base_rate(plan))
 
 
 def _note_schedules(found: Restored, built: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> bool:
@@ -136,17 +135,11 @@ def _advance(runner: Any, built: Mapping[str, Sequence[Any]]) -> None:
     loop, iterations = runner.train_loop, runner.train_loop._iter
     # a loop over iterations ends its only epoch with the run
     epochs, per_epoch = (loop._epoch, len(loop.dataloader)) if isinstance(loop, EpochLoop) else (0, 0)
-    done = 0
-    for epoch in range(epochs + 1):
-        last = (epoch + 1) * per_epoch if epoch < epochs else iterations
-        for _ in range(done, last):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `scheduler.step")  # without steps of the optimizer
+        for number in range(1, iterations + 1):
             for scheduler in schedulers:
-                if not scheduler.by_epoch:
-                    scheduler.step()
-        done = max(done, last)
-        if epoch < epochs:
-            for scheduler in schedulers:
-                if scheduler.by_epoch:
+                if not scheduler.by_epoch or (number <= epochs * per_epoch and number % per_epoch == 0):
                     scheduler.step()
 
 
