@@ -90,17 +90,24 @@ def _more(count: int, what: str) -> str:
     return f" (and {count} more {what})" if count > 0 else ""
 
 
-def check_masks(pairs: Iterable[tuple[Path, Path]], classes: Sequence[str]) -> np.ndarray:
+def check_masks(
+    pairs: Iterable[tuple[Path, Path]], classes: Sequence[str], reduce_zero_label: bool = False
+) -> np.ndarray:
     """Read all masks and check their sizes against their images and their values against the classes.
 
+    Args:
+        pairs: image and mask files.
+        classes: class names.
+        reduce_zero_label: the value 0 is ignored and the classes are numbered from 1, as the option of mmseg.
+
     Returns:
-        int64 ``[256]``: the number of pixels with each value over all masks.
+        int64 ``[256]``: the number of pixels of each class over all masks, and of ignored ones at 255.
 
     Raises:
         DataError: a mask is invalid; the message names the first and has the number of others.
     """
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda pair: _read(*pair, len(classes)), pairs))
+        found = list(pool.map(lambda pair: _read(*pair, len(classes), int(reduce_zero_label)), pairs))
     problems = [item for item in found if isinstance(item, str)]
     if problems:
         raise DataError(f"{problems[0]}{_more(len(problems) - 1, 'masks')}")
@@ -112,8 +119,8 @@ def check_masks(pairs: Iterable[tuple[Path, Path]], classes: Sequence[str]) -> n
     return counts
 
 
-def _read(image: Path, mask: Path, classes: int) -> np.ndarray | str:
-    """Number of pixels with each value in a mask, or a message if it is invalid."""
+def _read(image: Path, mask: Path, classes: int, first: int) -> np.ndarray | str:
+    """Number of pixels of each class in a mask, whose values start at ``first``, or a message if it is invalid."""
     try:
         with open_image(mask) as opened:
             mode = opened.mode
@@ -134,13 +141,16 @@ def _read(image: Path, mask: Path, classes: int) -> np.ndarray | str:
             f"{mask}: is {values.shape[1]} x {values.shape[0]} pixels, but its image {image.name} "
             f"is {size[0]} x {size[1]}"
         )
-    strange = values[(values != IGNORED) & ((values >= classes) | (values < 0))]
+    values = values.astype(np.int64)
+    strange = values[(values != IGNORED) & ((values >= classes + first) | (values < 0))]
     if strange.size:
         value = int(strange.min())
         count = int((strange == value).sum())
-        allowed = "0" if classes == 1 else f"0 to {classes - 1}"
+        allowed = f"{first}" if classes == 1 else f"{first} to {classes - 1 + first}"
+        ignored = f"0 and {IGNORED} are ignored" if first else f"{IGNORED} is ignored"
         return (
             f"{mask}: contains the value {value} ({count} pixels), but the {classes} classes are {allowed}, "
-            f"and {IGNORED} is ignored"
+            f"and {ignored}"
         )
-    return np.bincount(values.ravel().astype(np.uint8), minlength=256)
+    labels = np.where(values < first, IGNORED, values - first * (values != IGNORED))
+    return np.bincount(labels.ravel(), minlength=256)

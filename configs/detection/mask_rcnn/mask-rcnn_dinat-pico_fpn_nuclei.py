@@ -8,7 +8,7 @@ custom_data = dict(
     train_img="images/train",
     val_img="images/val",
 )
-max_iters = 2000
+max_iters = 4000
 train_cfg = dict(max_iters=max_iters, val_interval=1000)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),

@@ -30,6 +30,8 @@ def install() -> None:
     - ``sys.modules``: adds ``panopticapi``, ``panopticapi.utils`` and ``panopticapi.evaluation`` if that package is
       not installed, and sets the names that already imported modules of mmdet would have taken from it
       (`visionattn.engine.compat.panopticapi`).
+    - ``mmdet.datasets.api_wrappers.COCO.get_cat_ids``: returns ids in the order of the requested names, so that labels
+      follow the classes in ``metainfo`` (`visionattn.engine.compat.category_order`).
     - ``mmengine.Config.pretty_text``: caches the text of the last config, which takes seconds to format.
     - ``warnings.filters``: ignores the deprecation warnings listed in `IGNORED_WARNINGS`.
     - ``os.environ``: sets ``NO_ALBUMENTATIONS_UPDATE=1`` unless it has a value, so that importing albumentations does
@@ -38,7 +40,7 @@ def install() -> None:
     Raises:
         MissingDependencyError: OpenMMLab is not installed.
     """
-    from visionattn.engine.compat import checkpoint, config_text, panopticapi
+    from visionattn.engine.compat import category_order, checkpoint, config_text, panopticapi
 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     for pattern in IGNORED_WARNINGS:
@@ -46,3 +48,4 @@ def install() -> None:
     checkpoint.install()
     panopticapi.install()
     config_text.install()
+    category_order.install()

@@ -14,7 +14,8 @@ from mmengine.registry import Registry
 
 from visionattn.data.augment import find_problems as pipeline_problems
 from visionattn.engine.config.build import registered_names
-from visionattn.engine.config.custom_data import SPLITS
+from visionattn.engine.config.class_names import dataset_classes
+from visionattn.engine.config.custom_data import SPLITS, coco_datasets
 from visionattn.engine.config.model_checks import model_problems
 from visionattn.engine.config.options import KNOWN, accepted_arguments, close_matches, find_class
 from visionattn.errors import ConfigProblemsError, VisionattnError
@@ -108,7 +109,22 @@ def find_problems(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
     if not splits and config.get("test_dataloader"):  # inference uses its pipeline but not its data
         problems += _walk(config["test_dataloader"], "test_dataloader", (root.DATASETS,), scope)
     problems += model_problems(config, loaders, scope)
+    problems += _other_classes(loaders, scope)
     return list(dict.fromkeys(problems))
+
+
+def _other_classes(loaders: Mapping[str, Any], scope: str) -> Iterator[str]:
+    """Yield the dataloaders whose classes differ from those of the training data: predictions have the labels of it."""
+    found = {}
+    for key, loader in loaders.items():
+        dataset = next(coco_datasets(loader.get("dataset"), any_file=True), None)
+        if dataset is not None and (classes := dataset_classes(dataset, scope)):
+            found[key] = classes
+    trained = found.pop(SPLITS["train"], None)
+    for key, classes in found.items():
+        if trained is not None and classes != trained:
+            how = "lists its classes in another order" if sorted(classes) == sorted(trained) else "has other classes"
+            yield f"{key}.dataset {how} than {SPLITS['train']}: {classes[:6]} and {trained[:6]}"
 
 
 _LoaderCheck = Callable[[Mapping[str, Any], str], Iterator[str]]

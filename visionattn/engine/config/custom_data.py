@@ -17,7 +17,8 @@ train_img, val_img, test_img:
     image folders. None, the default, searches the folder of the annotation file, ``root``, and ``images``,
     ``train``, ``images/train``, ``train2017``, ... in it.
 classes:
-    ``"auto"``, the default, for the categories of the training file in their order; or a list of names.
+    ``"auto"``, the default, for the categories of the training file in their order; a list of names, or a JSON file
+    with one. Categories that are not in the list are not used.
 
 Semantic segmentation accepts images with index masks: PNG files with the class index of each pixel, starting at 0,
 and 255 for ignored pixels. The block has a key ``train_mask``:
@@ -135,6 +136,9 @@ def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
     for key in ("train_ann", "val_ann"):
         if not block.get(key):
             raise ConfigError(f"{name}: custom_data.{key} is not set; set it to a COCO JSON file")
+    if isinstance(block.get("classes"), str) and block["classes"] != "auto":
+        given = under(root, block["classes"])
+        block["classes"] = read_classes(block, root)[0] if given.suffix == ".json" else [block["classes"]]
     if not isinstance(block.get("classes"), (list, tuple)):
         if not root.is_dir():
             raise DataError(f"custom_data.root must be an existing folder, got {str(root)!r}")

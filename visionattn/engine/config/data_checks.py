@@ -8,14 +8,17 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.registry import DATASETS, DefaultScope
 
 from visionattn.data.coco import check_coco
 from visionattn.data.mask_folders import check_masks, pair_masks, read_names
 from visionattn.data.panoptic_check import check_panoptic
+from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.class_names import base_names, dataset_classes
 from visionattn.engine.config.custom_data import SPLITS, coco_datasets, load_coco
-from visionattn.engine.config.options import find_class
+from visionattn.engine.config.options import close_matches, find_class
 from visionattn.errors import DataError
-from visionattn.io.console import track
+from visionattn.io.console import count_of, track
 from visionattn.io.images import image_size
 
 __all__ = ["check_data", "check_images", "dataset_paths"]
@@ -24,11 +27,11 @@ __all__ = ["check_data", "check_images", "dataset_paths"]
 def check_data(
     config: Config, splits: tuple[str, ...] = ("train", "val"), bad: dict[str, str] | None = None
 ) -> list[str]:
-    """Check the COCO datasets (instance and panoptic) and the mask folders of a config, and that the classes match.
+    """Check the datasets of a config before a run, and that their classes match.
 
-    mmdet silently drops boxes of categories that are not among the classes and numbers the labels in the order of the
-    file; both would train a model on wrong labels. mmseg fails during training at a mask value that is not a class, or
-    uses it as another class.
+    Checked are COCO files (instances and panoptic), mask folders, and datasets of this package with a method ``check``.
+    It is an error if a run would be meaningless: unknown classes, no objects to train on or compare with, missing
+    masks, sizes that do not match. mmdet would drop or exchange such labels silently, and mmseg fail during training.
 
     Args:
         config: the config.
@@ -37,51 +40,121 @@ def check_data(
             images are errors.
 
     Returns:
-        One line per split with the number of images, and the number of boxes or segments or the classes in the masks.
+        One line per split with the number of images and objects, and what will not be used.
 
     Raises:
         DataError: from `visionattn.data.coco.check_coco`, `visionattn.data.panoptic_check.check_panoptic`,
             `visionattn.data.mask_folders.pair_masks` or `check_masks`; or classes and categories differ.
     """
-    lines, seen = [], set()
+    lines, seen, scope = [], set(), config.get("default_scope")
+    categories: list[str] = []  # of the training file
     for split in splits:
         loader = config.get(SPLITS[split])
-        if not loader:
-            continue
-        for dataset in coco_datasets(loader["dataset"], any_file=True):
-            if str(dataset.get("type")).endswith("MaskFolderDataset"):
-                key = tuple(str(dataset.get(k)) for k in ("ann_file", "data_root", "data_prefix"))
-                if key not in seen:
-                    seen.add(key)
-                    lines.append(f"{split}: {_check_mask_folder(dataset)}")
-            bases = _bases(dataset)
-            panoptic = "CocoPanopticDataset" in bases
-            if "CocoDataset" not in bases or "LVISV05Dataset" in bases:  # LVIS stores image names differently
+        for dataset in coco_datasets(loader["dataset"], any_file=True) if loader else ():
+            key = tuple(str(dataset.get(k)) for k in ("type", "ann_file", "data_root", "data_prefix", "layout"))
+            bases = base_names(dataset, scope)
+            if key in seen or "LVISV05Dataset" in bases:  # LVIS stores image names differently
                 continue
-            ann, images = dataset_paths(dataset)
-            if (ann, images) in seen:
-                continue
-            seen.add((ann, images))
-            if panoptic:
-                lines.append(f"{split}: {_check_panoptic(dataset, ann, images)}")
-                continue
-            check_coco(ann, images)
-            content = load_coco(ann)
-            _check_classes(ann, [str(c["name"]) for c in content["categories"]], _classes(dataset))
-            check_images(images, content["images"], bad if split == "train" else None)
-            lines.append(f"{split}: {len(content['images'])} images, {len(content.get('annotations', []))} objects")
+            seen.add(key)
+            if "MaskFolderDataset" in bases:
+                lines.append(f"{split}: {_check_mask_folder(dataset, scope)}")
+            elif "CocoPanopticDataset" in bases:
+                lines.append(f"{split}: {_check_panoptic(dataset, scope)}")
+            elif "CocoDataset" in bases:
+                content = load_coco(dataset_paths(dataset)[0])
+                asked = _asked(split, content, dataset, categories, scope)
+                masks = _needs_masks(dataset, config, split)
+                lines.append(f"{split}: {_check_instances(dataset, content, split, scope, asked, masks, bad)}")
+            elif hasattr(find_class(dataset.get("type"), scope), "check"):
+                lines.append(f"{split}: {_check_own(dataset, scope)}")
     return lines
 
 
-def _bases(dataset: Mapping[str, Any]) -> set[str]:
-    """Return the names of a dataset's class and its base classes; Cityscapes and ADE20K instances derive from COCO."""
-    return {base.__name__ for base in getattr(find_class(dataset.get("type")), "__mro__", ())}
+def _asked(
+    split: str, content: Mapping[str, Any], dataset: Mapping[str, Any], categories: list[str], scope: str | None
+) -> bool:
+    """Return True if a config may leave out categories of a file.
+
+    It must name its classes, and for validation data the training file must have these categories as well, so that a
+    category that only the validation file has is an error. ``categories`` receives those of the training file.
+    """
+    names = [str(c["name"]) for c in content["categories"]]
+    if split == "train":
+        categories += names
+    named = bool((dataset.get("metainfo") or {}).get("classes"))
+    extra = set(names) - set(dataset_classes(dataset, scope))
+    return named and (not categories or extra <= set(categories))
 
 
-def _check_panoptic(dataset: Mapping[str, Any], ann: Path, images: Path) -> str:
+def _needs_masks(dataset: Mapping[str, Any], config: Config, split: str) -> bool:
+    """Return True if the pipeline of a dataset loads masks, or the metric of its split compares them."""
+    evaluators = config.get(f"{split}_evaluator") or []
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        if isinstance(evaluator, Mapping) and "segm" in str(evaluator.get("metric")):
+            return True
+    steps = dataset.get("pipeline")
+    return any(isinstance(step, Mapping) and step.get("with_mask") for step in steps or ())
+
+
+def _check_own(dataset: Mapping[str, Any], scope: str | None) -> str:
+    """Call the method ``check`` of a dataset class of this package, which returns one line about the dataset."""
+    with quiet(), building("dataset"), DefaultScope.overwrite_default_scope(scope or "mmengine"):
+        return DATASETS.build({**dataset, "pipeline": [], "lazy_init": False}).check()
+
+
+def _check_instances(
+    dataset: Mapping[str, Any],
+    content: Mapping[str, Any],
+    split: str,
+    scope: str | None,
+    asked: bool,
+    masks: bool,
+    bad: dict[str, str] | None,
+) -> str:
+    ann, images = dataset_paths(dataset)
+    check_coco(ann, images)
+    names = {c["id"]: str(c["name"]) for c in content["categories"]}
+    classes = dataset_classes(dataset, scope)
+    _check_classes(ann, list(names.values()), classes, asked)
+    check_images(images, content["images"], bad if split == "train" else None)
+    objects = content.get("annotations", [])
+    known = [a for a in objects if names[a["category_id"]] in classes]
+    used = [a for a in known if not a.get("iscrowd")]
+    purpose = "to train on" if split == "train" else "to compare with"
+    if not used:
+        reason = (
+            f"all {count_of(len(known), 'object')} are crowds (iscrowd=1)"
+            if known
+            else f"none of its objects is of the classes {classes[:6]}"
+        )
+        raise DataError(f"{ann}: has no object {purpose}: {reason}")
+    bare = [a for a in used if masks and not a.get("segmentation")]
+    if bare:
+        raise DataError(
+            f"{ann}: the annotation {bare[0]['id']} has no segmentation, but masks are needed{_more(len(bare) - 1)}; "
+            "add the masks, or use a config for boxes"
+        )
+    notes = []
+    if len(known) < len(objects):
+        left = sorted({names[a["category_id"]] for a in objects} - set(classes))
+        notes.append(f"{len(objects) - len(known)} of {', '.join(left[:6])} not used")
+    if crowds := len(known) - len(used):
+        notes.append(f"{crowds} of them crowds, which are ignored")
+    if absent := [name for name in classes if name not in {names[a["category_id"]] for a in used}]:
+        notes.append(f"none of {', '.join(absent[:6])}{', ...' if len(absent) > 6 else ''}")
+    line = f"{count_of(len(content['images']), 'image')}, {count_of(len(objects), 'object')}"
+    return "; ".join([line, *notes])
+
+
+def _more(count: int) -> str:
+    return f" (and {count} more)" if count else ""
+
+
+def _check_panoptic(dataset: Mapping[str, Any], scope: str | None) -> str:
+    ann, images = dataset_paths(dataset)
     maps = Path(str(dataset.get("data_root") or "")) / str((dataset.get("data_prefix") or {}).get("seg") or "")
     summary = check_panoptic(ann, images, maps)
-    _check_classes(ann, [*summary.things, *summary.stuff], _classes(dataset))
+    _check_classes(ann, [*summary.things, *summary.stuff], dataset_classes(dataset, scope), False)
     check_images(images, load_coco(ann)["images"])
     return str(summary)
 
@@ -93,41 +166,31 @@ def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
     return root / str(dataset.get("ann_file", "")), root / str(prefix or "")
 
 
-def _check_mask_folder(dataset: Mapping[str, Any]) -> str:
+def _check_mask_folder(dataset: Mapping[str, Any], scope: str | None) -> str:
     root, prefix = Path(str(dataset.get("data_root") or "")), dataset.get("data_prefix") or {}
     names = read_names(root / dataset["ann_file"]) if dataset.get("ann_file") else None
     folders = root / str(prefix.get("img_path", "")), root / str(prefix.get("seg_map_path", ""))
-    classes = _classes(dataset)
+    classes = dataset_classes(dataset, scope)
     pairs = pair_masks(*folders, names, dataset.get("seg_map_suffix", ".png"))
-    counts = check_masks(pairs, classes)[: len(classes)]
+    counts = check_masks(pairs, classes, bool(dataset.get("reduce_zero_label")))[: len(classes)]
     absent = [name for name, count in zip(classes, counts, strict=True) if not count]
     listed = ", ".join(absent[:6]) + (", ..." if len(absent) > 6 else "")
     shown = f"{len(classes) - len(absent)} of {len(classes)} classes in their masks"
-    return f"{len(pairs)} images, {shown}{f'; none of {listed}' if absent else ''}"
+    return f"{count_of(len(pairs), 'image')}, {shown}{f'; none of {listed}' if absent else ''}"
 
 
-def _classes(dataset: Mapping[str, Any]) -> list[str]:
-    classes = (dataset.get("metainfo") or {}).get("classes")
-    if classes is None:
-        classes = getattr(find_class(dataset["type"]), "METAINFO", {}).get("classes", ())
-    return [classes] if isinstance(classes, str) else [str(c) for c in classes]
-
-
-def _check_classes(ann: Path, categories: list[str], classes: list[str]) -> None:
-    if categories == classes:
-        return
-    absent = [c for c in categories if c not in classes]
+def _check_classes(ann: Path, categories: list[str], classes: list[str], asked: bool) -> None:
+    """Raise `DataError` for classes without a category and, unless ``asked``, for categories without a class."""
     unknown = [c for c in classes if c not in categories]
-    remedy = "set metainfo=dict(classes=...) of the dataset to the categories in the order of the file"
-    if absent:
+    extra = [c for c in categories if c not in classes]
+    if extra and (unknown or not asked):
         raise DataError(
-            f"{ann}: the category {absent[0]!r} is not among the classes of the config {classes[:6]}; {remedy}"
+            f"{ann}: the category {extra[0]!r} is not among the classes of the config {classes[:6]}"
+            f"{close_matches(extra[0], unknown) if unknown else ''}; to leave a category out, name the other classes "
+            "in metainfo=dict(classes=...) of the datasets, or in custom_data.classes"
         )
     if unknown:
-        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is a class of the config; {remedy}")
-    raise DataError(
-        f"{ann}: the categories {categories[:6]} are in another order than the classes of the config; {remedy}"
-    )
+        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is a class of the config")
 
 
 def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> None:
@@ -160,8 +223,15 @@ def _image_problem(folder: Path, record: Mapping[str, Any]) -> str | None:
         width, height, turned = image_size(path)
     except DataError as error:
         return str(error)
-    sizes = {(width, height), (height, width)} if turned else {(width, height)}
-    if (record.get("width"), record.get("height")) not in sizes:
+    stored, given = (width, height), (record.get("width"), record.get("height"))
+    if turned:
+        width, height = height, width
+        if given == stored and given != (width, height):
+            return (
+                f"{path}: its EXIF orientation turns it to {width} x {height} pixels, but its annotation is for "
+                f"{stored[0]} x {stored[1]}, the pixels as stored; rotate the pixels, or remove the orientation"
+            )
+    if given != (width, height):
         return (
             f"{path}: is {width} x {height} pixels, but its annotation says "
             f"{record.get('width')} x {record.get('height')}"

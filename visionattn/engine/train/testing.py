@@ -23,6 +23,7 @@ from visionattn.engine.compat import install
 from visionattn.engine.compat.checkpoint import write_text
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.checks import check_config
+from visionattn.engine.config.class_names import checkpoint_classes, follow_checkpoint
 from visionattn.engine.config.data_checks import check_data
 from visionattn.engine.train.curve import short_names
 from visionattn.engine.train.progress import to_log
@@ -35,7 +36,7 @@ __all__ = ["TestResult", "machine", "test"]
 
 TRAINING_KEYS = (
     "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr",
-    "val_dataloader", "val_cfg", "val_evaluator", "custom_hooks", "load_from",
+    "val_dataloader", "val_cfg", "val_evaluator", "load_from",
 )  # fmt: skip
 
 
@@ -85,12 +86,16 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
             raise ConfigError(f"{name}: has no key {key!r}, which testing requires")
     check_config(config, ("test",), name)
     loaded = checkpoints.read(checkpoint)
+    config = deepcopy(config)
+    follow_checkpoint(config, checkpoint_classes(loaded), ("test",), str(checkpoint))
     check_data(config, ("test",))
     folder = Path(out)
     cfg = deepcopy(config)
     for key in TRAINING_KEYS:
         cfg.pop(key, None)
     cfg.work_dir, cfg.resume, cfg.launcher = str(folder), False, "none"
+    # the weights in a checkpoint are the averaged ones
+    cfg.custom_hooks = [h for h in cfg.get("custom_hooks") or [] if not str(h.get("type")).endswith("EMAHook")]
     cfg.setdefault("test_cfg", {})
     coco = _prepare_evaluators(cfg, folder / "predictions")
     with quiet(), building(name):

@@ -17,6 +17,7 @@ from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.compat import install
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.checks import check_config
+from visionattn.engine.config.class_names import checkpoint_classes, follow_checkpoint
 from visionattn.engine.config.data_checks import check_data
 from visionattn.engine.train import train_options
 from visionattn.engine.train.curve import METRICS_FILE, cut_records, draw_curve, read_records
@@ -117,8 +118,11 @@ def train(
     config.resume = source is not None
     if source is not None:
         config.load_from = str(source)
-    elif config.get("load_from") and "://" not in str(config.load_from):
-        checkpoints.read(config.load_from)  # find errors before the data is checked
+    if source is not None or (config.get("load_from") and "://" not in str(config.load_from)):
+        start = checkpoints.read(config.load_from)  # also finds errors before the data is checked
+        classes = checkpoint_classes(start)
+        if other := follow_checkpoint(config, classes, ("train", "val"), str(config.load_from), source is not None):
+            console.print(f"{config.load_from}: trained on other classes than {', '.join(other[:8])}")
     config.randomness = {**(config.get("randomness") or {}), "seed": _seed(config, seed, source)}
     if amp:
         train_options.use_amp(config, name)
