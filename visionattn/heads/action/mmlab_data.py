@@ -18,6 +18,7 @@ from visionattn.heads.action.clips import Clip, probe_video, read_frames, sample
 from visionattn.heads.action.keypoints import FLIP_PAIRS, FORMATS, JOINTS, read_points
 from visionattn.heads.action.lists import read_action_list
 from visionattn.heads.action.masks import joint_targets, patch_masks
+from visionattn.io.console import count_of
 
 __all__ = ["ActionDataset", "CropClip", "FlipClip", "LoadClip", "PackClip", "ResizeClip", "read_clip_samples"]
 
@@ -59,6 +60,33 @@ class ActionDataset(BaseDataset):
             }
             for item in items
         ]
+
+    def check(self) -> str:
+        """Open all videos and keypoint files, and return the number of videos and the classes without any.
+
+        Raises:
+            DataError: a file is missing or damaged; the message names the first and has the number of others.
+        """
+        infos = [self.get_data_info(index) for index in range(len(self))]
+        problems = [text for text in map(_problem, infos) if text]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise DataError(f"{problems[0]}{more}")
+        there = {info["gt_label"] for info in infos}
+        absent = [name for label, name in enumerate(self.metainfo["classes"]) if label not in there]
+        posed = sum(info["points_path"] is not None for info in infos)
+        line = f"{count_of(len(infos), 'video')}, {posed} with keypoints"
+        return f"{line}; none of {', '.join(absent[:6])}{', ...' if len(absent) > 6 else ''}" if absent else line
+
+
+def _problem(info: dict[str, Any]) -> str | None:
+    try:
+        probe_video(info["video_path"])
+        if info["points_path"] is not None and not Path(info["points_path"]).is_file():
+            return f"{info['points_path']}: the keypoint file does not exist"
+    except DataError as error:
+        return str(error)
+    return None
 
 
 @TRANSFORMS.register_module()

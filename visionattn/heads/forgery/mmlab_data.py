@@ -14,8 +14,9 @@ from visionattn.errors import ConfigError, DataError
 from visionattn.heads.forgery import sets as forgery_sets
 from visionattn.heads.forgery.donors import FolderDonors, find_photos
 from visionattn.heads.forgery.regions import REGION_SHAPES
-from visionattn.heads.forgery.sets import BalancedSets, ForgeryItem, read_truth
+from visionattn.heads.forgery.sets import BalancedSets, ForgeryItem, check_items, read_truth
 from visionattn.heads.forgery.synthesis import OPERATIONS, ForgerySynthesis
+from visionattn.io.console import count_of
 from visionattn.io.images import jpeg_round_trip
 
 __all__ = [
@@ -98,6 +99,24 @@ class ForgeryDataset(BaseDataset):
             raise DataError(f"{self.data_root or self.ann_file}: contains no images with layout {self.layout!r}")
         return [_record(item) for item in items]
 
+    def check(self) -> str:
+        """Read all masks, and return the number of forged and authentic images.
+
+        Raises:
+            DataError: see `visionattn.heads.forgery.sets.check_items`; or nothing is forged, in a layout with masks.
+        """
+        forged, authentic, empty = check_items(self.read_items()[self.offset :: self.every])
+        if self.layout == "photos":
+            return f"{count_of(authentic, 'photograph')}"
+        if not forged:
+            raise DataError(f"{self.data_root or self.ann_file}: none of the {authentic} images is forged")
+        notes = [f"{forged + authentic} images, {forged} forged"]
+        if empty:
+            notes.append(f"{empty} with a mask that marks nothing, as authentic")
+        if not authentic:
+            notes.append("none is authentic, so that scores of whole images mean nothing")
+        return "; ".join(notes)
+
 
 @DATASETS.register_module()
 class BalancedForgeryDataset(ForgeryDataset):
@@ -117,6 +136,10 @@ class BalancedForgeryDataset(ForgeryDataset):
         """Create one record per draw; the image is chosen on access."""
         self.sets = BalancedSets(self.ann_file, self.sample_number, root=self.data_root or None)
         return [{"img_path": f"draw {index}", "draw": index} for index in range(len(self.sets))]
+
+    def read_items(self) -> list[ForgeryItem]:
+        """Read the items of all datasets."""
+        return [item for items in self.sets.sets for item in items]
 
     def prepare_data(self, idx: int) -> Any:
         """Draw an image of the dataset at this index; the draw depends on NumPy's global random state."""

@@ -4,19 +4,21 @@ Each reader returns `ForgeryItem` records without reading pixels.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from visionattn.errors import DataError, require
-from visionattn.io.images import decode_image
+from visionattn.io.images import decode_image, image_size
 from visionattn.io.json import read_json as load_json
 from visionattn.io.names import place
 
 __all__ = [
     "BalancedSets",
     "ForgeryItem",
+    "check_items",
     "read_benco",
     "read_brgen",
     "read_json",
@@ -221,6 +223,50 @@ class BalancedSets:
             raise IndexError(f"`index` must be in 0..{len(self) - 1}, got {index}")
         items = self.sets[index // self.sample_number]
         return items[int(np.random.default_rng([self.seed, epoch, index]).integers(len(items)))]
+
+
+def check_items(items: Sequence[ForgeryItem]) -> tuple[int, int, int]:
+    """Read all masks and the headers of all images.
+
+    Returns:
+        The number of forged images, of authentic images, and of those among them whose mask marks nothing.
+
+    Raises:
+        DataError: an image or mask is missing or damaged, their sizes differ, or no pixel of a mask is above 127
+            although some are above 0; the message names the first and has the number of others.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(_check_item, items))
+    problems = [item for item in found if isinstance(item, str)]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}")
+    forged = sum(mark is True for mark in found)
+    return forged, len(found) - forged, sum(mark is False for mark in found)
+
+
+def _check_item(item: ForgeryItem) -> bool | str | None:
+    """Whether the mask marks pixels as forged, None without a mask, or a message if the item is invalid."""
+    try:
+        width, height, turned = image_size(item.image)
+        if item.mask is None:
+            return None
+        mask = decode_image(item.mask, require("cv2").IMREAD_COLOR)
+    except DataError as error:
+        return str(error)
+    size = (height, width) if turned else (width, height)
+    if (mask.shape[1], mask.shape[0]) != size:
+        return (
+            f"{item.mask}: is {mask.shape[1]} x {mask.shape[0]} pixels, but its image {item.image.name} is "
+            f"{size[0]} x {size[1]}"
+        )
+    highest = int(mask.max())
+    if 0 < highest <= 127:
+        return (
+            f"{item.mask}: its highest value is {highest}, and pixels are forged above 127; save masks with 0 for "
+            "authentic and 255 for forged pixels"
+        )
+    return bool((mask.mean(2, dtype=np.float64) > 127.5).any())
 
 
 def read_truth(path: str | Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Dataset and pipeline transforms of weakly supervised localization for mmengine."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torchvision.transforms.functional import ten_crop
 from visionattn.engine.registry import DATASETS, TRANSFORMS
 from visionattn.errors import ConfigError, DataError
 from visionattn.heads.localization.sets import read_localization
+from visionattn.io.console import count_of
+from visionattn.io.images import image_size
 
 __all__ = ["LocalizationDataset", "PackLocalizationInputs", "TenCrop"]
 
@@ -54,6 +57,39 @@ class LocalizationDataset(BaseDataset):
             }
             for image in images
         ]
+
+    def check(self) -> str:
+        """Open the images and masks, and return the number of images and the classes without any.
+
+        Raises:
+            DataError: a file is missing or damaged, or a box is outside its image.
+        """
+        infos = [self.get_data_info(index) for index in range(len(self))]
+        with ThreadPoolExecutor(8) as pool:
+            problems = [text for text in pool.map(_problem, infos) if text]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise DataError(f"{problems[0]}{more}")
+        classes, there = self.metainfo["classes"], {info["gt_label"] for info in infos}
+        absent = [name for label, name in enumerate(classes) if label not in there]
+        objects = sum(bool(len(info["true_boxes"]) or info["true_masks"]) for info in infos)
+        line = f"{count_of(len(infos), 'image')}, {objects} with boxes or masks"
+        return f"{line}; none of {', '.join(absent[:6])}{', ...' if len(absent) > 6 else ''}" if absent else line
+
+
+def _problem(info: dict[str, Any]) -> str | None:
+    try:
+        width, height, turned = image_size(Path(info["img_path"]))
+        for mask in (*info["true_masks"], info["ignore_mask"]):
+            if mask is not None:
+                image_size(Path(mask))
+    except DataError as error:
+        return str(error)
+    width, height = (height, width) if turned else (width, height)
+    for x0, y0, x1, y1 in info["true_boxes"]:
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height or x1 > width + 1 or y1 > height + 1:
+            return f"{info['img_path']}: the box {x0:g} {y0:g} {x1:g} {y1:g} exceeds its {width} x {height} pixels"
+    return None
 
 
 @TRANSFORMS.register_module()

@@ -1,5 +1,6 @@
 """LiDAR datasets and pipeline transforms for mmengine."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from visionattn.heads.lidar.data import augment as point_augment
 from visionattn.heads.lidar.data.frames import PointCloudFrame, PointCloudSet
 from visionattn.heads.lidar.data.layouts import LAYOUTS, known_classes, read_frames
 from visionattn.heads.lidar.data.object_database import ObjectDatabase, ObjectPaste
+from visionattn.io.console import count_of
 
 __all__ = [
     "PackPoints",
@@ -112,6 +114,26 @@ class PointCloudDataset(BaseDataset):
             )
         self.frames = PointCloudSet(frames, classes, **self.set_options)
         return [{"img_path": str(frame.path), "number": number} for number, frame in enumerate(frames)]
+
+    def check(self) -> str:
+        """Look at all point clouds, and return the number of frames and of boxes that are used.
+
+        Raises:
+            DataError: a point cloud is missing or empty, or no box is of any of the classes.
+        """
+        frames = self.frames.frames
+        for frame in frames:
+            if not Path(frame.path).is_file() or not Path(frame.path).stat().st_size:
+                raise DataError(f"{frame.path}: the point cloud is missing or empty")
+        classes = list(self.metainfo["classes"])
+        found = Counter(name for frame in frames for name in frame.classes)
+        if not found:
+            raise DataError(f"{self.data_root or self.ann_file}: none of the {len(frames)} frames has labeled boxes")
+        line = f"{count_of(len(frames), 'frame')}, {sum(found[name] for name in classes)} boxes"
+        if unused := sum(found.values()) - sum(found[name] for name in classes):
+            line += f"; {unused} of other classes not used"
+        absent = [name for name in classes if not found[name]]
+        return f"{line}; none of {', '.join(absent)}" if absent else line
 
     def prepare_data(self, idx: int) -> Any:
         """Load a frame and apply the pipeline."""
