@@ -165,7 +165,7 @@ def test_video(run_dir, tmp_path, capsys):
     argv = ["infer", str(tmp_path / "v.mp4"), "--run", str(run_dir), "--out", str(out), "--device", "cpu"]
     assert main(argv) == 0
     assert "0 images, 1 video with 5 frames" in capsys.readouterr().out
-    assert {p.name for p in out.iterdir()} == {"v.mp4", "v.frames.json", "predictions.json", "report.html"}
+    assert {p.name for p in out.iterdir()} == {"v.webm", "v.frames.json", "predictions.json", "report.html"}
 
 
 def test_default_folder_is_new_and_named_after_the_run(run_dir, shots, tmp_path, monkeypatch):

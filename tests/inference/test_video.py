@@ -78,3 +78,45 @@ def test_writer_leaves_nothing_half_done(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DataError, match="cannot write"):
         VideoWriter(tmp_path / "gone" / "v.mp4", 64, 48, 10)
+
+
+def with_times(data: bytes, first: int, second: int) -> bytes:
+    """Change an MP4 file so that the frames of its first and second half are these numbers of ticks apart, 1024 before."""
+    import struct
+
+    def edit(part: bytes) -> bytes:
+        out, at = b"", 0
+        while at < len(part):
+            size, kind = struct.unpack(">I4s", part[at : at + 8])
+            body = part[at + 8 : at + size]
+            if kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+                body = edit(body)
+            if kind == b"stts":
+                count = struct.unpack(">I", body[8:12])[0]
+                body = body[:4] + struct.pack(">IIIII", 2, count // 2, first, count - count // 2, second)
+            for name, place in ((b"mvhd", 16), (b"tkhd", 20), (b"mdhd", 16), (b"edts", 16)):
+                if kind == name:  # the duration
+                    length = struct.unpack(">I", body[place : place + 4])[0] * (first + second) // 2048
+                    body = body[:place] + struct.pack(">I", length) + body[place + 4 :]
+            out += struct.pack(">I4s", len(body) + 8, kind) + body
+            at += size
+        return out
+
+    return edit(data)
+
+
+def test_times_of_a_variable_rate(tmp_path):
+    write(tmp_path / "v.mp4", frames=12)
+    with VideoReader(tmp_path / "v.mp4") as reader:
+        assert [round(reader.time, 3) for _ in reader] == [round(i / 10, 3) for i in range(12)]
+    (tmp_path / "w.mp4").write_bytes(with_times((tmp_path / "v.mp4").read_bytes(), 512, 3072))  # of 10240 per second
+    with VideoReader(tmp_path / "w.mp4") as reader:
+        times = [reader.time for _ in reader]
+    assert times == pytest.approx([0.05 * i for i in range(6)] + [0.3 + 0.3 * i for i in range(6)], abs=2e-3)
+
+
+def test_video_for_browsers(tmp_path):
+    write(tmp_path / "v.webm", height=47, width=63)
+    assert (tmp_path / "v.webm").read_bytes()[:4] == bytes.fromhex("1a45dfa3"), "Matroska"
+    with VideoReader(tmp_path / "v.webm") as reader:
+        assert (reader.width, reader.height, len(list(reader))) == (64, 48, 12)

@@ -5,7 +5,7 @@
 | ``predictions.json`` | model, settings, classes, and one record per input with the prediction or the error | |
 | ``report.html`` | thumbnails of all overlays with their predictions; needs no other file | |
 | ``<name>.png`` | overlay: predictions drawn on the input | ``overlay`` |
-| ``<name>.mp4`` | overlay of a video | ``overlay`` |
+| ``<name>.webm`` | overlay of a video (WebM, VP8) | ``overlay`` |
 | ``<name>.frames.json`` | one record per frame of a video | ``frames_file`` |
 | ``maps/<name>.png`` | class index of each pixel | ``map`` |
 | ``heatmaps/<name>.png`` | 16-bit gray values; 65535 is 1 | ``heatmap`` |
@@ -15,7 +15,7 @@
 """
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,7 +83,7 @@ def plan_files(sources: Sequence[Source], out: Path) -> Plan:
     names = output_names(sources)
     inputs = {os.path.realpath(source.path) for source in sources}
     for source, name in zip(sources, names, strict=True):
-        targets = {out / f"{name}{suffix}" for suffix in ((".mp4", ".png") if source.is_video else (".png",))}
+        targets = {out / f"{name}{suffix}" for suffix in ((".webm", ".png") if source.is_video else (".png",))}
         for target in sorted(t for t in targets if os.path.realpath(t) in inputs):
             raise DataError(f"`out` {out}: the results would overwrite the input {target}; choose another folder")
     try:
@@ -234,7 +234,7 @@ class _Run:
         error = self._attempt(path, lambda: self._predict_frames(path, name, record))
         if isinstance(error, DataError):
             record["error"] = self._failed(path, error)
-            if not (self.plan.out / f"{name}.mp4").is_file():  # the error occurred before the last frame
+            if not (self.plan.out / f"{name}.webm").is_file():  # the error occurred before the last frame
                 record.pop("overlay", None)
                 record.pop("frames_file", None)
                 if (self.plan.out / (partial := f"{name}.frames.partial.json")).is_file():
@@ -249,23 +249,31 @@ class _Run:
 
         with VideoReader(path, self.predictor.options.max_pixels) as reader:
             head = {"width": reader.width, "height": reader.height, "fps": reader.fps}
-            record |= head | {"overlay": f"{name}.mp4", "frames_file": f"{name}.frames.json"}
-            for file in (self.plan.out / f"{name}.mp4", self.plan.out / f"{name}.frames.json"):
+            record |= head | {"overlay": f"{name}.webm", "frames_file": f"{name}.frames.json"}
+            for file in (self.plan.out / f"{name}.webm", self.plan.out / f"{name}.frames.json"):
                 file.unlink(missing_ok=True)  # file of an earlier run
-            writer = VideoWriter(self.plan.out / f"{name}.mp4", reader.width, reader.height, reader.fps)
+            writer = VideoWriter(self.plan.out / f"{name}.webm", reader.width, reader.height, reader.fps)
+            times: deque[float] = deque()  # of the frames of the current batch
             content = JsonRecords(self.plan.out / f"{name}.frames.json", {"file": str(path), **head}, "frames")
             with writer, content as records:
-                for frame, prediction in enumerate(self.predictor.stream(reader)):
+                for frame, prediction in enumerate(self.predictor.stream(_timed(reader, times))):
                     drawn = prediction.draw()
                     writer.write(drawn)
                     self.overlay = drawn if frame == 0 else self.overlay
                     found = self._found(prediction, frame)
-                    records.add({"frame": frame, "time": round(frame / reader.fps, 4), **found})
+                    records.add({"frame": frame, "time": times.popleft(), **found})
                     record["frames"] += 1
                     self.summary.frames += 1
                     self.on_progress(1)
             self.summary.videos += 1
             reader.check_complete()
+
+
+def _timed(reader: Any, times: deque[float]) -> Iterator[np.ndarray]:
+    """Yield the frames of a video, and append the time stamp of each."""
+    for frame in reader:
+        times.append(round(reader.time, 4))
+        yield frame
 
 
 def _summary_line(summary: Summary, noun: str) -> str:

@@ -29,7 +29,7 @@ dt {{ color: #666; }}
 dd {{ margin: 0; overflow-wrap: anywhere; }}
 main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }}
 figure {{ margin: 0; padding: .6rem; background: #fff; border: 1px solid #ddd; border-radius: 6px; }}
-figure img {{ width: 100%; height: 14rem; object-fit: contain; background: #eee; }}
+figure img, figure video {{ width: 100%; height: 14rem; object-fit: contain; background: #eee; }}
 figcaption {{ overflow-wrap: anywhere; }}
 small {{ color: #666; display: block; }}
 body {{ display: flex; flex-direction: column; }}
@@ -100,11 +100,14 @@ class Report:
             lines: text below the thumbnail.
         """
         parts = ['<figure class="failed">' if "error" in record else "<figure>"]
-        if overlay is not None:
+        link = quote(record["overlay"]) if "overlay" in record else ""
+        if overlay is not None and link.endswith(".webm"):
+            parts.append(f'<video controls preload="none" poster="{_thumbnail(overlay)}" src="{link}"></video>')
+        elif overlay is not None:
             thumbnail = f'<img alt="{_text(record["file"])}" src="{_thumbnail(overlay)}">'
-            parts.append(f'<a href="{quote(record["overlay"])}">{thumbnail}</a>')
+            parts.append(f'<a href="{link}">{thumbnail}</a>')
         elif "overlay" in record:
-            parts.append(f'<a href="{quote(record["overlay"])}">{_text(record["overlay"])}</a>')
+            parts.append(f'<a href="{link}">{_text(record["overlay"])}</a>')
         parts.append(f"<figcaption>{_text(record['file'])}")
         parts += [f"<small>{_text(line)}</small>" for line in lines]
         if "error" in record:

@@ -14,6 +14,9 @@ __all__ = ["VideoReader", "VideoWriter"]
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # OpenCV reads it at the first video; errors are raised below
 cv2 = require("cv2")
 
+CODECS = {".webm": "VP80", ".mp4": "mp4v"}
+"""Codec by suffix. No OpenCV wheel has an encoder for H.264."""
+
 
 class VideoReader:
     """Iterate over the frames of a video as BGR uint8 ``[height, width, 3]``.
@@ -26,6 +29,8 @@ class VideoReader:
         width, height: frame size in pixels.
         fps: frames per second; 25 if the file does not state it.
         frames: number of frames stated by the file; 0 if it states none.
+        time: time stamp of the last decoded frame in seconds from the first one. Phones record at a variable rate, so
+            this may differ from the number of the frame divided by ``fps``.
 
     Raises:
         DataError: the file is missing or not a video, or its frames are too large.
@@ -45,7 +50,7 @@ class VideoReader:
         check_size(str(path), self.width, self.height, max_pixels)
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = float(fps) if 0 < fps <= 1000 else 25.0
-        self._decoded = 0
+        self._decoded, self.time, self._start = 0, 0.0, 0.0
         self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -54,6 +59,12 @@ class VideoReader:
             found, frame = self._capture.read()
             if not found:
                 return
+            stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if self._decoded == 0:
+                self._start = stamp
+            elif stamp - self._start <= self.time:  # the format has no time stamps, or a wrong one
+                stamp = self._start + self.time + 1 / self.fps
+            self.time = stamp - self._start
             self._decoded += 1
             yield frame
 
@@ -81,13 +92,13 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Write BGR uint8 frames of one size to an MP4 file.
+    """Write BGR uint8 frames of one size to a video file: WebM with VP8, which browsers play, or MP4 with MPEG-4.
 
     The file is created under a temporary name and renamed when the ``with`` block ends without an error. Odd widths and
     heights, which the format does not support, are padded by one pixel.
 
     Args:
-        path: the MP4 file.
+        path: the file, ``.webm`` or ``.mp4``.
         width, height: frame size in pixels.
         fps: frames per second.
 
@@ -96,11 +107,13 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, width: int, height: int, fps: float):
-        self.path, self._partial = path, path.with_name(f".{path.stem}.partial.mp4")
+        self.path, self._partial = path, path.with_name(f".{path.stem}.partial{path.suffix}")
         self._size = (height, width, 3)
-        code = cv2.VideoWriter_fourcc(*"mp4v")  # the only MP4 encoder in every OpenCV wheel
+        code = cv2.VideoWriter_fourcc(*CODECS[path.suffix])
         even = width + width % 2, height + height % 2  # the encoder would drop an odd row or column
+        level = cv2.utils.logging.setLogLevel(0)
         self._writer = cv2.VideoWriter(str(self._partial), cv2.CAP_FFMPEG, code, fps, even)
+        cv2.utils.logging.setLogLevel(level)
         if not self._writer.isOpened():
             raise DataError(f"{path}: cannot write a video of {width}x{height} pixels")
 

@@ -1,14 +1,20 @@
 """Read untrusted image files, and read their size without decoding them.
 
-`read_image` returns BGR uint8, the layout that models are trained on:
+`read_image` returns BGR uint8, the layout that models are trained on. Checks, training, validation, inference and
+drawing all read images with it:
 
-- EXIF orientation is applied; grayscale, palette, YCbCr and CMYK images are converted to color.
-- Transparency is dropped, not blended, as in training.
-- 16-bit values are divided by 257, so that 65535 becomes 255 whatever the brightest pixel is. Floating-point values
-  must be in [0, 1].
+- EXIF orientation is applied in every format; grayscale, palette, YCbCr and CMYK images are converted to color.
+- Transparency is dropped, not blended.
+- Integers of more than 8 bits are scaled from their bit depth, the smallest of 8, 10, 12, 14 and 16 bits that holds the
+  brightest pixel: cameras often store 12 bits in files of 16. A warning names the depth unless it is 16.
+- Floating-point values must be in [0, 1].
 - The first frame of an animation or the first page of a document is read.
+- HEIC is read if the package pillow-heif is installed.
+
+The table in docs/images.md lists the formats.
 """
 
+import importlib.util
 import mmap
 import threading
 import warnings
@@ -36,14 +42,21 @@ __all__ = [
 ]
 
 # Pillow supports more formats, but some are unsafe: for EPS it starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF", "HEIF")
 
 MAX_PIXELS = 178_956_970
 """Default limit on the number of pixels: 512 MiB as RGB, the size above which Pillow also refuses to decode."""
 
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 ORIENTATION = 0x0112
 """EXIF tag; values of 5 and above swap height and width."""
+
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bit depths of integer pixels."""
+READ_AS = "are read as"
+_told: set[int] = set()
+"""Bit depths that a warning has named, as it would otherwise be repeated for each file."""
 
 _pillow_settings = threading.RLock()
 
@@ -53,6 +66,8 @@ def known_formats() -> tuple[str, ...]:
     """Those of `FORMATS` that the installed Pillow can decode."""
     image_module = require("PIL.Image")
     image_module.init()
+    if importlib.util.find_spec("pillow_heif") is not None:
+        require("pillow_heif").register_heif_opener()
     return tuple(name for name in FORMATS if name in image_module.OPEN)
 
 
@@ -101,7 +116,7 @@ def decode_image(path: str | Path, flags: int) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int, bool]:
-    """Width and height as stored, and whether the EXIF orientation of a JPEG swaps them.
+    """Width and height as stored, and whether the EXIF orientation swaps them.
 
     Raises:
         DataError: the file is missing, is not an image, is too large, or is truncated.
@@ -109,7 +124,9 @@ def image_size(path: Path) -> tuple[int, int, bool]:
     try:
         with open_image(path) as image:  # reads only the header
             width, height, kind = image.width, image.height, image.format
-            turned = kind == "JPEG" and image.getexif().get(ORIENTATION, 1) >= 5
+            turned = _orientation(image, path) >= 5
+            if kind == "TIFF" and turned:  # Pillow gives the size with the orientation applied
+                width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image does not exist") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ..., depending on the damage
@@ -119,6 +136,18 @@ def image_size(path: Path) -> tuple[int, int, bool]:
             if content.rfind(END_MARKS[kind], max(0, len(content) - 65536)) < 0:
                 raise DataError(f"{path}: is truncated")
     return width, height, turned
+
+
+def _orientation(image: Any, path: Path) -> int:
+    """Return the EXIF orientation of an opened image, 1 if it has none or its EXIF data is damaged."""
+    if image.format == "PNG" and "exif" not in image.info and "Raw profile type exif" not in image.info:
+        with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.rfind(b"eXIf") < 0:
+                return 1  # without decoding the pixels, after which Pillow looks for the chunk
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # the parser raises many types; the pixels may still be valid
+        return 1
 
 
 @contextmanager
@@ -135,6 +164,7 @@ def _strict_pillow() -> Iterator[None]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # mostly about metadata; damaged pixels raise errors
+                warnings.filterwarnings("default", message=f".*{READ_AS}")
                 yield
         finally:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
@@ -163,7 +193,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         with _strict_pillow(), image_module.open(path, formats=known_formats()) as image:
             check_size(str(path), image.width, image.height, max_pixels)
             image.load()
-            return to_bgr(image)
+            return to_bgr(image, str(path))
     except DataError as error:
         text = str(error)
         raise DataError(text if text.startswith(str(path)) else f"{path}: {text}") from error
@@ -188,8 +218,12 @@ def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def to_bgr(image: Any) -> np.ndarray:
+def to_bgr(image: Any, name: str = "image") -> np.ndarray:
     """Convert a PIL image to ``[H, W, 3]`` BGR uint8 by the rules in the module's docstring.
+
+    Args:
+        image: the image.
+        name: its name in warnings.
 
     Raises:
         DataError: values that do not fit 8 or 16 bits, or a color space that Pillow cannot convert.
@@ -197,7 +231,7 @@ def to_bgr(image: Any) -> np.ndarray:
     image.load()  # for TIFF, Pillow applies the orientation here and removes the tag
     turn = _upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        gray = _to_8_bits(np.asarray(image))
+        gray = _to_8_bits(np.asarray(image), name)
         array = np.repeat(gray[..., None], 3, axis=2)
     else:
         if image.mode in ("P", "PA") and "transparency" in image.info:
@@ -227,7 +261,7 @@ def _upright(image: Any):
     return turns.get(orientation, lambda a: a)
 
 
-def _to_8_bits(array: np.ndarray) -> np.ndarray:
+def _to_8_bits(array: np.ndarray, name: str) -> np.ndarray:
     low, high = array.min(), array.max()
     if array.dtype.kind == "f":
         if not (0 <= low <= high <= 1):  # also catches NaN
@@ -235,7 +269,14 @@ def _to_8_bits(array: np.ndarray) -> np.ndarray:
         return np.rint(array * 255).astype(np.uint8)
     if low < 0 or high > 65535:
         raise DataError(f"integer pixels must fit 16 bits, got values from {low} to {high}")
-    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    bits = next(depth for depth in DEPTHS if high < 2**depth)
+    if bits < DEPTHS[-1] and array.dtype.itemsize > 1 and bits not in _told:
+        _told.add(bits)
+        warnings.warn(
+            f"{name}: its 16-bit pixels are at most {high}; such files {READ_AS} {bits}-bit values", stacklevel=2
+        )
+    largest = 2**bits - 1
+    return ((array.astype(np.uint32) * 255 + largest // 2) // largest).astype(np.uint8)
 
 
 def jpeg_round_trip(image: np.ndarray, quality: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visionattn.errors import DataError
+from visionattn.io.images import known_formats
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -26,6 +27,7 @@ IMAGE_SUFFIXES = frozenset((
 ))
 VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"))
 UNSUPPORTED_SUFFIXES = frozenset((".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw"))
+HEIF_SUFFIXES = frozenset((".heic", ".heif"))
 # fmt: on
 
 
@@ -40,18 +42,20 @@ class Source:
 def find_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:
     """Find images and videos; see `find_files`.
 
-    Issues a warning with the number of image files in unsupported formats, such as HEIC, in the folders.
+    Issues a warning with the number of image files in unsupported formats in the folders. HEIC is supported if the
+    package pillow-heif is installed.
     """
+    heif = HEIF_SUFFIXES if "HEIF" in known_formats() else frozenset()
     folders = [item for item in inputs if "\0" not in str(item)]  # `find_files` rejects such a path
-    skipped = [path for item in folders for path in walk_files(item, UNSUPPORTED_SUFFIXES, exclude=exclude)]
+    skipped = [path for item in folders for path in walk_files(item, UNSUPPORTED_SUFFIXES - heif, exclude=exclude)]
     if skipped:
         formats = " ".join(sorted({path.suffix.lower() for path in skipped}))
         warnings.warn(
             f"skipping {len(skipped)} files in unsupported formats ({formats}), such as {skipped[0]}; convert them to "
-            "JPEG or PNG",
+            f"JPEG or PNG{', or install pillow-heif' if HEIF_SUFFIXES & set(formats.split()) else ''}",
             stacklevel=2,
         )
-    files = find_files(inputs, IMAGE_SUFFIXES | VIDEO_SUFFIXES, exclude=exclude, what="image or video")
+    files = find_files(inputs, IMAGE_SUFFIXES | VIDEO_SUFFIXES | heif, exclude=exclude, what="image or video")
     return [Source(path, path.suffix.lower() in VIDEO_SUFFIXES) for path in files]
 
 

@@ -32,6 +32,8 @@ def install() -> None:
       (`visionattn.engine.compat.panopticapi`).
     - ``mmdet.datasets.api_wrappers.COCO.get_cat_ids``: returns ids in the order of the requested names, so that labels
       follow the classes in ``metainfo`` (`visionattn.engine.compat.category_order`).
+    - ``LoadImageFromFile`` in the registry of transforms: reads images as inference does
+      (`visionattn.engine.compat.images`).
     - ``mmengine.Config.pretty_text``: caches the text of the last config, which takes seconds to format.
     - ``warnings.filters``: ignores the deprecation warnings listed in `IGNORED_WARNINGS`.
     - ``os.environ``: sets ``NO_ALBUMENTATIONS_UPDATE=1`` unless it has a value, so that importing albumentations does
@@ -40,7 +42,7 @@ def install() -> None:
     Raises:
         MissingDependencyError: OpenMMLab is not installed.
     """
-    from visionattn.engine.compat import category_order, checkpoint, config_text, panopticapi
+    from visionattn.engine.compat import category_order, checkpoint, config_text, images, panopticapi
 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     for pattern in IGNORED_WARNINGS:
@@ -49,3 +51,4 @@ def install() -> None:
     panopticapi.install()
     config_text.install()
     category_order.install()
+    images.install()
