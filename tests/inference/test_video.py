@@ -81,7 +81,7 @@ def test_writer_leaves_nothing_half_done(tmp_path):
 
 
 def with_times(data: bytes, first: int, second: int) -> bytes:
-    """Change an MP4 file so that the frames of its first and second half are these numbers of ticks apart, 1024 before."""
+    """Change an MP4 file so that the frames of its halves are these numbers of ticks apart, instead of 1024."""
     import struct
 
     def edit(part: bytes) -> bytes:
