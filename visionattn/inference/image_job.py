@@ -47,7 +47,8 @@ class ImageJob(Job):
         """Return an image as BGR uint8 ``[H, W, 3]``.
 
         Args:
-            source: a path, a uint8 array (BGR ``[H, W, 3]`` or gray ``[H, W]``) or a PIL image.
+            source: a path, a PIL image, or a uint8 array: ``[H, W, 3]`` in the order of the option ``channel_order``,
+                or gray ``[H, W]``.
 
         Raises:
             DataError: the file cannot be read, or the image is too large.
@@ -66,7 +67,7 @@ class ImageJob(Job):
         if source.size == 0:
             raise ValueError(f"an image array must not be empty, got shape {list(source.shape)}")
         if source.ndim == 3 and source.shape[2] == 3:
-            return source
+            return np.ascontiguousarray(source[..., ::-1]) if self.options.channel_order == "rgb" else source
         return np.repeat(source.reshape(*source.shape[:2], 1), 3, axis=2)
 
     def sample(self, item: np.ndarray, view: View = View()) -> dict[str, Any]:  # noqa: B008  View is immutable
