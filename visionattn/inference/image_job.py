@@ -13,6 +13,7 @@ from visionattn.inference.decoding import category_ids
 from visionattn.inference.job import Job, TrainedModel, View
 from visionattn.inference.options import Options
 from visionattn.inference.results import InstanceMasks, Prediction
+from visionattn.inference.tile_size import resized_side
 from visionattn.io.images import check_size, read_image, to_bgr
 from visionattn.io.inputs import Source, find_inputs
 
@@ -77,6 +78,11 @@ class ImageJob(Job):
     def batch_key(self, item: np.ndarray) -> tuple[int, ...]:
         """Return the shape of the image: only images of the same size share a batch, as padding changes predictions."""
         return item.shape
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Estimate of the main memory per pixel: copies of the image, and features if it is not resized."""
+        return 40 + (400 if resized_side(self.model.cfg) is None else 0)
 
     def describe(self, item: np.ndarray) -> str:
         """Return a phrase with the size of the image, such as "an image of 640x480"."""

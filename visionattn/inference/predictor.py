@@ -13,11 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from visionattn.errors import OutOfMemoryError
 from visionattn.inference.job import Job, TrainedModel, View, job_of, views_of
-from visionattn.inference.memory import in_smaller_batches
+from visionattn.inference.memory import available_memory, in_smaller_batches
 from visionattn.inference.options import Options, pick_device, split_options
 from visionattn.inference.tile_size import SHRUNK, best_tile, resized_side
 from visionattn.inference.tiling import Tile, crop, tile_grid
@@ -26,6 +27,8 @@ __all__ = ["Options", "Predictor", "pick_device"]
 
 CPU_BATCH_PIXELS = 1 << 20
 """On a CPU, tiles share a batch only up to this number of pixels: larger batches are not faster."""
+MEMORY_SHARE = 0.6
+"""Share of the available memory that a forward pass may need by the estimate of the job."""
 SMALLEST_TILE = 128
 """Side of the smallest tile tried when an image does not fit into memory."""
 
@@ -162,17 +165,31 @@ class Predictor:
         Raises:
             OutOfMemoryError: not even the smallest tile fits.
         """
+        may_cut = self.options.tile is None and self.job.tiles
         try:
+            if may_cut and not all(self._fitting(*item.shape[:2]) for item in items):
+                raise OutOfMemoryError("an image is too large")
             return self._predict(items, self.options)
         except OutOfMemoryError:
             if len(items) > 1:
                 return [prediction for item in items for prediction in self.predict([item])]
-            if self.options.tile is not None or not self.job.tiles:
+            if not may_cut:
                 raise
             return [self._in_tiles(items[0])]
 
+    def _fitting(self, height: int, width: int) -> int:
+        """Return how many images of a size fit into the available memory by an estimate; without one, a large number.
+
+        Only for models on the CPU: on a GPU, an allocation that does not fit raises an error, while Linux grants more
+        main memory than it has, and kills the process that uses it.
+        """
+        free = available_memory() if self.job.pixel_bytes and self.model.device.type == "cpu" else None
+        return 1 << 30 if free is None else int(free * MEMORY_SHARE) // max(1, self.job.pixel_bytes * height * width)
+
     def _in_tiles(self, image: Any) -> Any:
         tile = max(image.shape[:2])
+        while tile > SMALLEST_TILE and not self._fitting(tile // 2, tile // 2):
+            tile //= 2
         while True:
             tile //= 2
             options = replace(self.options, tile=max(tile, SMALLEST_TILE), overlap=None)
@@ -195,7 +212,9 @@ class Predictor:
             else:
                 single.append(index)
         batch = [items[index] for index in single]
-        for number, output, seconds in self._outputs(batch, self._views[0], self._batch_size):
+        largest = max((item.shape for item in batch if hasattr(item, "shape")), key=np.prod, default=None)
+        size = self._batch_size if largest is None else min(self._batch_size, max(1, self._fitting(*largest[:2])))
+        for number, output, seconds in self._outputs(batch, self._views[0], size):
             prediction = self.job.decode(output, batch[number])
             results[single[number]] = replace(prediction, seconds=seconds)
         return results
