@@ -51,6 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="overlap of tiles in pixels; larger objects are merged from their parts (default: a quarter tile)",
     )
+    parser.add_argument(
+        "--opacity",
+        type=float,
+        metavar="O",
+        help="opacity of masks, class maps and heat maps in overlays, from 0 to 1 (default: by their number)",
+    )
+    parser.add_argument(
+        "--line-width", type=int, metavar="N", help="line width in overlays (default: by the size of the image)"
+    )  # fmt: skip
     parser.add_argument("--tta", action="store_true", help="also predict on mirrored images, and merge")
     parser.add_argument(
         "--scales",

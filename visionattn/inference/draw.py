@@ -1,10 +1,10 @@
 """Draw predictions on an image: boxes, masks, labels and class maps.
 
-Line widths and font sizes scale with the image, and a class has the same color in every image. Labels never overlap
-each other: each is placed at the position around its box where it covers the least, shortened to the class name if
-needed, and omitted if there is no free position. If labels would cover too much of the image, a legend with the count
-of each class replaces them; masks are then drawn without boxes, and masks of a single class in different colors, so
-that touching instances remain distinguishable.
+Line widths and font sizes scale with the image, those of labels also with the objects, and a class has the same color
+in every image. Labels never overlap each other: each is placed at the position around its box where it covers the
+least, shortened to the class name if needed, and omitted if there is no free position. If labels would cover too much
+of the image, or are larger than the objects, a legend with the count of each class replaces them; masks are then drawn
+without boxes, and masks of a single class in different colors, so that touching instances remain distinguishable.
 """
 
 import colorsys
@@ -40,13 +40,19 @@ PALETTE_RGB = (
     (0, 170, 136),
     (222, 64, 160),
 )
-MASK_OPACITY = 0.45
-MAP_OPACITY = 0.45
+MASK_OPACITY = 0.4
+CROWD_OPACITY = 0.25
+"""Opacity of masks that are too many for labels: they touch and overlap each other."""
+MAP_OPACITY = 0.4
+SHADING = 0.5
+"""Fraction of the color of a map that follows the brightness of the image, so that its texture remains visible."""
 HALO_OPACITY = 0.25
 BORDER_OPACITY = 0.4
 FONT_WEIGHT = 500  # medium, on a scale of 100 to 1000
 MAX_LABELED = 0.25
 """Labels that would cover more than this fraction of the image are replaced by a legend."""
+LARGEST_LABEL = 0.8
+"""So are labels that are larger than this fraction of the objects, by the medians of their areas."""
 
 
 def class_color(index: int) -> tuple[int, int, int]:
@@ -80,16 +86,27 @@ class _Scale:
 
     line: int
     font: int
+    label_font: int  # of the labels of boxes
     padding: int
 
     @classmethod
-    def of(cls, height: int, width: int) -> "_Scale":
+    def of(cls, prediction: "Prediction", line_width: int | None) -> "_Scale":
+        """Return sizes for the image of a prediction; text is smaller if most of the objects are small."""
+        height, width = prediction.image_size
         side = (height * width) ** 0.5
+        font = label_font = round(8 + side / 85) if side >= 160 else 8
+        if len(prediction) and prediction.panoptic is None:
+            label_font = min(font, max(10, round(0.25 * _median_area(prediction) ** 0.5)))
         return cls(
-            line=1 if side < 160 else max(2, round(side / 420)),
-            font=max(10, round(8 + side / 85)),
-            padding=max(2, round(side / 350)),
+            line=line_width or (1 if side < 160 else max(2, round(side / 420))),
+            font=font,
+            label_font=label_font,
+            padding=max(1, round(side / 350)) if side < 160 else max(2, round(side / 350)),
         )
+
+
+def _median_area(prediction: "Prediction") -> float:
+    return float(np.median((prediction.boxes[:, 2:] - prediction.boxes[:, :2]).clip(min=0).prod(axis=1)))
 
 
 def draw_prediction(
@@ -99,11 +116,12 @@ def draw_prediction(
 
     Args:
         image: BGR uint8 ``[H, W, 3]``.
-        prediction: what to draw.
+        prediction: what to draw, with its ``opacity`` and ``line_width``.
         title: text and color (blue, green, red) of a label in the upper left corner.
     """
-    out = image.copy() if prediction.heatmap is None else paint_heatmap(image, prediction.heatmap)
-    scale = _Scale.of(*prediction.image_size)
+    opacity = prediction.opacity
+    out = image.copy() if prediction.heatmap is None else paint_heatmap(image, prediction.heatmap, opacity)
+    scale = _Scale.of(prediction, prediction.line_width)
     labels = _Labels(out.shape[0], out.shape[1], scale)
     if title is not None:
         labels.add_title(*title)
@@ -111,7 +129,7 @@ def draw_prediction(
         shown, regions, owners = map_colors(prediction.classes, prediction.colors), prediction.semantic, None
         if prediction.panoptic is not None:
             regions, owners = prediction.panoptic.segments - 1, prediction.labels
-        _paint_map(out, prediction.semantic, shown, scale, regions)
+        _paint_map(out, prediction.semantic, shown, scale, regions, MAP_OPACITY if opacity is None else opacity)
         labels.add_regions(regions, prediction.classes, shown, owners)
     if len(prediction) and prediction.panoptic is None:  # segments fill the image; their boxes would add nothing
         crowd = labels.texts(prediction) is None
@@ -120,7 +138,8 @@ def draw_prediction(
             if crowd and len(np.unique(prediction.labels)) == 1:
                 colors = _spread_colors(prediction)
             fills = colors if crowd else [_shade(color, index) for index, color in enumerate(colors)]
-            _paint_masks(out, prediction, scale, colors, fills)
+            default = CROWD_OPACITY if crowd else MASK_OPACITY
+            _paint_masks(out, prediction, scale, colors, fills, default if opacity is None else opacity)
         if not crowd or prediction.masks is None:  # with a legend, only masks are drawn
             _paint_boxes(out, prediction, scale)
         labels.add_boxes(prediction)
@@ -128,8 +147,14 @@ def draw_prediction(
     return out
 
 
-def _blend(region: np.ndarray, where: np.ndarray, color: tuple[int, int, int], opacity: float) -> None:
-    region[where] = (region[where] * (1 - opacity) + np.array(color) * opacity + 0.5).astype(np.uint8)
+def _blend(
+    region: np.ndarray, where: np.ndarray, color: tuple[int, int, int], opacity: float, shading: float = 0.0
+) -> None:
+    """Paint a color over the pixels ``where``; the fraction ``shading`` of it is scaled by their brightness."""
+    pixels, paint = region[where].astype(np.float32), np.array(color, np.float32)
+    if shading:
+        paint = paint * (1 - shading + shading * pixels.mean(axis=1, keepdims=True) / 128)
+    region[where] = (pixels * (1 - opacity) + paint * opacity + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def _spread_colors(prediction: "Prediction") -> list[tuple[int, int, int]]:
@@ -145,7 +170,9 @@ def _spread_colors(prediction: "Prediction") -> list[tuple[int, int, int]]:
     return [class_color(int(c)) for c in chosen]
 
 
-def _paint_masks(out: np.ndarray, prediction: "Prediction", scale: _Scale, colors: list, fills: list) -> None:
+def _paint_masks(
+    out: np.ndarray, prediction: "Prediction", scale: _Scale, colors: list, fills: list, opacity: float
+) -> None:
     """Draw the outline of each mask in its color of `colors`, and fill it with its color of `fills`."""
     masks = prediction.masks
     for index in np.argsort(prediction.scores, kind="stable"):  # the highest score on top
@@ -153,7 +180,7 @@ def _paint_masks(out: np.ndarray, prediction: "Prediction", scale: _Scale, color
         if crop.size == 0:
             continue
         color = colors[index]
-        _blend(out[y : y + crop.shape[0], x : x + crop.shape[1]], crop, fills[index], MASK_OPACITY)
+        _blend(out[y : y + crop.shape[0], x : x + crop.shape[1]], crop, fills[index], opacity)
         contours, _ = cv2.findContours(crop.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(x, y))
         cv2.drawContours(out, contours, -1, color, max(1, scale.line // 2), cv2.LINE_AA)
 
@@ -190,6 +217,7 @@ def _paint_map(
     shown: dict[int, tuple[int, int, int]],
     scale: _Scale,
     regions: np.ndarray,
+    opacity: float,
 ) -> None:
     """Fill each class of a map, and draw lines between regions.
 
@@ -199,10 +227,11 @@ def _paint_map(
         shown: color of each class that is drawn.
         scale: line width.
         regions: region number of each pixel ``[H, W]``: its class, or its segment.
+        opacity: opacity of the colors, in [0, 1].
     """
     for value in np.unique(semantic).tolist():
         if value in shown:
-            _blend(out, semantic == value, shown[value], MAP_OPACITY)
+            _blend(out, semantic == value, shown[value], opacity, SHADING)
     border = np.zeros(regions.shape, np.uint8)
     border[:, 1:] |= regions[:, 1:] != regions[:, :-1]
     border[1:] |= regions[1:] != regions[:-1]
@@ -228,6 +257,7 @@ class _Label:
     height: int
     text: str
     color: tuple[int, int, int]
+    font: int
 
 
 class _Labels:
@@ -235,11 +265,15 @@ class _Labels:
 
     def __init__(self, height: int, width: int, scale: _Scale):
         self.height, self.width, self.scale = height, width, scale
-        self.label_height = round(scale.font * 1.25) + scale.padding
         self.placed: list[_Label] = []
+        self._use(scale.font)
+
+    def _use(self, font: int) -> None:
+        """Set the font size of the labels that are added next."""
+        self.font, self.label_height = font, round(font * 1.25) + self.scale.padding
 
     def _text_width(self, text: str) -> int:
-        box = cv2.getTextSize((0, 0), text, (0, 0), _font(), self.scale.font, FONT_WEIGHT)
+        box = cv2.getTextSize((0, 0), text, (0, 0), _font(), self.font, FONT_WEIGHT)
         return box[2] + 2 * self.scale.padding
 
     def _fit(self, text: str, share: float = 1.0) -> str:
@@ -267,8 +301,11 @@ class _Labels:
 
     def texts(self, prediction: "Prediction") -> list[str] | None:
         """Return a label for each box: class and score, or only the class; None if both would cover too much."""
+        self._use(self.scale.label_font)
         names = self._names(prediction)
         crowd = MAX_LABELED * self.width * self.height
+        if len(names) and self._area(names) / len(names) > LARGEST_LABEL * _median_area(prediction):
+            return None
         full = [_caption(name, score) for name, score in zip(names, prediction.scores, strict=True)]
         if self._area(full) <= crowd:
             return full
@@ -283,10 +320,11 @@ class _Labels:
 
     def _place(self, x: int, y: int, text: str, color: tuple[int, int, int]) -> None:
         size = self._text_width(text), self.label_height
-        self.placed.append(_Label(x, y, *size, text, color))
+        self.placed.append(_Label(x, y, *size, text, color, self.font))
 
     def _add_legend(self, prediction: "Prediction") -> None:
         """Add one line per class with its number of boxes, the most frequent first, as far as they fit."""
+        self._use(self.scale.font)
         values, counts = np.unique(prediction.labels, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         room = max(1, self.height // self.label_height)
@@ -341,6 +379,7 @@ class _Labels:
             shown: color of each class that is labeled.
             owners: class of each region; None means that regions are classes.
         """
+        self._use(self.scale.font)
         shrink = max(1, max(self.height, self.width) // 512)  # positions need not be exact
         small = regions[::shrink, ::shrink]
         values, counts = np.unique(small, return_counts=True)
@@ -364,16 +403,17 @@ class _Labels:
 
     def add_title(self, text: str, color: tuple[int, int, int]) -> None:
         """Add a label in the upper left corner."""
+        self._use(self.scale.font)
         self._place(0, 0, self._fit(text), color)
 
     def paint(self, out: np.ndarray) -> None:
         """Paint the labels on a BGR image, in place."""
-        capital = 0.7 * self.scale.font  # height of a capital letter
         for label in self.placed:
+            capital = 0.7 * label.font  # height of a capital letter
             end = label.x + label.width - 1, label.y + label.height - 1
             cv2.rectangle(out, (label.x, label.y), end, label.color, cv2.FILLED)
             start = label.x + self.scale.padding, label.y + round((label.height + capital) / 2)
-            cv2.putText(out, label.text, start, _ink(label.color), _font(), self.scale.font, FONT_WEIGHT)
+            cv2.putText(out, label.text, start, _ink(label.color), _font(), label.font, FONT_WEIGHT)
 
 
 def _ink(color: tuple[int, int, int]) -> tuple[int, int, int]:

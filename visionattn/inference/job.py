@@ -147,6 +147,7 @@ class Job(ABC):
         accepts_video: a video is one input; otherwise videos are predicted frame by frame.
         tiles: large inputs can be cut into tiles.
         views: mirrored and rescaled views can be merged.
+        styled: predictions have the fields ``opacity`` and ``line_width``, which `draw` follows.
         thresholded: detections below ``score_thr`` are discarded.
         max_batch_size: upper bound of ``batch_size``.
     """
@@ -158,6 +159,7 @@ class Job(ABC):
     accepts_video: ClassVar[bool] = False
     tiles: ClassVar[bool] = False
     views: ClassVar[bool] = False
+    styled: ClassVar[bool] = False
     thresholded: ClassVar[bool] = False
     max_batch_size: ClassVar[int] = 1 << 30
 
@@ -167,6 +169,9 @@ class Job(ABC):
         self.classes = tuple(model.classes)
         if options.tile is not None and not self.tiles:
             raise ConfigError(f"`tile` is not supported for {self.name} models; process whole inputs")
+        for name in ("opacity", "line_width"):
+            if getattr(options, name) is not None and not self.styled:
+                raise ConfigError(f"`{name}` is not supported for {self.name} models")
         for name, used in (("tta", options.tta), ("scales", options.scales != (1.0,))):
             if used and not self.views:
                 raise ConfigError(f"`{name}` is not supported for {self.name} models: their views cannot be merged")

@@ -12,7 +12,7 @@ import torch
 from visionattn.errors import ConfigError
 from visionattn.io.images import MAX_PIXELS
 
-__all__ = ["Options", "pick_device", "split_options"]
+__all__ = ["Options", "check_style", "pick_device", "split_options"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Options:
         max_pixels: image files with more pixels are rejected before decoding.
         channel_order: order of the channels of input arrays, ``"bgr"`` as read by OpenCV, or ``"rgb"``, such as
             ``np.asarray`` of a PIL image. Files and PIL images need no order.
+        opacity: opacity of drawn masks, class maps and heat maps, in [0, 1]; None chooses it by their number.
+        line_width: width of drawn lines in pixels; None chooses it by the size of the image.
 
     Raises:
         ConfigError: a value is out of range.
@@ -48,12 +50,15 @@ class Options:
     scales: tuple[float, ...] = (1.0,)
     max_pixels: int = MAX_PIXELS
     channel_order: Literal["bgr", "rgb"] = "bgr"
+    opacity: float | None = None
+    line_width: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_thr <= 1:  # NaN fails too
             raise ConfigError(f"`score_thr` must be in [0, 1], got {self.score_thr}")
         if self.batch_size < 1:
             raise ConfigError(f"`batch_size` must be at least 1, got {self.batch_size}")
+        check_style(self.opacity, self.line_width)
         if self.channel_order not in ("bgr", "rgb"):
             raise ConfigError(f"`channel_order` must be 'bgr' or 'rgb', got {self.channel_order!r}")
         if self.max_pixels < 1:
@@ -79,10 +84,23 @@ class Options:
         return dataclasses.replace(self, tile=tile) if self.tile == "auto" else self
 
 
+def check_style(opacity: float | None, line_width: int | None) -> None:
+    """Check the options for drawing.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    if opacity is not None and not 0 <= opacity <= 1:
+        raise ConfigError(f"`opacity` must be in [0, 1], got {opacity}")
+    if line_width is not None and not 1 <= line_width <= 100:
+        raise ConfigError(f"`line_width` must be in [1, 100] pixels, got {line_width}")
+
+
 SYNONYMS = {
-    "augment": "tta", "batch": "batch_size", "conf": "score_thr", "conf_thres": "score_thr", "confidence": "score_thr",
-    "confidence_threshold": "score_thr", "crop_size": "tile", "min_score": "score_thr", "overlap_ratio": "overlap",
-    "score": "score_thr", "slice_size": "tile", "threshold": "score_thr", "tile_size": "tile",
+    "alpha": "opacity", "augment": "tta", "batch": "batch_size", "conf": "score_thr", "conf_thres": "score_thr",
+    "confidence": "score_thr", "confidence_threshold": "score_thr", "min_score": "score_thr", "score": "score_thr",
+    "overlap_ratio": "overlap", "slice_size": "tile", "thickness": "line_width", "threshold": "score_thr",
+    "tile_size": "tile",
 }  # fmt: skip
 """Names that other libraries use for the same options."""
 

@@ -49,6 +49,8 @@ class Predictor:
         scales: predict at these multiples of the test size, and merge.
         max_pixels: image files with more pixels are rejected before decoding.
         channel_order: order of the channels of input arrays, ``"bgr"`` or ``"rgb"``.
+        opacity: opacity of drawn masks, class maps and heat maps, in [0, 1]; None chooses it by their number.
+        line_width: width of drawn lines in pixels; None chooses it by the size of the image.
         **own: fields of the ``OwnOptions`` of the model's job, such as ``points`` for action recognition.
 
     `visionattn.inference.Options` describes the options in detail.
@@ -78,6 +80,8 @@ class Predictor:
         scales: Sequence[float] = Options.scales,
         max_pixels: int = Options.max_pixels,
         channel_order: Literal["bgr", "rgb"] = Options.channel_order,
+        opacity: float | None = Options.opacity,
+        line_width: int | None = Options.line_width,
         **own: Any,
     ) -> None:
         from visionattn.engine.model import load_model
@@ -85,6 +89,7 @@ class Predictor:
         given = {
             "score_thr": score_thr, "batch_size": batch_size, "tile": tile, "overlap": overlap, "tta": tta,
             "scales": scales, "max_pixels": max_pixels, "channel_order": channel_order,
+            "opacity": opacity, "line_width": line_width,
         }  # fmt: skip
         self._set_up(load_model(config, checkpoint, device=pick_device(device)), given | own)
 
@@ -115,6 +120,8 @@ class Predictor:
         self.options = options.sized(best_tile(model.cfg)) if options.tile == "auto" else options
         self.model, self.job = model, job(model, self.options, own)
         self.classes = tuple(model.classes)
+        style = {"opacity": self.options.opacity, "line_width": self.options.line_width}
+        self._style = style if self.job.styled else {}
         self._views = views_of(self.options)
         self._batch_size = min(self.options.batch_size, self.job.max_batch_size)
 
@@ -216,7 +223,7 @@ class Predictor:
         size = self._batch_size if largest is None else min(self._batch_size, max(1, self._fitting(*largest[:2])))
         for number, output, seconds in self._outputs(batch, self._views[0], size):
             prediction = self.job.decode(output, batch[number])
-            results[single[number]] = replace(prediction, seconds=seconds)
+            results[single[number]] = replace(prediction, seconds=seconds, **self._style)
         return results
 
     def _merged(self, image: Any, tiles: list[Tile], options: Options) -> Any:
@@ -234,7 +241,7 @@ class Predictor:
                     index, output, seconds = found.pop()
                     merger.add(batch[index], view, output)
                     spent += seconds
-        return replace(merger.result(), seconds=spent)
+        return replace(merger.result(), seconds=spent, **self._style)
 
     def _tile_batch(self, tile: Tile) -> int:
         """Number of tiles per forward pass."""

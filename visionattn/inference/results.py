@@ -186,6 +186,8 @@ class Prediction:
         path: the image file, or None.
         image: the image, BGR uint8 ``[H, W, 3]``, if the input was an array.
         colors: RGB color of each class in drawn class maps; None uses the colors of `visionattn.inference.draw`.
+        opacity: opacity of drawn masks, class maps and heat maps, in [0, 1]; None chooses it by their number.
+        line_width: width of drawn lines in pixels; None chooses it by the size of the image.
     """
 
     image_size: tuple[int, int]
@@ -202,6 +204,8 @@ class Prediction:
     path: Path | None = None
     image: np.ndarray | None = field(default=None, repr=False)
     colors: tuple[tuple[int, int, int], ...] | None = field(default=None, repr=False)
+    opacity: float | None = field(default=None, repr=False)
+    line_width: int | None = field(default=None, repr=False)
 
     def __post_init__(self):
         count = len(self.boxes)
@@ -259,15 +263,21 @@ class Prediction:
         """Return the boxes with a score of at least `score_thr`."""
         return self.select(self.scores >= score_thr)
 
-    def draw(self, image: np.ndarray | None = None) -> np.ndarray:
+    def draw(
+        self, image: np.ndarray | None = None, *, opacity: float | None = None, line_width: int | None = None
+    ) -> np.ndarray:
         """Return the image with the prediction drawn on it, BGR uint8 ``[H, W, 3]``.
 
         Args:
             image: BGR uint8 ``[H, W, 3]``; by default the input image, which is read again if it was a file.
+            opacity: opacity of masks, class maps and heat maps, in [0, 1]; None is that of the prediction.
+            line_width: width of lines in pixels; None is that of the prediction.
 
         Raises:
             ValueError: the prediction has no image and none is given, or the size differs.
+            ConfigError: ``opacity`` or ``line_width`` is out of range.
         """
+        from visionattn.inference.options import check_style
         from visionattn.io.images import read_image
 
         if image is None:
@@ -278,7 +288,13 @@ class Prediction:
             image = read_image(self.path, max_pixels=self.image_size[0] * self.image_size[1])
         if image.shape != (*self.image_size, 3):
             raise ValueError(f"`image` must have shape {(*self.image_size, 3)}, got {image.shape}")
-        return self._overlay(image)
+        check_style(opacity, line_width)
+        styled = replace(
+            self,
+            opacity=self.opacity if opacity is None else opacity,
+            line_width=self.line_width if line_width is None else line_width,
+        )
+        return styled._overlay(image)
 
     def _overlay(self, image: np.ndarray) -> np.ndarray:
         from visionattn.inference.draw import draw_prediction
