@@ -1,8 +1,10 @@
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
+from visionattn.errors import ConfigError
 from visionattn.inference.draw import _ink, _Labels, _Scale, class_color, draw_prediction, map_colors
 from visionattn.inference.results import InstanceMasks, Prediction
 
@@ -18,7 +20,7 @@ def made(size, boxes, labels=None, **options) -> Prediction:
 
 def labels_of(prediction: Prediction) -> _Labels:
     height, width = prediction.image_size
-    labels = _Labels(height, width, _Scale.of(height, width))
+    labels = _Labels(height, width, _Scale.of(prediction, None))
     labels.add_boxes(prediction)
     return labels
 
@@ -77,7 +79,7 @@ def test_label_goes_where_it_hides_no_small_object():
 
 
 def test_labels_grow_with_the_picture():
-    small, large = _Scale.of(256, 256), _Scale.of(1500, 2000)
+    small, large = (_Scale.of(Prediction(size, ("a",)), None) for size in ((256, 256), (1500, 2000)))
     assert 10 <= small.font < large.font < 60
     assert small.line < large.line
 
@@ -93,6 +95,7 @@ def test_one_word_on_every_box_gives_way_to_a_legend():
     low = np.random.default_rng(0).uniform(0, 900, (90, 2))
     boxes = np.concatenate([low, low + 30], axis=1)
     assert [label.text for label in labels_of(made((1000, 1000), boxes)).placed] == ["person: 90"]
+    boxes[:, 2:] += 4
     mixed = labels_of(made((1000, 1000), boxes, [0, 1] * 45)).placed
     assert {label.text for label in mixed} == {"person", "traffic light"}
 
@@ -149,7 +152,7 @@ def test_masks_are_blended_and_outlined():
     dense[0, 120:280, 120:280] = True
     drawn = draw_prediction(image, made((400, 400), [[100, 100, 300, 300]], masks=InstanceMasks.from_dense(dense)))
     inside = drawn[200, 200].astype(float)
-    np.testing.assert_allclose(inside, 0.55 * 128 + 0.45 * np.array(class_color(0)), atol=1)
+    np.testing.assert_allclose(inside, 0.6 * 128 + 0.4 * np.array(class_color(0)), atol=1)
     np.testing.assert_allclose(drawn[200, 120].astype(float), class_color(0), atol=20)  # antialiased
     assert (drawn[110, 110] == 128).all()
 
@@ -186,7 +189,7 @@ def test_map_colours_classes_but_not_background_or_ignored():
     semantic[:, 100:200] = 1
     semantic[:, 200:] = 2  # background
     drawn = draw_prediction(image, Prediction((300, 300), CLASSES, semantic=semantic))
-    np.testing.assert_allclose(drawn[20, 120], 0.55 * 128 + 0.45 * np.array(class_color(1)), atol=1)
+    np.testing.assert_allclose(drawn[20, 120], 0.6 * 128 + 0.4 * np.array(class_color(1)), atol=1)
     assert (drawn[:, :95] == 128).all()
     assert (drawn[:, 205:] == 128).all()
     label = class_color(1)  # filled, about the middle of its region
@@ -224,7 +227,7 @@ def test_panoptic_segments_have_borders_and_a_label_each():
                       masks=InstanceMasks.from_dense(masks), semantic=np.zeros((80, 200), np.int64))  # fmt: skip
     drawn = draw_prediction(np.zeros((80, 200, 3), np.uint8), prediction)
     assert drawn[5, 100].min() > drawn[5, 60].min()
-    labels = _Labels(80, 200, _Scale.of(80, 200))
+    labels = _Labels(80, 200, _Scale.of(Prediction((80, 200), ("a",)), None))
     labels.add_regions(prediction.panoptic.segments - 1, CLASSES, map_colors(CLASSES), prediction.labels)
     assert [p.text for p in labels.placed] == ["person", "person"]
     assert sorted(p.x // 100 for p in labels.placed) == [0, 1]
@@ -238,10 +241,54 @@ def test_maps_take_the_colours_of_their_data():
     colors = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
     prediction = Prediction((300, 300), CLASSES, semantic=semantic, colors=colors)
     drawn = draw_prediction(image, prediction)
-    np.testing.assert_allclose(drawn[20, 20], 0.55 * 128 + 0.45 * np.array([30, 20, 10]), atol=1)
+    np.testing.assert_allclose(drawn[20, 20], 0.6 * 128 + 0.4 * np.array([30, 20, 10]), atol=1)
     assert (drawn[20, 280] == 128).all(), "a background has no colour"
     assert (drawn == np.array([30, 20, 10])).all(axis=2).any(), "nor has its label another one than its class"
     assert map_colors(CLASSES, colors) == {0: (30, 20, 10), 1: (60, 50, 40)}
     assert map_colors(CLASSES) == {0: class_color(0), 1: class_color(1)}
     with pytest.raises(ValueError, match="`colors` must have one entry per class, got 1 for 3 classes"):
         Prediction((300, 300), CLASSES, colors=colors[:1])
+
+
+def test_labels_larger_than_the_objects_give_way_to_a_legend():
+    corners = [(x, y) for x in range(10, 380, 90) for y in range(40, 280, 60)]
+    for side, legend in ((12, True), (70, False)):
+        labels = labels_of(made((300, 400), [(x, y, x + side, y + side) for x, y in corners], [0, 1] * 10))
+        texts = {label.text for label in labels.placed}
+        assert (texts == {"person: 10", "traffic light: 10"}) == legend
+
+
+def test_labels_of_small_objects_are_smaller():
+    small, large = (
+        labels_of(made((480, 640), [(50, 90, 50 + side, 90 + side)], [0])).placed[0].font for side in (42, 200)
+    )
+    assert small == 10
+    assert large == 15
+
+
+def test_opacity_and_line_width():
+    semantic = np.zeros((100, 100), np.int64)
+    image = np.full((100, 100, 3), 128, np.uint8)
+    made_map = Prediction((100, 100), ("cat",), semantic=semantic)
+    color = np.array(class_color(0))
+    np.testing.assert_allclose(made_map.draw(image, opacity=1)[90, 90], color, atol=1)
+    np.testing.assert_allclose(replace(made_map, opacity=1.0).draw(image)[90, 90], color, atol=1)
+    np.testing.assert_array_equal(made_map.draw(image, opacity=0)[90, 90], image[90, 90])
+    boxes = made((100, 100), [(40, 40, 80, 80)], [0])
+    painted = [int((boxes.draw(image, line_width=width)[60, :60] != 128).any(axis=1).sum()) for width in (1, 2, 8)]
+    assert painted[0] == 1
+    assert painted == sorted(set(painted))
+    for wrong in ({"opacity": 1.5}, {"line_width": 0}):
+        with pytest.raises(ConfigError, match=f"`{next(iter(wrong))}` must be in"):
+            boxes.draw(image, **wrong)
+
+
+def test_the_texture_below_a_map_and_a_heat_map_remains_visible():
+    image = np.full((60, 60, 3), 60, np.uint8)
+    image[:, ::2] = 180
+    for prediction in (
+        Prediction((60, 60), ("cat",), semantic=np.zeros((60, 60), np.int64)),
+        Prediction((60, 60), ("cat",), heatmap=np.ones((60, 60), np.float32)),
+    ):
+        drawn = prediction.draw(image).astype(float).mean(axis=2)
+        assert drawn[50, 40] - drawn[50, 41] > 0.6 * (180 - 60)

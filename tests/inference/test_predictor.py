@@ -282,6 +282,8 @@ def test_failed_models_are_named(make_model, painted):
         ({"overlap": 8}, "`tile`"),
         ({"tile": 64, "overlap": 64}, "`overlap`"),
         ({"max_pixels": 0}, "`max_pixels`"),
+        ({"opacity": -0.1}, "`opacity`"),
+        ({"line_width": 0}, "`line_width`"),
         ({"scales": ()}, "`scales`"),
         ({"scales": (1, 0)}, "`scales`"),
     ],
@@ -305,6 +307,14 @@ def test_the_signature_lists_every_option():
     for field in dataclasses.fields(Options):
         assert listed[field.name].default == field.default
         assert listed[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_drawing_options_reach_the_overlay(rectangle_model, painted):
+    image = painted(200, 300, ("red", 50, 60, 150, 160))
+    thin, thick = (Predictor.from_model(rectangle_model, line_width=width)(image).draw() for width in (1, 9))
+    assert (thick != image).sum() > 3 * (thin != image).sum()
+    tiled = Predictor.from_model(rectangle_model, tile=128, line_width=9, score_thr=0)(image)
+    assert tiled.line_width == 9
 
 
 def test_channel_order(rectangle_model, painted):

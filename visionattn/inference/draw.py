@@ -52,7 +52,8 @@ FONT_WEIGHT = 500  # medium, on a scale of 100 to 1000
 MAX_LABELED = 0.25
 """Labels that would cover more than this fraction of the image are replaced by a legend."""
 LARGEST_LABEL = 0.8
-"""So are labels that are larger than this fraction of the objects, by the medians of their areas."""
+"""So are the labels of `MANY` or more objects if they are larger than this fraction of the median object."""
+MANY = 5
 
 
 def class_color(index: int) -> tuple[int, int, int]:
@@ -303,14 +304,14 @@ class _Labels:
         """Return a label for each box: class and score, or only the class; None if both would cover too much."""
         self._use(self.scale.label_font)
         names = self._names(prediction)
-        crowd = MAX_LABELED * self.width * self.height
-        if len(names) and self._area(names) / len(names) > LARGEST_LABEL * _median_area(prediction):
-            return None
+        limit = MAX_LABELED * self.width * self.height
+        if len(names) >= MANY:
+            limit = min(limit, LARGEST_LABEL * _median_area(prediction) * len(names))
         full = [_caption(name, score) for name, score in zip(names, prediction.scores, strict=True)]
-        if self._area(full) <= crowd:
+        if self._area(full) <= limit:
             return full
         # a legend is clearer than many equal labels
-        return names if len(set(names)) > 1 and self._area(names) <= crowd else None
+        return names if len(set(names)) > 1 and self._area(names) <= limit else None
 
     def _names(self, prediction: "Prediction") -> list[str]:
         return [self._fit(name, 0.5) for name in prediction.names]
