@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model",
     "test": "evaluate a checkpoint on the test data of a config",
     "infer": "predict on images, videos or point clouds with a trained model",
+    "models": "list the trained models of the package, or show a model card",
     "attention": "draw the attention maps of a backbone for an image",
     "replay": "repeat a training iteration that produced NaN or infinity",
     "export": "export a timm model or a trained model as .pt2 or .onnx",

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an image, a folder (searched recursively), a glob in quotes, a video, or a point cloud "
         "(.bin .pcd .npy .npz) for models of those",
     )
-    model = parser.add_argument_group("model", "a training run, or a config and a checkpoint")
+    model = parser.add_argument_group("model", "a model of the package, a training run, or a config and a checkpoint")
+    model.add_argument("--model", metavar="NAME", help="trained model of the package, such as nuclei (visionattn models)")
     model.add_argument("--run", metavar="WORK_DIR", help="folder of a training run; uses its best checkpoint")
     model.add_argument("--config", metavar="FILE", help="config file, with --checkpoint")
     model.add_argument("--checkpoint", metavar="FILE", help="weights, with --config")
@@ -138,16 +139,25 @@ def _own_options(args: argparse.Namespace, job) -> dict:
 
 def _check_model_arguments(args: argparse.Namespace) -> None:
     given = [name for name in ("config", "checkpoint") if getattr(args, name) is not None]
+    if args.model is not None:
+        if args.run is not None or given:
+            raise ConfigError(f"`model` includes a config and weights; remove `{'run' if args.run else given[0]}`")
+        return
     if args.run is not None and given:
         raise ConfigError(f"`run` includes a config and a checkpoint; remove `{given[0]}`, or `run`")
     if args.run is None and not given:
-        raise ConfigError("no model given; give `run`, or `config` and `checkpoint`")
+        raise ConfigError("no model given; give `model`, `run`, or `config` and `checkpoint`")
     if len(given) == 1:
         other = "checkpoint" if given[0] == "config" else "config"
         raise ConfigError(f"`{given[0]}` requires `{other}`")
 
 
 def _model_files(args: argparse.Namespace) -> tuple[Path, Path]:
+    if args.model is not None:
+        from visionattn.zoo import find_model
+
+        found = find_model(args.model)
+        return Path(found.config), found.weights
     if args.run is None:
         return Path(args.config), Path(args.checkpoint)
     from visionattn.engine.model import find_run
@@ -157,7 +167,7 @@ def _model_files(args: argparse.Namespace) -> tuple[Path, Path]:
 
 def _out_folder(args: argparse.Namespace) -> Path:
     if args.out is None:
-        name = Path(args.run).resolve().name if args.run else Path(args.config).stem
+        name = args.model or (Path(args.run).resolve().name if args.run else Path(args.config).stem)
         return Path("outputs", "infer", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     out = Path(args.out)
     if out.exists() and not out.is_dir():

@@ -1,6 +1,6 @@
 """Predict with a trained model.
 
->>> predictor = Predictor.from_run("work_dirs/x")
+>>> predictor = Predictor.from_pretrained("nuclei")  # or Predictor.from_run("work_dirs/x")
 >>> prediction = predictor("photo.jpg")
 >>> prediction.boxes, prediction.names, prediction.draw()
 """
@@ -63,6 +63,18 @@ class Predictor:
         from visionattn.engine.model import find_run
 
         return cls(*find_run(work_dir), device, **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str, device: str | torch.device | None = None, **options: Any) -> "Predictor":
+        """Load a trained model of the package, such as ``"nuclei"``; ``visionattn models`` lists them.
+
+        Raises:
+            ConfigError: there is no model of this name.
+        """
+        from visionattn.zoo import find_model
+
+        found = find_model(name)
+        return cls(found.config, found.weights, device, **options)
 
     @classmethod
     def from_model(cls, model: TrainedModel, job: type[Job] | None = None, **options: Any) -> "Predictor":

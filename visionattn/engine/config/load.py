@@ -19,7 +19,7 @@ from visionattn.engine.config.schedules import fit_length
 from visionattn.engine.config.variables import read_with, unused_overrides, variables_read
 from visionattn.errors import ConfigError, VisionattnError
 
-__all__ = ["apply_options", "load_config", "parse_options"]
+__all__ = ["apply_options", "find_config", "load_config", "parse_options"]
 
 
 def load_config(
@@ -33,7 +33,8 @@ def load_config(
     The file is executed as Python code: only load files that you trust.
 
     Args:
-        path: the config file, ``.py`` in mmengine's text form (``_base_`` and plain variables).
+        path: the config file, ``.py`` in mmengine's text form (``_base_`` and plain variables), or the name of a config
+            of this package, such as ``"mask-rcnn_dinat-mini_fpn_ms-3x_coco"``.
         cfg_options: ``{"train_cfg.max_iters": 100}`` or ``["train_cfg.max_iters=100"]``. Each key must exist in the
             config or be an argument of the class that it configures. A key may name a variable of the file from which
             other keys are computed, such as ``max_iters``; these follow. With another ``train_cfg.max_iters`` or
@@ -48,7 +49,7 @@ def load_config(
             an option has an unknown key.
         DataError: the annotation files of ``custom_data`` are missing or malformed.
     """
-    path = Path(path).expanduser()
+    path = find_config(path)
     files = _check_file(path, [])
     config = _read(path, lambda: Config.fromfile(str(path), lazy_import=False))
     if "model" not in config:
@@ -61,6 +62,24 @@ def load_config(
         resolve_custom_data(config, str(path))
         _check_kept(config, options)
     return config
+
+
+def find_config(path: str | os.PathLike) -> Path:
+    """Return the path of a config file, or of the config of this package that has this name, with or without ``.py``.
+
+    A path is returned as it is if the file exists, or if there is no such config.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() or path.name != str(path):
+        return path
+    name = path.name if path.suffix == ".py" else f"{path.name}.py"
+    return next((file for root in _config_folders() for file in sorted(root.rglob(name))), path)
+
+
+def _config_folders() -> list[Path]:
+    """Return the folder of the configs in an installed package, or in a clone."""
+    package = Path(__file__).resolve().parents[2]
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
 def _read(path: Path, read: Callable[[], Config]) -> Config:
@@ -132,7 +151,7 @@ def _bases(tree: ast.Module) -> list[str]:
 def _similar(path: Path) -> str:
     """Return ``; did you mean ...?`` with similar names from the folder of the path and from the configs folders."""
     files = list(path.parent.glob("*.py")) if path.parent.is_dir() else []
-    for root in (Path("configs"), Path(__file__).resolve().parents[2] / "configs"):
+    for root in (Path("configs"), *_config_folders()):
         files += root.rglob("*.py")
     known = {file.stem: file for file in reversed(files)}
     close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.5)
