@@ -92,3 +92,17 @@ def test_every_command_has_help(name, capsys):
         cli.main([name, "--help"])
     assert stop.value.code == 0
     assert "--debug" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command_name", ["train", "test", "check"])
+def test_flags_are_not_abbreviated(command_name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.build_parser(command_name).parse_args(["x.py", "--cfg", "a=1"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --cfg" in capsys.readouterr().err
+
+
+def test_a_flag_of_another_program_names_the_similar_one(capsys):
+    with pytest.raises(SystemExit):
+        cli.build_parser("train").parse_args(["x.py", "--device", "cpu"])
+    assert "unrecognized arguments: --device cpu; did you mean --devices?" in capsys.readouterr().err

@@ -5,11 +5,13 @@ imported only when its command is called, to keep ``visionattn --help`` fast.
 """
 
 import argparse
+import difflib
 import importlib
 import re
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from visionattn import __version__
 from visionattn.errors import ConfigProblemsError, VisionattnError, require
@@ -41,10 +43,24 @@ def uses_openmmlab(command: str, args: argparse.Namespace) -> bool:
     return command in OPENMMLAB and not (command == "export" and args.model is not None)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that requires complete flags, and names similar ones in the error for an unknown flag."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with status 2."""
+        if message.startswith("unrecognized arguments") and (found := re.search(r"--[\w-]+", message)):
+            close = difflib.get_close_matches(found[0], self._option_string_actions, n=2)
+            message += f"; did you mean {' or '.join(close)}?" if close else ""
+        super().error(message)
+
+
 def build_parser(command: str) -> argparse.ArgumentParser:
     """Return the argument parser of a command."""
     module = importlib.import_module(f"visionattn.cli.{command}")
-    parser = argparse.ArgumentParser(prog=f"visionattn {command}", description=module.__doc__)
+    parser = Parser(prog=f"visionattn {command}", description=module.__doc__)
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     return parser

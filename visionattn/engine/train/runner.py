@@ -28,6 +28,7 @@ from visionattn.engine.train.loops import EpochLoop, IterLoop
 from visionattn.engine.train.progress import ProgressHook, RecordHook
 from visionattn.engine.train.randomness import with_named_errors
 from visionattn.engine.train.resuming import restore
+from visionattn.engine.train.same_size import evaluate_by_size
 from visionattn.errors import CheckpointError
 
 __all__ = ["Runner"]
@@ -59,7 +60,8 @@ class Runner(StockRunner):
       tensors match;
     - ``EpochBasedTrainLoop``, ``IterBasedTrainLoop`` and ``CheckpointHook`` are replaced by those of this package;
     - the log is written to the log file, and `ProgressHook` shows progress on the console;
-    - a NaN or infinite loss or gradient stops training before the optimizer step.
+    - a NaN or infinite loss or gradient stops training before the optimizer step;
+    - images of different sizes in a batch are validated and tested separately, as without padding.
     """
 
     bad_samples: BadSamples | None = None  # None: an unreadable sample stops the run
@@ -103,6 +105,10 @@ class Runner(StockRunner):
     ) -> DataLoader:
         """Build a dataloader as mmengine does, with the name of the image in the errors of unreadable images."""
         return with_named_errors(StockRunner.build_dataloader(dataloader, seed, diff_rank_seed))
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap the model for distributed training as mmengine does, and evaluate images of each size separately."""
+        return evaluate_by_size(super().wrap_model(model_wrapper_cfg, model))
 
     def build_train_loop(self, loop: Any) -> Any:
         """Build the training loop, replacing the loops of mmengine by loops that can resume at any iteration."""
