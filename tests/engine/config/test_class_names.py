@@ -97,7 +97,8 @@ def test_validation_in_another_order_than_training(sparse):
 def test_ids_of_wrapped_and_concatenated_datasets(sparse, coco_dir, make_config, tmp_path):
     one = load_config(sparse).train_dataloader.dataset
     other = load_config(make_config(tmp_path / "other.py", coco_dir)).train_dataloader.dataset
+    assert dataset_meta(RepeatDataset(build(one), 2))["category_ids"] == (90, 7)
     for parts, ids in (([one, one], (90, 7)), ([one, other], None)):
-        built = ConcatDataset([RepeatDataset(build(part), 2) for part in parts])
+        built = ConcatDataset([build(part) for part in parts])
         assert (dataset_meta(built) or {}).get("category_ids") == ids
         assert tuple(dataset_meta(built)["classes"]) == ("red", "blue")

@@ -7,7 +7,7 @@ from typing import Any
 
 from visionattn.engine.config.custom_data import load_coco
 from visionattn.errors import DataError
-from visionattn.io.console import count_of
+from visionattn.io.console import count_of, examples
 
 __all__ = ["check_evaluators", "describe_use"]
 
@@ -69,7 +69,7 @@ def describe_use(
     notes = [f"{count_of(len(content['images']), 'image')}, {count_of(len(objects), 'object')}"]
     if len(known) < len(objects):
         left = sorted({names[a["category_id"]] for a in objects} - set(classes))
-        notes.append(f"{len(objects) - len(known)} of {_listed(left)} not used")
+        notes.append(f"{len(objects) - len(known)} of {examples(left)} not used")
     notes += [f"{len(part)} {why}, not used" for why, part in left_out.items() if part]
     empty = len({i["id"] for i in content["images"]} - small - {a["image_id"] for a in known})
     if empty:
@@ -77,7 +77,7 @@ def describe_use(
     if small:
         notes.append(f"{count_of(len(small), 'image')} smaller than {least} pixels, not used")
     if absent := [name for name in classes if name not in {names[a["category_id"]] for a in used}]:
-        notes.append(f"none of {_listed(absent)}")
+        notes.append(f"none of {examples(absent)}")
     return "; ".join(notes)
 
 
@@ -116,7 +116,7 @@ def check_evaluators(evaluators: Any, files: Sequence[Path]) -> None:
 
 
 def _pairs(categories: set[tuple[Any, str]]) -> str:
-    return _listed([f"{number}: {name}" for number, name in sorted(categories)])
+    return examples([f"{number}: {name}" for number, name in sorted(categories)])
 
 
 def _no_empty(filters: Mapping[str, Any]) -> bool:
@@ -125,7 +125,3 @@ def _no_empty(filters: Mapping[str, Any]) -> bool:
 
 def _all(part: int, total: int) -> str:
     return f"all {count_of(total, 'object')}" if part == total else f"{part} of {count_of(total, 'object')}"
-
-
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"

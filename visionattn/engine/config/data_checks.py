@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS, DefaultScope
 
 from visionattn.data.coco import check_coco
-from visionattn.data.mask_folders import check_masks, pair_masks, read_names
+from visionattn.data.mask_folders import check_masks, pair_masks, read_names, unused_files
 from visionattn.data.panoptic_check import check_panoptic
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.class_names import base_names, dataset_classes
@@ -19,7 +19,7 @@ from visionattn.engine.config.coco_use import check_evaluators, describe_use
 from visionattn.engine.config.custom_data import SPLITS, coco_datasets, load_coco
 from visionattn.engine.config.options import close_matches, find_class
 from visionattn.errors import ConfigError, DataError
-from visionattn.io.console import count_of, track
+from visionattn.io.console import count_of, examples, track
 from visionattn.io.images import image_size
 
 __all__ = ["check_data", "check_images", "dataset_paths"]
@@ -63,7 +63,7 @@ def check_data(
             seen.add(key)
             _check_names(dataset, f"{SPLITS[split]}.dataset.metainfo.classes")
             if "MaskFolderDataset" in bases:
-                lines.append(f"{split}: {_check_mask_folder(dataset, scope)}")
+                lines.append(f"{split}: {_check_mask_folder(dataset, scope, split == 'train')}")
             elif "CocoPanopticDataset" in bases:
                 lines.append(f"{split}: {_check_panoptic(dataset, scope)}")
             elif "CocoDataset" in bases:
@@ -154,17 +154,31 @@ def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
     return root / str(dataset.get("ann_file", "")), root / str(prefix or "")
 
 
-def _check_mask_folder(dataset: Mapping[str, Any], scope: str | None) -> str:
+def _check_mask_folder(dataset: Mapping[str, Any], scope: str | None, training: bool) -> str:
     root, prefix = Path(str(dataset.get("data_root") or "")), dataset.get("data_prefix") or {}
     names = read_names(root / dataset["ann_file"]) if dataset.get("ann_file") else None
     folders = root / str(prefix.get("img_path", "")), root / str(prefix.get("seg_map_path", ""))
-    classes = dataset_classes(dataset, scope)
+    classes, reduced = dataset_classes(dataset, scope), bool(dataset.get("reduce_zero_label"))
+    for step in dataset.get("pipeline") or ():
+        given = step.get("reduce_zero_label") if isinstance(step, Mapping) else None
+        if given is not None and bool(given) != reduced:
+            raise ConfigError(
+                f"{folders[1]}: reduce_zero_label is {reduced} in the dataset and {given} in its {step.get('type')}; "
+                "set it in the dataset only"
+            )
     pairs = pair_masks(*folders, names, dataset.get("seg_map_suffix", ".png"))
-    counts = check_masks(pairs, classes, bool(dataset.get("reduce_zero_label")))[: len(classes)]
+    counts = check_masks(pairs, classes, reduced)[: len(classes)]
     absent = [name for name, count in zip(classes, counts, strict=True) if not count]
-    listed = ", ".join(absent[:6]) + (", ..." if len(absent) > 6 else "")
-    shown = f"{len(classes) - len(absent)} of {len(classes)} classes in their masks"
-    return f"{count_of(len(pairs), 'image')}, {shown}{f'; none of {listed}' if absent else ''}"
+    if training and len(classes) - len(absent) < 2:
+        found = "no pixel is of a class" if len(absent) == len(classes) else "all pixels are of one class"
+        remedy = f"none is of {examples(absent)}" if absent else "the background must be a class as well"
+        raise DataError(f"{folders[1]}: nothing to train on: {found}; {remedy}")
+    notes = [f"{count_of(len(pairs), 'image')}, {len(classes) - len(absent)} of {len(classes)} classes in their masks"]
+    if absent:
+        notes.append(f"none of {examples(absent)}")
+    if names is None and (unused := unused_files(*folders, pairs)):
+        notes.append(unused)
+    return "; ".join(notes)
 
 
 def _check_classes(ann: Path, categories: list[str], classes: list[str], asked: bool) -> None:

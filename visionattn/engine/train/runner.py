@@ -44,8 +44,8 @@ _NOT_RESUMED = {
 def dataset_meta(dataset: Any) -> dict[str, Any] | None:
     """Return the meta information of a dataset, with the ``category_ids`` of its classes if it is a COCO dataset.
 
-    Wrappers such as ``RepeatDataset`` have the ids of their dataset, and ``ConcatDataset`` those of its datasets if they
-    are the same in all.
+    Wrappers such as ``RepeatDataset`` have the ids of their dataset, and ``ConcatDataset`` those of its datasets if
+    they are the same in all.
     """
     meta, ids = getattr(dataset, "metainfo", None), getattr(dataset, "cat_ids", None)
     parts = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
