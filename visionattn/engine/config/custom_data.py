@@ -144,7 +144,7 @@ def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
             raise DataError(f"custom_data.root must be an existing folder, got {str(root)!r}")
         categories = load_coco(under(root, block["train_ann"]))["categories"]
         block["classes"] = [str(c["name"]) for c in categories]
-    classes = list(block["classes"])
+    classes = block["classes"] = [str(name) for name in block["classes"]]  # [1,2] of the command line are numbers
     metainfo = {"classes": tuple(classes), "palette": palette(len(classes))}
     for split, loader in SPLITS.items():
         source = split if block.get(f"{split}_ann") else "val"

@@ -11,14 +11,15 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS, DefaultScope
 
 from visionattn.data.coco import check_coco
-from visionattn.data.mask_folders import check_masks, pair_masks, read_names
+from visionattn.data.mask_folders import check_masks, pair_masks, read_names, unused_files
 from visionattn.data.panoptic_check import check_panoptic
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.class_names import base_names, dataset_classes
+from visionattn.engine.config.coco_use import check_evaluators, describe_use
 from visionattn.engine.config.custom_data import SPLITS, coco_datasets, load_coco
 from visionattn.engine.config.options import close_matches, find_class
-from visionattn.errors import DataError
-from visionattn.io.console import count_of, track
+from visionattn.errors import ConfigError, DataError
+from visionattn.io.console import count_of, examples, track
 from visionattn.io.images import image_size
 
 __all__ = ["check_data", "check_images", "dataset_paths"]
@@ -43,21 +44,26 @@ def check_data(
         One line per split with the number of images and objects, and what will not be used.
 
     Raises:
+        ConfigError: class names are not distinct strings.
         DataError: from `visionattn.data.coco.check_coco`, `visionattn.data.panoptic_check.check_panoptic`,
-            `visionattn.data.mask_folders.pair_masks` or `check_masks`; or classes and categories differ.
+            `visionattn.data.mask_folders.pair_masks`, `check_masks` or
+            `visionattn.engine.config.coco_use`; or classes and categories differ.
     """
     lines, seen, scope = [], set(), config.get("default_scope")
     categories: list[str] = []  # of the training file
     for split in splits:
-        loader = config.get(SPLITS[split])
+        loader, files = config.get(SPLITS[split]), []
         for dataset in coco_datasets(loader["dataset"], any_file=True) if loader else ():
             key = tuple(str(dataset.get(k)) for k in ("type", "ann_file", "data_root", "data_prefix", "layout"))
             bases = base_names(dataset, scope)
+            if "CocoDataset" in bases:
+                files.append(dataset_paths(dataset)[0])
             if key in seen or "LVISV05Dataset" in bases:  # LVIS stores image names differently
                 continue
             seen.add(key)
+            _check_names(dataset, f"{SPLITS[split]}.dataset.metainfo.classes")
             if "MaskFolderDataset" in bases:
-                lines.append(f"{split}: {_check_mask_folder(dataset, scope)}")
+                lines.append(f"{split}: {_check_mask_folder(dataset, scope, split == 'train')}")
             elif "CocoPanopticDataset" in bases:
                 lines.append(f"{split}: {_check_panoptic(dataset, scope)}")
             elif "CocoDataset" in bases:
@@ -67,7 +73,19 @@ def check_data(
                 lines.append(f"{split}: {_check_instances(dataset, content, split, scope, asked, masks, bad)}")
             elif hasattr(find_class(dataset.get("type"), scope), "check"):
                 lines.append(f"{split}: {_check_own(dataset, scope)}")
+        check_evaluators(config.get(f"{split}_evaluator"), files)
     return lines
+
+
+def _check_names(dataset: Mapping[str, Any], where: str) -> None:
+    """Raise `ConfigError` for classes that are not distinct strings: mmdet compares them with the names in the file."""
+    classes = (dataset.get("metainfo") or {}).get("classes") or ()
+    classes = [classes] if isinstance(classes, str) else list(classes)
+    strange = [name for name in classes if not isinstance(name, str)]
+    if strange:
+        raise ConfigError(f"{where}: names must be strings, got {strange[0]!r}; write {str(strange[0])!r}")
+    if double := [name for name in classes if classes.count(name) > 1]:
+        raise ConfigError(f"{where}: the name {double[0]!r} occurs twice")
 
 
 def _asked(
@@ -117,37 +135,7 @@ def _check_instances(
     classes = dataset_classes(dataset, scope)
     _check_classes(ann, list(names.values()), classes, asked)
     check_images(images, content["images"], bad if split == "train" else None)
-    objects = content.get("annotations", [])
-    known = [a for a in objects if names[a["category_id"]] in classes]
-    used = [a for a in known if not a.get("iscrowd")]
-    purpose = "to train on" if split == "train" else "to compare with"
-    if not used:
-        reason = (
-            f"all {count_of(len(known), 'object')} are crowds (iscrowd=1)"
-            if known
-            else f"none of its objects is of the classes {classes[:6]}"
-        )
-        raise DataError(f"{ann}: has no object {purpose}: {reason}")
-    bare = [a for a in used if masks and not a.get("segmentation")]
-    if bare:
-        raise DataError(
-            f"{ann}: the annotation {bare[0]['id']} has no segmentation, but masks are needed{_more(len(bare) - 1)}; "
-            "add the masks, or use a config for boxes"
-        )
-    notes = []
-    if len(known) < len(objects):
-        left = sorted({names[a["category_id"]] for a in objects} - set(classes))
-        notes.append(f"{len(objects) - len(known)} of {', '.join(left[:6])} not used")
-    if crowds := len(known) - len(used):
-        notes.append(f"{crowds} of them crowds, which are ignored")
-    if absent := [name for name in classes if name not in {names[a["category_id"]] for a in used}]:
-        notes.append(f"none of {', '.join(absent[:6])}{', ...' if len(absent) > 6 else ''}")
-    line = f"{count_of(len(content['images']), 'image')}, {count_of(len(objects), 'object')}"
-    return "; ".join([line, *notes])
-
-
-def _more(count: int) -> str:
-    return f" (and {count} more)" if count else ""
+    return describe_use(ann, content, dataset, classes, split == "train", masks)
 
 
 def _check_panoptic(dataset: Mapping[str, Any], scope: str | None) -> str:
@@ -166,31 +154,45 @@ def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
     return root / str(dataset.get("ann_file", "")), root / str(prefix or "")
 
 
-def _check_mask_folder(dataset: Mapping[str, Any], scope: str | None) -> str:
+def _check_mask_folder(dataset: Mapping[str, Any], scope: str | None, training: bool) -> str:
     root, prefix = Path(str(dataset.get("data_root") or "")), dataset.get("data_prefix") or {}
     names = read_names(root / dataset["ann_file"]) if dataset.get("ann_file") else None
     folders = root / str(prefix.get("img_path", "")), root / str(prefix.get("seg_map_path", ""))
-    classes = dataset_classes(dataset, scope)
+    classes, reduced = dataset_classes(dataset, scope), bool(dataset.get("reduce_zero_label"))
+    for step in dataset.get("pipeline") or ():
+        given = step.get("reduce_zero_label") if isinstance(step, Mapping) else None
+        if given is not None and bool(given) != reduced:
+            raise ConfigError(
+                f"{folders[1]}: reduce_zero_label is {reduced} in the dataset and {given} in its {step.get('type')}; "
+                "set it in the dataset only"
+            )
     pairs = pair_masks(*folders, names, dataset.get("seg_map_suffix", ".png"))
-    counts = check_masks(pairs, classes, bool(dataset.get("reduce_zero_label")))[: len(classes)]
+    counts = check_masks(pairs, classes, reduced)[: len(classes)]
     absent = [name for name, count in zip(classes, counts, strict=True) if not count]
-    listed = ", ".join(absent[:6]) + (", ..." if len(absent) > 6 else "")
-    shown = f"{len(classes) - len(absent)} of {len(classes)} classes in their masks"
-    return f"{count_of(len(pairs), 'image')}, {shown}{f'; none of {listed}' if absent else ''}"
+    if training and len(classes) - len(absent) < 2:
+        found = "no pixel is of a class" if len(absent) == len(classes) else "all pixels are of one class"
+        remedy = f"none is of {examples(absent)}" if absent else "the background must be a class as well"
+        raise DataError(f"{folders[1]}: nothing to train on: {found}; {remedy}")
+    notes = [f"{count_of(len(pairs), 'image')}, {len(classes) - len(absent)} of {len(classes)} classes in their masks"]
+    if absent:
+        notes.append(f"none of {examples(absent)}")
+    if names is None and (unused := unused_files(*folders, pairs)):
+        notes.append(unused)
+    return "; ".join(notes)
 
 
 def _check_classes(ann: Path, categories: list[str], classes: list[str], asked: bool) -> None:
     """Raise `DataError` for classes without a category and, unless ``asked``, for categories without a class."""
     unknown = [c for c in classes if c not in categories]
     extra = [c for c in categories if c not in classes]
-    if extra and (unknown or not asked):
+    if extra and not asked:
         raise DataError(
-            f"{ann}: the category {extra[0]!r} is not among the classes of the config {classes[:6]}"
-            f"{close_matches(extra[0], unknown) if unknown else ''}; to leave a category out, name the other classes "
-            "in metainfo=dict(classes=...) of the datasets, or in custom_data.classes"
+            f"{ann}: the category {extra[0]!r} is not among the classes of the config {classes[:6]}; to leave it out, "
+            "name the other classes in metainfo=dict(classes=...) of the datasets, or in custom_data.classes"
         )
     if unknown:
-        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is a class of the config")
+        near = close_matches(unknown[0], categories)
+        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is a class of the config{near}")
 
 
 def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> None:

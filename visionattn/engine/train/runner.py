@@ -43,11 +43,16 @@ _NOT_RESUMED = {
 
 
 def dataset_meta(dataset: Any) -> dict[str, Any] | None:
-    """Return the meta information of a dataset, with the ``category_ids`` of its classes if it is a COCO dataset."""
-    meta = getattr(dataset, "metainfo", None)
-    while hasattr(dataset, "dataset"):  # wrappers such as RepeatDataset
-        dataset = dataset.dataset
-    ids = getattr(dataset, "cat_ids", None)
+    """Return the meta information of a dataset, with the ``category_ids`` of its classes if it is a COCO dataset.
+
+    Wrappers such as ``RepeatDataset`` have the ids of their dataset, and ``ConcatDataset`` those of its datasets if
+    they are the same in all.
+    """
+    meta, ids = getattr(dataset, "metainfo", None), getattr(dataset, "cat_ids", None)
+    parts = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    if ids is None and parts[0] is not None:
+        found = [(dataset_meta(part) or {}).get("category_ids") for part in parts]
+        ids = found[0] if all(part == found[0] for part in found) else None
     if meta is None or ids is None or len(ids) != len(meta.get("classes") or ()):
         return meta
     return {**meta, "category_ids": tuple(int(value) for value in ids)}
