@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn.kernels import backends
+from visionattn.kernels.routing.gather import attend_gather
 from visionattn.kernels.routing.ops import routing_attention_torch, routing_attention_triton
 from visionattn.kernels.routing.reference import attend_reference, route_reference
 from visionattn.kernels.routing.regions import region_size
+from visionattn.kernels.transforms import full_precision, is_transformed
 
 __all__ = ["bilevel_routing_attention", "route_regions"]
 
@@ -164,8 +166,7 @@ def route_regions(
     if padding_mask is not None:
         padding_mask = _check_mask(padding_mask, key)
     step = route_reference if backends.select(OPERATOR, query.device, query.dtype, backend) == "reference" else _route
-    device = query.device.type
-    with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
+    with full_precision(query.device.type):
         return step(query, key, regions, topk, padding_mask)
 
 
@@ -237,7 +238,7 @@ def bilevel_routing_attention(
         dtype = torch.get_autocast_dtype(device)
     head_dim = max(query.shape[-1], value.shape[-1])
     chosen = backends.select(OPERATOR, query.device, dtype, backend, head_dim=head_dim)
-    with torch.autocast(device if autocast else "cpu", enabled=False):
+    with full_precision(device):
         if key_regions is None:
             with torch.no_grad():
                 step = route_reference if chosen == "reference" else _route
@@ -246,6 +247,8 @@ def bilevel_routing_attention(
         scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
         if chosen == "reference":
             out = attend_reference(query, key, value, key_regions, padding_mask, regions, scale)
+        elif is_transformed(query, key, value):
+            out = attend_gather(query, key, value, key_regions, padding_mask, regions, scale)
         else:
             run = routing_attention_triton if chosen == "triton" else routing_attention_torch
             out = run(query, key, value, key_regions, padding_mask, regions, scale)
