@@ -55,7 +55,7 @@ def test_nuclei_are_found():
     rows, columns = np.mgrid[:256, :256]
     image, centres = np.full((256, 256), 12.0), [(60, 70), (60, 180), (150, 120), (200, 210)]
     for y, x in centres:
-        image += 120 * np.exp(-np.maximum(np.hypot(rows - y, columns - x) - 12, 0) ** 2 / 8)
+        image += 120 * np.exp(-(np.maximum(np.hypot(rows - y, columns - x) - 12, 0) ** 2) / 8)
     image = np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2)
     found = Predictor.from_pretrained("nuclei", "cpu", score_thr=0.5)(image)
     masks = np.asarray(found.masks)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(.bin .pcd .npy .npz) for models of those",
     )
     model = parser.add_argument_group("model", "a model of the package, a training run, or a config and a checkpoint")
-    model.add_argument("--model", metavar="NAME", help="trained model of the package, such as nuclei (visionattn models)")
+    model.add_argument("--model", metavar="NAME", help="trained model of the package, see visionattn models")
     model.add_argument("--run", metavar="WORK_DIR", help="folder of a training run; uses its best checkpoint")
     model.add_argument("--config", metavar="FILE", help="config file, with --checkpoint")
     model.add_argument("--checkpoint", metavar="FILE", help="weights, with --config")
