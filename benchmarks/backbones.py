@@ -21,9 +21,9 @@ import timm
 import torch
 from common import RESULTS, alternate, machine, summary, write_csv
 from torch import nn
+from visionattn.layers._gather import gather_attention
 
 from visionattn import __version__
-from visionattn.layers._gather import gather_attention
 from visionattn.layers.neighborhood import NeighborhoodAttentionBase
 
 OURS = ["dinat_mini", "dinat_tiny", "dinat_s_tiny", "nat_mini", "biformer_tiny", "biformer_small"]
