@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, DefaultScope
 
 from visionattn.data.coco import check_coco
 from visionattn.data.mask_folders import check_masks, pair_masks, read_names, unused_files
@@ -72,7 +72,7 @@ def check_data(
                 masks = _needs_masks(dataset, config, split)
                 lines.append(f"{split}: {_check_instances(dataset, content, split, scope, asked, masks, bad)}")
             elif hasattr(find_class(dataset.get("type"), scope), "check"):
-                lines.append(f"{split}: {_check_own(dataset, scope)}")
+                lines.append(f"{split}: {_check_own(dataset, config.get(f'{split}_evaluator'), scope)}")
         check_evaluators(config.get(f"{split}_evaluator"), files)
     return lines
 
@@ -114,10 +114,19 @@ def _needs_masks(dataset: Mapping[str, Any], config: Config, split: str) -> bool
     return any(isinstance(step, Mapping) and step.get("with_mask") for step in steps or ())
 
 
-def _check_own(dataset: Mapping[str, Any], scope: str | None) -> str:
-    """Call the method ``check`` of a dataset class of this package, which returns one line about the dataset."""
+def _check_own(dataset: Mapping[str, Any], evaluators: Any, scope: str | None) -> str:
+    """Call the method ``check`` of a dataset class of this package with its pipeline; it returns one line.
+
+    Then call the method ``check`` of the metrics that have one, which raises an error if they cannot use the dataset.
+    """
     with quiet(), building("dataset"), DefaultScope.overwrite_default_scope(scope or "mmengine"):
-        return DATASETS.build({**dataset, "pipeline": [], "lazy_init": False}).check()
+        built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False})
+        line = built.check([step for step in dataset.get("pipeline") or () if isinstance(step, Mapping)])
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+            kind = evaluator.get("type") if isinstance(evaluator, Mapping) else None
+            if kind is not None and hasattr(find_class(kind, scope), "check"):
+                METRICS.build(evaluator).check(built)
+        return line
 
 
 def _check_instances(
