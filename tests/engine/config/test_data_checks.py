@@ -132,3 +132,37 @@ def test_evaluator_of_other_data(own):
     config.val_evaluator.ann_file = str(folder / "train.json")
     with pytest.raises(DataError, match=r"train\.json: the evaluator compares with this file"):
         check_data(config)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "words"),
+    [
+        (3, (64, 64), "1 image with an EXIF"),
+        (6, (64, 64), "1 image with an EXIF"),
+        (1, (64, 64), ""),
+        (6, (64, 32), "EXIF orientation turns it to 32 x 64 pixels, but its annotation is for 64 x 32"),
+    ],
+)
+def test_exif_orientation(own, orientation, size, words):
+    """Annotations of the stored pixels are refused where the size shows them, and mentioned where it does not."""
+    from PIL import Image
+
+    folder, config_file = own
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.new("RGB", size).save(folder / "images" / "turned.jpg", exif=exif)
+
+    def change(content):
+        content["images"][0].update(file_name="turned.jpg", width=size[0], height=size[1])
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == content["images"][0]["id"]:
+                annotation.update(bbox=[1, 1, 20, 20], area=400, segmentation=[])
+
+    edit(folder / "train.json", change)
+    if size == (64, 64):
+        line = check_data(load_config(config_file))[0]
+        assert words in line
+        assert ("EXIF" in line) == bool(words)
+    else:
+        with pytest.raises(DataError, match=words):
+            check_data(load_config(config_file))

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, DefaultScope
 
 from visionattn.data.coco import check_coco
 from visionattn.data.mask_folders import check_masks, pair_masks, read_names, unused_files
@@ -20,7 +20,7 @@ from visionattn.engine.config.custom_data import SPLITS, coco_datasets, load_coc
 from visionattn.engine.config.options import close_matches, find_class
 from visionattn.errors import ConfigError, DataError
 from visionattn.io.console import count_of, examples, track
-from visionattn.io.images import image_size
+from visionattn.io.images import image_header
 
 __all__ = ["check_data", "check_images", "dataset_paths"]
 
@@ -72,7 +72,7 @@ def check_data(
                 masks = _needs_masks(dataset, config, split)
                 lines.append(f"{split}: {_check_instances(dataset, content, split, scope, asked, masks, bad)}")
             elif hasattr(find_class(dataset.get("type"), scope), "check"):
-                lines.append(f"{split}: {_check_own(dataset, scope)}")
+                lines.append(f"{split}: {_check_own(dataset, config.get(f'{split}_evaluator'), scope)}")
         check_evaluators(config.get(f"{split}_evaluator"), files)
     return lines
 
@@ -114,10 +114,19 @@ def _needs_masks(dataset: Mapping[str, Any], config: Config, split: str) -> bool
     return any(isinstance(step, Mapping) and step.get("with_mask") for step in steps or ())
 
 
-def _check_own(dataset: Mapping[str, Any], scope: str | None) -> str:
-    """Call the method ``check`` of a dataset class of this package, which returns one line about the dataset."""
+def _check_own(dataset: Mapping[str, Any], evaluators: Any, scope: str | None) -> str:
+    """Call the method ``check`` of a dataset class of this package with its pipeline; it returns one line.
+
+    Then call the method ``check`` of the metrics that have one, which raises an error if they cannot use the dataset.
+    """
     with quiet(), building("dataset"), DefaultScope.overwrite_default_scope(scope or "mmengine"):
-        return DATASETS.build({**dataset, "pipeline": [], "lazy_init": False}).check()
+        built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False})
+        line = built.check([step for step in dataset.get("pipeline") or () if isinstance(step, Mapping)])
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+            kind = evaluator.get("type") if isinstance(evaluator, Mapping) else None
+            if kind is not None and hasattr(find_class(kind, scope), "check"):
+                METRICS.build(evaluator).check(built)
+        return line
 
 
 def _check_instances(
@@ -134,8 +143,8 @@ def _check_instances(
     names = {c["id"]: str(c["name"]) for c in content["categories"]}
     classes = dataset_classes(dataset, scope)
     _check_classes(ann, list(names.values()), classes, asked)
-    check_images(images, content["images"], bad if split == "train" else None)
-    return describe_use(ann, content, dataset, classes, split == "train", masks)
+    notes = check_images(images, content["images"], bad if split == "train" else None)
+    return "; ".join([describe_use(ann, content, dataset, classes, split == "train", masks), *notes])
 
 
 def _check_panoptic(dataset: Mapping[str, Any], scope: str | None) -> str:
@@ -143,8 +152,7 @@ def _check_panoptic(dataset: Mapping[str, Any], scope: str | None) -> str:
     maps = Path(str(dataset.get("data_root") or "")) / str((dataset.get("data_prefix") or {}).get("seg") or "")
     summary = check_panoptic(ann, images, maps)
     _check_classes(ann, [*summary.things, *summary.stuff], dataset_classes(dataset, scope), False)
-    check_images(images, load_coco(ann)["images"])
-    return str(summary)
+    return "; ".join([str(summary), *check_images(images, load_coco(ann)["images"])])
 
 
 def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -195,7 +203,7 @@ def _check_classes(ann: Path, categories: list[str], classes: list[str], asked: 
         raise DataError(f"{ann}: has no category {unknown[0]!r}, which is a class of the config{near}")
 
 
-def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> None:
+def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> list[str]:
     """Check that each image can be opened, has the size in its annotation, and is not truncated.
 
     Only the first and last bytes of each file are read: 100,000 images take about a minute.
@@ -205,37 +213,49 @@ def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str
         records: COCO image records with ``file_name``, ``width`` and ``height``.
         bad: receives the reason for each failing image by its absolute path. If None, failing images are errors.
 
+    Returns:
+        A note if some images are turned by their EXIF orientation without another size.
+
     Raises:
         DataError: ``bad`` is None and an image fails; the message has the first image and the number of others.
     """
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda record: _image_problem(folder, record), records)
-        found = list(track(found, "checking images", len(records), disable=not is_main_process()))
+        looks = pool.map(lambda record: _image_problem(folder, record), records)
+        looks = list(track(looks, "checking images", len(records), disable=not is_main_process()))
+    found = [problem for problem, _ in looks]
     problems = [p for p in found if p]
     if bad is not None:
         bad |= {os.path.abspath(folder / str(r["file_name"])): p for r, p in zip(records, found, strict=True) if p}
     elif problems:
         more = f" (and {len(problems) - 1} more images)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}; repair it or remove it from the annotation file")
+    turned = [str(r["file_name"]) for r, (_, same) in zip(records, looks, strict=True) if same]
+    if not turned:
+        return []
+    return [
+        f"{count_of(len(turned), 'image')} with an EXIF orientation that keeps the size, such as {turned[0]}; "
+        "annotations must be those of the turned image"
+    ]
 
 
-def _image_problem(folder: Path, record: Mapping[str, Any]) -> str | None:
+def _image_problem(folder: Path, record: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Return the problem of an image, or whether its size cannot show that its annotations are of the turned image."""
     path = folder / str(record["file_name"])
     try:
-        width, height, turned = image_size(path)
+        width, height, orientation = image_header(path)
     except DataError as error:
-        return str(error)
+        return str(error), False
     stored, given = (width, height), (record.get("width"), record.get("height"))
-    if turned:
+    if orientation >= 5:
         width, height = height, width
         if given == stored and given != (width, height):
             return (
                 f"{path}: its EXIF orientation turns it to {width} x {height} pixels, but its annotation is for "
                 f"{stored[0]} x {stored[1]}, the pixels as stored; rotate the pixels, or remove the orientation"
-            )
+            ), False
     if given != (width, height):
         return (
             f"{path}: is {width} x {height} pixels, but its annotation says "
             f"{record.get('width')} x {record.get('height')}"
-        )
-    return None
+        ), False
+    return None, orientation != 1 and stored == (width, height)
