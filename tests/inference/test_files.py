@@ -192,7 +192,8 @@ def test_errors_of_the_model_end_the_run(make_model, painted, save_picture, tmp_
         go(Predictor.from_model(Diverged()), [tmp_path / "in"], tmp_path / "out")
 
 
-def test_files_in_unsupported_formats_are_counted(tmp_path, painted, save_picture):
+def test_files_in_unsupported_formats_are_counted(tmp_path, painted, save_picture, monkeypatch):
+    monkeypatch.setattr("visionattn.io.inputs.known_formats", lambda: ("JPEG", "PNG"))
     save_picture(tmp_path / "in" / "a.png", painted(40, 50))
     for name in ("IMG_1.HEIC", "deep/IMG_2.heif"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ import torch
 
 from visionattn.errors import OutOfMemoryError
 from visionattn.inference import Predictor
-from visionattn.inference.memory import in_smaller_batches, is_out_of_memory
+from visionattn.inference.memory import available_memory, in_smaller_batches, is_out_of_memory
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes")
@@ -95,3 +95,38 @@ def test_nothing_fits(limited, painted):
             Predictor.from_model(limited)(painted(300, 300))
         with pytest.raises(OutOfMemoryError, match="`tile`"):
             Predictor.from_model(limited, tile=64)(np.zeros((200, 200, 3), np.uint8))
+
+
+def test_masks_that_would_not_fit_are_never_made(make_model, painted, monkeypatch):
+    model = make_model(job="instance", with_masks=True, cfg={"model": {"test_cfg": {"rcnn": {"max_per_img": 100}}}})
+    predictor = Predictor.from_model(model)
+    assert predictor.job.pixel_bytes == 540
+    image = painted(600, 900, ("red", 20, 30, 60, 70), ("blue", 700, 500, 740, 560), ("red", 430, 280, 470, 320))
+    whole = predictor(image)
+    monkeypatch.setattr("visionattn.inference.predictor.available_memory", lambda: 1000 * 300 * 300)
+    model.batches.clear()
+    with pytest.warns(UserWarning, match="do not fit into memory; continuing with `tile` 225"):
+        found = predictor(image)
+    assert max(height * width for batch in model.batches for height, width, _ in batch) <= 300 * 300
+    assert boxes(found) == boxes(whole)
+    model.batches.clear()
+    predictor([painted(200, 300)] * 8)  # one fits, eight do not
+    assert [len(batch) for batch in model.batches] == [1] * 8
+
+
+def test_available_memory(tmp_path):
+    assert available_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:  500 kB\n")
+    assert available_memory(tmp_path) == 500 * 1024
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    for name, text in (
+        ("memory.max", "max"),
+        ("memory.current", "70000"),
+        ("memory.stat", "anon 1\ninactive_file 100"),
+    ):
+        (group / name).write_text(f"{text}\n")
+    assert available_memory(tmp_path) == 500 * 1024
+    (group / "memory.max").write_text("100000\n")
+    assert available_memory(tmp_path) == 30_100

@@ -1,3 +1,7 @@
+import dataclasses
+import inspect
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +10,7 @@ from PIL import Image
 from visionattn.errors import CheckpointError, ConfigError, DataError
 from visionattn.inference import Predictor
 from visionattn.inference.predictor import Options, pick_device
+from visionattn.inference.tile_size import best_tile
 
 
 def as_set(prediction) -> set[tuple]:
@@ -272,6 +277,8 @@ def test_failed_models_are_named(make_model, painted):
         ({"score_thr": float("nan")}, "`score_thr`"),
         ({"batch_size": 0}, "`batch_size`"),
         ({"tile": 8}, "`tile`"),
+        ({"tile": "automatic"}, "`tile`"),
+        ({"channel_order": "RGB"}, "`channel_order`"),
         ({"overlap": 8}, "`tile`"),
         ({"tile": 64, "overlap": 64}, "`overlap`"),
         ({"max_pixels": 0}, "`max_pixels`"),
@@ -284,9 +291,68 @@ def test_options_out_of_range(options, name):
         Options(**options)
 
 
-def test_unknown_option_has_a_suggestion(rectangle_model):
-    with pytest.raises(TypeError, match="unknown option 'score_threshold'; did you mean 'score_thr'"):
-        Predictor.from_model(rectangle_model, score_threshold=0.5)
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("score_threshold", "score_thr"), ("conf", "score_thr"), ("tile_size", "tile"), ("batch", "batch_size")],
+)
+def test_unknown_option_has_a_suggestion(rectangle_model, given, meant):
+    with pytest.raises(TypeError, match=f"unknown option '{given}'; did you mean '{meant}'"):
+        Predictor.from_model(rectangle_model, **{given: 0.5})
+
+
+def test_the_signature_lists_every_option():
+    listed = inspect.signature(Predictor).parameters
+    for field in dataclasses.fields(Options):
+        assert listed[field.name].default == field.default
+        assert listed[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_channel_order(rectangle_model, painted):
+    image = painted(40, 60, ("red", 5, 6, 25, 30))
+    predictor = Predictor.from_model(rectangle_model, channel_order="rgb")
+    for given in (np.ascontiguousarray(image[..., ::-1]), Image.fromarray(image[..., ::-1])):
+        assert predictor(given).names == ["red"]
+        assert (predictor(given).image == image).all()
+    assert Predictor.from_model(rectangle_model)(np.ascontiguousarray(image[..., ::-1])).names == ["blue"]
+
+
+def config_with(scale=None, root=None) -> dict:
+    steps = [{"type": "LoadImageFromFile"}, *([{"type": "mmdet.Resize", "scale": scale}] if scale else [])]
+    dataset = {"pipeline": steps, "data_root": str(root or ""), "data_prefix": {"img": "val"}}
+    train = {"dataset": {"pipeline": [{"type": "RandomCrop", "crop_size": (256, 320)}]}}
+    return {"test_dataloader": {"dataset": dataset}, "train_dataloader": train}
+
+
+def test_best_tile(tmp_path):
+    (tmp_path / "val").mkdir()
+    assert best_tile({}) == 1024
+    assert best_tile(config_with()) == 256
+    assert best_tile(config_with((320, 240))) == 240
+    for name in ("a", "b"):
+        Image.new("RGB", (640, 480)).save(tmp_path / "val" / f"{name}.jpg")
+    assert best_tile(config_with((320, 240), tmp_path)) == 480  # halved, as the test images are
+    assert best_tile(config_with(None, tmp_path)) == 480
+    (tmp_path / "val" / "a.jpg").write_text("damaged")
+    assert best_tile(config_with((320, 240), tmp_path)) == 480
+
+
+def test_tile_of_the_size_that_suits_the_model(make_model, painted):
+    model = make_model(cfg=config_with((320, 240)))
+    predictor = Predictor.from_model(model, tile="auto")
+    assert (predictor.options.tile, predictor.options.overlap) == (240, 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor(painted(300, 500))
+    assert max(h for batch in model.batches for h, _, _ in batch) == 240
+
+
+def test_shrunk_tiles_are_warned_about(make_model, painted):
+    predictor = Predictor.from_model(make_model(cfg=config_with((320, 240))), tile=1024)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor(painted(500, 800))  # not cut into tiles
+    with pytest.warns(UserWarning, match="shrinks tiles of 1024 pixels to 240, so that .*`tile` 240 shows"):
+        predictor(painted(500, 1100))
 
 
 def test_pick_device():

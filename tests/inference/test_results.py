@@ -1,14 +1,19 @@
 import json
 import sys
+import tracemalloc
 import types
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from visionattn.errors import MissingDependencyError
+from visionattn.inference.decoding import decode_instances
 from visionattn.inference.results import InstanceMasks, Prediction
 
 rng = np.random.default_rng(0)
@@ -191,3 +196,35 @@ def test_without_supervision_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(MissingDependencyError, match="pip install supervision"):
         masked().to_supervision()
+
+
+def test_rle_of_a_mask_at_every_border():
+    for region in ((0, 0, 20, 30), (0, 0, 1, 1), (19, 29, 20, 30), (0, 29, 20, 30), (5, 0, 20, 4), (0, 7, 20, 9)):
+        dense = np.zeros((1, 20, 30), bool)
+        y0, x0, y1, x1 = region
+        dense[0, y0:y1, x0:x1] = True
+        expected = coco_mask.encode(np.asfortranarray(dense[0], dtype=np.uint8))["counts"].decode()
+        assert InstanceMasks.from_dense(dense).to_rle() == [{"size": [20, 30], "counts": expected}]
+    assert InstanceMasks([], [], (20, 30)).to_rle() == []
+
+
+def test_masks_of_a_huge_image_are_never_dense():
+    """Of 60 masks of 4000 x 4000 pixels, only the part inside of the boxes is copied."""
+    size, count = (4000, 4000), 60
+    dense = np.zeros((count, *size), bool)  # the system provides pages on use
+    for index in range(count):
+        dense[index, 60 * index : 60 * index + 50, 100:150] = True
+    boxes = [[100, 60 * i, 150, 60 * i + 50] for i in range(count)]
+    found = InstanceData(
+        bboxes=torch.tensor(boxes).float(),
+        scores=torch.linspace(1, 0.5, count),
+        labels=torch.zeros(count).long(),
+        masks=torch.from_numpy(dense),
+    )
+    tracemalloc.start()
+    fields = decode_instances(SimpleNamespace(pred_instances=found), size, ("cell",), 0.3)
+    codes = fields["masks"].to_rle()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+    assert coco_mask.area(codes[7]) == 2500

@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score-thr", type=float, default=0.3, metavar="S", help="discard detections with a lower score (default: 0.3)"
     )
-    parser.add_argument("--tile", type=int, metavar="N", help="cut images larger than N pixels into tiles of that side")
+    parser.add_argument(
+        "--tile",
+        type=lambda text: text if text == "auto" else int(text),
+        metavar="N",
+        help='cut images larger than N pixels into tiles of that side; "auto" chooses the size that suits the model',
+    )
     parser.add_argument(
         "--overlap",
         type=int,
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
     device = pick_device(args.device)
     out = _out_folder(args)
-    common = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
+    common = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options) if field.name in args}
     Options(**common)  # reports a value out of range before the config is read
     config, checkpoint = _model_files(args)
     loaded_config = config_for(config, checkpoint)

@@ -53,7 +53,7 @@ def decode_instances(output: Any, size: tuple[int, int], classes: tuple[str, ...
         )
     masks = None
     if "masks" in found:
-        masks = InstanceMasks.from_dense(to_array(found.masks, bool).reshape(-1, *size)[keep])
+        masks = InstanceMasks.from_dense(to_array(found.masks, bool).reshape(-1, *size), keep=keep)
     return {"boxes": boxes, "scores": scores[keep], "labels": labels, "masks": masks}
 
 

@@ -256,7 +256,10 @@ class _Run:
             times: deque[float] = deque()  # of the frames of the current batch
             content = JsonRecords(self.plan.out / f"{name}.frames.json", {"file": str(path), **head}, "frames")
             with writer, content as records:
-                for frame, prediction in enumerate(self.predictor.stream(_timed(reader, times))):
+                frames = _timed(reader, times)
+                if self.predictor.options.channel_order == "rgb":
+                    frames = (frame[..., ::-1] for frame in frames)
+                for frame, prediction in enumerate(self.predictor.stream(frames)):
                     drawn = prediction.draw()
                     writer.write(drawn)
                     self.overlay = drawn if frame == 0 else self.overlay

@@ -13,6 +13,7 @@ from visionattn.inference.decoding import category_ids
 from visionattn.inference.job import Job, TrainedModel, View
 from visionattn.inference.options import Options
 from visionattn.inference.results import InstanceMasks, Prediction
+from visionattn.inference.tile_size import resized_side
 from visionattn.io.images import check_size, read_image, to_bgr
 from visionattn.io.inputs import Source, find_inputs
 
@@ -47,7 +48,8 @@ class ImageJob(Job):
         """Return an image as BGR uint8 ``[H, W, 3]``.
 
         Args:
-            source: a path, a uint8 array (BGR ``[H, W, 3]`` or gray ``[H, W]``) or a PIL image.
+            source: a path, a PIL image, or a uint8 array: ``[H, W, 3]`` in the order of the option ``channel_order``,
+                or gray ``[H, W]``.
 
         Raises:
             DataError: the file cannot be read, or the image is too large.
@@ -66,7 +68,7 @@ class ImageJob(Job):
         if source.size == 0:
             raise ValueError(f"an image array must not be empty, got shape {list(source.shape)}")
         if source.ndim == 3 and source.shape[2] == 3:
-            return source
+            return np.ascontiguousarray(source[..., ::-1]) if self.options.channel_order == "rgb" else source
         return np.repeat(source.reshape(*source.shape[:2], 1), 3, axis=2)
 
     def sample(self, item: np.ndarray, view: View = View()) -> dict[str, Any]:  # noqa: B008  View is immutable
@@ -76,6 +78,11 @@ class ImageJob(Job):
     def batch_key(self, item: np.ndarray) -> tuple[int, ...]:
         """Return the shape of the image: only images of the same size share a batch, as padding changes predictions."""
         return item.shape
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Estimate of the main memory per pixel: copies of the image, and features if it is not resized."""
+        return 40 + (400 if resized_side(self.model.cfg) is None else 0)
 
     def describe(self, item: np.ndarray) -> str:
         """Return a phrase with the size of the image, such as "an image of 640x480"."""

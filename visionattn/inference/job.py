@@ -208,6 +208,11 @@ class Job(ABC):
         """Return the batch key of an item; only items with equal keys share a batch."""
         return None
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Estimate of the main memory that the model needs per pixel of an image, in bytes; 0 if it is not known."""
+        return 0
+
     def describe(self, item: Any) -> str:
         """Return a noun phrase for messages about an item, such as "an image of 640x480"."""
         return f"one {self.noun}"

@@ -1,16 +1,42 @@
-"""Smaller batches when one does not fit into memory."""
+"""The available memory, and smaller batches when one does not fit."""
 
+import contextlib
 import gc
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from visionattn.errors import OutOfMemoryError
 
-__all__ = ["in_smaller_batches", "is_out_of_memory"]
+__all__ = ["available_memory", "in_smaller_batches", "is_out_of_memory"]
 
 T = TypeVar("T")
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes of main memory that this process can still use on Linux; None on other systems.
+
+    This is the smaller of the free memory of the machine and the rest below the limit of the control group. Linux
+    grants more than that, and kills the process when it uses it.
+
+    Args:
+        root: the root folder, for tests.
+    """
+    free = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    for folder, limit, used in (
+        ("sys/fs/cgroup", "memory.max", "memory.current"),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
+            rest = int((root / folder / limit).read_text()) - int((root / folder / used).read_text())
+            stat = dict(line.split() for line in (root / folder / "memory.stat").read_text().splitlines())
+            free.append(max(0, rest + int(stat.get("inactive_file", 0))))  # the page cache is freed on demand
+    return min(free, default=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """Predict with a trained model.
 
 >>> predictor = Predictor.from_pretrained("nuclei")  # or Predictor.from_run("work_dirs/x")
->>> prediction = predictor("photo.jpg")
+>>> prediction = predictor("photo.jpg")  # or a PIL image, or an array: BGR, unless `channel_order` is "rgb"
 >>> prediction.boxes, prediction.names, prediction.draw()
 """
 
@@ -11,20 +11,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from visionattn.errors import OutOfMemoryError
 from visionattn.inference.job import Job, TrainedModel, View, job_of, views_of
-from visionattn.inference.memory import in_smaller_batches
+from visionattn.inference.memory import available_memory, in_smaller_batches
 from visionattn.inference.options import Options, pick_device, split_options
+from visionattn.inference.tile_size import SHRUNK, best_tile, resized_side
 from visionattn.inference.tiling import Tile, crop, tile_grid
 
 __all__ = ["Options", "Predictor", "pick_device"]
 
 CPU_BATCH_PIXELS = 1 << 20
 """On a CPU, tiles share a batch only up to this number of pixels: larger batches are not faster."""
+MEMORY_SHARE = 0.6
+"""Share of the available memory that a forward pass may need by the estimate of the job."""
 SMALLEST_TILE = 128
 """Side of the smallest tile tried when an image does not fit into memory."""
 
@@ -36,8 +40,18 @@ class Predictor:
         config: config file of the model, or a loaded config.
         checkpoint: the weights.
         device: device of the model; by default the first GPU if there is one, else the CPU.
-        **options: fields of `visionattn.inference.Options`, such as ``score_thr=0.5``, and of the ``OwnOptions`` of
-            the model's job.
+        score_thr: detections with a lower score are discarded.
+        batch_size: number of inputs (or tiles) per forward pass.
+        tile: side length in pixels of the square tiles that larger images are cut into; ``"auto"`` chooses the size
+            that suits the model; None processes whole images.
+        overlap: overlap of neighboring tiles in pixels; None is a quarter of ``tile``.
+        tta: also predict on the horizontally mirrored image, and merge.
+        scales: predict at these multiples of the test size, and merge.
+        max_pixels: image files with more pixels are rejected before decoding.
+        channel_order: order of the channels of input arrays, ``"bgr"`` or ``"rgb"``.
+        **own: fields of the ``OwnOptions`` of the model's job, such as ``points`` for action recognition.
+
+    `visionattn.inference.Options` describes the options in detail.
 
     Attributes:
         job: the `visionattn.inference.job.Job` of the model.
@@ -51,11 +65,28 @@ class Predictor:
     """
 
     def __init__(
-        self, config: Any, checkpoint: str | Path, device: str | torch.device | None = None, **options: Any
+        self,
+        config: Any,
+        checkpoint: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        score_thr: float = Options.score_thr,
+        batch_size: int = Options.batch_size,
+        tile: int | Literal["auto"] | None = Options.tile,
+        overlap: int | None = Options.overlap,
+        tta: bool = Options.tta,
+        scales: Sequence[float] = Options.scales,
+        max_pixels: int = Options.max_pixels,
+        channel_order: Literal["bgr", "rgb"] = Options.channel_order,
+        **own: Any,
     ) -> None:
         from visionattn.engine.model import load_model
 
-        self._set_up(load_model(config, checkpoint, device=pick_device(device)), options)
+        given = {
+            "score_thr": score_thr, "batch_size": batch_size, "tile": tile, "overlap": overlap, "tta": tta,
+            "scales": scales, "max_pixels": max_pixels, "channel_order": channel_order,
+        }  # fmt: skip
+        self._set_up(load_model(config, checkpoint, device=pick_device(device)), given | own)
 
     @classmethod
     def from_run(cls, work_dir: str | Path, device: str | torch.device | None = None, **options: Any) -> "Predictor":
@@ -91,20 +122,30 @@ class Predictor:
 
     def _set_up(self, model: TrainedModel, given: dict[str, Any], job: type[Job] | None = None) -> None:
         job = job or job_of(type(model.model), model.cfg)
-        self.options, own = split_options(given, job.OwnOptions)
+        options, own = split_options(given, job.OwnOptions)
+        self._warned: set[str] = set()
+        self.options = options.sized(best_tile(model.cfg)) if options.tile == "auto" else options
         self.model, self.job = model, job(model, self.options, own)
         self.classes = tuple(model.classes)
         self._views = views_of(self.options)
         self._batch_size = min(self.options.batch_size, self.job.max_batch_size)
-        self._warned: set[str] = set()
+
+    def _warn_of_shrunk_tiles(self) -> None:
+        best, side = best_tile(self.model.cfg), resized_side(self.model.cfg)
+        if side is not None and best < SHRUNK * self.options.tile:
+            self._warn(
+                f"the test pipeline shrinks tiles of {self.options.tile} pixels to {side}, so that small objects are "
+                f"missed; `tile` {best} shows objects at the scale that the model was tested at"
+            )
 
     def __call__(self, inputs: Any) -> Any:
         """Predict on one input, or on a list of inputs.
 
         Args:
             inputs: an input that `Job.read` of the model's job accepts, or a list or tuple of such inputs. For images:
-                a path, a uint8 array (BGR ``[H, W, 3]`` or gray ``[H, W]``) or a PIL image; for point clouds: a path
-                or an array ``[N, C]``; for action recognition: the path of a video.
+                a path, a PIL image, or a uint8 array, ``[H, W, 3]`` in the order ``channel_order`` (BGR by default, as
+                in OpenCV) or gray ``[H, W]``; for point clouds: a path or an array
+                ``[N, C]``; for action recognition: the path of a video.
 
         Returns:
             One typed prediction, or a list of them.
@@ -136,17 +177,31 @@ class Predictor:
         Raises:
             OutOfMemoryError: not even the smallest tile fits.
         """
+        may_cut = self.options.tile is None and self.job.tiles
         try:
+            if may_cut and not all(self._fitting(*item.shape[:2]) for item in items):
+                raise OutOfMemoryError("an image is too large")
             return self._predict(items, self.options)
         except OutOfMemoryError:
             if len(items) > 1:
                 return [prediction for item in items for prediction in self.predict([item])]
-            if self.options.tile is not None or not self.job.tiles:
+            if not may_cut:
                 raise
             return [self._in_tiles(items[0])]
 
+    def _fitting(self, height: int, width: int) -> int:
+        """Return how many images of a size fit into the available memory by an estimate; without one, a large number.
+
+        Only for models on the CPU: on a GPU, an allocation that does not fit raises an error, while Linux grants more
+        main memory than it has, and kills the process that uses it.
+        """
+        free = available_memory() if self.job.pixel_bytes and self.model.device.type == "cpu" else None
+        return 1 << 30 if free is None else int(free * MEMORY_SHARE) // max(1, self.job.pixel_bytes * height * width)
+
     def _in_tiles(self, image: Any) -> Any:
         tile = max(image.shape[:2])
+        while tile > SMALLEST_TILE and not self._fitting(tile // 2, tile // 2):
+            tile //= 2
         while True:
             tile //= 2
             options = replace(self.options, tile=max(tile, SMALLEST_TILE), overlap=None)
@@ -162,12 +217,16 @@ class Predictor:
         single = []  # indices of items with one tile and one view, whose outputs need no merging
         for index, item in enumerate(items):
             tiles = [] if options.tile is None else tile_grid(*item.shape[:2], options.tile, options.overlap)
+            if len(tiles) > 1 and options is self.options:  # not for tiles that were chosen to save memory
+                self._warn_of_shrunk_tiles()
             if len(tiles) > 1 or len(self._views) > 1:
                 results[index] = self._merged(item, tiles, options)
             else:
                 single.append(index)
         batch = [items[index] for index in single]
-        for number, output, seconds in self._outputs(batch, self._views[0], self._batch_size):
+        largest = max((item.shape for item in batch if hasattr(item, "shape")), key=np.prod, default=None)
+        size = self._batch_size if largest is None else min(self._batch_size, max(1, self._fitting(*largest[:2])))
+        for number, output, seconds in self._outputs(batch, self._views[0], size):
             prediction = self.job.decode(output, batch[number])
             results[single[number]] = replace(prediction, seconds=seconds)
         return results

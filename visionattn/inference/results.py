@@ -36,6 +36,7 @@ class InstanceMasks:
         masks: np.ndarray,
         corner: tuple[int, int] = (0, 0),
         image_size: tuple[int, int] | None = None,
+        keep: Sequence[int] | np.ndarray | None = None,
     ) -> "InstanceMasks":
         """Create from dense masks.
 
@@ -43,12 +44,13 @@ class InstanceMasks:
             masks: bool ``[N, h, w]``.
             corner: (x, y) of the upper left pixel of the masks in the image.
             image_size: (height, width) of the image in pixels; None is the size of the masks.
+            keep: indices of the masks to include, in this order; None is all. ``masks[keep]`` would copy them.
         """
         if masks.ndim != 3:
             raise ValueError(f"`masks` must have shape [N, H, W], got {list(masks.shape)}")
         masks = masks.astype(bool, copy=False)
         crops, corners = [], []
-        for mask in masks:
+        for mask in masks if keep is None else (masks[index] for index in keep):
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
             if len(rows) == 0:
                 y0, y1, x0, x1 = 0, 0, 0, 0
@@ -124,9 +126,26 @@ class InstanceMasks:
 
     def to_rle(self) -> list[dict[str, Any]]:
         """Return each mask as a COCO compressed RLE: ``{"size": [H, W], "counts": str}``."""
+        height, width = (int(side) for side in self.image_size)
         coco_mask = require("pycocotools.mask")
-        codes = (coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in self)
-        return [{"size": list(self.image_size), "counts": code["counts"].decode("ascii")} for code in codes]
+        codes = coco_mask.frPyObjects(
+            [
+                {"size": [height, width], "counts": _run_lengths(crop, corner, height, width)}
+                for crop, corner in zip(self.crops, self.corners, strict=True)
+            ],
+            height, width,
+        )  # fmt: skip
+        return [{"size": [height, width], "counts": code["counts"].decode("ascii")} for code in codes]
+
+
+def _run_lengths(crop: np.ndarray, corner: tuple[int, int], height: int, width: int) -> list[int]:
+    """Return the lengths of the runs of zeros and ones of a mask, column by column, without building it."""
+    x, y = corner
+    strip = np.zeros((crop.shape[1], height), bool)  # the columns of the crop
+    strip[:, y : y + crop.shape[0]] = crop.T
+    ends = np.flatnonzero(np.diff(strip.ravel(), prepend=False, append=False)) + x * height
+    runs = np.diff(ends, prepend=0, append=height * width).tolist() if len(ends) else [height * width]
+    return runs if runs[-1] else runs[:-1]
 
 
 @dataclass(frozen=True)

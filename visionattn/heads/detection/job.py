@@ -55,6 +55,15 @@ class InstanceJob(DetectionJob):
     name = "instance"
     masks = True
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Estimate of the main memory per pixel; mmdet returns every mask at the size of the image."""
+        test_cfg = look_up(self.model.cfg, "model", "test_cfg") or {}
+        rcnn = look_up(test_cfg, "rcnn") or {}
+        found = rcnn.get("max_per_img") or test_cfg.get("max_per_image") or test_cfg.get("max_per_img") or 100
+        # one byte for a mask of a box; masks of queries are resized in float32, and thresholded in copies
+        return super().pixel_bytes + int(found) * (1 if rcnn else 12)
+
     def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
         """Return the detections above the score threshold, best first."""
         found = decode_instances(output, size, self.classes, self.options.score_thr)

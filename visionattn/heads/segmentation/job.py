@@ -9,7 +9,7 @@ import numpy as np
 from visionattn.data.panoptic import id2rgb
 from visionattn.heads.segmentation.panoptic_tiles import merge_panoptic_tiles
 from visionattn.inference.blending import MapCanvas, ViewSum
-from visionattn.inference.decoding import pixel_logits, to_array
+from visionattn.inference.decoding import look_up, pixel_logits, to_array
 from visionattn.inference.image_job import ImageJob
 from visionattn.inference.job import Merger, RunTotals, View
 from visionattn.inference.results import InstanceMasks, Prediction
@@ -29,6 +29,11 @@ class _MapJob(ImageJob):
         from visionattn.heads.segmentation.mmlab_models import segments
 
         return super().matches(model, config) or segments(model, config) == cls.name
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Estimate of the main memory per pixel; logits are resized to the size of the image, and copied."""
+        return super().pixel_bytes + 8 * len(self.classes)
 
     def maps(self, prediction: Prediction) -> dict[str, np.ndarray]:
         """Return the class index of each pixel."""
@@ -86,6 +91,13 @@ class PanopticJob(_MapJob):
 
     name = "panoptic"
     thresholded = True
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Estimate of the main memory per pixel; the masks of all queries or boxes are resized to the image."""
+        test_cfg = look_up(self.model.cfg, "model", "panoptic_fusion_head", "test_cfg") or {}
+        masks = test_cfg.get("max_per_image") or 100
+        return super().pixel_bytes + 12 * int(masks)
 
     def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
         """Return the segments: one mask, box and label each, with a score of 1.
@@ -178,21 +190,22 @@ def _semantic_map(output: Any) -> np.ndarray:
 
 def _segments(segments: np.ndarray, count: int) -> dict[str, Any]:
     """Decode mmdet's panoptic ids, which are label + 1000 * number."""
-    masks, labels, boxes = [], [], []
+    crops, labels, boxes = [], [], []
     for code in np.unique(segments):
         label = int(code) % 1000
         if label >= count:
             continue
         mask = segments == code
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        masks.append(mask)
+        x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        crops.append(mask[y0:y1, x0:x1].copy())
         labels.append(label)
-        boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        boxes.append((x0, y0, x1, y1))
     return {
         "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
         "scores": np.ones(len(labels), np.float32),
         "labels": np.asarray(labels, np.int64),
-        "masks": InstanceMasks.from_dense(np.asarray(masks, bool).reshape(-1, *segments.shape)),
+        "masks": InstanceMasks(crops, [(int(x), int(y)) for x, y, _, _ in boxes], segments.shape),
         "semantic": np.minimum(segments % 1000, count).astype(np.int64),
     }
 
