@@ -24,6 +24,7 @@ from torch import nn
 from visionattn.layers._gather import gather_attention
 
 from visionattn import __version__
+from visionattn.kernels.neighborhood.gather import gather_attention
 from visionattn.layers.neighborhood import NeighborhoodAttentionBase
 
 OURS = ["dinat_mini", "dinat_tiny", "dinat_s_tiny", "nat_mini", "biformer_tiny", "biformer_small"]
@@ -42,7 +43,7 @@ class GatheredAttention(nn.Module):
         layer = self.layer
         q, k, v = layer.qkv(x).unflatten(-1, (3, layer.num_heads, -1)).unbind(-3)
         geometry = (layer.kernel_size, layer.stride, layer.dilation, layer.is_causal)
-        out = gather_attention(q, k, v, *geometry, layer.scale, layer.rpb, None, None)
+        out, _ = gather_attention(q, k, v, *geometry, layer.scale, layer.rpb, None, None)
         return layer.proj(out.flatten(-2))
 
 

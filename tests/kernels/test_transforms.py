@@ -16,6 +16,7 @@ PADDING = torch.zeros(5, 4, dtype=torch.bool)
 PADDING[3:, 1] = True
 OFFSETS = torch.tensor([0, 3, 3, 8, 9])
 COORDS = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 1, 1], [0, 2, 0, 1], [0, 2, 1, 1]])
+NEIGHBORS = Neighbors.submanifold(COORDS, (3, 2, 2), (3, 3, 1))
 
 
 def _maps(*shape, count=3):
@@ -23,11 +24,10 @@ def _maps(*shape, count=3):
 
 
 def _dense(x, weight, backend):
-    neighbors = Neighbors.submanifold(COORDS, (3, 2, 2), (3, 3, 1))
     kernel = weight if weight.dim() == 4 else weight.permute(1, 2, 3, 4, 0)
     if backend == "reference":
         return dense_conv3d(x, COORDS, 1, (3, 2, 2), kernel, COORDS, padding=(1, 1, 0))
-    return (sparse_depthwise_conv3d if weight.dim() == 4 else sparse_conv3d)(x, weight, neighbors)
+    return (sparse_depthwise_conv3d if weight.dim() == 4 else sparse_conv3d)(x, weight, NEIGHBORS)
 
 
 CASES = {

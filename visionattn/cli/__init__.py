@@ -9,12 +9,15 @@ import difflib
 import importlib
 import re
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from visionattn import __version__
-from visionattn.errors import ConfigProblemsError, VisionattnError, require
+from visionattn.cli.source import is_trained
+from visionattn.errors import ConfigProblemsError, VisionattnError, require, summary
 
 COMMANDS = {
     "train": "train a model",
@@ -35,12 +38,13 @@ COMMANDS = {
 
 
 OPENMMLAB = {"train", "test", "infer", "replay", "export", "check", "browse"}
-"""Commands that use OpenMMLab; `export` only without a timm model."""
+"""Commands that use OpenMMLab; `export` only for trained models."""
 
 
 def uses_openmmlab(command: str, args: argparse.Namespace) -> bool:
     """Return True if a command uses OpenMMLab with these arguments."""
-    return command in OPENMMLAB and not (command == "export" and args.model is not None)
+    timm_model = command == "export" and args.model is not None and not is_trained(args.model)
+    return command in OPENMMLAB and not timm_model
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,11 +113,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, VisionattnError):
-            text = f"unexpected {type(error).__name__}: {text} (use --debug for the traceback)"
+            short = summary(error)
+            more = "use --debug for the traceback" if short == text else f"full message: {_write(error)}"
+            text = f"unexpected {type(error).__name__}: {short} ({more})"
         print(f"error: {with_flags(text, parser)}", file=sys.stderr)
         return 1
     finally:
         warnings.showwarning = show
+
+
+def _write(error: Exception) -> str:
+    """Write the traceback of an error whose message is too long for a line to a file, and return its path."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="visionattn-error-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return file.name
 
 
 def with_flags(text: str, parser: argparse.ArgumentParser) -> str:

@@ -10,6 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
+from visionattn.cli.source import find_trained
 from visionattn.errors import ConfigError, DataError, require
 from visionattn.io.images import MAX_PIXELS
 
@@ -28,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model", "a model of the package, a training run, or a config and a checkpoint")
     model.add_argument("--model", metavar="NAME", help="trained model of the package, see visionattn models")
     model.add_argument("--run", metavar="WORK_DIR", help="folder of a training run; uses its best checkpoint")
-    model.add_argument("--config", metavar="FILE", help="config file, with --checkpoint")
-    model.add_argument("--checkpoint", metavar="FILE", help="weights, with --config")
+    model.add_argument("--config", metavar="FILE", help="config; its weights are --checkpoint, or the best of its run")
+    model.add_argument("--checkpoint", metavar="FILE", help="weights, of --config or of the run that they are in")
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the results (default: outputs/infer/<model>-<date>-<time>)"
     )
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     out = _out_folder(args)
     common = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options) if field.name in args}
     Options(**common)  # reports a value out of range before the config is read
-    config, checkpoint = _model_files(args)
+    config, checkpoint = find_trained(args.model or args.run or args.config, args.checkpoint)
     loaded_config = config_for(config, checkpoint)
     check_config(loaded_config, ())
     job = job_of(model_class(loaded_config), loaded_config)
@@ -152,27 +153,12 @@ def _check_model_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"`run` includes a config and a checkpoint; remove `{given[0]}`, or `run`")
     if args.run is None and not given:
         raise ConfigError("no model given; give `model`, `run`, or `config` and `checkpoint`")
-    if len(given) == 1:
-        other = "checkpoint" if given[0] == "config" else "config"
-        raise ConfigError(f"`{given[0]}` requires `{other}`")
-
-
-def _model_files(args: argparse.Namespace) -> tuple[Path, Path]:
-    if args.model is not None:
-        from visionattn.zoo import find_model
-
-        found = find_model(args.model)
-        return Path(found.config), found.weights
-    if args.run is None:
-        return Path(args.config), Path(args.checkpoint)
-    from visionattn.engine.model import find_run
-
-    return find_run(args.run)
 
 
 def _out_folder(args: argparse.Namespace) -> Path:
     if args.out is None:
-        name = args.model or (Path(args.run).resolve().name if args.run else Path(args.config).stem)
+        name = Path(args.model or args.run or args.config or args.checkpoint).resolve()
+        name = name.name if name.is_dir() else name.stem
         return Path("outputs", "infer", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     out = Path(args.out)
     if out.exists() and not out.is_dir():
