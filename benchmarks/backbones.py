@@ -21,7 +21,6 @@ import timm
 import torch
 from common import RESULTS, alternate, machine, summary, write_csv
 from torch import nn
-from visionattn.layers._gather import gather_attention
 
 from visionattn import __version__
 from visionattn.kernels.neighborhood.gather import gather_attention
