@@ -1,6 +1,7 @@
 """The door to all commands: names, exit statuses, one line for every failure."""
 
 import sys
+import tempfile
 import types
 
 import pytest
@@ -73,6 +74,18 @@ def test_other_errors_name_their_type_and_the_way_to_the_traceback(command, caps
     assert "KeyError" in text
     assert "--debug" in text
     assert "Traceback" not in text
+
+
+def test_long_messages_are_written_to_a_file(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    command(raising(RuntimeError("a compiler says:\nno\n" + "-I/a/path " * 7000)))
+    assert cli.main(["fake"]) == 1
+    text = capsys.readouterr().err
+    assert len(text) < 600
+    assert "RuntimeError: a compiler says: no" in text
+    (file,) = tmp_path.iterdir()
+    assert str(file) in text
+    assert file.read_text().count("-I/a/path") == 7000
 
 
 def test_debug_raises(command):

@@ -59,11 +59,11 @@ def find_trained(
         return _config_beside(path), path
     config = find_config(path)
     if path.suffix != ".py" and not config.is_file():
-        return find_run(path)  # reports that there is no such folder
+        raise ConfigError(f"{source}: no such work dir, config or model of the package; give the folder of a run")
     if checkpoint is None:
         work_dir = Path(load_config(config, options, resolve_data=False).get("work_dir") or f"work_dirs/{config.stem}")
         if not work_dir.is_dir():
-            raise ConfigError(f"`config` requires `checkpoint`, since {work_dir} is not a folder of a run of {source}")
+            raise ConfigError(f"{work_dir}: no such work dir, so `config` requires `checkpoint`")
         checkpoint = str(find_run(work_dir)[1])
     return config, checkpoint
 

@@ -96,8 +96,8 @@ def timm_network(
     options = {"features_only": True} if features else {} if num_classes is None else {"num_classes": num_classes}
     try:
         model = timm.create_model(name, **options)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
+    except (RuntimeError, OSError, ValueError) as error:  # also of names on Hugging Face without a network
+        reason = summary(error)
         raise ConfigError(f"`model` {name!r}: {reason}; timm.list_models() lists the names") from error
     if checkpoint is not None:
         state = _read(Path(checkpoint))
