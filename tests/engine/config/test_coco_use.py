@@ -86,6 +86,13 @@ def test_masks_that_are_missing():
     use(objects({}, none | {"category_id": 7}), masks=True, classes=["disc"])
 
 
+def test_evaluator_without_annotations(tmp_path):
+    with pytest.raises(DataError, match=r"val\.json: CocoMetric has nothing to compare with; set its ann_file"):
+        check_evaluators({"type": "CocoMetric"}, [tmp_path / "val.json"])
+    check_evaluators({"type": "CocoMetric"}, [tmp_path / "val.json"], packed=True)
+    check_evaluators({"type": "CocoMetric"}, [])
+
+
 def test_evaluator_of_other_data(tmp_path):
     ours, theirs = tmp_path / "val.json", tmp_path / "old.json"
     ours.write_text(json.dumps(objects({})))

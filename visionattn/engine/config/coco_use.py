@@ -81,18 +81,21 @@ def describe_use(
     return "; ".join(notes)
 
 
-def check_evaluators(evaluators: Any, files: Sequence[Path]) -> None:
+def check_evaluators(evaluators: Any, files: Sequence[Path], packed: bool = False) -> None:
     """Check that COCO evaluators compare with the data of their split.
 
     Args:
         evaluators: an evaluator config or a list of them.
         files: annotation files of the datasets of the split.
+        packed: whether the pipeline packs ``instances``, with which an evaluator needs no annotation file.
 
     Raises:
-        DataError: the annotation file of an evaluator lists other images, or their categories differ.
+        DataError: an evaluator has no annotation file, or one that lists other images or other categories.
     """
     for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
         kind = str(evaluator.get("type")) if isinstance(evaluator, Mapping) else ""
+        if kind.endswith("CocoMetric") and files and not evaluator.get("ann_file") and not packed:
+            raise DataError(f"{files[0]}: {kind} has nothing to compare with; set its ann_file to this file")
         other = evaluator.get("ann_file") if kind.endswith(("CocoMetric", "CocoPanopticMetric")) else None
         if not other or not files or any(os.path.realpath(other) == os.path.realpath(file) for file in files):
             continue

@@ -14,6 +14,7 @@ from visionattn.data.coco import check_coco
 from visionattn.data.mask_folders import check_masks, pair_masks, read_names, unused_files
 from visionattn.data.panoptic_check import check_panoptic
 from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.checks import pipeline_steps
 from visionattn.engine.config.class_names import base_names, dataset_classes
 from visionattn.engine.config.coco_use import check_evaluators, describe_use
 from visionattn.engine.config.custom_data import SPLITS, coco_datasets, load_coco
@@ -73,7 +74,8 @@ def check_data(
                 lines.append(f"{split}: {_check_instances(dataset, content, split, scope, asked, masks, bad)}")
             elif hasattr(find_class(dataset.get("type"), scope), "check"):
                 lines.append(f"{split}: {_check_own(dataset, config.get(f'{split}_evaluator'), scope)}")
-        check_evaluators(config.get(f"{split}_evaluator"), files)
+        packed = any("instances" in (step.get("meta_keys") or ()) for step in pipeline_steps(loader or {}))
+        check_evaluators(config.get(f"{split}_evaluator"), files, packed)
     return lines
 
 
