@@ -274,3 +274,11 @@ def test_every_other_key_acts(file, built):
         except (ConfigError, KeyError, ValueError, AssertionError):  # refused by the class that receives it
             continue
         assert record != records[split], key
+
+
+def test_custom_hooks_act_in_test(built):
+    config = load_config(REPO / "configs" / FILES[0], resolve_data=False)
+    config.custom_hooks = [{"type": "EMAHook"}, {"type": "EmptyCacheHook", "after_iter": True}]
+    hooks = dict(built(config, "test")["hooks"])
+    assert hooks["EmptyCacheHook"]["_do_after_iter"] == "True"
+    assert "EMAHook" not in hooks, "checkpoints contain the averaged weights"
