@@ -209,12 +209,14 @@ def _with_options(config: Config, path: Path, files: Sequence[Path], options: Ma
     result = deepcopy(config)
     if indirect:
         for key, value in indirect.items():  # each one must act
-            if _acting(_evaluated(path, {key: value}, scope)) == _acting(config) and not _is_same(config, key, value):
+            result = _evaluated(path, {key: value}, scope)
+            if _acting(result) == _acting(config) and not _is_same(config, key, value):
                 raise ConfigError(
                     f"`cfg_options` {key}: changes nothing, as the config replaces what is computed from it"
                     f"{_feeds(config, key, _at(config, key))}"
                 )
-        result = _evaluated(path, indirect, scope)
+        if len(indirect) > 1:
+            result = _evaluated(path, indirect, scope)
     apply_options(result, {k: v for k, v in options.items() if k not in indirect})
     if not any(key.startswith("param_scheduler") for key in options):
         given = result.train_cfg.get("val_interval") if result.get("train_cfg") else None
@@ -225,15 +227,27 @@ def _with_options(config: Config, path: Path, files: Sequence[Path], options: Ma
 
 
 def _evaluated(path: Path, options: Mapping[str, Any], scope: str | None) -> Config:
-    """Return the config with options applied to its variables where they are assigned."""
+    """Return the config with options applied to its variables where they are assigned.
+
+    A base may assign a variable of another structure, which an option does not fit; it must fit the last assignment.
+    """
+    failed: dict[str, ConfigError] = {}
 
     def change(name: str, value: Any) -> Any:
-        box = {name: value}
-        apply_options(box, {key: v for key, v in options.items() if key.split(".")[0] == name}, scope)
+        box = {name: deepcopy(value)}
+        try:
+            apply_options(box, {key: v for key, v in options.items() if key.split(".")[0] == name}, scope)
+        except ConfigError as error:
+            failed[name] = error
+            return value
+        failed.pop(name, None)
         return box[name]
 
     names = {key.split(".")[0] for key in options}
-    return _read(path, lambda: read_with(path, change, names))
+    config = _read(path, lambda: read_with(path, change, names))
+    for error in failed.values():
+        raise error
+    return config
 
 
 def _acting(config: Config) -> dict[str, Any]:
@@ -244,12 +258,28 @@ def _acting(config: Config) -> dict[str, Any]:
 def _at(config: Any, key: str) -> Any:
     """Return the value at a dotted key, or None."""
     here = config
-    for part in key.split("."):
-        try:
-            here = here[int(part)] if isinstance(here, (list, tuple)) else here[part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return None
+    for part in _split(config, key):
+        here = _child(here, part)
     return here
+
+
+def _child(node: Any, part: str) -> Any:
+    try:
+        return node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
+def _split(config: Any, key: str) -> list[str]:
+    """Split a dotted key. Names in the config that contain dots, such as those in ``custom_keys``, remain whole."""
+    parts, rest, here = [], key.split("."), config
+    while rest:
+        names = [".".join(rest[:count]) for count in range(len(rest), 1, -1)]
+        part = next((n for n in names if isinstance(here, (Mapping, Config)) and n in here), rest[0])
+        rest = rest[part.count(".") + 1 :]
+        parts.append(part)
+        here = _child(here, part)
+    return parts
 
 
 def _is_same(config: Config, key: str, value: Any) -> bool:
@@ -269,10 +299,7 @@ def _feeds(config: Config, key: str, value: Any) -> str:
     found = []
 
     def walk(node: Any, path: str) -> None:
-        items = (
-            node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
-        )
-        for part, inner in items:
+        for part, inner in _items(node):
             if part == name and (inner == value or name == key.split(".")[-1] == part):
                 found.append(f"{path}{part}")
             walk(inner, f"{path}{part}.")
@@ -321,7 +348,7 @@ def apply_options(config: Config | dict[str, Any], options: Mapping[str, Any], s
     """
     scope = scope or config.get("default_scope")
     for key, value in options.items():
-        parts = key.split(".")
+        parts = _split(config, key)
         here: Any = config._cfg_dict if isinstance(config, Config) else config
         for depth, part in enumerate(parts[:-1]):
             here = _step(here, part, parts[: depth + 1], key, scope, create=True)
