@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -227,4 +228,41 @@ def test_interrupted_run_keeps_its_records(make_model, painted, save_picture, tm
     partial = json.loads((tmp_path / "out" / "predictions.partial.json").read_text())
     assert len(partial["images"]) == 2
     assert partial["complete"] is False
-    assert not (tmp_path / "out" / "predictions.json").exists()
+    assert sorted(os.listdir(tmp_path / "out")) == ["0.png", "1.png", "predictions.partial.json"]
+    (tmp_path / "out" / ".x.999999999.tmp.png").write_text("of a killed process")
+    (tmp_path / "out" / f".y.{os.getppid()}.tmp.png").write_text("of a running process")
+    go(Predictor.from_model(make_model()), [tmp_path / "in"], tmp_path / "out")
+    names = set(os.listdir(tmp_path / "out"))
+    assert names == {f".y.{os.getppid()}.tmp.png", *(f"{i}.png" for i in range(5)), "predictions.json", "report.html"}
+
+
+def test_one_input_without_a_result_does_not_end_the_run(make_model, painted, save_picture, tmp_path, monkeypatch):
+    """A prediction of NaN, a record that JSON cannot hold, and one that cannot be drawn; their old overlays go."""
+
+    class Odd(type(make_model())):
+        def predict(self, images):
+            results = super().predict(images)
+            for image, result in zip(images, results, strict=True):
+                if image.shape[0] == 41:
+                    result["scores"][:] = np.nan
+            return results
+
+    def record(self, prediction, index):
+        return {"detections": [], "size": float("nan") if prediction.image_size[0] == 42 else 1.0}
+
+    def draw(self, item, prediction):
+        if item.shape[0] == 43:
+            raise ZeroDivisionError("division by zero")
+        return item
+
+    predictor = Predictor.from_model(Odd())
+    monkeypatch.setattr(type(predictor.job), "record", record)
+    monkeypatch.setattr(type(predictor.job), "draw", draw)
+    for index, height in enumerate((40, 41, 42, 43, 44)):
+        save_picture(tmp_path / "in" / f"{index}.png", painted(height, 50, ("red", 5, 0, 25, 30)))
+        save_picture(tmp_path / "out" / f"{index}.png", painted(height, 50))
+    summary, _, _, errors = go(predictor, [tmp_path / "in"], tmp_path / "out")
+    assert (summary.inputs, len(errors)) == (2, 3)
+    for error, words in zip(errors, ("NaN", "JSON", "ZeroDivisionError"), strict=True):
+        assert words in error
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"0.png", "4.png"}

@@ -4,10 +4,14 @@ Inputs that cannot be read are reported and skipped; the exit status is then 1.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import signal
 import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from visionattn.cli.source import find_trained
@@ -115,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_files(sources, out)
     about = {"config": str(config), "checkpoint": str(checkpoint), "task": job.name, "device": str(device)}
     start = time.perf_counter()
-    with progress_bar(job.noun) as progress:
+    with ending_cleanly(), progress_bar(job.noun) as progress:
         bar = progress.add_task("predicting", total=_count_work(sources, job))
         summary = predict_files(
             predictor,
@@ -127,6 +131,19 @@ def run(args: argparse.Namespace) -> int:
         progress.update(bar, total=progress.tasks[0].completed)  # the frame count of a video is an estimate
     _print_summary(summary, predictor.job, out, time.perf_counter() - start)
     return 1 if summary.failed else 0
+
+
+@contextlib.contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C in the block, so that result files are finished or removed."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _own_options(args: argparse.Namespace, job) -> dict:

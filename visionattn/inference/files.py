@@ -28,7 +28,8 @@ from visionattn.errors import CheckpointError, ConfigError, DataError
 from visionattn.inference.job import RunTotals
 from visionattn.inference.predictor import Predictor
 from visionattn.inference.report import REPORT_FILE, Report
-from visionattn.inference.writing import JsonRecords, output_names, write_png
+from visionattn.inference.writing import MAP_FOLDERS, JsonRecords, output_names, remove_unfinished, to_json, write_png
+from visionattn.io.console import count_of
 from visionattn.io.inputs import Source
 
 __all__ = ["PREDICTIONS_FILE", "Plan", "Summary", "plan_files", "predict_files"]
@@ -75,7 +76,7 @@ class Summary:
 
 
 def plan_files(sources: Sequence[Source], out: Path) -> Plan:
-    """Choose the names of the results, and create their folder.
+    """Choose the names of the results, create their folder, and remove unfinished files of earlier runs from it.
 
     Raises:
         DataError: the folder cannot be created, or a result would overwrite an input.
@@ -90,6 +91,7 @@ def plan_files(sources: Sequence[Source], out: Path) -> Plan:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"`out` {out}: the folder cannot be created ({error.strerror})") from error
+    remove_unfinished(out)
     return Plan(sources, names, out)
 
 
@@ -126,10 +128,10 @@ def predict_files(
     if not job.thresholded:
         del settings["score_thr"]
     facts = {**about, "visionattn": __version__, **settings}
-    noun = job.noun if len(plan.sources) == 1 else f"{job.noun}s"
+    noun = "input" if any(source.is_video for source in plan.sources) else job.noun
     with (
         JsonRecords(plan.out / PREDICTIONS_FILE, head, job.records) as records,
-        Report(plan.out / REPORT_FILE, f"Predictions for {len(plan.sources)} {noun}", facts) as report,
+        Report(plan.out / REPORT_FILE, f"Predictions for {count_of(len(plan.sources), noun)}", facts) as report,
     ):
         for record in run.records():
             records.add(record)
@@ -163,18 +165,22 @@ class _Run:
                 batch, pixels = [], 0
         yield from self._batch(batch)
 
-    @staticmethod
-    def _attempt(path: Path, action: Callable[[], Any]) -> Any:
+    def _attempt(self, path: Path, action: Callable[[], Any]) -> Any:
         """Return the result of an action for an input, or the error as a `DataError`.
 
-        Errors of the config or the checkpoint concern all inputs and are raised.
+        Errors of the config concern all inputs and are raised. So are those of the checkpoint, such as predictions of
+        NaN, unless the model works for other inputs.
         """
         try:
             return action()
         except DataError as error:
             return error
-        except (CheckpointError, ConfigError):
+        except ConfigError:
             raise
+        except CheckpointError as error:
+            if not self.summary.tally.inputs and len(self.summary.failed) >= min(3, len(self.plan.sources)) - 1:
+                raise
+            return DataError(f"{path}: {error}")
         except Exception as error:  # for example, the image is too small for the model
             reason = " ".join(str(error).split())[:200]
             return DataError(f"{path}: prediction failed ({type(error).__name__}: {reason})")
@@ -182,8 +188,9 @@ class _Run:
     def _batch(self, batch: list[tuple[int, Any]]) -> Iterator[dict[str, Any]]:
         readable = [(self.plan.sources[index].path, item) for index, item in batch if not isinstance(item, DataError)]
         items = [item for _, item in readable]
-        found = self._attempt(Path("batch"), lambda: self.predictor.predict(items))
-        if isinstance(found, DataError):  # find out which of the inputs it is
+        try:
+            found: Any = self.predictor.predict(items)
+        except Exception:  # find out which of the inputs it is
             found = [
                 self._attempt(path, lambda item=item: self.predictor.predict([item])[0]) for path, item in readable
             ]
@@ -197,15 +204,19 @@ class _Run:
         path, name = self.plan.sources[index].path, self.plan.names[index]
         record = {self._id: index, "file": str(path)}
         self.overlay, self.lines = None, []
+        if not isinstance(prediction, DataError):
+            found = self._attempt(path, lambda: (self.job.draw(item, prediction), self._found(prediction, index)))
+            prediction = found if isinstance(found, DataError) else prediction
         if isinstance(prediction, DataError):
+            for earlier in (f"{name}.png", *(f"{folder}/{name}.png" for folder in MAP_FOLDERS.values())):
+                (self.plan.out / earlier).unlink(missing_ok=True)  # of an earlier run
             return record | {"error": self._failed(path, prediction)}
-        self.overlay = self.job.draw(item, prediction)
+        self.overlay = found[0]
         write_png(self.plan.out / f"{name}.png", self.overlay)
         if isinstance(item, np.ndarray):
             record |= {"width": item.shape[1], "height": item.shape[0]}
-        record |= {"overlay": f"{name}.png"} | self._found(prediction, index)
         self.summary.inputs += 1
-        return record | self.job.write(self.plan.out, name, prediction)
+        return record | {"overlay": f"{name}.png"} | found[1] | self.job.write(self.plan.out, name, prediction)
 
     @property
     def _id(self) -> str:
@@ -219,11 +230,12 @@ class _Run:
 
     def _found(self, prediction: Any, index: int) -> dict[str, Any]:
         """Return the record of a prediction, and add it to the summary."""
-        self.summary.seconds += prediction.seconds
         counts = self.job.count(prediction)
-        self.summary.found.update(counts)
         record = {"seconds": round(prediction.seconds, 5)} | self.job.record(prediction, index)
+        to_json(record)  # NaN raises an error here, where it concerns only one input
         self.lines = self.job.lines(record, counts)
+        self.summary.seconds += prediction.seconds
+        self.summary.found.update(counts)
         return record
 
     def _video(self, index: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 
 from visionattn.errors import DataError, require
+from visionattn.inference.writing import temporary_name
 
 __all__ = ["REPORT_FILE", "Report"]
 
@@ -77,7 +78,7 @@ class Report:
     """
 
     def __init__(self, path: Path, title: str, facts: dict[str, Any]):
-        self.path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.path, self._temporary = path, temporary_name(path)
         listed = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
         self._head = HEAD.format(title=_text(title), facts=listed)
         self.summary = ""

@@ -126,6 +126,8 @@ class InstanceMasks:
 
     def to_rle(self) -> list[dict[str, Any]]:
         """Return each mask as a COCO compressed RLE: ``{"size": [H, W], "counts": str}``."""
+        if not len(self):  # pycocotools fails for an empty list
+            return []
         height, width = (int(side) for side in self.image_size)
         coco_mask = require("pycocotools.mask")
         codes = coco_mask.frPyObjects(

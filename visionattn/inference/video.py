@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from visionattn.errors import DataError, require
+from visionattn.inference.writing import temporary_name
 from visionattn.io.images import MAX_PIXELS, check_size
 
 __all__ = ["VideoReader", "VideoWriter"]
@@ -107,7 +108,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, width: int, height: int, fps: float):
-        self.path, self._partial = path, path.with_name(f".{path.stem}.partial{path.suffix}")
+        self.path, self._partial = path, temporary_name(path)
         self._size = (height, width, 3)
         code = cv2.VideoWriter_fourcc(*CODECS[path.suffix])
         even = width + width % 2, height + height % 2  # the encoder would drop an odd row or column

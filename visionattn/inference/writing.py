@@ -1,7 +1,9 @@
 """Result files: unique names, images of per-pixel results, and JSON lists that are written record by record."""
 
+import contextlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,16 @@ import numpy as np
 from visionattn.errors import DataError, require
 from visionattn.io.inputs import Source
 
-__all__ = ["MAP_FOLDERS", "JsonRecords", "output_names", "write_maps", "write_png"]
+__all__ = [
+    "MAP_FOLDERS",
+    "JsonRecords",
+    "output_names",
+    "remove_unfinished",
+    "temporary_name",
+    "to_json",
+    "write_maps",
+    "write_png",
+]
 
 MAP_FOLDERS = {"map": "maps", "heatmap": "heatmaps", "mask": "masks", "panoptic": "panoptic"}
 """Folder of each kind of per-pixel result, the same for all jobs.
@@ -63,8 +74,34 @@ def _choices(path: Path) -> list[str]:
     return names
 
 
+def temporary_name(path: Path) -> Path:
+    """Return the hidden name that a result file has until it is complete."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files of killed processes from a folder of results: those with a `temporary_name`."""
+    for path in folder.rglob(".*.tmp.*"):
+        found = re.search(r"\.(\d{1,9})\.tmp\.\w+$", path.name)
+        if found and not _is_running(int(found[1])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if process == os.getpid() or os.name != "posix":  # on Windows, os.kill would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # a process of another user
+        return True
+    return True
+
+
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write a BGR or gray image with 8 or 16 bits per channel as PNG.
+    """Write a BGR or gray image with 8 or 16 bits per channel as PNG. The file appears when it is complete.
 
     Raises:
         DataError: the file cannot be written.
@@ -73,9 +110,12 @@ def write_png(path: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(".png", image)
     if not done:
         raise DataError(f"{path}: an image of shape {list(image.shape)} cannot be written as PNG")
+    temporary = temporary_name(path)
     try:
-        path.write_bytes(data)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
 
@@ -116,7 +156,8 @@ class JsonRecords:
     """Context manager that writes a JSON object with a list, one record at a time.
 
     The file is created under a temporary name and renamed when the ``with`` block ends. If the block raises, the
-    records so far are saved as ``<name>.partial.json`` with ``"complete": false``, and an existing file is kept.
+    records so far are saved as ``<name>.partial.json`` with ``"complete": false``, and an existing file is kept. The
+    next complete file replaces both.
 
     Args:
         path: the file, ending in .json.
@@ -125,7 +166,8 @@ class JsonRecords:
     """
 
     def __init__(self, path: Path, head: dict[str, Any], key: str):
-        self.path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.path, self._temporary = path, temporary_name(path)
+        self._partial = path.with_suffix(".partial.json")
         self._head, self._key, self._count = head, key, 0
 
     def __enter__(self) -> "JsonRecords":
@@ -133,22 +175,25 @@ class JsonRecords:
             self._file = self._temporary.open("w", encoding="utf-8")
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from error
-        lines = [f"{_plain(key)}: {_plain(value)}," for key, value in self._head.items()]
-        self._file.write("\n".join(["{", *lines, f"{_plain(self._key)}: ["]))
+        lines = [f"{to_json(key)}: {to_json(value)}," for key, value in self._head.items()]
+        self._file.write("\n".join(["{", *lines, f"{to_json(self._key)}: ["]))
         return self
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one record of JSON values."""
-        self._file.write(("," if self._count else "") + "\n" + _plain(record))
+        self._file.write(("," if self._count else "") + "\n" + to_json(record))
         self._count += 1
 
     def __exit__(self, kind, error, trace) -> None:
         with self._file:
-            self._file.write(f'\n],\n"complete": {_plain(kind is None)}\n}}\n')
+            self._file.write(f'\n],\n"complete": {to_json(kind is None)}\n}}\n')
             self._file.flush()
             os.fsync(self._file.fileno())
-        os.replace(self._temporary, self.path if kind is None else self.path.with_suffix(".partial.json"))
+        os.replace(self._temporary, self.path if kind is None else self._partial)
+        if kind is None:
+            self._partial.unlink(missing_ok=True)
 
 
-def _plain(value: Any) -> str:
+def to_json(value: Any) -> str:
+    """Return JSON; NaN and infinity raise `ValueError`, since they are not valid JSON."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
