@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["full_precision", "is_differentiated_again", "is_transformed", "recomputed_gradients"]
+__all__ = ["full_precision", "is_differentiated_again", "is_symbolic", "is_transformed", "recomputed_gradients"]
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
@@ -22,6 +22,13 @@ def is_transformed(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def is_symbolic(*tensors: Tensor) -> bool:
+    """Return True if the values of tensors cannot be inspected: transforms, tracing, compilation, meta tensors."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return True
+    return is_transformed(*tensors) or any(x.is_meta for x in tensors)
 
 
 def is_differentiated_again(*tensors: Tensor | None) -> bool:

@@ -6,6 +6,7 @@ from torch import Tensor
 from visionattn.kernels.neighborhood.gather import neighborhood_attention_gather
 from visionattn.kernels.neighborhood.torch import dense as torch_dense
 from visionattn.kernels.neighborhood.torch import tiles as torch_tiles
+from visionattn.kernels.nonfinite import has_nan
 from visionattn.kernels.transforms import is_differentiated_again, recomputed_gradients
 
 __all__ = ["neighborhood_attention"]
@@ -29,9 +30,12 @@ def _problem(kernel_size, stride, dilation, is_causal):
 
 def _compute(q, k, v, rpb, problem, scale, return_lse):
     whole = torch_dense.choose(q, k, v, rpb, problem)
-    if whole is not None:
-        return torch_dense.forward(q, k, v, rpb, whole, scale, return_lse)
-    return torch_tiles.forward(q, k, v, rpb, problem, scale, return_lse)
+    if whole is None:
+        return torch_tiles.forward(q, k, v, rpb, problem, scale, return_lse)
+    out, lse = torch_dense.forward(q, k, v, rpb, whole, scale, return_lse)
+    if whole.plan.masked and has_nan(out):
+        return torch_tiles.forward(q, k, v, rpb, problem, scale, return_lse, pairwise=True)
+    return out, lse
 
 
 @torch.library.impl(NAME, "CompositeExplicitAutograd")

@@ -102,7 +102,7 @@ def _means(x: Tensor, regions: tuple[int, int], padding_mask: Tensor | None) -> 
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if padding_mask is not None:
         real = (~padding_mask[:, None]).to(x.dtype)
-        x = x * real
+        x = x.masked_fill(padding_mask[:, None], 0)  # not a product, as padding may be NaN
     pooled = F.avg_pool2d(x, size, size, ceil_mode=True, count_include_pad=False)
     share = None
     if padding_mask is not None:
@@ -118,13 +118,14 @@ def _means(x: Tensor, regions: tuple[int, int], padding_mask: Tensor | None) -> 
 
 
 def _route(query, key, regions, topk, padding_mask) -> tuple[Tensor, Tensor]:
+    """The selected regions ``[B, regions, topk]``, and the affinities of all ``[B, regions, regions]``."""
     q, _ = _means(query, regions, padding_mask)
     k, empty = _means(key, regions, padding_mask)
     logits = q @ k.transpose(1, 2)
     if empty is not None:
         logits = logits.masked_fill(empty, -torch.inf)
-    logits, index = logits.topk(topk, dim=-1)
-    return index, logits
+    # NaN would be the largest, so that all regions would attend to a region with NaN in one key.
+    return logits.nan_to_num(-torch.inf, -torch.inf, -torch.inf).topk(topk, dim=-1).indices, logits
 
 
 def route_regions(
@@ -165,9 +166,12 @@ def route_regions(
     _check_topk(topk, regions)
     if padding_mask is not None:
         padding_mask = _check_mask(padding_mask, key)
-    step = route_reference if backends.select(OPERATOR, query.device, query.dtype, backend) == "reference" else _route
+    reference = backends.select(OPERATOR, query.device, query.dtype, backend) == "reference"
     with full_precision(query.device.type):
-        return step(query, key, regions, topk, padding_mask)
+        if reference:
+            return route_reference(query, key, regions, topk, padding_mask)
+        index, logits = _route(query, key, regions, topk, padding_mask)
+        return index, logits.gather(-1, index)
 
 
 def bilevel_routing_attention(
@@ -199,7 +203,8 @@ def bilevel_routing_attention(
             pooled keys, and is divided into the same number of regions.
         value: ``[batch, height, width, heads, value_dim]``, with the height and width of the key.
         num_regions: number of regions per axis (not their size), one value or (rows, columns).
-        topk: number of regions that each region attends to, from 1 to all. Empty regions are selected last.
+        topk: number of regions that each region attends to, from 1 to all. Empty regions, and regions whose mean key is
+            not finite, are selected last.
         scale: factor on the attention scores; ``head_dim ** -0.5`` by default. The published models use
             ``(heads * head_dim) ** -0.5``.
         key_regions: int64 ``[batch, rows * columns, topk]``, the regions to attend to in row-major order, without

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from visionattn.kernels.nonfinite import has_nan
 from visionattn.kernels.routing.gather import attend_gather
 from visionattn.kernels.routing.torch import chunks as torch_chunks
 from visionattn.kernels.routing.torch import dense as torch_dense
@@ -27,8 +28,12 @@ torch.library.define(
 
 def _portable(q, k, v, key_regions, padding_mask, regions, scale):
     dense = torch_dense.is_better(q, k, v, key_regions.shape[-1], regions)
-    way = torch_dense if dense else torch_chunks
-    return way.forward(q, k, v, key_regions, padding_mask, regions, scale)
+    if dense:
+        out = torch_dense.forward(q, k, v, key_regions, padding_mask, regions, scale)
+        everything = padding_mask is None and key_regions.shape[-1] == regions[0] * regions[1]
+        if everything or not has_nan(out):
+            return out
+    return torch_chunks.forward(q, k, v, key_regions, padding_mask, regions, scale)
 
 
 @torch.library.impl(TORCH, "CompositeExplicitAutograd")
