@@ -23,7 +23,7 @@ from common import RESULTS, alternate, machine, summary, write_csv
 from torch import nn
 
 from visionattn import __version__
-from visionattn.layers._gather import gather_attention
+from visionattn.kernels.neighborhood.gather import gather_attention
 from visionattn.layers.neighborhood import NeighborhoodAttentionBase
 
 OURS = ["dinat_mini", "dinat_tiny", "dinat_s_tiny", "nat_mini", "biformer_tiny", "biformer_small"]
@@ -42,7 +42,7 @@ class GatheredAttention(nn.Module):
         layer = self.layer
         q, k, v = layer.qkv(x).unflatten(-1, (3, layer.num_heads, -1)).unbind(-3)
         geometry = (layer.kernel_size, layer.stride, layer.dilation, layer.is_causal)
-        out = gather_attention(q, k, v, *geometry, layer.scale, layer.rpb, None, None)
+        out, _ = gather_attention(q, k, v, *geometry, layer.scale, layer.rpb, None, None)
         return layer.proj(out.flatten(-2))
 
 
@@ -116,7 +116,7 @@ def measure_memory(job: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="names, separated by commas")

@@ -64,7 +64,9 @@ def measure(predictor: Predictor, folder: Path) -> list[dict]:
 
 def main() -> None:
     """Measure, print, and write the CSV."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("run", type=Path, help="work dir of a training run, or a config with --checkpoint")
     parser.add_argument("folder", type=Path, help="what `visionattn forge` wrote")
     parser.add_argument("--checkpoint", type=Path)

@@ -80,7 +80,9 @@ def rows(capabilities: list[int], everything: bool) -> Iterator[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES)
     parser.add_argument("--all", action="store_true", help="every legal tile, not only the default ones; takes hours")
     parser.add_argument("--out", type=Path, default=RESULTS / "na_triton_resources.csv")

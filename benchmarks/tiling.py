@@ -71,7 +71,9 @@ def lacking(one: dict, other: dict, sure: float) -> tuple[int, int]:
 
 def main() -> None:
     """Run the whole picture and each tiling, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--run", required=True, help="work dir of a trained model")
     parser.add_argument("--images", type=Path, help="folder of images for the mosaic")
     parser.add_argument("--name", help="of the table: results/tiling_<name>.csv")

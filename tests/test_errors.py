@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from visionattn.errors import ConfigProblemsError, MissingDependencyError, VisionattnError, require
+from visionattn.errors import ConfigProblemsError, MissingDependencyError, VisionattnError, require, summary
 
 
 def test_present_module():
@@ -41,3 +41,15 @@ def test_several_problems_travel_between_processes():
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.problems) == (str(error), error.problems)
     assert str(error).splitlines()[1:] == ["  model: x", "  train_cfg: y"]
+
+
+def test_summary_of_a_compiler_error_is_what_a_person_can_read():
+    text = "backend='inductor' raised:\nCppCompileError: C++ compile error\n\nCommand:\ng++ " + "-I/a/path " * 7000
+    text += "\n\nOutput:\n/tmp/main.cpp:2:10: fatal error: omp.h: No such file or directory\n" + "note: x\n" * 900
+    short = summary(RuntimeError(text))
+    assert short.startswith("backend='inductor' raised: CppCompileError: C++ compile error")
+    assert "fatal error: omp.h: No such file or directory" in short
+    assert "-I/a/path" not in short
+    assert len(summary(RuntimeError("x" * 74_000))) < 500
+    assert summary(ValueError("two\n  lines")) == "two lines"
+    assert summary(ValueError()) == "ValueError"

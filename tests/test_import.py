@@ -38,7 +38,13 @@ def test_import_alone_imports_neither_torch_nor_timm():
 
 
 @pytest.mark.parametrize(
-    "order", ["import visionattn, timm", "import timm, visionattn", "import visionattn, torch, timm.models"]
+    "order",
+    [
+        "import visionattn, timm",
+        "import timm, visionattn",
+        "import visionattn, torch, timm.models",
+        "from visionattn.layers import ULSAM; import timm",
+    ],
 )
 def test_operators_and_backbones_are_registered_in_every_order(order):
     run(

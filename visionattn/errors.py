@@ -5,6 +5,7 @@ remedy.
 """
 
 import importlib
+import re
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -19,11 +20,14 @@ __all__ = [
     "TrainingError",
     "VisionattnError",
     "require",
+    "summary",
 ]
 
 
 LONGEST = 1500
 """Maximum number of characters in a line of a message, as messages may quote untrusted files."""
+SUMMARY = 400
+"""Maximum number of characters in a summary of an error of another library."""
 
 
 class VisionattnError(Exception):
@@ -33,6 +37,24 @@ class VisionattnError(Exception):
         if args and isinstance(args[0], str) and len(args[0]) > LONGEST:
             args = ("\n".join(map(_cut, args[0].split("\n"))), *args[1:])
         super().__init__(*args)
+
+
+def summary(error: BaseException) -> str:
+    """Return an error of another library as one line of at most `SUMMARY` characters.
+
+    Compilers quote whole programs and commands. Of long messages the introduction is kept, and the first line that a
+    compiler marks as an error.
+    """
+    lines = [line for line in (" ".join(line.split()) for line in str(error).splitlines()) if line]
+    text = " ".join(lines) or type(error).__name__
+    if len(text) <= SUMMARY:
+        return text
+    count = next((i for i, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    marked = [line for line in lines[count:] if re.search(r"\berror: ", line)]
+    each = SUMMARY // 2 - 5
+    kept = [*lines[: min(count, 3)], *marked[:1]]
+    parts = [line if len(line) <= each else f"{line[:each]} ..." for line in kept]
+    return " ".join(parts)[:SUMMARY]
 
 
 def _cut(line: str) -> str:

@@ -23,7 +23,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 def main() -> int:
     """Run all; returns 0 if nothing was lost."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="a tenth of it, to try this script; writes nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)

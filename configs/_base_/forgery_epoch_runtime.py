@@ -6,7 +6,7 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", interval=5, max_keep_ckpts=2, save_best="pixel_f1"),
+    checkpoint=dict(type="CheckpointHook", interval=5, max_keep_ckpts=2, save_best="pixel_f1", rule="greater"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 val_evaluator = dict(type="visionattn.ForgeryMetric")

@@ -1,5 +1,6 @@
 """``visionattn check`` as a person uses it."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("mmdet")
@@ -49,12 +50,16 @@ def test_masks_are_read(tmp_path, capsys):
         for split in ("train", "val"):
             (tmp_path / part / split).mkdir(parents=True)
             Image.new("RGB" if part == "images" else "L", (8, 6), fill).save(tmp_path / part / split / f"a.{suffix}")
+    Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save(tmp_path / "masks/train/a.png")
     config = "configs/segmentation/semantic_fpn/semantic-fpn_dinat-pico_masks_custom.py"
     options = [f"custom_data.root={tmp_path}", "custom_data.classes=[road,car]"]
     assert main(["check", config, "--cfg-options", *options]) == 0
-    assert "train: 1 images, 1 of 2 classes in their masks; none of road" in capsys.readouterr().out
+    assert (
+        "train: 1 image, 2 of 2 classes in their masks\nval: 1 image, 1 of 2 classes in their masks; none of road"
+        in capsys.readouterr().out
+    )
     options[1] = "custom_data.classes=[road]"
     assert main(["check", config, "--cfg-options", *options]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "masks/train/a.png: contains the value 1 (48 pixels), but the 1 classes are 0, and 255 is ignored" in err
+    assert "masks/train/a.png: contains the value 1 (6 pixels), but the 1 classes are 0, and 255 is ignored" in err

@@ -22,7 +22,7 @@ def test_run_of_a_segmentor_and_of_a_two_stage_detector(segmentor_run, mask_rcnn
     from visionattn.engine.model import find_run, load_model
 
     out = str(tmp_path / "s.pt2")
-    assert main(["export", "--run", str(segmentor_run), "--size", "96", "--out", out]) == 0
+    assert main(["export", str(segmentor_run), "--size", "96", "--out", out]) == 0
     assert "image 1x3x96x96 to 1x3x24x24" in capsys.readouterr().out
     loaded = load_model(*find_run(segmentor_run))
     image = torch.randint(0, 256, (1, 3, 96, 96)).float()
@@ -31,7 +31,9 @@ def test_run_of_a_segmentor_and_of_a_two_stage_detector(segmentor_run, mask_rcnn
         expected = loaded.model((image - prepare.mean) / prepare.std, mode="tensor")
     torch.testing.assert_close(torch.export.load(out).module()(image)[0], expected)
 
-    assert main(["export", "--run", str(mask_rcnn_run), "--size", "64", "96", "--out", str(tmp_path / "m.pt2")]) == 0
+    # A checkpoint of the run instead of its folder.
+    checkpoint = str(find_run(mask_rcnn_run)[1])
+    assert main(["export", checkpoint, "--size", "64", "96", "--out", str(tmp_path / "m.pt2")]) == 0
     assert "to 1x32x16x24, 1x32x8x12, 1x32x4x6" in capsys.readouterr().out
 
 
@@ -45,7 +47,13 @@ def test_run_of_a_segmentor_and_of_a_two_stage_detector(segmentor_run, mask_rcnn
         (["resnet10t", "--size", "1", "2", "3"], "--size must be one or two numbers"),
         (["--run", "gone", "--size", "64"], "no such work dir"),
         (["--run", "r", "--features"], "--features applies to timm models only"),
-        (["--config", "c.py"], "--config requires --checkpoint"),
+        (["--config", "c.py"], "c.py does not exist"),
+        (["work_dirs/gone"], "work_dirs/gone: no such work dir"),
+        (["gone.pth"], "--checkpoint requires --config"),
+        (
+            ["--config", "atss_dinat-pico_fpn_digits"],
+            "no such work dir, so --config requires --checkpoint",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, words, tmp_path, capsys, monkeypatch):

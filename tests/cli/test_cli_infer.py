@@ -179,10 +179,10 @@ def test_default_folder_is_new_and_named_after_the_run(run_dir, shots, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no model given; give --run, or --config and --checkpoint"),
+        ([], "no model given; give --model, --run, or --config and --checkpoint"),
         (["--run", "r", "--config", "c"], "remove --config, or --run"),
         (["--run", "r", "--checkpoint", "c"], "remove --checkpoint, or --run"),
-        (["--config", "c"], "--config requires --checkpoint"),
+        (["--config", "c"], "c: no such work dir, config or model of the package"),
         (["--checkpoint", "c"], "--checkpoint requires --config"),
         (["--run", "gone"], "gone: no such work dir"),
         (["--config", "gone.py", "--checkpoint", "w.pth"], "gone.py"),

@@ -1,6 +1,7 @@
 """The door to all commands: names, exit statuses, one line for every failure."""
 
 import sys
+import tempfile
 import types
 
 import pytest
@@ -75,6 +76,18 @@ def test_other_errors_name_their_type_and_the_way_to_the_traceback(command, caps
     assert "Traceback" not in text
 
 
+def test_long_messages_are_written_to_a_file(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    command(raising(RuntimeError("a compiler says:\nno\n" + "-I/a/path " * 7000)))
+    assert cli.main(["fake"]) == 1
+    text = capsys.readouterr().err
+    assert len(text) < 600
+    assert "RuntimeError: a compiler says: no" in text
+    (file,) = tmp_path.iterdir()
+    assert str(file) in text
+    assert file.read_text().count("-I/a/path") == 7000
+
+
 def test_debug_raises(command):
     command(raising(DataError("x")))
     with pytest.raises(DataError):
@@ -92,3 +105,17 @@ def test_every_command_has_help(name, capsys):
         cli.main([name, "--help"])
     assert stop.value.code == 0
     assert "--debug" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command_name", ["train", "test", "check"])
+def test_flags_are_not_abbreviated(command_name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.build_parser(command_name).parse_args(["x.py", "--cfg", "a=1"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --cfg" in capsys.readouterr().err
+
+
+def test_a_flag_of_another_program_names_the_similar_one(capsys):
+    with pytest.raises(SystemExit):
+        cli.build_parser("train").parse_args(["x.py", "--device", "cpu"])
+    assert "unrecognized arguments: --device cpu; did you mean --devices?" in capsys.readouterr().err

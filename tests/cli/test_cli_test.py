@@ -44,6 +44,7 @@ def test_table_and_files(capsys):
     for word in ("AP50", "red", "blue", "written: out/results.json", "written: out/predictions.bbox.json"):
         assert word in out, word
     assert "INFO" not in out
+    assert "loading annotations" not in out
     record = json.loads(Path("out/results.json").read_text())
     assert record["config"] == "tiny.py"
     assert record["images"] == 8

@@ -11,7 +11,7 @@ import torch
 
 from visionattn.errors import BackendError, CheckpointError, ConfigError, MissingDependencyError
 from visionattn.inference import export
-from visionattn.inference.export import Network, export_model, timm_network
+from visionattn.inference.export import Network, export_model, image_size, timm_network
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in export.ONNX_PACKAGES)
 SHALLOW = {"depths": (1, 1, 1, 1), "dilations": [[1], [1], [1], [1]], "num_classes": 5}
@@ -145,3 +145,42 @@ def test_arguments_out_of_range(options, words, tmp_path):
     arguments = {"path": "a.pt2", "size": (8, 8)} | options
     with pytest.raises(ConfigError, match=words):
         export_model(Network(torch.nn.Identity()), **(arguments | {"path": tmp_path / arguments["path"]}))
+
+
+@pytest.mark.parametrize(
+    ("steps", "prepare", "size"),
+    [
+        ([{"type": "Resize", "scale": (320, 240), "keep_ratio": True}], {"pad_size_divisor": 32}, (256, 320)),
+        (
+            [{"type": "mmseg.Resize", "scale": (2048, 512), "keep_ratio": True}],
+            {"test_cfg": {"size_divisor": 32}},
+            (512,) * 2,
+        ),
+        ([{"type": "Resize", "scale": (96, 64)}], None, (64, 96)),
+        ([{"type": "Resize", "scale": 256}, {"type": "visionattn.TenCrop", "size": 224}], {}, (224, 224)),
+        ([{"type": "LoadImageFromFile"}], {}, None),
+    ],
+)
+def test_size_of_the_test_images(steps, prepare, size):
+    dataset = {"type": "ConcatDataset", "dataset": {"pipeline": steps}}
+    config = {"model": {"data_preprocessor": prepare}, "test_dataloader": {"dataset": dataset}}
+    assert image_size(config) == size
+
+
+def test_timm_names_have_the_size_of_their_cfg():
+    assert timm_network("resnet10t").size == (176, 176)
+
+
+@pytest.mark.parametrize("name", ["biformer_tiny", "biformer_stl"])
+def test_regions_without_autocast_do_not_enter_a_program(name, tmp_path):
+    """They cannot be read back from a file."""
+    model = timm.create_model(name, embed_dim=8, depths=(1, 1, 1, 1), head_dim=8, num_classes=3).eval()
+    assert export_model(Network(model), tmp_path / "a.pt2", (64, 64)).difference <= 1e-5
+
+
+def test_sparse_convolutions_are_refused_in_words(tmp_path):
+    model = timm.create_model(
+        "scatterformer_pico", embed_dim=16, depths=(1, 1), stem_depth=1, num_heads=2, pool_heads=2, window_size=4
+    )
+    with pytest.raises(BackendError, match="cannot be traced or exported, since their shapes depend on the voxels"):
+        export_model(Network(model.eval()), tmp_path / "a.pt2", (32, 32))

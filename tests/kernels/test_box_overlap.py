@@ -108,6 +108,7 @@ def test_suppression_in_blocks_is_greedy(monkeypatch):
     monkeypatch.setattr(box_overlap, "NMS_BLOCK", 16)
     g = torch.Generator().manual_seed(10)
     scores = (torch.rand(200, generator=g) * 20).round()  # many are equal
+    boxes = torch.zeros(200, 5)
     table = torch.rand(200, 200, generator=g) < 0.05
     order = sorted(range(200), key=lambda i: (-float(scores[i]), i))
     expected = []
@@ -115,6 +116,6 @@ def test_suppression_in_blocks_is_greedy(monkeypatch):
         if not any(table[j, i] for j in expected):
             expected.append(i)
     assert 20 < len(expected) < 180
-    assert greedy_nms(scores, lambda i, j: table[i][:, j]).tolist() == expected
-    assert greedy_nms(scores, lambda i, j: table[i][:, j], 5).tolist() == expected[:5]
-    assert greedy_nms(scores[:0], lambda i, j: table[i][:, j]).tolist() == []
+    assert greedy_nms(boxes, scores, lambda i, j: table[i][:, j]).tolist() == expected
+    assert greedy_nms(boxes, scores, lambda i, j: table[i][:, j], 5).tolist() == expected[:5]
+    assert greedy_nms(boxes[:0], scores[:0], lambda i, j: table[i][:, j]).tolist() == []

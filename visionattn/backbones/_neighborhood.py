@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from visionattn.backbones._backbone import NormLayer, StagedBackbone, check_levels, drop_path_rates
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
 from visionattn.backbones._weights import checkpoint_filter_fn
-from visionattn.layers import NeighborhoodAttention2d
+from visionattn.layers.neighborhood import NeighborhoodAttention2d
 
 __all__ = [
     "DILATION_PRESETS",

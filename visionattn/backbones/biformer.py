@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from visionattn.backbones._backbone import StagedBackbone, check_levels, drop_path_rates
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
 from visionattn.backbones._weights import checkpoint_filter_fn, register_description
-from visionattn.layers import BiLevelRoutingAttention
+from visionattn.layers.routing import BiLevelRoutingAttention
 
 __all__ = ["BiFormer", "BiFormerSTL"]
 

@@ -20,7 +20,8 @@ from visionattn.backbones._neighborhood import (
     describe_variants,
 )
 from visionattn.backbones._weights import checkpoint_filter_fn, register_description
-from visionattn.layers import GlobalAttentionRpb, NeighborhoodAttention2d
+from visionattn.layers.global_rpb import GlobalAttentionRpb
+from visionattn.layers.neighborhood import NeighborhoodAttention2d
 
 __all__ = ["DiNATIsotropic", "ViTRpb"]
 

@@ -5,19 +5,25 @@ imported only when its command is called, to keep ``visionattn --help`` fast.
 """
 
 import argparse
+import difflib
 import importlib
 import re
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from visionattn import __version__
-from visionattn.errors import ConfigProblemsError, VisionattnError, require
+from visionattn.cli.source import is_trained
+from visionattn.errors import ConfigProblemsError, VisionattnError, require, summary
 
 COMMANDS = {
     "train": "train a model",
     "test": "evaluate a checkpoint on the test data of a config",
     "infer": "predict on images, videos or point clouds with a trained model",
+    "models": "list the trained models of the package, or show a model card",
     "attention": "draw the attention maps of a backbone for an image",
     "replay": "repeat a training iteration that produced NaN or infinity",
     "export": "export a timm model or a trained model as .pt2 or .onnx",
@@ -32,18 +38,33 @@ COMMANDS = {
 
 
 OPENMMLAB = {"train", "test", "infer", "replay", "export", "check", "browse"}
-"""Commands that use OpenMMLab; `export` only without a timm model."""
+"""Commands that use OpenMMLab; `export` only for trained models."""
 
 
 def uses_openmmlab(command: str, args: argparse.Namespace) -> bool:
     """Return True if a command uses OpenMMLab with these arguments."""
-    return command in OPENMMLAB and not (command == "export" and args.model is not None)
+    timm_model = command == "export" and args.model is not None and not is_trained(args.model)
+    return command in OPENMMLAB and not timm_model
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that requires complete flags, and names similar ones in the error for an unknown flag."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with status 2."""
+        if message.startswith("unrecognized arguments") and (found := re.search(r"--[\w-]+", message)):
+            close = difflib.get_close_matches(found[0], self._option_string_actions, n=2)
+            message += f"; did you mean {' or '.join(close)}?" if close else ""
+        super().error(message)
 
 
 def build_parser(command: str) -> argparse.ArgumentParser:
     """Return the argument parser of a command."""
     module = importlib.import_module(f"visionattn.cli.{command}")
-    parser = argparse.ArgumentParser(prog=f"visionattn {command}", description=module.__doc__)
+    parser = Parser(prog=f"visionattn {command}", description=module.__doc__)
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     return parser
@@ -92,11 +113,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, VisionattnError):
-            text = f"unexpected {type(error).__name__}: {text} (use --debug for the traceback)"
+            short = summary(error)
+            more = "use --debug for the traceback" if short == text else f"full message: {_write(error)}"
+            text = f"unexpected {type(error).__name__}: {short} ({more})"
         print(f"error: {with_flags(text, parser)}", file=sys.stderr)
         return 1
     finally:
         warnings.showwarning = show
+
+
+def _write(error: Exception) -> str:
+    """Write the traceback of an error whose message is too long for a line to a file, and return its path."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="visionattn-error-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return file.name
 
 
 def with_flags(text: str, parser: argparse.ArgumentParser) -> str:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from visionattn.cli.source import find_trained, is_trained
 from visionattn.errors import ConfigError, require
 
 __all__ = ["add_arguments", "run"]
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if not (0 <= x < width and 0 <= y < height):
             raise ConfigError(f"`query` must be inside the image of {width}x{height} pixels, got {x:g} {y:g}")
     name, model, tensor = _model(args, image)
-    classifier = args.model is not None and not args.random
+    classifier = args.model is not None and not is_trained(args.model) and not args.random
     count = write_page(out, name, model, image, tensor.to(args.device), queries, args.layers, args.prune, classifier)
     print(f"{count} attention layers, results: {out / 'index.html'}")
     return 0
@@ -66,17 +67,10 @@ def _model(args: argparse.Namespace, image: Any) -> tuple[str, Any, Any]:
     """Return the name of the model, the backbone, and the image as its input."""
     from visionattn.inference.attention_page import load_backbone, load_run, prepare
 
-    if args.model is not None:
+    if args.model is not None and not is_trained(args.model):
         model = load_backbone(args.model, args.checkpoint, not args.random and args.checkpoint is None, args.device)
         return args.model, model, prepare(image, model, args.size)
     if args.random:
-        raise ConfigError("`random` applies to `model` only")
-    from visionattn.engine.model import find_run
-
-    if args.run is not None:
-        config, checkpoint = find_run(args.run)
-    elif args.checkpoint is None:
-        raise ConfigError("`config` requires `checkpoint`")
-    else:
-        config, checkpoint = Path(args.config), Path(args.checkpoint)
-    return config.stem, *load_run(config, checkpoint, image, args.size, args.device)
+        raise ConfigError("`random` applies to timm models only")
+    config, checkpoint = find_trained(args.model or args.run or args.config, args.checkpoint)
+    return Path(config).stem, *load_run(config, checkpoint, image, args.size, args.device)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from visionattn.cli.source import find_trained
 from visionattn.errors import ConfigError, DataError, require
 from visionattn.io.images import MAX_PIXELS
 
@@ -29,10 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an image, a folder (searched recursively), a glob in quotes, a video, or a point cloud "
         "(.bin .pcd .npy .npz) for models of those",
     )
-    model = parser.add_argument_group("model", "a training run, or a config and a checkpoint")
+    model = parser.add_argument_group("model", "a model of the package, a training run, or a config and a checkpoint")
+    model.add_argument("--model", metavar="NAME", help="trained model of the package, see visionattn models")
     model.add_argument("--run", metavar="WORK_DIR", help="folder of a training run; uses its best checkpoint")
-    model.add_argument("--config", metavar="FILE", help="config file, with --checkpoint")
-    model.add_argument("--checkpoint", metavar="FILE", help="weights, with --config")
+    model.add_argument("--config", metavar="FILE", help="config; its weights are --checkpoint, or the best of its run")
+    model.add_argument("--checkpoint", metavar="FILE", help="weights, of --config or of the run that they are in")
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the results (default: outputs/infer/<model>-<date>-<time>)"
     )
@@ -113,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     out = _out_folder(args)
     common = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options) if field.name in args}
     Options(**common)  # reports a value out of range before the config is read
-    config, checkpoint = _model_files(args)
+    config, checkpoint = find_trained(args.model or args.run or args.config, args.checkpoint)
     loaded_config = config_for(config, checkpoint)
     check_config(loaded_config, ())
     job = job_of(model_class(loaded_config), loaded_config)
@@ -169,26 +171,20 @@ def _own_options(args: argparse.Namespace, job) -> dict:
 
 def _check_model_arguments(args: argparse.Namespace) -> None:
     given = [name for name in ("config", "checkpoint") if getattr(args, name) is not None]
+    if args.model is not None:
+        if args.run is not None or given:
+            raise ConfigError(f"`model` includes a config and weights; remove `{'run' if args.run else given[0]}`")
+        return
     if args.run is not None and given:
         raise ConfigError(f"`run` includes a config and a checkpoint; remove `{given[0]}`, or `run`")
     if args.run is None and not given:
-        raise ConfigError("no model given; give `run`, or `config` and `checkpoint`")
-    if len(given) == 1:
-        other = "checkpoint" if given[0] == "config" else "config"
-        raise ConfigError(f"`{given[0]}` requires `{other}`")
-
-
-def _model_files(args: argparse.Namespace) -> tuple[Path, Path]:
-    if args.run is None:
-        return Path(args.config), Path(args.checkpoint)
-    from visionattn.engine.model import find_run
-
-    return find_run(args.run)
+        raise ConfigError("no model given; give `model`, `run`, or `config` and `checkpoint`")
 
 
 def _out_folder(args: argparse.Namespace) -> Path:
     if args.out is None:
-        name = Path(args.run).resolve().name if args.run else Path(args.config).stem
+        name = Path(args.model or args.run or args.config or args.checkpoint).resolve()
+        name = name.name if name.is_dir() else name.stem
         return Path("outputs", "infer", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     out = Path(args.out)
     if out.exists() and not out.is_dir():

@@ -5,12 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from visionattn.cli.source import find_trained
+
 __test__ = False  # keeps pytest from collecting this module
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn test``."""
-    parser.add_argument("config", metavar="CONFIG", help="config file, or folder of a training run")
+    parser.add_argument("config", metavar="CONFIG", help="folder of a training run, config, or checkpoint of a run")
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
@@ -42,16 +44,10 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from visionattn.engine.config.load import load_config
-    from visionattn.engine.model import find_run
     from visionattn.engine.train.testing import test
 
-    config_file, checkpoint = Path(args.config), args.checkpoint
-    if config_file.is_dir():
-        config_file, found = find_run(config_file)
-        checkpoint = checkpoint or found
+    config_file, checkpoint = find_trained(args.config, args.checkpoint, args.cfg_options)
     config = load_config(config_file, args.cfg_options)
-    if checkpoint is None:
-        checkpoint = find_run(config.get("work_dir") or Path("work_dirs") / config_file.stem)[1]
     out = Path(args.out) if args.out else Path(checkpoint).parent / "test"
     if args.robustness is not None:
         from visionattn.cli.robustness import run_ladders

@@ -75,7 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: that of the config, or 0)")
     parser.add_argument(
-        "--devices", type=int, default=1, metavar="N", help="number of GPUs, or of processes on a CPU (default: 1)"
+        "--devices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of GPUs, or of processes on a CPU (default: 1); CUDA_VISIBLE_DEVICES selects GPUs, and none if it "
+        "is empty",
     )
     parser.add_argument(
         "--cfg-options",

@@ -151,6 +151,9 @@ def _check_categories(records: list, problems: _Problems) -> dict[Any, str]:
     for position, record in enumerate(records):
         if not _has_id(record):
             problems.add(f"category number {position + 1} has no usable id", remedy)
+        elif type(record["id"]) is not int:
+            problems.add(f"category id {_short(record['id'])} is not a whole number", "number the categories")
+            found[record["id"]] = str(record.get("name"))  # so that its annotations are no further problems
         elif not isinstance(record.get("name"), str) or not record["name"]:
             problems.add(f"category {_short(record['id'])} has no name", remedy)
         elif record["id"] in found:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from visionattn.errors import DataError
+from visionattn.io.console import count_of
 from visionattn.io.images import image_size, open_image
-from visionattn.io.inputs import walk_files
+from visionattn.io.inputs import UNSUPPORTED_SUFFIXES, walk_files
 
-__all__ = ["IGNORED", "IMAGE_SUFFIXES", "check_masks", "pair_masks", "read_names"]
+__all__ = ["IGNORED", "IMAGE_SUFFIXES", "check_masks", "pair_masks", "read_names", "unused_files"]
 
 IGNORED = 255
 """Pixels with this value are ignored in training and evaluation."""
@@ -75,6 +76,16 @@ def pair_masks(
     return pairs
 
 
+def unused_files(images: Path, masks: Path, pairs: Sequence[tuple[Path, Path]]) -> str | None:
+    """Describe the files of two folders that belong to no pair, with their number and an example; None without any."""
+    used = {path for pair in pairs for path in pair}
+    files = {
+        path for folder in (images, masks) for path in walk_files(folder, UNSUPPORTED_SUFFIXES | set(IMAGE_SUFFIXES))
+    }
+    left = sorted(files - used)
+    return f"{count_of(len(left), 'file')} not used, such as {left[0]}" if left else None
+
+
 def _without_suffix(name: str) -> str:
     path = Path(name)
     return (path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path).as_posix()
@@ -112,7 +123,7 @@ def check_masks(
     if problems:
         raise DataError(f"{problems[0]}{_more(len(problems) - 1, 'masks')}")
     counts = np.sum(found, axis=0, dtype=np.int64)
-    if len(classes) > 1 and counts[IGNORED] and not counts[1:IGNORED].any():
+    if len(classes) > 1 and not reduce_zero_label and counts[IGNORED] and not counts[1:IGNORED].any():
         raise DataError(
             f"{len(found)} masks contain only 0 and {IGNORED}, but {IGNORED} is ignored; {classes[1]!r} must be 1"
         )

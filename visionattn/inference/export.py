@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visionattn.errors import BackendError, CheckpointError, ConfigError, MissingDependencyError
+from visionattn.errors import BackendError, CheckpointError, ConfigError, MissingDependencyError, summary
 from visionattn.io.weights import read
 
 __all__ = ["DYNAMIC", "Export", "Network", "export_model", "network_of_run", "timm_network"]
@@ -26,6 +26,8 @@ __all__ = ["DYNAMIC", "Export", "Network", "export_model", "network_of_run", "ti
 DYNAMIC = ("batch", "size")
 ONNX_PACKAGES = ("onnx", "onnxscript")
 OPSET = 18
+TIMM_SIZE = 224
+LANDSCAPE = 2.5  # larger ratios of the limits of a test image are not those of images
 TOLERANCE = 1e-4
 """Maximum difference between the outputs of program and model, relative to the largest absolute output of the model."""
 
@@ -38,6 +40,7 @@ class Network(nn.Module):
         mean, std: normalization of each channel; None for models that take normalized images.
         classes: class names by label, for the metadata of the file.
         task: kind of outputs, for the metadata of the file.
+        size: (height, width) that the model is used with, in pixels; None if it is not known.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class Network(nn.Module):
         std: Sequence[float] | None = None,
         classes: Sequence[str] = (),
         task: str = "features",
+        size: tuple[int, int] | None = None,
     ):
         super().__init__()
-        self.model, self.classes, self.task = model, tuple(classes), task
+        self.model, self.classes, self.task, self.size = model, tuple(classes), task, size
         self.normalized = mean is not None
         if mean is not None:
             self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
@@ -92,8 +96,8 @@ def timm_network(
     options = {"features_only": True} if features else {} if num_classes is None else {"num_classes": num_classes}
     try:
         model = timm.create_model(name, **options)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
+    except (RuntimeError, OSError, ValueError) as error:  # also of names on Hugging Face without a network
+        reason = summary(error)
         raise ConfigError(f"`model` {name!r}: {reason}; timm.list_models() lists the names") from error
     if checkpoint is not None:
         state = _read(Path(checkpoint))
@@ -104,7 +108,9 @@ def timm_network(
                 model.load_state_dict(state)
             except RuntimeError as error:
                 raise CheckpointError(f"{checkpoint}: does not fit {name} ({str(error).splitlines()[-1]})") from error
-    return Network(model.eval(), task="features" if features else "classification")
+    cfg = getattr(getattr(model, "model", model), "pretrained_cfg", None) or {}
+    size = tuple(cfg.get("input_size") or (3, TIMM_SIZE, TIMM_SIZE))[1:]
+    return Network(model.eval(), task="features" if features else "classification", size=size)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -129,7 +135,36 @@ def network_of_run(config: Any, checkpoint: str | Path) -> Network:
     module, prepare = job.exported(loaded.model), getattr(loaded.model, "data_preprocessor", None)
     mean, std = (getattr(prepare, name, None) for name in ("mean", "std"))
     numbers = [None if value is None else value.flatten().tolist() for value in (mean, std)]
-    return Network(module.eval(), *numbers, classes=loaded.classes, task=job.name).eval()
+    size = image_size(loaded.cfg)
+    return Network(module.eval(), *numbers, classes=loaded.classes, task=job.name, size=size).eval()
+
+
+def image_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (height, width) to which a config resizes its test images, a multiple of the padding of the model.
+
+    Where the ratio of an image is kept, this is the size of a landscape image that fills the limits; limits that only
+    bound the shorter side give a square. None if test images are not resized.
+    """
+    loader = config.get("test_dataloader") or config.get("val_dataloader") or {}
+    dataset = loader.get("dataset") or {}
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+    height = width = None
+    for step in dataset.get("pipeline") or ():
+        kind = str(step.get("type", "")).rpartition(".")[2]
+        if kind == "Resize" and step.get("scale") is not None:
+            scale = step["scale"]
+            width, height = (scale, scale) if isinstance(scale, int) else (int(scale[0]), int(scale[1]))
+            if step.get("keep_ratio"):
+                height, width = min(height, width), max(height, width)
+                width = width if width <= LANDSCAPE * height else height
+        elif "Crop" in kind and isinstance(step.get("size"), int):
+            height = width = step["size"]
+    if height is None:
+        return None
+    prepare = (config.get("model") or {}).get("data_preprocessor") or {}
+    divisor = prepare.get("pad_size_divisor") or (prepare.get("test_cfg") or {}).get("size_divisor") or 1
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
 @dataclass(frozen=True)
@@ -219,11 +254,15 @@ def _axes(dynamic: Sequence[str]) -> dict[int, Any]:
     return ({0: free} if "batch" in dynamic else {}) | ({2: free, 3: free} if "size" in dynamic else {})
 
 
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {summary(error)}"
+
+
 def _trace(network: Network, image: Tensor, dynamic: tuple[str, ...]) -> Any:
     try:
         return torch.export.export(network, (image,), dynamic_shapes=(_axes(dynamic) or None,))
     except Exception as error:  # the exporter raises many kinds
-        reason = " ".join(str(error).split())[:300]
+        reason = _reason(error)
         hint = f"; remove {' '.join(dynamic)} from `dynamic`" if dynamic else ""
         raise BackendError(f"torch.export cannot trace {type(network.model).__name__} ({reason}){hint}") from error
 
@@ -240,8 +279,14 @@ def _about(network: Network, image: Tensor, dynamic: tuple[str, ...]) -> dict[st
 def _write_pt2(network: Network, image: Tensor, path: Path, dynamic: tuple[str, ...]) -> Any:
     program = _trace(network, image, dynamic)
     about = {"visionattn.json": json.dumps(_about(network, image, dynamic))}
-    torch.export.save(program, path, extra_files=about)
-    return torch.export.load(path).module()
+    try:
+        torch.export.save(program, path, extra_files=about)
+        return torch.export.load(path).module()
+    except Exception as error:
+        reason = _reason(error)
+        raise BackendError(
+            f"the program of {type(network.model).__name__} cannot be written as .pt2 ({reason})"
+        ) from error
 
 
 def _write_onnx(network: Network, image: Tensor, path: Path, dynamic: tuple[str, ...]) -> Any:
@@ -260,7 +305,7 @@ def _write_onnx(network: Network, image: Tensor, path: Path, dynamic: tuple[str,
             input_names=["image"],
         )  # fmt: skip
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _reason(error)
         raise BackendError(f"the ONNX exporter cannot write {type(network.model).__name__} ({reason})") from error
     model = onnx.load(path)
     for key, value in _about(network, image, dynamic).items():
@@ -298,7 +343,7 @@ def _compare(
         try:
             given = list(run(example))
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = _reason(error)
             hint = "; set a larger `size`, at which no feature map is padded" if "size" in dynamic else ""
             raise BackendError(f"the program does not run on {list(example.shape)} ({reason}){hint}") from error
         for one, other in zip(expected, given, strict=True):

@@ -1,6 +1,6 @@
 """Predict with a trained model.
 
->>> predictor = Predictor.from_run("work_dirs/x")
+>>> predictor = Predictor.from_pretrained("nuclei")  # or Predictor.from_run("work_dirs/x")
 >>> prediction = predictor("photo.jpg")  # or a PIL image, or an array: BGR, unless `channel_order` is "rgb"
 >>> prediction.boxes, prediction.names, prediction.draw()
 """
@@ -101,6 +101,18 @@ class Predictor:
         return cls(*find_run(work_dir), device, **options)
 
     @classmethod
+    def from_pretrained(cls, name: str, device: str | torch.device | None = None, **options: Any) -> "Predictor":
+        """Load a trained model of the package, such as ``"nuclei"``; ``visionattn models`` lists them.
+
+        Raises:
+            ConfigError: there is no model of this name.
+        """
+        from visionattn.zoo import find_model
+
+        found = find_model(name)
+        return cls(found.config, found.weights, device, **options)
+
+    @classmethod
     def from_model(cls, model: TrainedModel, job: type[Job] | None = None, **options: Any) -> "Predictor":
         """Use a model that is already loaded.
 
@@ -139,8 +151,8 @@ class Predictor:
         Args:
             inputs: an input that `Job.read` of the model's job accepts, or a list or tuple of such inputs. For images:
                 a path, a PIL image, or a uint8 array, ``[H, W, 3]`` in the order ``channel_order`` (BGR by default, as
-                in OpenCV) or gray ``[H, W]``; for point clouds: a path
-                or an array ``[N, C]``; for action recognition: the path of a video.
+                in OpenCV) or gray ``[H, W]``; for point clouds: a path or an array
+                ``[N, C]``; for action recognition: the path of a video.
 
         Returns:
             One typed prediction, or a list of them.

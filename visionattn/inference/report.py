@@ -109,7 +109,8 @@ class Report:
             parts.append(f'<a href="{link}">{thumbnail}</a>')
         elif "overlay" in record:
             parts.append(f'<a href="{link}">{_text(record["overlay"])}</a>')
-        parts.append(f"<figcaption>{_text(record['file'])}")
+        name = Path(record["file"]).name  # the whole path, which may be long, is shown on hover
+        parts.append(f'<figcaption title="{_text(record["file"])}">{_text(name)}')
         parts += [f"<small>{_text(line)}</small>" for line in lines]
         if "error" in record:
             parts.append(f"<small>{_text(record['error'])}</small>")

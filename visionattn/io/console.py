@@ -1,18 +1,23 @@
 """Progress bars and texts for the console."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["count_of", "progress_bar", "track"]
+__all__ = ["count_of", "examples", "progress_bar", "track"]
 
 
 def count_of(number: int, noun: str) -> str:
     """Return the number with its noun, in the plural unless the number is 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def examples(names: Sequence[object], limit: int = 6) -> str:
+    """Return the first names, joined by commas, with ``...`` if there are more."""
+    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
 def progress_bar(noun: str, console: Console | None = None, *columns: Any, **options: Any) -> progress.Progress:

@@ -119,13 +119,23 @@ def image_size(path: Path) -> tuple[int, int, bool]:
     """Width and height as stored, and whether the EXIF orientation swaps them.
 
     Raises:
+        DataError: see `image_header`.
+    """
+    width, height, orientation = image_header(path)
+    return width, height, orientation >= 5
+
+
+def image_header(path: Path) -> tuple[int, int, int]:
+    """Width and height as stored, and the EXIF orientation, 1 to 8.
+
+    Raises:
         DataError: the file is missing, is not an image, is too large, or is truncated.
     """
     try:
         with open_image(path) as image:  # reads only the header
             width, height, kind = image.width, image.height, image.format
-            turned = _orientation(image, path) >= 5
-            if kind == "TIFF" and turned:  # Pillow gives the size with the orientation applied
+            orientation = _orientation(image, path)
+            if kind == "TIFF" and orientation >= 5:  # Pillow gives the size with the orientation applied
                 width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image does not exist") from error
@@ -135,7 +145,7 @@ def image_size(path: Path) -> tuple[int, int, bool]:
         with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.rfind(END_MARKS[kind], max(0, len(content) - 65536)) < 0:
                 raise DataError(f"{path}: is truncated")
-    return width, height, turned
+    return width, height, orientation
 
 
 def _orientation(image: Any, path: Path) -> int:

@@ -4,10 +4,11 @@
 error that names the type.
 """
 
+import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from visionattn.errors import CheckpointError, require
 
-__all__ = ["check_tensor", "read"]
+__all__ = ["check_tensor", "read", "write_safetensors"]
 
+METADATA = "visionattn"
+"""Key of the metadata in safetensors files."""
 EXPANDED = 1 << 26
 """Bytes by which a tensor may exceed its storage, for buffers that are expanded views."""
 
@@ -35,7 +38,8 @@ def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
         map_location: as for `torch.load`.
 
     Returns:
-        The saved dict; for safetensors a dict of tensors.
+        The saved dict; for safetensors a dict of tensors, or, if the file has metadata of this package (see
+        `write_safetensors`), a dict with ``state_dict`` and ``meta``.
 
     Raises:
         CheckpointError: the file is missing or truncated, contains other types than tensors and plain values, or
@@ -47,9 +51,12 @@ def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
     if path.suffix == ".safetensors":
         device = "cpu" if not isinstance(map_location, (str, torch.device)) else str(map_location)
         try:
-            return dict(require("safetensors.torch").load_file(path, device=device))
+            tensors = dict(require("safetensors.torch").load_file(path, device=device))
+            with require("safetensors").safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(METADATA)
         except Exception as error:  # safetensors raises its own class
             raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+        return tensors if text is None else {"state_dict": tensors, "meta": _metadata(path, text)}
     _verify(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
@@ -109,6 +116,29 @@ def _verify(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged ({error}); copy or download it again") from error
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged, wrong checksum of {damaged}; copy or download it again")
+
+
+def _metadata(path: Path, text: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata are not valid JSON") from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path}: its metadata must be a JSON object")
+    return meta
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write weights in half precision, with the metadata of their checkpoint.
+
+    Args:
+        path: the ``.safetensors`` file.
+        state: the tensors by name. Floating-point tensors become float16.
+        meta: plain values, such as ``{"dataset_meta": {"classes": [...]}}``.
+    """
+    tensors = {key: (x.half() if x.is_floating_point() else x).contiguous().clone() for key, x in state.items()}
+    text = json.dumps(meta, allow_nan=False)
+    require("safetensors.torch").save_file(tensors, path, metadata={METADATA: text, "format": "pt"})
 
 
 def _refusal(path: Path, error: Exception) -> str:

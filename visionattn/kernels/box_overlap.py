@@ -8,6 +8,8 @@ last cancel because both polygons are closed:
 
 Each term is a continuous function of the vertices, so edges that coincide or nearly coincide need no tolerance, in
 contrast to collecting the vertices of the intersection and sorting them by angle.
+
+Boxes with NaN or infinite coordinates are invalid: they overlap nothing, and suppression drops them.
 """
 
 from collections.abc import Callable
@@ -23,6 +25,7 @@ __all__ = [
     "quadrilateral_area",
     "quadrilateral_intersection",
     "rotated_intersection",
+    "valid_boxes",
 ]
 
 PAIRS_AT_ONCE = 1 << 16
@@ -115,6 +118,16 @@ def quadrilateral_intersection(quads_a: Tensor, quads_b: Tensor) -> Tensor:
     return _signed_common_area(*edges).abs()
 
 
+def valid_boxes(boxes: Tensor, scores: Tensor | None = None) -> Tensor:
+    """Which boxes ``[..., C]`` have finite coordinates and, with `scores` ``[...]``, a score that is not NaN.
+
+    Returns:
+        bool ``[...]``.
+    """
+    valid = boxes.isfinite().all(-1)
+    return valid if scores is None else valid & ~scores.isnan()
+
+
 def circles_meet(centres_a: Tensor, radii_a: Tensor, centres_b: Tensor, radii_b: Tensor) -> Tensor:
     """Which circles overlap: ``[..., N, 2]``, ``[..., N]``, ``[..., M, 2]`` and ``[..., M]`` to bool ``[..., N, M]``.
 
@@ -133,12 +146,13 @@ def overlap_matrix(
     Args:
         boxes_a: ``[..., N, C]``.
         boxes_b: ``[..., M, C]``, with the same leading dimensions.
-        near: bool ``[..., N, M]``; the result is 0 where it is False.
+        near: bool ``[..., N, M]``; the result is 0 where it is False, and for boxes that are not finite.
         overlap: maps the boxes of pairs, ``[P, C]`` each, to ``[P]``.
 
     Returns:
         ``[..., N, M]``.
     """
+    near = near & valid_boxes(boxes_a)[..., :, None] & valid_boxes(boxes_b)[..., None, :]
     *batch, rows, columns = near.nonzero(as_tuple=True)
     parts = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(rows), PAIRS_AT_ONCE)]
     values = [
@@ -151,14 +165,17 @@ def overlap_matrix(
 
 
 @torch.no_grad()
-def greedy_nms(scores: Tensor, suppresses: Callable[[Tensor, Tensor], Tensor], max_boxes: int | None = None) -> Tensor:
+def greedy_nms(
+    boxes: Tensor, scores: Tensor, suppresses: Callable[[Tensor, Tensor], Tensor], max_boxes: int | None = None
+) -> Tensor:
     """Exact greedy non-maximum suppression, one block of boxes after the other in descending order of score.
 
     The box with the highest score is kept and suppresses others, then the best of the remaining ones, and so on.
     Equal scores are ordered by index. Later blocks are compared only with boxes that were kept.
 
     Args:
-        scores: ``[N]``.
+        boxes: ``[N, C]``; boxes that are not finite are dropped.
+        scores: ``[N]``; boxes with a score of NaN are dropped.
         suppresses: maps the indices of boxes with higher scores, ``[K]``, and lower scores, ``[L]``, to bool
             ``[K, L]``: True where the first removes the second.
         max_boxes: number of boxes after which to stop.
@@ -167,6 +184,7 @@ def greedy_nms(scores: Tensor, suppresses: Callable[[Tensor, Tensor], Tensor], m
         Indices of the kept boxes, int64 ``[K]``, in descending order of score.
     """
     remaining = scores.sort(descending=True, stable=True).indices
+    remaining = remaining[valid_boxes(boxes, scores)[remaining]]
     limit = len(scores) if max_boxes is None else max_boxes
     kept: list[Tensor] = []
     total = 0

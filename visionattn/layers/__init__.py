@@ -1,5 +1,7 @@
 """Attention modules, one file per mechanism."""
 
+import timm  # noqa: F401  first: its import registers the backbones, which import modules of this package
+
 from visionattn.layers.agent_attention import AgentAttention
 from visionattn.layers.efficient_probing import EfficientProbe, EfficientProbing
 from visionattn.layers.ela import EfficientLocalAttention

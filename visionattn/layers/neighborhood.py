@@ -13,7 +13,7 @@ from timm.layers import apply_rot_embed_cat, get_norm_layer, register_notrace_mo
 from torch import Tensor, nn
 
 from visionattn.kernels import na1d, na2d, na3d
-from visionattn.layers._gather import gather_attention
+from visionattn.kernels.neighborhood.gather import gather_attention
 from visionattn.layers.rope import AxialRope
 
 __all__ = ["NeighborhoodAttention1d", "NeighborhoodAttention2d", "NeighborhoodAttention3d"]
@@ -196,7 +196,7 @@ class NeighborhoodAttentionBase(nn.Module):
                 additional_keys = torch.cat([additional_keys, register_k], 1)
                 additional_values = torch.cat([additional_values, register_v], 1)
         if torch.jit.is_scripting() or self.plain_ops:
-            x = gather_attention(
+            x, _ = gather_attention(
                 q,
                 k,
                 v,

@@ -17,6 +17,8 @@ from timm.layers import DropPath, Mlp, register_notrace_module
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
+from visionattn.kernels.transforms import full_precision
+
 __all__ = ["ATTENTIONS", "JointHead", "PoseBlock", "PoseBlocks", "PoseTokens", "localized_attention", "select_tokens"]
 
 ATTENTIONS = ("spatial", "joint", "spatiotemporal")
@@ -106,7 +108,7 @@ def dense_attention(attn: Attention, x: Tensor, mask: Tensor, prefix: int, publi
         allowed = F.pad(inside, (prefix, 0), value=True)
         weight = F.pad(torch.where(inside, weight, 0.0), (prefix, 0))
         pairs = weight.float()[:, None] - 1e9 * ~(allowed[:, :, None] & allowed[:, None])
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device.type):
             logits = (query.float() * attn.scale) @ key.float().mT + pairs[:, None]
             out = logits.softmax(-1).to(value.dtype) @ value
     return attn.proj(out.transpose(1, 2).reshape(G, L, C))

@@ -220,7 +220,10 @@ class BiLevelRoutingAttention(nn.Module):
         if not self.soft_routing:
             q_BRC, k_BRC = q_BRC.detach(), k_BRC.detach()
         logits_BRR = (q_BRC @ k_BRC.transpose(1, 2)).masked_fill(count.transpose(1, 2) == 0, -float("inf"))
-        logits_BRK, index_BRK = torch.topk(logits_BRR, topk, dim=-1)
+        inf = float("inf")
+        ranked_BRR = torch.nan_to_num(logits_BRR, -inf, -inf, -inf)  # as in the kernel; NaN would be the largest
+        index_BRK = torch.topk(ranked_BRR, topk, dim=-1)[1]
+        logits_BRK = logits_BRR.gather(-1, index_BRK)
         if self.padding != "masked":
             real = torch.ones_like(real)
         if self.kv_pool != "identity":

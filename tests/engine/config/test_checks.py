@@ -57,6 +57,22 @@ def test_sound_config(config_file):
         ("val_evaluator.type", "CocMetric", "val_evaluator.type='CocMetric' is not known as a metric"),
         ("optim_wrapper.optimizer.type", "AdmW", "optim_wrapper.optimizer.type='AdmW' is not known as an optimizer"),
         ("optim_wrapper.clip_grad", {"max_nrm": 1}, "optim_wrapper.clip_grad.max_nrm is not known; did you mean max_"),
+        ("optim_wrapper.optimizer.lr", "1e-3", "optimizer.lr='1e-3' is text; remove the quotes of '1e-3'"),
+        ("optim_wrapper.optimizer.lr", "small", "optim_wrapper.optimizer.lr='small' must be float"),
+        ("optim_wrapper.optimizer.betas", (0.9, "0.99"), "optim_wrapper.optimizer.betas=(0.9, '0.99') is text"),
+        ("optim_wrapper.clip_grad", {"max_norm": "1"}, "optim_wrapper.clip_grad.max_norm='1' is text"),
+        ("param_scheduler.0.end", "5", "param_scheduler.0.end='5' is text"),
+        ("train_cfg.max_iters", "8", "train_cfg.max_iters='8' is text"),
+        ("train_cfg.by_epoch", "False", "train_cfg.by_epoch='False' is text"),
+        ("randomness", {"seed": "0"}, "randomness.seed='0' is text"),
+        ("train_dataloader.batch_size", "2", "train_dataloader.batch_size='2' is text"),
+        ("train_dataloader.sampler.shuffle", "False", "train_dataloader.sampler.shuffle='False' is text"),
+        ("train_dataloader.dataset.pipeline.2.prob", "0.5", "train_dataloader.dataset.pipeline.2.prob='0.5' is text"),
+        ("train_dataloader.dataset.pipeline.2.prob", "often", "prob='often' must be Union[float, Iterable[float]"),
+        ("val_dataloader.dataset.pipeline.1.scale", ("64", 64), "val_dataloader.dataset.pipeline.1.scale=('64', 64)"),
+        ("model.test_cfg.nms.iou_threshold", "0.6", "model.test_cfg.nms.iou_threshold='0.6' is text"),
+        ("model.bbox_head.stacked_convs", "1", "model.bbox_head.stacked_convs='1' is text"),
+        ("default_hooks.logger.interval", "9", "default_hooks.logger.interval='9' is text"),
         ("param_scheduler.0.type", "LinerLR", "param_scheduler.0.type='LinerLR' is not known"),
     ],
 )  # fmt: skip
@@ -155,3 +171,23 @@ def test_stock_configs_of_mmdet_are_sound(folder):
     config = load_config(min(files), resolve_data=False)
     problems = [p for p in find_problems(config) if "data_root=" not in p]
     assert problems == []
+
+
+def test_text_that_looks_like_a_number_is_kept_where_it_is_a_name(config_file):
+    config = load_config(config_file, resolve_data=False)
+    for name in ("train", "val", "test"):
+        dataset = config[f"{name}_dataloader"].dataset
+        dataset.metainfo = {"classes": ("1", "2")}
+        dataset.update(data_prefix={"img": "2017"}, backend_args={"x": "1"})
+    config.model.bbox_head.num_classes = 2
+    assert not [p for p in find_problems(config) if "text" in p or "must be" in p]
+
+
+def test_a_scope_of_its_own_decides_the_arguments(config_file):
+    config = load_config(config_file)
+    config.train_dataloader.dataset.pipeline.insert(1, {"type": "LoadAnnotations", "_scope_": "mmseg"})
+    for argument, count in (("reduce_zero_label", 0), ("with_mask", 1)):
+        step = config.train_dataloader.dataset.pipeline[1]
+        step[argument] = True
+        assert len(find_problems(config, ("train",))) == count, argument
+        del step[argument]

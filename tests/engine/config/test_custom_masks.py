@@ -173,3 +173,42 @@ def test_masks_are_checked_before_a_run(data):
     (data / "masks/train/1.png").unlink()
     with pytest.raises(DataError, match=r"images/train/1\.jpg: has no mask"):
         check_data(resolved(data))
+
+
+def test_files_that_are_not_used(data):
+    for name in ("images/train/9.heic", "masks/train/8.png"):
+        (data / name).touch()
+    assert f"; 2 files not used, such as {data / 'images/train/9.heic'}" in check_data(resolved(data))[0]
+    (data / "names.txt").write_text("0\n1\n")
+    assert "not used" not in check_data(resolved(data, train_list="names.txt"))[0]
+
+
+@pytest.mark.parametrize(("value", "words"), [(0, "all pixels are of one class"), (255, "no pixel is of a class")])
+def test_masks_of_one_class_train_nothing(data, value, words):
+    for mask in (data / "masks/train").iterdir():
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(mask)
+    with pytest.raises(DataError, match=r"masks/train: nothing to train on|contain only 0 and 255") as caught:
+        check_data(resolved(data))
+    assert value == 255 or words in str(caught.value)
+
+
+def test_one_class_trains_nothing(data):
+    for split in ("train", "val"):
+        for mask in (data / "masks" / split).iterdir():
+            Image.fromarray(np.diag(np.full(8, 255, np.uint8))).save(mask)
+    with pytest.raises(DataError, match="all pixels are of one class; the background must be a class"):
+        check_data(resolved(data, classes=["car"]))
+
+
+def test_values_are_judged_after_reduce_zero_label(data):
+    """With values 0 (unlabeled), 1 and 2, there are two classes."""
+    config = resolved(data, classes=["road", "car"])
+    with pytest.raises(DataError, match="contains the value 2"):
+        check_data(config)
+    config.train_dataloader.dataset.dataset.reduce_zero_label = config.val_dataloader.dataset.reduce_zero_label = True
+    assert check_data(config) == [
+        "train: 3 images, 2 of 2 classes in their masks", "val: 2 images, 1 of 2 classes in their masks; none of car",
+    ]  # fmt: skip
+    config.val_dataloader.dataset.pipeline = [{"type": "LoadAnnotations", "reduce_zero_label": False}]
+    with pytest.raises(ConfigError, match="reduce_zero_label is True in the dataset and False in its LoadAnnotations"):
+        check_data(config)

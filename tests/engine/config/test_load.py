@@ -132,6 +132,18 @@ def test_good_options_arrive(config_file, option, expected):
         assert type(value) is type(expected)
 
 
+def test_names_with_dots(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "model = dict(type='X')\n"
+        "optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=1.0), "
+        "'backbone.norm': dict(lr_mult=1.0)}))\n"
+    )
+    keys = "optim_wrapper.paramwise_cfg.custom_keys"
+    config = load_config(tmp_path / "a.py", [f"{keys}.backbone.norm.lr_mult=0.5"])
+    keys = config.optim_wrapper.paramwise_cfg.custom_keys
+    assert (keys["backbone"].lr_mult, keys["backbone.norm"].lr_mult) == (1.0, 0.5)
+
+
 def test_options_as_words():
     assert parse_options(["a.b=1=2", "c="]) == {"a.b": "1=2", "c": ""}
 

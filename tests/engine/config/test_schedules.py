@@ -10,7 +10,7 @@ from fixtures.paths import REPO
 from mmengine.config import Config
 
 from visionattn.engine.config.load import load_config
-from visionattn.engine.config.schedules import fit_length
+from visionattn.engine.config.schedules import fit_length, fitted_line
 
 WARMUP = dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100)
 COSINE = dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=1000, T_max=900)
@@ -59,6 +59,16 @@ def test_schedules_by_optimizer():
 def test_validation_interval():
     assert fitted([], 1000, 50, val_interval=200).train_cfg.val_interval == 50
     assert fitted([], 1000, 500, val_interval=200).train_cfg.val_interval == 200
+
+
+def test_what_was_fitted_is_said():
+    assert fitted_line(fitted([WARMUP, COSINE], 1000, 200)) == (
+        "schedules fitted to max_iters=200 (was 1000): LinearLR 0 to 100, CosineAnnealingLR 100 to 200"
+    )
+    assert set(fitted([COSINE], 1000, 500).to_dict()) == {"param_scheduler", "train_cfg"}
+    assert fitted_line(fitted([COSINE], 1000, 1000)) is None
+    assert fitted_line(fitted([], 1000, 500)) is None
+    assert fitted_line(fitted([{**WARMUP, "end": 100}], 1000, 2000)) is None
 
 
 def test_options():

@@ -73,6 +73,14 @@ def test_a_variable_that_is_assigned_twice(write):
     assert config.val_dataloader.dataset.size == config.model.size == (1, 2)
 
 
+def test_a_list_that_a_base_assigns_with_other_elements(write):
+    file = write("steps = [dict(type='C', size=3)]\ntest_dataloader = dict(dataset=dict(pipeline=steps))\n")
+    config = load(file, "steps.0.size=4")
+    assert config.test_dataloader.dataset.pipeline[0].size == 4
+    with pytest.raises(ConfigError, match="index into steps must be 0 to 0"):
+        load(file, "steps.1.scale=4")
+
+
 def test_other_options_apply_after_variables(write):
     config = load(write(""), "train_cfg.val_interval=3", "interval=7")
     assert dict(config.train_cfg) == {"max_iters": 14, "val_interval": 3}

@@ -159,3 +159,30 @@ def test_samples_for_drawing_have_the_points_of_their_frames(files):
     config.train_dataloader.dataset.pipeline[0].points = False
     ((_, _, frames, points),) = read_clip_samples(config, "train", 2)
     assert points.shape == (4, 0, 0, 2)
+
+
+def test_check(files, tmp_path):
+    np.save(tmp_path / "empty.npy", np.full((30, 1, 2), np.nan))
+    video = files / "a.avi"
+    (tmp_path / "list.csv").write_text(f"{video},{files / 'a.npy'},2\n{video},{tmp_path / 'empty.npy'},0\n{video},1\n")
+    dataset = ActionDataset(str(tmp_path / "list.csv"), metainfo={"classes": ("a", "b", "c", "d")})
+    line = dataset.check()
+    assert line.startswith("3 videos, 2 with keypoints; 1 of 2 keypoint files without points, such as")
+    assert line.endswith("; none of d")
+    assert dataset.check([{"type": "visionattn.LoadClip", "points": False}]) == "3 videos, 0 with keypoints; none of d"
+    (tmp_path / "empty.npy").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"empty\.npy"):
+        dataset.check()
+    (tmp_path / "empty.npy").unlink()
+    with pytest.raises(DataError, match="keypoint file does not exist"):
+        dataset.check()
+    (tmp_path / "list.csv").write_text("no.avi,0\nneither.avi,0\n")
+    with pytest.raises(DataError, match=r"no\.avi.* \(and 1 more\)"):
+        ActionDataset(str(tmp_path / "list.csv")).check()
+
+
+def test_check_refuses_keypoints_without_points(files, tmp_path):
+    np.save(tmp_path / "empty.npy", np.full((30, 1, 2), np.nan))
+    (tmp_path / "list.csv").write_text(f"{files / 'a.avi'},{tmp_path / 'empty.npy'},0\n")
+    with pytest.raises(DataError, match="has no point, as all keypoint files"):
+        ActionDataset(str(tmp_path / "list.csv")).check()

@@ -170,3 +170,33 @@ def test_a_mask_of_another_size_is_refused(pairs):
     cv2.imwrite(str(pairs / "masks" / "1_mask.png"), np.zeros((4, 4), np.uint8))
     with pytest.raises(DataError, match="size of its image 64 x 48, got 4 x 4"):
         ForgeryDataset("pairs", str(pairs), pipeline=PIPELINE)[1]
+
+
+def test_check(pairs):
+    assert ForgeryDataset("pairs", str(pairs)).check() == "4 images, 1 forged"
+    assert ForgeryDataset("photos", str(pairs), folders=["images"]).check() == "4 photographs"
+    (pairs / "sets.json").write_text(json.dumps([["JsonDataset", "list.json"]]))
+    (pairs / "list.json").write_text(json.dumps([["images/1.png", "masks/1_mask.png"]]))
+    balanced = BalancedForgeryDataset(str(pairs / "sets.json"), sample_number=8, data_root=str(pairs))
+    assert balanced.check().startswith("1 image, 1 forged; none is authentic")
+    cv2.imwrite(str(pairs / "masks" / "2.png"), np.zeros((48, 64), np.uint8))
+    assert "1 with a mask that marks nothing" in ForgeryDataset("pairs", str(pairs)).check()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((48, 64), np.uint8), r"1_mask\.png: its highest value is 1, .* 255"),
+        (np.full((50, 64), 255, np.uint8), r"1_mask\.png: is 64 x 50 pixels, but its image 1\.png is 64 x 48"),
+        (np.zeros((48, 64), np.uint8), "none of the 4 images is forged"),
+    ],
+)
+def test_check_refuses_masks(pairs, mask, message):
+    cv2.imwrite(str(pairs / "masks" / "1_mask.png"), mask)
+    with pytest.raises(DataError, match=message):
+        ForgeryDataset("pairs", str(pairs)).check()
+
+
+def test_check_of_images_to_be_forged(pairs):
+    (pairs / "masks" / "1_mask.png").unlink()
+    assert ForgeryDataset("pairs", str(pairs)).check([{"type": "visionattn.ForgeImage"}]) == "4 images"

@@ -211,3 +211,14 @@ def test_points_in_boxes(monkeypatch):
     assert points_in_boxes(torch.zeros(5, 4), torch.zeros(0, 7)).shape == (0, 5)
     with pytest.raises(ValueError, match="`points` must have shape"):
         points_in_boxes(torch.zeros(5, 2), torch.zeros(0, 7))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_boxes_that_are_not_finite_are_dropped(value):
+    boxes = torch.tensor([[0.0, 0, 0, 4, 2, 1, 0]] * 3 + [[9.0, 9, 0, 4, 2, 1, 0]])
+    boxes[0, 1], scores = value, torch.tensor([0.9, 0.8, 0.7, math.nan])
+    assert rotated_boxes.rotated_nms(boxes, scores, 0.5).tolist() == [1]
+    overlaps = rotated_boxes.bev_iou(boxes, boxes)
+    assert (overlaps[0] == 0).all()
+    assert overlaps[1, 2] == 1
+    assert rotated_boxes.iou_3d(boxes, boxes).isfinite().all()

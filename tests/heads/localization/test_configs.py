@@ -50,6 +50,13 @@ def home(tmp_path_factory) -> Path:
             }
             for key, lines in rows.items():
                 (folder / f"{key}.txt").write_text("\n".join(lines) + "\n")
+    for split in ("train", "val"):  # of the config for custom data
+        rows = []
+        for name in map(str, range(10)):
+            (home / "data/folders" / split / name).mkdir(parents=True)
+            cv2.imwrite(str(home / "data/folders" / split / name / "0.png"), picture)
+            rows.append(f"{name}/0.png,10,20,60,40")
+        (home / "data/folders" / split / "boxes.csv").write_text("\n".join(rows) + "\n")
     return home
 
 
@@ -72,9 +79,9 @@ def shrink(config) -> None:
 def test_config_trains_and_predicts(file, home, monkeypatch):
     monkeypatch.chdir(home)
     torch.manual_seed(0)
-    config = load_config(file)
+    config = load_config(file, {"custom_data.root": "data/folders"} if file.stem.endswith("_custom") else {})
     assert config.model.num_classes in (10, 100, 200, 1000)
-    if "digits" not in file.stem:
+    if not file.stem.endswith(("_digits", "_custom")):
         assert config.model.backbone.pretrained is True
     shrink(config)
     init_default_scope(config.default_scope)

@@ -1,8 +1,10 @@
+import shutil
+
 import numpy as np
 import pytest
 
 from visionattn.errors import DataError
-from visionattn.heads.localization.sets import read_localization
+from visionattn.heads.localization.sets import read_class_folders, read_localization
 
 
 def write(folder, **files):
@@ -74,3 +76,35 @@ def test_missing_folder_and_file_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"image_ids\.txt"):
         read_localization(tmp_path / "empty")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("cat/1.jpg", "cat/more/2.png", "dog/3.webp", "dog/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "boxes.csv").write_text("cat/more/2.png,1,2,3,4\ncat/more/2.png,5,5,6,6\n")
+    return tmp_path
+
+
+def test_folders_of_classes(folders):
+    images = read_class_folders(folders, ["dog", "bird", "cat"], folders / "boxes.csv")
+    assert [(image.image_id, image.label) for image in images] == [
+        ("dog/3.webp", 0), ("cat/1.jpg", 2), ("cat/more/2.png", 2),
+    ]  # fmt: skip
+    assert [len(image.boxes) for image in images] == [0, 0, 2]
+
+
+def test_folders_that_do_not_fit(folders):
+    with pytest.raises(DataError, match="its folder 'dog' is not one of the classes cat"):
+        read_class_folders(folders, ["cat"])
+    (folders / "boxes.csv").write_text("cat/9.jpg,1,2,3,4\n")
+    with pytest.raises(DataError, match=r"boxes\.csv:1: 'cat/9\.jpg' is not in"):
+        read_class_folders(folders, ["cat", "dog"], folders / "boxes.csv")
+    (folders / "bird").mkdir()
+    for name in ("cat", "dog"):
+        shutil.rmtree(folders / name)
+    with pytest.raises(DataError, match="has no images in its folders bird"):
+        read_class_folders(folders, ["bird"])
+    with pytest.raises(DataError, match="folder not found"):
+        read_class_folders(folders / "absent", ["bird"])

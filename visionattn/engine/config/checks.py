@@ -11,13 +11,15 @@ from typing import Any
 from mmengine import registry as root
 from mmengine.config import Config
 from mmengine.registry import Registry
+from torch.utils.data import DataLoader
 
 from visionattn.data.augment import find_problems as pipeline_problems
 from visionattn.engine.config.build import registered_names
 from visionattn.engine.config.class_names import dataset_classes
 from visionattn.engine.config.custom_data import SPLITS, coco_datasets
 from visionattn.engine.config.model_checks import model_problems
-from visionattn.engine.config.options import KNOWN, accepted_arguments, close_matches, find_class
+from visionattn.engine.config.options import FREE, KNOWN, accepted_arguments, close_matches, find_class
+from visionattn.engine.config.values import text_problems
 from visionattn.errors import ConfigProblemsError, VisionattnError
 
 __all__ = ["check_config", "find_problems", "loader_check", "pipeline_steps"]
@@ -101,6 +103,8 @@ def find_problems(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
     for key in TOP_KEYS:
         if config.get(key):
             problems += _walk(config[key], key, REGISTRIES[key], scope)
+    for key in ("randomness", "auto_scale_lr"):
+        problems += text_problems(config.get(key) or {}, key, None)
     for key, loader in loaders.items():
         problems += [*_unknown_keys(loader, key), *_walk(loader, key, (root.DATASETS,), scope)]
         problems += _missing_paths(loader.get("dataset"), f"{key}.dataset")
@@ -197,7 +201,7 @@ def _walk(node: Any, path: str, kinds: tuple[Registry, ...], scope: str) -> Iter
         for key in ("clip_grad", "paramwise_cfg"):
             if isinstance(node.get(key), Mapping):
                 yield from _unknown_keys(node[key], f"{path}.{key}")
-    cls = None
+    cls, scope = None, node.get("_scope_") or scope
     if "type" in node and isinstance(node["type"], str):
         cls, problem = _lookup(node["type"], kinds, scope)
         if problem:
@@ -206,6 +210,8 @@ def _walk(node: Any, path: str, kinds: tuple[Registry, ...], scope: str) -> Iter
         cls = node["type"]
     if cls is not None and not path.rsplit(".", 1)[-1].endswith(OWN_ARGUMENTS):
         yield from _wrong_arguments(node, path, cls)
+    name = path.rsplit(".", 1)[-1]
+    yield from text_problems(node, path, DataLoader if path in SPLITS.values() else cls, name in FREE)
     if "type" in node and path.startswith(SHALLOW):
         return
     for key, value in node.items():
@@ -214,6 +220,7 @@ def _walk(node: Any, path: str, kinds: tuple[Registry, ...], scope: str) -> Iter
                 yield from pipeline_problems(value, f"{path}.{key}")
             continue
         if key in OWN_TYPES or key.endswith("_trans"):
+            yield from text_problems(value, f"{path}.{key}", None) if isinstance(value, Mapping) else ()
             continue
         inner = REGISTRIES[key] if key in INNER and not path.startswith("model") else kinds
         yield from _walk(value, f"{path}.{key}", inner, scope)

@@ -76,7 +76,8 @@ def follow_checkpoint(
                     f"{name}: has the classes {_list(classes)}, but {SPLITS[split]} has {_list(found)}; use data with "
                     "the classes of the checkpoint"
                 )
-            if not base_names(dataset, scope) & {"CocoDataset"}:
+            by_name = getattr(find_class(dataset.get("type"), scope), "labels_by_name", None)
+            if "CocoDataset" not in base_names(dataset, scope) and not (by_name and by_name(dataset)):
                 raise ConfigError(
                     f"{name}: has the classes {_list(classes)}, but {SPLITS[split]} numbers them as {_list(found)}; "
                     "change the masks or labels to the numbers of the checkpoint"

@@ -43,6 +43,24 @@ classes:
 palette:
     RGB colors of the classes, if ``classes.json`` has none.
 
+Image labels, with or without boxes for evaluation, are read from folders with one subfolder per class. The block has a
+key ``train_boxes``:
+
+```python
+custom_data = dict(root="", train_boxes=None, val_boxes=None)
+```
+
+For a folder with ``train/CLASS`` and ``val/CLASS``, only ``custom_data.root`` needs to be set. The other keys are:
+
+train_img, val_img, test_img:
+    folders with one subfolder per class. None, the default, searches for ``train``, ``images/train``, ...; without a
+    folder for testing, the validation data is used.
+train_boxes, val_boxes, test_boxes:
+    text files with lines ``CLASS/IMAGE,x0,y0,x1,y1`` in pixels. None, the default, is ``boxes.csv`` in the folder of
+    the split if it exists.
+classes:
+    a list of names; by default the subfolders of the training folder, sorted by name.
+
 After the options are applied, `resolve_custom_data` sets the files and the ``metainfo`` (classes and palette) of the
 innermost dataset of each dataloader, the ``ann_file`` of COCO evaluators, and every ``num_classes`` in the heads of
 the model. An RPN keeps its value, since it only separates objects from background. In a Mask2Former, all classes
@@ -58,6 +76,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from visionattn.engine.config.custom_folders import class_names, find_class_folders
 from visionattn.engine.config.custom_masks import find_masks, read_classes, under
 from visionattn.errors import ConfigError, DataError
 from visionattn.io.json import read_json
@@ -93,7 +112,9 @@ def resolve_custom_data(config: Config, name: str = "config") -> None:
         return
     _check_types(config, block, name)
     root = Path(str(block.get("root") or ".")).expanduser()
-    if "train_mask" not in block:
+    if "train_boxes" in block:
+        _resolve_folders(config, block, root, name)
+    elif "train_mask" not in block:
         _resolve_coco(config, block, root, name)
     elif block.get("train_ann"):
         raise ConfigError(f"{name}: custom_data has both train_ann (COCO data) and train_mask; remove one")
@@ -110,7 +131,7 @@ def _check_types(config: Config, block: Any, name: str) -> None:
         if config.get(loader) and config[loader].get("dataset") is None:
             raise ConfigError(f"{name}: {loader} has no dataset")
     for key, value in block.items():
-        path = key == "root" or str(key).endswith(("_ann", "_img", "_mask", "_list", "_suffix"))
+        path = key == "root" or str(key).endswith(("_ann", "_img", "_mask", "_list", "_suffix", "_boxes"))
         if path and value is not None and not isinstance(value, (str, os.PathLike)):
             raise ConfigError(f"{name}: custom_data.{key}={value!r} must be a path")
 
@@ -144,7 +165,7 @@ def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
             raise DataError(f"custom_data.root must be an existing folder, got {str(root)!r}")
         categories = load_coco(under(root, block["train_ann"]))["categories"]
         block["classes"] = [str(c["name"]) for c in categories]
-    classes = list(block["classes"])
+    classes = block["classes"] = [str(name) for name in block["classes"]]  # [1,2] of the command line are numbers
     metainfo = {"classes": tuple(classes), "palette": palette(len(classes))}
     for split, loader in SPLITS.items():
         source = split if block.get(f"{split}_ann") else "val"
@@ -176,6 +197,19 @@ def _resolve_masks(config: Config, block: Any, root: Path, name: str) -> None:
             dataset["data_prefix"] = {"img_path": str(found.images), "seg_map_path": str(found.masks)}
             dataset["seg_map_suffix"] = block.get("mask_suffix") or ".png"
             dataset["metainfo"] = {"classes": tuple(classes), "palette": list(block["palette"])}
+    _set_num_classes(config["model"], len(classes))
+
+
+def _resolve_folders(config: Config, block: Any, root: Path, name: str) -> None:
+    splits = find_class_folders(block, root, name)
+    classes = block["classes"] = class_names(block, splits["train"].images)
+    for split, loader in SPLITS.items():
+        found = splits[split]
+        for dataset in coco_datasets(config[loader]["dataset"], any_file=True) if config.get(loader) else ():
+            dataset["data_root"] = dataset["ann_file"] = ""
+            dataset["data_prefix"] = {"img_path": str(found.images)}
+            dataset["boxes"] = None if found.boxes is None else str(found.boxes)
+            dataset["metainfo"] = {"classes": tuple(classes), "palette": palette(len(classes))}
     _set_num_classes(config["model"], len(classes))
 
 

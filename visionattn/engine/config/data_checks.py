@@ -8,18 +8,20 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, DefaultScope
 
 from visionattn.data.coco import check_coco
-from visionattn.data.mask_folders import check_masks, pair_masks, read_names
+from visionattn.data.mask_folders import check_masks, pair_masks, read_names, unused_files
 from visionattn.data.panoptic_check import check_panoptic
 from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.checks import pipeline_steps
 from visionattn.engine.config.class_names import base_names, dataset_classes
+from visionattn.engine.config.coco_use import check_evaluators, describe_use
 from visionattn.engine.config.custom_data import SPLITS, coco_datasets, load_coco
 from visionattn.engine.config.options import close_matches, find_class
-from visionattn.errors import DataError
-from visionattn.io.console import count_of, track
-from visionattn.io.images import image_size
+from visionattn.errors import ConfigError, DataError
+from visionattn.io.console import count_of, examples, track
+from visionattn.io.images import image_header
 
 __all__ = ["check_data", "check_images", "dataset_paths"]
 
@@ -43,21 +45,26 @@ def check_data(
         One line per split with the number of images and objects, and what will not be used.
 
     Raises:
+        ConfigError: class names are not distinct strings.
         DataError: from `visionattn.data.coco.check_coco`, `visionattn.data.panoptic_check.check_panoptic`,
-            `visionattn.data.mask_folders.pair_masks` or `check_masks`; or classes and categories differ.
+            `visionattn.data.mask_folders.pair_masks`, `check_masks` or
+            `visionattn.engine.config.coco_use`; or classes and categories differ.
     """
     lines, seen, scope = [], set(), config.get("default_scope")
     categories: list[str] = []  # of the training file
     for split in splits:
-        loader = config.get(SPLITS[split])
+        loader, files = config.get(SPLITS[split]), []
         for dataset in coco_datasets(loader["dataset"], any_file=True) if loader else ():
             key = tuple(str(dataset.get(k)) for k in ("type", "ann_file", "data_root", "data_prefix", "layout"))
             bases = base_names(dataset, scope)
+            if "CocoDataset" in bases:
+                files.append(dataset_paths(dataset)[0])
             if key in seen or "LVISV05Dataset" in bases:  # LVIS stores image names differently
                 continue
             seen.add(key)
+            _check_names(dataset, f"{SPLITS[split]}.dataset.metainfo.classes")
             if "MaskFolderDataset" in bases:
-                lines.append(f"{split}: {_check_mask_folder(dataset, scope)}")
+                lines.append(f"{split}: {_check_mask_folder(dataset, scope, split == 'train')}")
             elif "CocoPanopticDataset" in bases:
                 lines.append(f"{split}: {_check_panoptic(dataset, scope)}")
             elif "CocoDataset" in bases:
@@ -66,8 +73,21 @@ def check_data(
                 masks = _needs_masks(dataset, config, split)
                 lines.append(f"{split}: {_check_instances(dataset, content, split, scope, asked, masks, bad)}")
             elif hasattr(find_class(dataset.get("type"), scope), "check"):
-                lines.append(f"{split}: {_check_own(dataset, scope)}")
+                lines.append(f"{split}: {_check_own(dataset, config.get(f'{split}_evaluator'), scope)}")
+        packed = any("instances" in (step.get("meta_keys") or ()) for step in pipeline_steps(loader or {}))
+        check_evaluators(config.get(f"{split}_evaluator"), files, packed)
     return lines
+
+
+def _check_names(dataset: Mapping[str, Any], where: str) -> None:
+    """Raise `ConfigError` for classes that are not distinct strings: mmdet compares them with the names in the file."""
+    classes = (dataset.get("metainfo") or {}).get("classes") or ()
+    classes = [classes] if isinstance(classes, str) else list(classes)
+    strange = [name for name in classes if not isinstance(name, str)]
+    if strange:
+        raise ConfigError(f"{where}: names must be strings, got {strange[0]!r}; write {str(strange[0])!r}")
+    if double := [name for name in classes if classes.count(name) > 1]:
+        raise ConfigError(f"{where}: the name {double[0]!r} occurs twice")
 
 
 def _asked(
@@ -96,10 +116,19 @@ def _needs_masks(dataset: Mapping[str, Any], config: Config, split: str) -> bool
     return any(isinstance(step, Mapping) and step.get("with_mask") for step in steps or ())
 
 
-def _check_own(dataset: Mapping[str, Any], scope: str | None) -> str:
-    """Call the method ``check`` of a dataset class of this package, which returns one line about the dataset."""
+def _check_own(dataset: Mapping[str, Any], evaluators: Any, scope: str | None) -> str:
+    """Call the method ``check`` of a dataset class of this package with its pipeline; it returns one line.
+
+    Then call the method ``check`` of the metrics that have one, which raises an error if they cannot use the dataset.
+    """
     with quiet(), building("dataset"), DefaultScope.overwrite_default_scope(scope or "mmengine"):
-        return DATASETS.build({**dataset, "pipeline": [], "lazy_init": False}).check()
+        built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": False})
+        line = built.check([step for step in dataset.get("pipeline") or () if isinstance(step, Mapping)])
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+            kind = evaluator.get("type") if isinstance(evaluator, Mapping) else None
+            if kind is not None and hasattr(find_class(kind, scope), "check"):
+                METRICS.build(evaluator).check(built)
+        return line
 
 
 def _check_instances(
@@ -116,38 +145,8 @@ def _check_instances(
     names = {c["id"]: str(c["name"]) for c in content["categories"]}
     classes = dataset_classes(dataset, scope)
     _check_classes(ann, list(names.values()), classes, asked)
-    check_images(images, content["images"], bad if split == "train" else None)
-    objects = content.get("annotations", [])
-    known = [a for a in objects if names[a["category_id"]] in classes]
-    used = [a for a in known if not a.get("iscrowd")]
-    purpose = "to train on" if split == "train" else "to compare with"
-    if not used:
-        reason = (
-            f"all {count_of(len(known), 'object')} are crowds (iscrowd=1)"
-            if known
-            else f"none of its objects is of the classes {classes[:6]}"
-        )
-        raise DataError(f"{ann}: has no object {purpose}: {reason}")
-    bare = [a for a in used if masks and not a.get("segmentation")]
-    if bare:
-        raise DataError(
-            f"{ann}: the annotation {bare[0]['id']} has no segmentation, but masks are needed{_more(len(bare) - 1)}; "
-            "add the masks, or use a config for boxes"
-        )
-    notes = []
-    if len(known) < len(objects):
-        left = sorted({names[a["category_id"]] for a in objects} - set(classes))
-        notes.append(f"{len(objects) - len(known)} of {', '.join(left[:6])} not used")
-    if crowds := len(known) - len(used):
-        notes.append(f"{crowds} of them crowds, which are ignored")
-    if absent := [name for name in classes if name not in {names[a["category_id"]] for a in used}]:
-        notes.append(f"none of {', '.join(absent[:6])}{', ...' if len(absent) > 6 else ''}")
-    line = f"{count_of(len(content['images']), 'image')}, {count_of(len(objects), 'object')}"
-    return "; ".join([line, *notes])
-
-
-def _more(count: int) -> str:
-    return f" (and {count} more)" if count else ""
+    notes = check_images(images, content["images"], bad if split == "train" else None)
+    return "; ".join([describe_use(ann, content, dataset, classes, split == "train", masks), *notes])
 
 
 def _check_panoptic(dataset: Mapping[str, Any], scope: str | None) -> str:
@@ -155,8 +154,7 @@ def _check_panoptic(dataset: Mapping[str, Any], scope: str | None) -> str:
     maps = Path(str(dataset.get("data_root") or "")) / str((dataset.get("data_prefix") or {}).get("seg") or "")
     summary = check_panoptic(ann, images, maps)
     _check_classes(ann, [*summary.things, *summary.stuff], dataset_classes(dataset, scope), False)
-    check_images(images, load_coco(ann)["images"])
-    return str(summary)
+    return "; ".join([str(summary), *check_images(images, load_coco(ann)["images"])])
 
 
 def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -166,34 +164,48 @@ def dataset_paths(dataset: Mapping[str, Any]) -> tuple[Path, Path]:
     return root / str(dataset.get("ann_file", "")), root / str(prefix or "")
 
 
-def _check_mask_folder(dataset: Mapping[str, Any], scope: str | None) -> str:
+def _check_mask_folder(dataset: Mapping[str, Any], scope: str | None, training: bool) -> str:
     root, prefix = Path(str(dataset.get("data_root") or "")), dataset.get("data_prefix") or {}
     names = read_names(root / dataset["ann_file"]) if dataset.get("ann_file") else None
     folders = root / str(prefix.get("img_path", "")), root / str(prefix.get("seg_map_path", ""))
-    classes = dataset_classes(dataset, scope)
+    classes, reduced = dataset_classes(dataset, scope), bool(dataset.get("reduce_zero_label"))
+    for step in dataset.get("pipeline") or ():
+        given = step.get("reduce_zero_label") if isinstance(step, Mapping) else None
+        if given is not None and bool(given) != reduced:
+            raise ConfigError(
+                f"{folders[1]}: reduce_zero_label is {reduced} in the dataset and {given} in its {step.get('type')}; "
+                "set it in the dataset only"
+            )
     pairs = pair_masks(*folders, names, dataset.get("seg_map_suffix", ".png"))
-    counts = check_masks(pairs, classes, bool(dataset.get("reduce_zero_label")))[: len(classes)]
+    counts = check_masks(pairs, classes, reduced)[: len(classes)]
     absent = [name for name, count in zip(classes, counts, strict=True) if not count]
-    listed = ", ".join(absent[:6]) + (", ..." if len(absent) > 6 else "")
-    shown = f"{len(classes) - len(absent)} of {len(classes)} classes in their masks"
-    return f"{count_of(len(pairs), 'image')}, {shown}{f'; none of {listed}' if absent else ''}"
+    if training and len(classes) - len(absent) < 2:
+        found = "no pixel is of a class" if len(absent) == len(classes) else "all pixels are of one class"
+        remedy = f"none is of {examples(absent)}" if absent else "the background must be a class as well"
+        raise DataError(f"{folders[1]}: nothing to train on: {found}; {remedy}")
+    notes = [f"{count_of(len(pairs), 'image')}, {len(classes) - len(absent)} of {len(classes)} classes in their masks"]
+    if absent:
+        notes.append(f"none of {examples(absent)}")
+    if names is None and (unused := unused_files(*folders, pairs)):
+        notes.append(unused)
+    return "; ".join(notes)
 
 
 def _check_classes(ann: Path, categories: list[str], classes: list[str], asked: bool) -> None:
     """Raise `DataError` for classes without a category and, unless ``asked``, for categories without a class."""
     unknown = [c for c in classes if c not in categories]
     extra = [c for c in categories if c not in classes]
-    if extra and (unknown or not asked):
+    if extra and not asked:
         raise DataError(
-            f"{ann}: the category {extra[0]!r} is not among the classes of the config {classes[:6]}"
-            f"{close_matches(extra[0], unknown) if unknown else ''}; to leave a category out, name the other classes "
-            "in metainfo=dict(classes=...) of the datasets, or in custom_data.classes"
+            f"{ann}: the category {extra[0]!r} is not among the classes of the config {classes[:6]}; to leave it out, "
+            "name the other classes in metainfo=dict(classes=...) of the datasets, or in custom_data.classes"
         )
     if unknown:
-        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is a class of the config")
+        near = close_matches(unknown[0], categories)
+        raise DataError(f"{ann}: has no category {unknown[0]!r}, which is a class of the config{near}")
 
 
-def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> None:
+def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str] | None = None) -> list[str]:
     """Check that each image can be opened, has the size in its annotation, and is not truncated.
 
     Only the first and last bytes of each file are read: 100,000 images take about a minute.
@@ -203,37 +215,49 @@ def check_images(folder: Path, records: list[dict[str, Any]], bad: dict[str, str
         records: COCO image records with ``file_name``, ``width`` and ``height``.
         bad: receives the reason for each failing image by its absolute path. If None, failing images are errors.
 
+    Returns:
+        A note if some images are turned by their EXIF orientation without another size.
+
     Raises:
         DataError: ``bad`` is None and an image fails; the message has the first image and the number of others.
     """
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda record: _image_problem(folder, record), records)
-        found = list(track(found, "checking images", len(records), disable=not is_main_process()))
+        looks = pool.map(lambda record: _image_problem(folder, record), records)
+        looks = list(track(looks, "checking images", len(records), disable=not is_main_process()))
+    found = [problem for problem, _ in looks]
     problems = [p for p in found if p]
     if bad is not None:
         bad |= {os.path.abspath(folder / str(r["file_name"])): p for r, p in zip(records, found, strict=True) if p}
     elif problems:
         more = f" (and {len(problems) - 1} more images)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}; repair it or remove it from the annotation file")
+    turned = [str(r["file_name"]) for r, (_, same) in zip(records, looks, strict=True) if same]
+    if not turned:
+        return []
+    return [
+        f"{count_of(len(turned), 'image')} with an EXIF orientation that keeps the size, such as {turned[0]}; "
+        "annotations must be those of the turned image"
+    ]
 
 
-def _image_problem(folder: Path, record: Mapping[str, Any]) -> str | None:
+def _image_problem(folder: Path, record: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Return the problem of an image, or whether its size cannot show that its annotations are of the turned image."""
     path = folder / str(record["file_name"])
     try:
-        width, height, turned = image_size(path)
+        width, height, orientation = image_header(path)
     except DataError as error:
-        return str(error)
+        return str(error), False
     stored, given = (width, height), (record.get("width"), record.get("height"))
-    if turned:
+    if orientation >= 5:
         width, height = height, width
         if given == stored and given != (width, height):
             return (
                 f"{path}: its EXIF orientation turns it to {width} x {height} pixels, but its annotation is for "
                 f"{stored[0]} x {stored[1]}, the pixels as stored; rotate the pixels, or remove the orientation"
-            )
+            ), False
     if given != (width, height):
         return (
             f"{path}: is {width} x {height} pixels, but its annotation says "
             f"{record.get('width')} x {record.get('height')}"
-        )
-    return None
+        ), False
+    return None, orientation != 1 and stored == (width, height)

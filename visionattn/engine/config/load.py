@@ -19,7 +19,7 @@ from visionattn.engine.config.schedules import fit_length
 from visionattn.engine.config.variables import read_with, unused_overrides, variables_read
 from visionattn.errors import ConfigError, VisionattnError
 
-__all__ = ["apply_options", "load_config", "parse_options"]
+__all__ = ["apply_options", "find_config", "load_config", "parse_options"]
 
 
 def load_config(
@@ -33,7 +33,8 @@ def load_config(
     The file is executed as Python code: only load files that you trust.
 
     Args:
-        path: the config file, ``.py`` in mmengine's text form (``_base_`` and plain variables).
+        path: the config file, ``.py`` in mmengine's text form (``_base_`` and plain variables), or the name of a config
+            of this package, such as ``"mask-rcnn_dinat-mini_fpn_ms-3x_coco"``.
         cfg_options: ``{"train_cfg.max_iters": 100}`` or ``["train_cfg.max_iters=100"]``. Each key must exist in the
             config or be an argument of the class that it configures. A key may name a variable of the file from which
             other keys are computed, such as ``max_iters``; these follow. With another ``train_cfg.max_iters`` or
@@ -48,7 +49,7 @@ def load_config(
             an option has an unknown key.
         DataError: the annotation files of ``custom_data`` are missing or malformed.
     """
-    path = Path(path).expanduser()
+    path = find_config(path)
     files = _check_file(path, [])
     config = _read(path, lambda: Config.fromfile(str(path), lazy_import=False))
     if "model" not in config:
@@ -61,6 +62,24 @@ def load_config(
         resolve_custom_data(config, str(path))
         _check_kept(config, options)
     return config
+
+
+def find_config(path: str | os.PathLike) -> Path:
+    """Return the path of a config file, or of the config of this package that has this name, with or without ``.py``.
+
+    A path is returned as it is if the file exists, or if there is no such config.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() or path.name != str(path):
+        return path
+    name = path.name if path.suffix == ".py" else f"{path.name}.py"
+    return next((file for root in _config_folders() for file in sorted(root.rglob(name))), path)
+
+
+def _config_folders() -> list[Path]:
+    """Return the folder of the configs in an installed package, or in a clone."""
+    package = Path(__file__).resolve().parents[2]
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
 def _read(path: Path, read: Callable[[], Config]) -> Config:
@@ -132,7 +151,7 @@ def _bases(tree: ast.Module) -> list[str]:
 def _similar(path: Path) -> str:
     """Return ``; did you mean ...?`` with similar names from the folder of the path and from the configs folders."""
     files = list(path.parent.glob("*.py")) if path.parent.is_dir() else []
-    for root in (Path("configs"), Path(__file__).resolve().parents[2] / "configs"):
+    for root in (Path("configs"), *_config_folders()):
         files += root.rglob("*.py")
     known = {file.stem: file for file in reversed(files)}
     close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.5)
@@ -190,12 +209,14 @@ def _with_options(config: Config, path: Path, files: Sequence[Path], options: Ma
     result = deepcopy(config)
     if indirect:
         for key, value in indirect.items():  # each one must act
-            if _acting(_evaluated(path, {key: value}, scope)) == _acting(config) and not _is_same(config, key, value):
+            result = _evaluated(path, {key: value}, scope)
+            if _acting(result) == _acting(config) and not _is_same(config, key, value):
                 raise ConfigError(
                     f"`cfg_options` {key}: changes nothing, as the config replaces what is computed from it"
                     f"{_feeds(config, key, _at(config, key))}"
                 )
-        result = _evaluated(path, indirect, scope)
+        if len(indirect) > 1:
+            result = _evaluated(path, indirect, scope)
     apply_options(result, {k: v for k, v in options.items() if k not in indirect})
     if not any(key.startswith("param_scheduler") for key in options):
         given = result.train_cfg.get("val_interval") if result.get("train_cfg") else None
@@ -206,15 +227,27 @@ def _with_options(config: Config, path: Path, files: Sequence[Path], options: Ma
 
 
 def _evaluated(path: Path, options: Mapping[str, Any], scope: str | None) -> Config:
-    """Return the config with options applied to its variables where they are assigned."""
+    """Return the config with options applied to its variables where they are assigned.
+
+    A base may assign a variable of another structure, which an option does not fit; it must fit the last assignment.
+    """
+    failed: dict[str, ConfigError] = {}
 
     def change(name: str, value: Any) -> Any:
-        box = {name: value}
-        apply_options(box, {key: v for key, v in options.items() if key.split(".")[0] == name}, scope)
+        box = {name: deepcopy(value)}
+        try:
+            apply_options(box, {key: v for key, v in options.items() if key.split(".")[0] == name}, scope)
+        except ConfigError as error:
+            failed[name] = error
+            return value
+        failed.pop(name, None)
         return box[name]
 
     names = {key.split(".")[0] for key in options}
-    return _read(path, lambda: read_with(path, change, names))
+    config = _read(path, lambda: read_with(path, change, names))
+    for error in failed.values():
+        raise error
+    return config
 
 
 def _acting(config: Config) -> dict[str, Any]:
@@ -225,12 +258,28 @@ def _acting(config: Config) -> dict[str, Any]:
 def _at(config: Any, key: str) -> Any:
     """Return the value at a dotted key, or None."""
     here = config
-    for part in key.split("."):
-        try:
-            here = here[int(part)] if isinstance(here, (list, tuple)) else here[part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return None
+    for part in _split(config, key):
+        here = _child(here, part)
     return here
+
+
+def _child(node: Any, part: str) -> Any:
+    try:
+        return node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
+def _split(config: Any, key: str) -> list[str]:
+    """Split a dotted key. Names in the config that contain dots, such as those in ``custom_keys``, remain whole."""
+    parts, rest, here = [], key.split("."), config
+    while rest:
+        names = [".".join(rest[:count]) for count in range(len(rest), 1, -1)]
+        part = next((n for n in names if isinstance(here, (Mapping, Config)) and n in here), rest[0])
+        rest = rest[part.count(".") + 1 :]
+        parts.append(part)
+        here = _child(here, part)
+    return parts
 
 
 def _is_same(config: Config, key: str, value: Any) -> bool:
@@ -250,10 +299,7 @@ def _feeds(config: Config, key: str, value: Any) -> str:
     found = []
 
     def walk(node: Any, path: str) -> None:
-        items = (
-            node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
-        )
-        for part, inner in items:
+        for part, inner in _items(node):
             if part == name and (inner == value or name == key.split(".")[-1] == part):
                 found.append(f"{path}{part}")
             walk(inner, f"{path}{part}.")
@@ -302,7 +348,7 @@ def apply_options(config: Config | dict[str, Any], options: Mapping[str, Any], s
     """
     scope = scope or config.get("default_scope")
     for key, value in options.items():
-        parts = key.split(".")
+        parts = _split(config, key)
         here: Any = config._cfg_dict if isinstance(config, Config) else config
         for depth, part in enumerate(parts[:-1]):
             here = _step(here, part, parts[: depth + 1], key, scope, create=True)

@@ -1,12 +1,12 @@
 """Learning rate schedules that follow the length of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config
 
-__all__ = ["fit_length", "run_length"]
+__all__ = ["fit_length", "fitted_line", "run_length"]
 
 LENGTHS = {True: "max_epochs", False: "max_iters"}
 """Key of ``train_cfg`` with the length of a run, by ``by_epoch`` of the schedules in the same unit."""
@@ -43,6 +43,22 @@ def fit_length(config: Config, before: Config) -> None:
     interval = config.train_cfg.get("val_interval")
     if isinstance(interval, int) and new[1] < interval <= old[1]:
         config.train_cfg.val_interval = new[1]
+    if schedules and config.param_scheduler != schedules:
+        shown = ", ".join(_spans(config.param_scheduler, new[1]))
+        line = f"schedules fitted to {new[0]}={new[1]} (was {old[1]}): {shown}"
+        object.__setattr__(config, "_fitted_line", line)  # an attribute of the object, not a key of the config
+
+
+def fitted_line(config: Config) -> str | None:
+    """Return one line that describes the schedules if `fit_length` has changed them, or None."""
+    return vars(config).get("_fitted_line")
+
+
+def _spans(schedules: Any, length: int) -> Iterator[str]:
+    for item in schedules.values() if isinstance(schedules, Mapping) else [schedules]:
+        for schedule in item:
+            end = schedule.get("end", length)
+            yield f"{schedule.get('type')} {schedule.get('begin', 0)} to {end if isinstance(end, int) else length}"
 
 
 def _fitted(schedules: Any, old: int, new: int, by_epoch: bool) -> list[Any]:

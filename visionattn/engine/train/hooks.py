@@ -56,7 +56,7 @@ class CheckpointHook(StockCheckpointHook):
     It has the same arguments, and never deletes files outside of its own folder.
 
     Raises:
-        ConfigError: an argument is unknown.
+        ConfigError: an argument is unknown, or ``rule`` is required and missing.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -64,7 +64,14 @@ class CheckpointHook(StockCheckpointHook):
         for name in arguments:  # mmengine ignores unknown arguments
             if name not in known:
                 raise ConfigError(f"CheckpointHook takes no argument {name!r}{close_matches(name, known)}")
-        super().__init__(**arguments)
+        try:
+            super().__init__(**arguments)
+        except ValueError as error:
+            if "rule" not in str(error):
+                raise
+            raise ConfigError(
+                f"`save_best`={arguments.get('save_best')!r} requires rule='greater' or rule='less' in CheckpointHook"
+            ) from error
 
     def before_train(self, runner: Any) -> None:
         """Restore the list of kept checkpoints when resuming."""

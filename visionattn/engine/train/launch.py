@@ -149,7 +149,7 @@ def _worker(rank: int, count: int, port: int, options: dict[str, Any], results: 
     except Exception as error:
         known = error
         if not isinstance(error, errors.VisionattnError):
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = errors.summary(error)
             known = TrainingError(f"unexpected {type(error).__name__} on process {rank}: {text}")
         results.put(("error", known))
         raise SystemExit(1) from error

@@ -28,6 +28,7 @@ from visionattn.engine.train.loops import EpochLoop, IterLoop
 from visionattn.engine.train.progress import ProgressHook, RecordHook
 from visionattn.engine.train.randomness import with_named_errors
 from visionattn.engine.train.resuming import restore
+from visionattn.engine.train.same_size import evaluate_by_size
 from visionattn.errors import CheckpointError
 
 __all__ = ["Runner"]
@@ -42,11 +43,16 @@ _NOT_RESUMED = {
 
 
 def dataset_meta(dataset: Any) -> dict[str, Any] | None:
-    """Return the meta information of a dataset, with the ``category_ids`` of its classes if it is a COCO dataset."""
-    meta = getattr(dataset, "metainfo", None)
-    while hasattr(dataset, "dataset"):  # wrappers such as RepeatDataset
-        dataset = dataset.dataset
-    ids = getattr(dataset, "cat_ids", None)
+    """Return the meta information of a dataset, with the ``category_ids`` of its classes if it is a COCO dataset.
+
+    Wrappers such as ``RepeatDataset`` have the ids of their dataset, and ``ConcatDataset`` those of its datasets if
+    they are the same in all.
+    """
+    meta, ids = getattr(dataset, "metainfo", None), getattr(dataset, "cat_ids", None)
+    parts = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    if ids is None and parts[0] is not None:
+        found = [(dataset_meta(part) or {}).get("category_ids") for part in parts]
+        ids = found[0] if all(part == found[0] for part in found) else None
     if meta is None or ids is None or len(ids) != len(meta.get("classes") or ()):
         return meta
     return {**meta, "category_ids": tuple(int(value) for value in ids)}
@@ -59,7 +65,8 @@ class Runner(StockRunner):
       tensors match;
     - ``EpochBasedTrainLoop``, ``IterBasedTrainLoop`` and ``CheckpointHook`` are replaced by those of this package;
     - the log is written to the log file, and `ProgressHook` shows progress on the console;
-    - a NaN or infinite loss or gradient stops training before the optimizer step.
+    - a NaN or infinite loss or gradient stops training before the optimizer step;
+    - images of different sizes in a batch are validated and tested separately, as without padding.
     """
 
     bad_samples: BadSamples | None = None  # None: an unreadable sample stops the run
@@ -103,6 +110,10 @@ class Runner(StockRunner):
     ) -> DataLoader:
         """Build a dataloader as mmengine does, with the name of the image in the errors of unreadable images."""
         return with_named_errors(StockRunner.build_dataloader(dataloader, seed, diff_rank_seed))
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap the model for distributed training as mmengine does, and evaluate images of each size separately."""
+        return evaluate_by_size(super().wrap_model(model_wrapper_cfg, model))
 
     def build_train_loop(self, loop: Any) -> Any:
         """Build the training loop, replacing the loops of mmengine by loops that can resume at any iteration."""

@@ -102,11 +102,10 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         runner = Runner.from_cfg(cfg)
     checkpoints.fit(runner.bare_model, loaded, checkpoint)
     runner._has_loaded = True
-    iou = keep_class_iou(runner)
-    panoptic = _keep_panoptic(runner)
     started = time.monotonic()
     try:
         with to_log(runner.logger), building(name), plain_errors(name):
+            iou, panoptic = keep_class_iou(runner), _keep_panoptic(runner)
             raw = runner.test()
     finally:
         runner.progress.close()

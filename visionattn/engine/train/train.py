@@ -19,6 +19,7 @@ from visionattn.engine.config.build import building, quiet
 from visionattn.engine.config.checks import check_config
 from visionattn.engine.config.class_names import checkpoint_classes, follow_checkpoint
 from visionattn.engine.config.data_checks import check_data
+from visionattn.engine.config.schedules import fitted_line
 from visionattn.engine.train import train_options
 from visionattn.engine.train.curve import METRICS_FILE, cut_records, draw_curve, read_records
 from visionattn.engine.train.hooks import stop_signals
@@ -163,6 +164,8 @@ def train(
     parameters = sum(p.numel() for p in runner.bare_model.parameters())
     console.print(f"{name}: {runner.model_name}, {parameters / 1e6:.2f} M parameters, on {_device(runner)}")
     for line in data:
+        console.print(line)
+    if line := fitted_line(config):
         console.print(line)
     console.print(f"work dir {folder}")
     started = time.monotonic()

@@ -1,6 +1,6 @@
 """Dataset and pipeline transforms of action recognition for mmengine."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,11 @@ class ActionDataset(BaseDataset):
             for item in items
         ]
 
-    def check(self) -> str:
-        """Open all videos and keypoint files, and return the number of videos and the classes without any.
+    def check(self, steps: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Open all videos and read at most 100 keypoint files, and return the number of videos and absent classes.
+
+        Args:
+            steps: the pipeline, whose `LoadClip` has the format of the keypoint files.
 
         Raises:
             DataError: a file is missing or damaged; the message names the first and has the number of others.
@@ -74,8 +77,15 @@ class ActionDataset(BaseDataset):
             raise DataError(f"{problems[0]}{more}")
         there = {info["gt_label"] for info in infos}
         absent = [name for label, name in enumerate(self.metainfo["classes"]) if label not in there]
-        posed = sum(info["points_path"] is not None for info in infos)
-        line = f"{count_of(len(infos), 'video')}, {posed} with keypoints"
+        load = next((step for step in steps if str(step.get("type")).endswith("LoadClip")), {})
+        posed = [info["points_path"] for info in infos if info["points_path"] is not None and load.get("points", True)]
+        read = posed[:: -(-len(posed) // 100)] if posed else []
+        blank = [p for p in read if not np.isfinite(read_points(p, load.get("kind"))).any()]
+        if blank and len(blank) == len(read):
+            raise DataError(f"{blank[0]}: has no point, as all keypoint files that were read")
+        line = f"{count_of(len(infos), 'video')}, {len(posed)} with keypoints"
+        if blank:
+            line += f"; {len(blank)} of {count_of(len(read), 'keypoint file')} without points, such as {blank[0]}"
         return f"{line}; none of {', '.join(absent[:6])}{', ...' if len(absent) > 6 else ''}" if absent else line
 
 

@@ -16,6 +16,7 @@ import torch
 from visionattn.errors import require
 from visionattn.inference.results import InstanceMasks, Prediction
 from visionattn.inference.tiling import Tile
+from visionattn.kernels.box_overlap import valid_boxes
 
 __all__ = ["NMS_IOU", "flip_prediction", "merge_by_nms", "merge_tiles"]
 
@@ -58,6 +59,8 @@ def merge_tiles(
 def merge_by_nms(predictions: Sequence[Prediction], iou_thr: float = NMS_IOU) -> Prediction:
     """Concatenate predictions for one image and apply non-maximum suppression within each class.
 
+    Boxes with NaN or infinity are dropped.
+
     Args:
         predictions: at least one, all in the coordinates of the same image.
         iou_thr: IoU threshold of non-maximum suppression.
@@ -66,8 +69,9 @@ def merge_by_nms(predictions: Sequence[Prediction], iou_thr: float = NMS_IOU) ->
     merged = _concatenate(predictions)
     boxes, scores, labels = (torch.from_numpy(a.copy()) for a in (merged.boxes, merged.scores, merged.labels))
     # float64, because batched_nms separates the classes by adding large offsets to their boxes
-    keep = ops.batched_nms(boxes.double(), scores.double(), labels, iou_thr)
-    return merged.select(keep.numpy())
+    valid = valid_boxes(boxes, scores).nonzero().squeeze(1)
+    keep = ops.batched_nms(boxes[valid].double(), scores[valid].double(), labels[valid], iou_thr)
+    return merged.select(valid[keep].numpy())
 
 
 def flip_prediction(prediction: Prediction) -> Prediction:

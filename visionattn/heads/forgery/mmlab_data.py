@@ -1,6 +1,6 @@
 """Forgery datasets and transforms for mmseg's pipelines; class 1 is forged, 255 is ignored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,8 +99,11 @@ class ForgeryDataset(BaseDataset):
             raise DataError(f"{self.data_root or self.ann_file}: contains no images with layout {self.layout!r}")
         return [_record(item) for item in items]
 
-    def check(self) -> str:
+    def check(self, steps: Sequence[Mapping[str, Any]] = ()) -> str:
         """Read all masks, and return the number of forged and authentic images.
+
+        Args:
+            steps: the pipeline; with `ForgeImage`, no image has to be forged.
 
         Raises:
             DataError: see `visionattn.heads.forgery.sets.check_items`; or nothing is forged, in a layout with masks.
@@ -109,8 +112,13 @@ class ForgeryDataset(BaseDataset):
         if self.layout == "photos":
             return f"{count_of(authentic, 'photograph')}"
         if not forged:
-            raise DataError(f"{self.data_root or self.ann_file}: none of the {authentic} images is forged")
-        notes = [f"{forged + authentic} images, {forged} forged"]
+            if any(str(step.get("type")).endswith("ForgeImage") for step in steps):
+                return count_of(authentic, "image")
+            raise DataError(
+                f"{self.data_root or self.ann_file}: none of the {authentic} images is forged; correct the masks, or "
+                "use layout='photos' and ForgeImage for photographs"
+            )
+        notes = [f"{count_of(forged + authentic, 'image')}, {forged} forged"]
         if empty:
             notes.append(f"{empty} with a mask that marks nothing, as authentic")
         if not authentic:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionattn.kernels.transforms import full_precision
+
 __all__ = ["HighPassResidual", "NoiseFeatures", "NoiseStatistics"]
 
 MEAN = (0.485, 0.456, 0.406)
@@ -167,7 +169,7 @@ class NoiseStatistics(nn.Module):
         Returns:
             ``[B, 48 + learned, ceil(H / 8) * 2, ceil(W / 8) * 2]``.
         """
-        with torch.autocast(x.device.type, enabled=False):  # differences of gray levels need full precision
+        with full_precision(x.device.type):  # differences of gray levels need full precision
             own = self.quantities(x)
         around = F.avg_pool2d(own, (CONTEXT, 1), 1, (CONTEXT // 2, 0), count_include_pad=False)
         around = F.avg_pool2d(around, (1, CONTEXT), 1, (0, CONTEXT // 2), count_include_pad=False)
@@ -261,6 +263,6 @@ class NoiseFeatures(nn.Module):
         rest = [-side % 8 for side in x.shape[2:]]
         if any(rest):
             x = F.pad(x, (0, rest[1], 0, rest[0]), mode="replicate")
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), full_precision(x.device.type):
             residual = self.residual(x.float())
         return torch.cat([self.statistics(x), self.network(residual)], 1)

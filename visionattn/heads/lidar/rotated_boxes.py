@@ -128,8 +128,8 @@ def rotated_nms(
     """Exact greedy non-maximum suppression by bird's-eye-view IoU.
 
     Args:
-        boxes: ``[N, 7]``.
-        scores: ``[N]``; equal scores are ordered by index.
+        boxes: ``[N, 7]``; boxes with NaN or infinity are dropped.
+        scores: ``[N]``; equal scores are ordered by index, and boxes with a score of NaN are dropped.
         iou_threshold: a box is removed if its IoU with a kept box is greater: one threshold for all boxes, or a
             tensor ``[classes]`` with one for each class of ``labels``.
         labels: int64 ``[N]``; boxes of different classes never suppress each other. None: all have the same class.
@@ -159,7 +159,7 @@ def rotated_nms(
         limit = threshold[labels[better]][:, None] if threshold.ndim else threshold
         return (overlap > limit) & (labels[better][:, None] == labels[worse])
 
-    return greedy_nms(scores, suppresses, max_boxes)
+    return greedy_nms(boxes, scores, suppresses, max_boxes)
 
 
 def _checked(boxes: Tensor, name: str) -> Tensor:

@@ -1,6 +1,6 @@
 """Dataset and pipeline transforms of weakly supervised localization for mmengine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torchvision.transforms.functional import ten_crop
 
 from visionattn.engine.registry import DATASETS, TRANSFORMS
 from visionattn.errors import ConfigError, DataError
-from visionattn.heads.localization.sets import read_localization
+from visionattn.heads.localization.sets import LocalizationImage, read_class_folders, read_localization
 from visionattn.io.console import count_of
 from visionattn.io.images import image_size
 
@@ -26,10 +26,13 @@ class LocalizationDataset(BaseDataset):
     """Images with one label each, and boxes or masks for evaluation; see `visionattn.heads.localization.sets`.
 
     Args:
-        ann_file: folder with the metadata of one split, relative to ``data_root``.
+        ann_file: folder with the metadata of one split, relative to ``data_root``. Empty for an image folder with one
+            subfolder per class.
         data_prefix: ``img_path``, the image folder, and ``mask_path``, the mask folder.
         metainfo: ``classes``, the class names in the order of the labels. Defaults to the labels as strings.
-        test_mode: whether every image must have a box or a mask.
+        test_mode: whether every image must have a box or a mask; for folders of classes, which may have none, this
+            holds if ``boxes`` is set.
+        boxes: for folders of classes, the file with boxes, see `visionattn.heads.localization.sets.read_class_folders`.
         **kwargs: passed to mmengine's ``BaseDataset``.
 
     Raises:
@@ -38,9 +41,21 @@ class LocalizationDataset(BaseDataset):
 
     open_arguments = True
 
+    def __init__(self, boxes: str | None = None, **kwargs: Any) -> None:
+        self.boxes = boxes
+        super().__init__(**kwargs)
+
+    @staticmethod
+    def labels_by_name(config: Mapping[str, Any]) -> bool:
+        """Return True for folders of classes, whose labels follow the order of the names in ``metainfo``."""
+        return not config.get("ann_file")
+
     def load_data_list(self) -> list[dict[str, Any]]:
         """Create one record per image: path, label, boxes and masks."""
-        images = read_localization(self.ann_file, need_objects=self.test_mode)
+        if self.ann_file:
+            images = read_localization(self.ann_file, need_objects=self.test_mode)
+        else:
+            images = self._read_folders()
         highest = max(image.label for image in images)
         classes = self._metainfo.setdefault("classes", tuple(str(label) for label in range(highest + 1)))
         if highest >= len(classes):
@@ -58,7 +73,19 @@ class LocalizationDataset(BaseDataset):
             for image in images
         ]
 
-    def check(self) -> str:
+    def _read_folders(self) -> list[LocalizationImage]:
+        classes = self._metainfo.get("classes")
+        if not classes:
+            raise ConfigError(
+                "LocalizationDataset: `metainfo` must have `classes` for an image folder, or set `ann_file`"
+            )
+        images = read_class_folders(self.data_prefix.get("img_path") or "", classes, self.boxes)
+        lacking = [image.image_id for image in images if self.boxes and self.test_mode and not len(image.boxes)]
+        if lacking:
+            raise DataError(f"{self.boxes}: has no box for {lacking[0]!r} and {len(lacking) - 1} other images")
+        return images
+
+    def check(self, steps: Sequence[Mapping[str, Any]] = ()) -> str:
         """Open the images and masks, and return the number of images and the classes without any.
 
         Raises:

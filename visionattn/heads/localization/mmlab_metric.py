@@ -45,6 +45,8 @@ class LocalizationMetric(BaseMetric):
     - ``CentreBoxV2``: accuracy of the centered box that is best on the images of ``centre_from``, if given;
     - ``PxAP``: in place of the box metrics if the images have masks.
 
+    Images without boxes and masks are only evaluated for classification.
+
     Args:
         size: height and width that maps and boxes are resized to.
         threshold: threshold on the map for the three localization accuracies.
@@ -68,6 +70,15 @@ class LocalizationMetric(BaseMetric):
         self.size, self.threshold, self.centre_from = tuple(size), threshold, centre_from
         self.step, self.pixel_step = step, pixel_step
 
+    def check(self, dataset: Any) -> None:
+        """Read the boxes of ``centre_from`` before a run.
+
+        Raises:
+            DataError: they are missing.
+        """
+        if self.centre_from:
+            _train_boxes(self.centre_from, self.size)
+
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Evaluate each sample of a batch."""
         for sample in data_samples:
@@ -78,7 +89,7 @@ class LocalizationMetric(BaseMetric):
                 ignore = _mask(sample["ignore_mask"]) if sample.get("ignore_mask") else None
                 truth = truth_mask(masks, ignore, self.size)
                 result["pixels"] = PixelPrecision(self.pixel_step).histograms(score_map, truth)
-            else:
+            elif len(sample["true_boxes"]):
                 boxes = resize_boxes(sample["true_boxes"], sample["ori_shape"][:2], self.size)
                 result["boxes"] = boxes
                 found = contour_boxes(score_map, thresholds(self.step))
@@ -96,13 +107,14 @@ class LocalizationMetric(BaseMetric):
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Compute the metrics listed in the class docstring."""
         metrics: dict[str, float] = {}
-        if "pixels" in results[0]:
+        pixels, boxed = [r for r in results if "pixels" in r], [r for r in results if "boxes" in r]
+        if pixels:
             precision = PixelPrecision(self.pixel_step)
-            for result in results:
+            for result in pixels:
                 precision.count(result["pixels"])
             metrics["PxAP"] = precision.compute()
-        else:
-            metrics |= self._box_metrics(results)
+        elif boxed:
+            metrics |= self._box_metrics(boxed)
         return metrics | {f"Top{k}": float(np.mean([r[f"top{k}"] for r in results]) * 100) for k in (1, 5)}
 
     def _box_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
@@ -151,6 +163,20 @@ class SATLocalizationMetric(BaseMetric):
     ) -> None:
         super().__init__(collect_device, prefix)
         self.threshold, self.resize, self.crop = threshold, resize, crop
+
+    def check(self, dataset: Any) -> None:
+        """Check before a run that all images of a dataset have boxes.
+
+        Raises:
+            DataError: an image has none.
+        """
+        infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+        lacking = [info["img_path"] for info in infos if not len(info["true_boxes"])]
+        if lacking:
+            raise DataError(
+                f"{lacking[0]}: has no box, as {len(lacking)} of {len(infos)} images, but SATLocalizationMetric needs "
+                "boxes; use visionattn.LocalizationMetric, or add boxes"
+            )
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Collect the IoU and the class correctness of each sample of a batch."""

@@ -18,6 +18,7 @@ from visionattn.backbones._conversion import Conversion, backbone_tensors
 from visionattn.backbones._download import create_model
 from visionattn.errors import CheckpointError
 from visionattn.heads.localization.batch_mean import batch_mean
+from visionattn.kernels.transforms import full_precision
 
 __all__ = ["SpatialAwareToken", "SpatialAwareTokenOutput", "create_sat", "spatially_aware_attention"]
 
@@ -61,7 +62,7 @@ def spatially_aware_attention(attention: Attention, x: Tensor) -> tuple[Tensor, 
     q, k, v = attention.qkv(x).reshape(B, N, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attention.q_norm(q), attention.k_norm(k)
     wide = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device.type):
         logits = (k.to(wide) @ (q[:, :, -1].to(wide) * attention.scale).unsqueeze(-1)).squeeze(-1)
         mask = logits.mean(1).sigmoid()
     out = F.scaled_dot_product_attention(

@@ -12,16 +12,18 @@ without a header.
 =======================  =====================================================
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from visionattn.errors import DataError
+from visionattn.io.console import examples
+from visionattn.io.inputs import IMAGE_SUFFIXES, walk_files
 from visionattn.io.names import place
 
-__all__ = ["LocalizationImage", "read_localization"]
+__all__ = ["LocalizationImage", "read_class_folders", "read_localization"]
 
 MAX_DIGITS = 6
 """Maximum number of digits of labels and sizes, since class names are generated up to the largest label."""
@@ -90,6 +92,41 @@ def read_localization(folder: str | Path, *, need_objects: bool = False) -> list
     return list(images.values())
 
 
+def read_class_folders(
+    folder: str | Path, classes: Sequence[str], boxes: str | Path | None = None
+) -> list[LocalizationImage]:
+    """Read a folder with one subfolder of images per class.
+
+    Args:
+        folder: the folder.
+        classes: names of the subfolders in the order of the labels; one may be missing.
+        boxes: file with lines ``path,x0,y0,x1,y1``, with paths relative to the folder. None reads no boxes.
+
+    Returns:
+        The images by class and name, without sizes.
+
+    Raises:
+        DataError: if the folder has no image, a subfolder is not one of the classes, or the file is malformed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: folder not found")
+    there = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    other = [name for name in there if name not in classes]
+    if other:
+        raise DataError(f"{folder}: its folder {other[0]!r} is not one of the classes {examples(classes)}")
+    images = {}
+    for label, name in enumerate(classes):
+        for path in walk_files(folder / name, IMAGE_SUFFIXES):
+            image_id = path.relative_to(folder).as_posix()
+            images[image_id] = LocalizationImage(image_id, label)
+    if not images:
+        raise DataError(f"{folder}: has no images in its folders {examples(there) or 'of classes, which it lacks'}")
+    if boxes is not None:
+        _read_objects(Path(boxes), images)
+    return list(images.values())
+
+
 def _read_objects(file: Path, images: dict[str, LocalizationImage]) -> None:
     boxes: dict[str, list[list[float]]] = {}
     masks: dict[str, list[str]] = {}
@@ -135,7 +172,7 @@ def _lines(file: Path, counts: tuple[int, ...]) -> Iterator[tuple[str, list[str]
 
 def _known(images: dict[str, LocalizationImage], name: str, where: str) -> LocalizationImage:
     if name not in images:
-        raise DataError(f"{where}: {name!r} is not in image_ids.txt")
+        raise DataError(f"{where}: {name!r} is not in image_ids.txt or the image folder")
     return images[name]
 
 

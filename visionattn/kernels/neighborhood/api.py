@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from visionattn.kernels import backends
+from visionattn.kernels.neighborhood.gather import neighborhood_attention_gather
 from visionattn.kernels.neighborhood.ops import neighborhood_attention
 from visionattn.kernels.neighborhood.reference import neighborhood_attention_reference
+from visionattn.kernels.transforms import full_precision, is_transformed
 
 __all__ = ["na1d", "na2d", "na3d"]
 
@@ -201,7 +203,7 @@ def _attention(
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         extra_k, extra_v = (x if x is None else x.to(dtype) for x in (extra_k, extra_v))
-        with torch.autocast(device, enabled=False):
+        with full_precision(device):
             return _attention(
                 rank,
                 query,
@@ -231,6 +233,8 @@ def _attention(
     if call.backend == "reference":
         *axes, scale = geometry
         return neighborhood_attention_reference(query, key, value, *axes, scale, rpb, extra_k, extra_v)
+    if is_transformed(query, key, value, rpb, extra_k, extra_v):
+        return neighborhood_attention_gather(query, key, value, rpb, extra_k, extra_v, *geometry)
     if call.backend == "triton":
         from visionattn.kernels.neighborhood.triton.ops import neighborhood_attention_triton  # imports Triton
 

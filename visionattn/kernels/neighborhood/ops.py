@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor
 
+from visionattn.kernels.neighborhood.gather import neighborhood_attention_gather
 from visionattn.kernels.neighborhood.torch import dense as torch_dense
 from visionattn.kernels.neighborhood.torch import tiles as torch_tiles
+from visionattn.kernels.nonfinite import has_nan
+from visionattn.kernels.transforms import is_differentiated_again, recomputed_gradients
 
 __all__ = ["neighborhood_attention"]
 
 NAME = "visionattn::neighborhood_attention"
-GEOMETRY = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale"
+GEOMETRY = "int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, float scale"
 
 torch.library.define(
     NAME, f"(Tensor q, Tensor k, Tensor v, Tensor? rpb, {GEOMETRY}, bool return_lse) -> (Tensor, Tensor)"
@@ -27,9 +30,12 @@ def _problem(kernel_size, stride, dilation, is_causal):
 
 def _compute(q, k, v, rpb, problem, scale, return_lse):
     whole = torch_dense.choose(q, k, v, rpb, problem)
-    if whole is not None:
-        return torch_dense.forward(q, k, v, rpb, whole, scale, return_lse)
-    return torch_tiles.forward(q, k, v, rpb, problem, scale, return_lse)
+    if whole is None:
+        return torch_tiles.forward(q, k, v, rpb, problem, scale, return_lse)
+    out, lse = torch_dense.forward(q, k, v, rpb, whole, scale, return_lse)
+    if whole.plan.masked and has_nan(out):
+        return torch_tiles.forward(q, k, v, rpb, problem, scale, return_lse, pairwise=True)
+    return out, lse
 
 
 @torch.library.impl(NAME, "CompositeExplicitAutograd")
@@ -65,8 +71,17 @@ def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
+def _recompute(ctx, grad_out, grad_lse, *tensors):
+    def attention(q, k, v, rpb):
+        return neighborhood_attention_gather(q, k, v, rpb, None, None, *ctx.geometry)
+
+    return recomputed_gradients(attention, tensors, (grad_out, grad_lse if ctx.return_lse else None))
+
+
 def _differentiate(ctx, grad_out, grad_lse):
     q, k, v, rpb = ctx.saved_tensors
+    if is_differentiated_again(grad_out, grad_lse, q, k, v, rpb):
+        return *_recompute(ctx, grad_out, grad_lse, q, k, v, rpb), *[None] * 6
     if grad_out is None:
         grad_out = q.new_zeros(*q.shape[:-1], v.shape[-1])
     grads = torch.ops.visionattn.neighborhood_attention_backward(
@@ -79,10 +94,10 @@ torch.library.register_autograd(NAME, _differentiate, setup_context=_setup_conte
 
 
 def _plain(*tensors: Tensor | None) -> bool:
-    """Return True if there is no gradient, compiler, tracer, transform or dispatch mode."""
+    """Return True if there is no gradient, compiler, tracer or dispatch mode."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._len_torch_dispatch_stack():
         return False
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return False

@@ -1,12 +1,15 @@
 """Reference implementation of neighborhood attention: dense attention with a mask, slow, on any device.
 
-It shares no code with the other backends, which are tested against it.
+It shares no code with the other backends, which are tested against it, except for the handling of NaN.
 """
 
 import itertools
 
 import torch
 from torch import Tensor
+
+from visionattn.kernels.nonfinite import masked_product
+from visionattn.kernels.transforms import is_symbolic
 
 __all__ = ["neighborhood_attention_reference"]
 
@@ -83,12 +86,15 @@ def neighborhood_attention_reference(
     if rpb is not None:
         logits = logits + _bias(rpb.to(exact), shape, kernel_size, dilation)
     tables = [_attended(*axis) for axis in zip(shape, kernel_size, stride, dilation, is_causal, strict=True)]
-    logits = logits.masked_fill(~_mask(shape, tables).to(logits.device), -torch.inf)
+    allowed = _mask(shape, tables).to(logits.device)
+    logits = logits.masked_fill(~allowed, -torch.inf)
     if additional_keys is not None:
         extra = (q * scale) @ flat(additional_keys).transpose(-1, -2)
         logits = torch.cat([logits, extra], dim=-1)
         v = torch.cat([v, flat(additional_values)], dim=-2)
+        allowed = torch.cat([allowed, allowed.new_ones(len(allowed), extra.shape[-1])], dim=-1)
     lse = torch.logsumexp(logits, dim=-1)
-    out = torch.softmax(logits, dim=-1) @ v
+    probability = torch.softmax(logits, dim=-1).masked_fill(~allowed, 0)
+    out = probability @ v if is_symbolic(v) else masked_product(probability, v, allowed)
     out = out.transpose(1, 2).reshape(batch, *spatial, heads, v.shape[-1])
     return out.to(query.dtype), lse.transpose(1, 2).reshape(batch, *spatial, heads)

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn.kernels import backends
+from visionattn.kernels.routing.gather import attend_gather
 from visionattn.kernels.routing.ops import routing_attention_torch, routing_attention_triton
 from visionattn.kernels.routing.reference import attend_reference, route_reference
 from visionattn.kernels.routing.regions import region_size
+from visionattn.kernels.transforms import full_precision, is_transformed
 
 __all__ = ["bilevel_routing_attention", "route_regions"]
 
@@ -100,7 +102,7 @@ def _means(x: Tensor, regions: tuple[int, int], padding_mask: Tensor | None) -> 
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if padding_mask is not None:
         real = (~padding_mask[:, None]).to(x.dtype)
-        x = x * real
+        x = x.masked_fill(padding_mask[:, None], 0)  # not a product, as padding may be NaN
     pooled = F.avg_pool2d(x, size, size, ceil_mode=True, count_include_pad=False)
     share = None
     if padding_mask is not None:
@@ -116,13 +118,14 @@ def _means(x: Tensor, regions: tuple[int, int], padding_mask: Tensor | None) -> 
 
 
 def _route(query, key, regions, topk, padding_mask) -> tuple[Tensor, Tensor]:
+    """The selected regions ``[B, regions, topk]``, and the affinities of all ``[B, regions, regions]``."""
     q, _ = _means(query, regions, padding_mask)
     k, empty = _means(key, regions, padding_mask)
     logits = q @ k.transpose(1, 2)
     if empty is not None:
         logits = logits.masked_fill(empty, -torch.inf)
-    logits, index = logits.topk(topk, dim=-1)
-    return index, logits
+    # NaN would be the largest, so that all regions would attend to a region with NaN in one key.
+    return logits.nan_to_num(-torch.inf, -torch.inf, -torch.inf).topk(topk, dim=-1).indices, logits
 
 
 def route_regions(
@@ -163,10 +166,12 @@ def route_regions(
     _check_topk(topk, regions)
     if padding_mask is not None:
         padding_mask = _check_mask(padding_mask, key)
-    step = route_reference if backends.select(OPERATOR, query.device, query.dtype, backend) == "reference" else _route
-    device = query.device.type
-    with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
-        return step(query, key, regions, topk, padding_mask)
+    reference = backends.select(OPERATOR, query.device, query.dtype, backend) == "reference"
+    with full_precision(query.device.type):
+        if reference:
+            return route_reference(query, key, regions, topk, padding_mask)
+        index, logits = _route(query, key, regions, topk, padding_mask)
+        return index, logits.gather(-1, index)
 
 
 def bilevel_routing_attention(
@@ -198,7 +203,8 @@ def bilevel_routing_attention(
             pooled keys, and is divided into the same number of regions.
         value: ``[batch, height, width, heads, value_dim]``, with the height and width of the key.
         num_regions: number of regions per axis (not their size), one value or (rows, columns).
-        topk: number of regions that each region attends to, from 1 to all. Empty regions are selected last.
+        topk: number of regions that each region attends to, from 1 to all. Empty regions, and regions whose mean key is
+            not finite, are selected last.
         scale: factor on the attention scores; ``head_dim ** -0.5`` by default. The published models use
             ``(heads * head_dim) ** -0.5``.
         key_regions: int64 ``[batch, rows * columns, topk]``, the regions to attend to in row-major order, without
@@ -237,7 +243,7 @@ def bilevel_routing_attention(
         dtype = torch.get_autocast_dtype(device)
     head_dim = max(query.shape[-1], value.shape[-1])
     chosen = backends.select(OPERATOR, query.device, dtype, backend, head_dim=head_dim)
-    with torch.autocast(device if autocast else "cpu", enabled=False):
+    with full_precision(device):
         if key_regions is None:
             with torch.no_grad():
                 step = route_reference if chosen == "reference" else _route
@@ -246,6 +252,8 @@ def bilevel_routing_attention(
         scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
         if chosen == "reference":
             out = attend_reference(query, key, value, key_regions, padding_mask, regions, scale)
+        elif is_transformed(query, key, value):
+            out = attend_gather(query, key, value, key_regions, padding_mask, regions, scale)
         else:
             run = routing_attention_triton if chosen == "triton" else routing_attention_torch
             out = run(query, key, value, key_regions, padding_mask, regions, scale)

@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
+from visionattn.kernels.nonfinite import has_nan
+from visionattn.kernels.routing.gather import attend_gather
 from visionattn.kernels.routing.torch import chunks as torch_chunks
 from visionattn.kernels.routing.torch import dense as torch_dense
+from visionattn.kernels.transforms import is_differentiated_again, recomputed_gradients
 
 __all__ = ["routing_attention_torch", "routing_attention_triton"]
 
@@ -25,8 +28,12 @@ torch.library.define(
 
 def _portable(q, k, v, key_regions, padding_mask, regions, scale):
     dense = torch_dense.is_better(q, k, v, key_regions.shape[-1], regions)
-    way = torch_dense if dense else torch_chunks
-    return way.forward(q, k, v, key_regions, padding_mask, regions, scale)
+    if dense:
+        out = torch_dense.forward(q, k, v, key_regions, padding_mask, regions, scale)
+        everything = padding_mask is None and key_regions.shape[-1] == regions[0] * regions[1]
+        if everything or not has_nan(out):
+            return out
+    return torch_chunks.forward(q, k, v, key_regions, padding_mask, regions, scale)
 
 
 @torch.library.impl(TORCH, "CompositeExplicitAutograd")
@@ -49,6 +56,15 @@ def _(grad_out, q, k, v, key_regions, padding_mask, rows, columns, scale):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def _recompute(problem, grad_out, q, k, v, key_regions, padding_mask):
+    rows, columns, scale = problem
+
+    def attention(q, k, v):
+        return (attend_gather(q, k, v, key_regions, padding_mask, (rows, columns), scale),)
+
+    return recomputed_gradients(attention, (q, k, v), (grad_out,))
+
+
 def _setup_context(ctx, inputs, output):
     *tensors, rows, columns, scale = inputs
     ctx.save_for_backward(*tensors)
@@ -56,6 +72,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad_out):
+    if is_differentiated_again(grad_out, *ctx.saved_tensors[:3]):
+        return *_recompute(ctx.problem, grad_out, *ctx.saved_tensors), None, None, None, None, None
     gradients = torch.ops.visionattn.routing_attention_backward(grad_out, *ctx.saved_tensors, *ctx.problem)
     return *gradients, None, None, None, None, None
 
@@ -96,6 +114,8 @@ def _setup_triton_context(ctx, inputs, output):
 
 
 def _differentiate_triton(ctx, grad_out, _):
+    if is_differentiated_again(grad_out, *ctx.saved_tensors[:3]):
+        return *_recompute(ctx.problem, grad_out, *ctx.saved_tensors[:5]), None, None, None, None, None
     gradients = torch.ops.visionattn.routing_attention_triton_backward(grad_out, *ctx.saved_tensors, *ctx.problem)
     return *gradients, None, None, None, None, None
 

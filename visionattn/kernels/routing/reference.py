@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visionattn.kernels.nonfinite import masked_product
+from visionattn.kernels.transforms import is_symbolic
+
 __all__ = ["attend_reference", "regions_of", "route_reference"]
 
 
@@ -36,19 +39,24 @@ def route_reference(
 ) -> tuple[Tensor, Tensor]:
     """The selected regions and their unscaled affinities, in descending order, both ``[B, regions, topk]``.
 
-    Padding is excluded from the means, and regions of padding only are selected last.
+    Padding is excluded from the means. Regions of padding only, and affinities that are not finite, are selected last.
     """
     batch, height, width = query.shape[:3]
     exact = torch.promote_types(query.dtype, torch.float32)
     member = F.one_hot(_region_index((height, width), regions), regions[0] * regions[1]).to(query.device)
     real = _real(padding_mask, batch, height * width, query.device)
-    share = (member * real[..., None]).to(exact).transpose(1, 2)  # [B, regions, tokens]
-    share = share / share.sum(-1, keepdim=True).clamp(min=1)
-    q, k = (share @ x.flatten(3).flatten(1, 2).to(exact) for x in (query, key))
-    logits = q @ k.transpose(1, 2)
-    logits = logits.masked_fill((share.sum(-1) == 0)[:, None, :], -torch.inf)
-    weights, index = logits.topk(topk, dim=-1)
-    return index, weights
+    count = (member * real[..., None]).sum(1)  # [B, regions]
+    of_token = member.argmax(-1)
+
+    def means(x: Tensor) -> Tensor:
+        x = x.flatten(3).flatten(1, 2).to(exact).masked_fill(~real[..., None], 0)
+        total = x.new_zeros(batch, count.shape[1], x.shape[-1]).index_add(1, of_token, x)
+        return total / count.clamp(min=1)[..., None]
+
+    logits = means(query) @ means(key).transpose(1, 2)
+    logits = logits.masked_fill((count == 0)[:, None, :], -torch.inf)
+    index = logits.masked_fill(~logits.isfinite(), -torch.inf).topk(topk, dim=-1).indices
+    return index, logits.gather(-1, index)
 
 
 def attend_reference(
@@ -80,5 +88,7 @@ def attend_reference(
     logits = (q * scale) @ k.transpose(-1, -2)
     logits = logits.masked_fill(~allowed[:, None], -torch.inf)
     none = ~allowed.any(-1)[:, None, :, None]
-    out = torch.softmax(logits.masked_fill(none, 0), dim=-1).masked_fill(none, 0) @ v
+    allowed = allowed[:, None].expand_as(logits)
+    probability = torch.softmax(logits.masked_fill(none, 0), dim=-1).masked_fill(~allowed, 0)
+    out = probability @ v if is_symbolic(v) else masked_product(probability, v, allowed)
     return out.transpose(1, 2).reshape(*query.shape[:3], heads, value.shape[-1]).to(query.dtype)

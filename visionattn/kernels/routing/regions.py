@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["join", "masked_bias", "nothing_attended", "region_size", "split"]
+__all__ = ["join", "masked_bias", "nothing_attended", "padded", "region_size", "split"]
 
 
 def region_size(height: int, width: int, regions: tuple[int, int]) -> tuple[int, int]:
@@ -12,7 +12,7 @@ def region_size(height: int, width: int, regions: tuple[int, int]) -> tuple[int,
     return -(-height // regions[0]), -(-width // regions[1])
 
 
-def _padded(x: Tensor, regions: tuple[int, int], value: float = 0.0) -> Tensor:
+def padded(x: Tensor, regions: tuple[int, int], value: float = 0.0) -> Tensor:
     """``x [B, H, W, ...]`` padded at the bottom and right to a multiple of the region size."""
     height, width = x.shape[1:3]
     size = region_size(height, width, regions)
@@ -24,7 +24,7 @@ def _padded(x: Tensor, regions: tuple[int, int], value: float = 0.0) -> Tensor:
 
 def split(x: Tensor, regions: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """``[B, H, W, heads, d]`` to a copy ``[B * heads * regions, tokens, d]`` of the given dtype."""
-    x = _padded(x, regions)
+    x = padded(x, regions)
     batch, height, width, heads, dim = x.shape
     rows, columns = height // regions[0], width // regions[1]
     x = x.unflatten(1, (regions[0], rows)).unflatten(3, (regions[1], columns)).permute(0, 5, 1, 3, 2, 4, 6)
@@ -60,7 +60,7 @@ def masked_bias(
         if size[0] * regions[0] == shape[0] and size[1] * regions[1] == shape[1]:
             return None
         padding_mask = torch.zeros(1, *shape, dtype=torch.bool, device=device)
-    mask = _padded(padding_mask, regions, value=True)
+    mask = padded(padding_mask, regions, value=True)
     mask = mask.unflatten(1, (regions[0], size[0])).unflatten(3, (regions[1], size[1])).transpose(2, 3)
     mask = mask.reshape(mask.shape[0], regions[0] * regions[1], size[0] * size[1])
     return torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(mask, torch.finfo(dtype).min)

@@ -8,7 +8,9 @@ from torch import Tensor
 from visionattn.kernels import backends
 from visionattn.kernels.scattered.ops import linear_attention_torch, linear_attention_triton
 from visionattn.kernels.scattered.reference import attend_reference
+from visionattn.kernels.scattered.sums import attend_sums
 from visionattn.kernels.scattered.windows import check_offsets
+from visionattn.kernels.transforms import full_precision, is_transformed
 
 __all__ = ["scattered_linear_attention"]
 
@@ -99,8 +101,12 @@ def scattered_linear_attention(
         dtype = torch.get_autocast_dtype(device)
     head_dim = max(query.shape[-1], value.shape[-1])
     chosen = backends.select(OPERATOR, query.device, dtype, backend, head_dim=head_dim)
-    with torch.autocast(device if autocast else "cpu", enabled=False):
+    with full_precision(device):
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        if chosen != "reference" and is_transformed(query, key, value):
+            if not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(offsets)):
+                check_offsets(offsets, query.shape[0])
+            return attend_sums(query, key, value, offsets, eps)
         if chosen == "reference":
             check_offsets(offsets, query.shape[0])
             return attend_reference(query, key, value, offsets, eps)

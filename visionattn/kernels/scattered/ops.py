@@ -6,8 +6,10 @@ The values of the offsets are checked here, where they are concrete even in a co
 import torch
 from torch import Tensor
 
+from visionattn.kernels.scattered.sums import attend_sums
 from visionattn.kernels.scattered.torch import windows as torch_windows
 from visionattn.kernels.scattered.windows import check_offsets
+from visionattn.kernels.transforms import is_differentiated_again, recomputed_gradients
 
 __all__ = ["linear_attention_torch", "linear_attention_triton"]
 
@@ -65,12 +67,21 @@ def _setup_context(ctx, inputs, output):
     ctx.eps = eps
 
 
+def _recompute(ctx, grad_out):
+    *tensors, offsets = ctx.saved_tensors
+    return recomputed_gradients(lambda q, k, v: (attend_sums(q, k, v, offsets, ctx.eps),), tensors, (grad_out,))
+
+
 def _differentiate(ctx, grad_out):
+    if is_differentiated_again(grad_out, *ctx.saved_tensors[:3]):
+        return *_recompute(ctx, grad_out), None, None
     gradients = torch.ops.visionattn.scattered_linear_attention_backward(grad_out, *ctx.saved_tensors, ctx.eps)
     return *gradients, None, None
 
 
 def _differentiate_triton(ctx, grad_out):
+    if is_differentiated_again(grad_out, *ctx.saved_tensors[:3]):
+        return *_recompute(ctx, grad_out), None, None
     gradients = torch.ops.visionattn.scattered_linear_attention_triton_backward(grad_out, *ctx.saved_tensors, ctx.eps)
     return *gradients, None, None
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from visionattn.kernels.sparse_conv.neighbors import Neighbors
-from visionattn.kernels.sparse_conv.torch.pairs import Convolution, DepthwiseConvolution
+from visionattn.kernels.sparse_conv.torch.pairs import Convolution, DepthwiseConvolution, convolve
+from visionattn.kernels.transforms import is_transformed
 
 __all__ = ["sparse_conv3d", "sparse_depthwise_conv3d"]
 
@@ -39,7 +40,7 @@ def sparse_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbors, bias: 
         )
     features, weight = _cast(features, weight)
     flat = weight.permute(1, 2, 3, 4, 0).reshape(-1, weight.shape[4], weight.shape[0])
-    out = Convolution.apply(features, flat, neighbors)
+    out = _apply(Convolution, features, flat, neighbors)
     return out if bias is None else out + bias.to(out.dtype)
 
 
@@ -63,7 +64,13 @@ def sparse_depthwise_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbo
             f"`weight` must have shape {[*neighbors.kernel_size, features.shape[1]]}, got {list(weight.shape)}"
         )
     features, weight = _cast(features, weight)
-    return DepthwiseConvolution.apply(features, weight.flatten(0, 2), neighbors)
+    return _apply(DepthwiseConvolution, features, weight.flatten(0, 2), neighbors)
+
+
+def _apply(function: type[torch.autograd.Function], features: Tensor, weight: Tensor, neighbors: Neighbors) -> Tensor:
+    if is_transformed(features, weight) or torch.jit.is_tracing():
+        return convolve(features, weight, neighbors)
+    return function.apply(features, weight, neighbors)
 
 
 def _check(features: Tensor, weight: Tensor, neighbors: Neighbors) -> None:

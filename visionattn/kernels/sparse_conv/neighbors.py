@@ -10,6 +10,8 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
+from visionattn.errors import BackendError
+
 __all__ = ["Neighbors", "voxel_keys"]
 
 
@@ -115,12 +117,18 @@ def voxel_keys(coords: Tensor, shape: Sequence[int], check: bool = True) -> Tens
 
     Raises:
         ValueError: ``coords`` is not int64 ``[N, 4]``, or, with ``check``, a voxel is outside the shape.
+        BackendError: a program is being traced or exported.
     """
     if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype != torch.int64:
         raise ValueError(f"`coords` must be int64 [N, 4] (batch, z, y, x), got {coords.dtype} {list(coords.shape)}")
     if math.prod(shape) >= 1 << 63:
         raise ValueError(f"`spatial_shape` must have fewer positions than int64 can represent, got {tuple(shape)}")
     batch, z, y, x = coords.unbind(1)
+    if check and (torch.compiler.is_exporting() or torch.jit.is_tracing()):
+        raise BackendError(
+            "sparse convolutions cannot be traced or exported, since their shapes depend on the voxels; "
+            "run the model in Python instead, from its checkpoint"
+        )
     if check and len(coords):
         if coords.is_meta:
             raise ValueError("`coords` must not be on the meta device, since its values are needed")

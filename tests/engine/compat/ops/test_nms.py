@@ -175,3 +175,39 @@ def test_bbox_overlaps(mode, offset, dtype):
     rows = torch.full((9,), math.nan, dtype=dtype)
     bbox_overlaps(a, b, rows, mode=mode, aligned=True, offset=offset)
     np.testing.assert_allclose(rows.numpy(), [overlap(p, q) for p, q in zip(a, b, strict=True)], atol=tolerance)
+
+
+BAD = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_boxes_that_are_not_finite_are_dropped(value):
+    """The others are suppressed as without them."""
+    from visionattn.engine.compat import ops
+
+    ops.install()
+    from mmcv.ops import batched_nms
+
+    boxes, scores = random_boxes(60, 8)
+    labels = torch.arange(60) % 3
+    bad = torch.tensor([4, 20, 41])
+    boxes[bad, torch.tensor([0, 2, 3])] = value
+    scores[7] = math.nan
+    good = torch.tensor([i for i in range(60) if i not in (4, 7, 20, 41)])
+    given = (boxes, scores)
+    kept = (boxes[good], scores[good])
+    assert torch.equal(nms(*given, 0.4, 0), good[nms(*kept, 0.4, 0)])
+    options = {"type": "nms", "iou_threshold": 0.4}
+    dets, keep = batched_nms(*given, labels, options)
+    expected, among = batched_nms(*kept, labels[good], options)
+    assert torch.equal(dets, expected)
+    assert torch.equal(keep, good[among])
+    rows, some = torch.zeros(60, 5), torch.zeros(len(good), 5)
+    assert torch.equal(softnms(*given, rows, 0.3, 0.5, 1e-3, 2, 0), good[softnms(*kept, some, 0.3, 0.5, 1e-3, 2, 0)])
+    groups = nms_match(torch.cat((boxes, scores[:, None]), 1), 0.4)
+    assert sorted(index for group in groups for index in group) == good.tolist()
+    ious = torch.empty(60, 60)
+    bbox_overlaps(boxes, boxes, ious, 0, False, 0)
+    assert (ious[bad] == 0).all()
+    assert (ious[:, bad] == 0).all()
+    assert (ious[good, good] == 1).all()

@@ -144,3 +144,19 @@ def test_nms(kind, multi_label):
         keep = nms_quadri(dets, scores, order, dets[order], 0.2, multi_label)
     assert keep.tolist() == slow_nms(polygons, scores, 0.2, labels.tolist())
     assert 3 < len(keep) < 40
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_boxes_that_are_not_finite_are_dropped(value):
+    boxes = torch.tensor([[0.0, 0, 4, 4, 0.1], [0.2, 0, 4, 4, 0.1], [30, 30, 4, 4, 0], [0, 0, 4, 4, 0.2]])
+    boxes[1, 2], scores = value, torch.tensor([0.5, 0.9, 0.4, 0.3])
+    none = torch.empty(0)
+    assert nms_rotated(boxes, scores, none, none, none, 0.5, False).tolist() == [0, 2]
+    quads = torch.tensor([[0.0, 0, 4, 0, 4, 4, 0, 4]] * 3)
+    quads[0, 5] = value
+    assert nms_quadri(quads, torch.tensor([0.9, 0.8, 0.7]), none, none, 0.5, False).tolist() == [1]
+    for aligned in (False, True):
+        overlaps = torch.empty(4) if aligned else torch.empty(4, 4)
+        box_iou_rotated(boxes, boxes, overlaps, 0, aligned)
+        assert overlaps.isfinite().all()
+        assert (overlaps[1] == 0).all()

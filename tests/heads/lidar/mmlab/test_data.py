@@ -129,3 +129,24 @@ def test_ignored_boxes_reach_the_sample(scans_dir, pillars, tmp_path):
     sample = build(tmp_path, pillars, data_prefix=dict(pts=""))[0]["data_samples"]
     assert len(sample.gt_instances) == len(boxes) - 1
     assert sample.metainfo["ignore_boxes"].shape == (1, 7)
+
+
+def test_check(scans_dir, pillars, tmp_path):
+    dataset = build(scans_dir, pillars, data_prefix=dict(pts="val"))
+    frames = dataset.frames.frames
+    empty = sum(not frame.classes for frame in frames)
+    boxes = sum(len(frame.classes) for frame in frames)
+    assert dataset.check().startswith(f"{len(frames)} frames, {boxes} boxes; {empty} frame")
+    some = build(scans_dir, pillars, metainfo=dict(classes=["long", "bus"])).check()
+    assert " of square not used" in some
+    assert some.endswith("none of bus")
+    points = np.full((2, 4), np.nan, np.float32)
+    (tmp_path / "b.json").write_text('{"boxes": [{"class": "long", "box": [1, 1, 1, 1, 1, 1, 0]}]}')
+    for content, message in ((b"", "is missing or empty, as 1 of 1"), (points.tobytes(), "no point with finite")):
+        (tmp_path / "b.bin").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            build(tmp_path, pillars, data_prefix=dict(pts="")).check()
+    (tmp_path / "b.bin").write_bytes(np.ones((2, 4), np.float32).tobytes())
+    (tmp_path / "b.json").write_text('{"boxes": []}')
+    with pytest.raises(DataError, match="none of the 1 frames has labeled boxes"):
+        build(tmp_path, pillars, data_prefix=dict(pts="")).check()

@@ -75,8 +75,11 @@ def install() -> bool:
             "install both from one index: pip install --upgrade torch torchvision"
         ) from error
     from .module import build
+    from .nms import without_invalid
 
     module = build()
     sys.modules[_NAME] = module
     sys.modules["mmcv"]._ext = module
+    suppression, operators = (importlib.import_module(name) for name in ("mmcv.ops.nms", "mmcv.ops"))
+    suppression.batched_nms = operators.batched_nms = without_invalid(suppression.batched_nms)
     return True

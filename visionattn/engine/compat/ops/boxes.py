@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from visionattn.kernels.box_overlap import valid_boxes
+
 from .common import operator, work_dtype
 
 __all__ = ["bbox_overlaps"]
@@ -18,7 +20,7 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
         ious: ``[N, M]``, or ``[N]`` when aligned.
         aligned: compare row i with row i only.
         offset: 0 or 1, added to widths and heights; also the minimum denominator, so the overlap of
-            two empty boxes is NaN with 0.
+            two empty boxes is NaN with 0. Boxes that are not finite have an overlap of 0.
     """
     dtype = work_dtype(bboxes1, bboxes2)
     a, b = bboxes1.to(dtype), bboxes2.to(dtype)
@@ -28,4 +30,5 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
     sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + offset
     intersection = sides.clamp(min=0).prod(-1)
     base = area_a + area_b - intersection if mode == 0 else area_a.expand_as(intersection)
-    ious.copy_(intersection / base.clamp(min=offset))
+    valid_a, valid_b = valid_boxes(a), valid_boxes(b)
+    ious.copy_((intersection / base.clamp(min=offset)).where(valid_a & valid_b, 0))

@@ -1,9 +1,17 @@
-"""Non-maximum suppression of axis-aligned boxes: greedy NMS, Soft-NMS, and NMS that returns the suppressed boxes."""
+"""Non-maximum suppression of axis-aligned boxes: greedy NMS, Soft-NMS, and NMS that returns the suppressed boxes.
+
+Boxes with NaN or infinite coordinates, or a score of NaN, are dropped.
+"""
+
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torchvision  # noqa: F401  registers the operators used below
 from torch import Tensor
+
+from visionattn.kernels.box_overlap import valid_boxes
 
 from .common import operator, work_dtype
 
@@ -28,7 +36,26 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])  # equivalent boxes with offset 0
     # Compiled mmcv takes the threshold as a float32: 0.6 must not suppress an IoU of exactly 3 / 5.
     threshold = float(np.float32(iou_threshold)) if dtype == torch.float32 else float(iou_threshold)
-    return torch.ops.torchvision.nms(boxes, scores, threshold)
+    valid = valid_boxes(boxes, scores)
+    if bool(valid.all()):
+        return torch.ops.torchvision.nms(boxes, scores, threshold)
+    index = valid.nonzero().squeeze(1)
+    return index[torch.ops.torchvision.nms(boxes[index], scores[index], threshold)]
+
+
+def without_invalid(batched_nms: Callable) -> Callable:
+    """Wrap ``mmcv.ops.batched_nms`` to leave out invalid boxes before it shifts boxes by the largest coordinate."""
+
+    @functools.wraps(batched_nms)
+    def wrapped(boxes: Tensor, scores: Tensor, idxs: Tensor, *args, **kwargs):
+        valid = valid_boxes(boxes, scores)
+        if bool(valid.all()):
+            return batched_nms(boxes, scores, idxs, *args, **kwargs)
+        index = valid.nonzero().squeeze(1)
+        dets, keep = batched_nms(boxes[index], scores[index], idxs[index], *args, **kwargs)
+        return dets, index[keep]
+
+    return wrapped
 
 
 def _overlaps(box: np.ndarray, area: np.ndarray, others: np.ndarray, areas: np.ndarray, offset: int) -> np.ndarray:
@@ -75,9 +102,9 @@ def softnms(
     corners = boxes.to("cpu", dtype, copy=True).numpy()
     score = scores.to("cpu", dtype, copy=True).numpy()
     area = _areas(corners, offset)
-    order = np.arange(len(score))
+    order = valid_boxes(torch.from_numpy(corners), torch.from_numpy(score)).nonzero().squeeze(1).numpy()
     threshold, sigma = score.dtype.type(iou_threshold), score.dtype.type(sigma)
-    count, i = len(score), 0
+    count, i = len(order), 0
     while i < count:
         best = i + int(score[order[i:count]].argmax())
         order[i], order[best] = order[best], order[i]
@@ -116,6 +143,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     boxes, threshold = array[:, :4], array.dtype.type(iou_threshold)
     area = _areas(boxes, 0)
     order = np.argsort(-array[:, 4], kind="stable")
+    order = order[valid_boxes(torch.from_numpy(boxes), torch.from_numpy(array[:, 4])).numpy()[order]]
     groups = []
     while len(order):
         top, rest = order[0], order[1:]

@@ -1,4 +1,7 @@
-"""Overlap and suppression of rotated boxes and convex quadrilaterals, computed in float64."""
+"""Overlap and suppression of rotated boxes and convex quadrilaterals, computed in float64.
+
+Boxes that are not finite have an overlap of 0 and are dropped by suppression.
+"""
 
 from collections.abc import Callable
 
@@ -12,6 +15,7 @@ from visionattn.kernels.box_overlap import (
     quadrilateral_area,
     quadrilateral_intersection,
     rotated_intersection,
+    valid_boxes,
 )
 
 from .common import operator
@@ -26,6 +30,7 @@ def _overlap(a: Tensor, b: Tensor, mode: int) -> Tensor:
 
     Mode 0 is the IoU, mode 1 the intersection over the area of the first box.
     """
+    invalid = ~(valid_boxes(a) & valid_boxes(b))
     if a.shape[-1] == 5:
         area_a, area_b = (boxes[..., 2:4].clamp(min=0).prod(-1) for boxes in (a, b))
         intersection = rotated_intersection(a, b)
@@ -34,7 +39,7 @@ def _overlap(a: Tensor, b: Tensor, mode: int) -> Tensor:
         area_a, area_b = quadrilateral_area(a), quadrilateral_area(b)
         intersection = quadrilateral_intersection(a, b)
     base = area_a + area_b - intersection if mode == 0 else area_a
-    empty = (area_a < MIN_AREA) | (area_b < MIN_AREA)
+    empty = invalid | (area_a < MIN_AREA) | (area_b < MIN_AREA)
     return torch.where(empty, 0, intersection / base.masked_fill(empty, 1))
 
 
@@ -104,7 +109,8 @@ def nms_rotated(
         iou_threshold: in [0, 1].
         multi_label: whether `dets` contains labels.
     """
-    return greedy_nms(scores, _suppressor(dets[:, :5].double(), dets[:, 5] if multi_label else None, iou_threshold))
+    boxes = dets[:, :5].double()
+    return greedy_nms(boxes, scores, _suppressor(boxes, dets[:, 5] if multi_label else None, iou_threshold))
 
 
 @operator
@@ -112,4 +118,5 @@ def nms_quadri(
     dets: Tensor, scores: Tensor, order: Tensor, dets_sorted: Tensor, iou_threshold: float, multi_label: bool
 ) -> Tensor:
     """Like `nms_rotated` for convex quadrilaterals: ``[N, 8]``, or ``[N, 9]`` with the label last."""
-    return greedy_nms(scores, _suppressor(dets[:, :8].double(), dets[:, 8] if multi_label else None, iou_threshold))
+    boxes = dets[:, :8].double()
+    return greedy_nms(boxes, scores, _suppressor(boxes, dets[:, 8] if multi_label else None, iou_threshold))

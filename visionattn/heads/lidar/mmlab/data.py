@@ -14,10 +14,11 @@ from mmengine.structures import BaseDataElement, InstanceData
 from visionattn.engine.registry import DATASETS, TRANSFORMS
 from visionattn.errors import ConfigError, DataError
 from visionattn.heads.lidar.data import augment as point_augment
+from visionattn.heads.lidar.data.files import read_points
 from visionattn.heads.lidar.data.frames import PointCloudFrame, PointCloudSet
 from visionattn.heads.lidar.data.layouts import LAYOUTS, known_classes, read_frames
 from visionattn.heads.lidar.data.object_database import ObjectDatabase, ObjectPaste
-from visionattn.io.console import count_of
+from visionattn.io.console import count_of, examples
 
 __all__ = [
     "PackPoints",
@@ -91,6 +92,11 @@ class PointCloudDataset(BaseDataset):
         self.set_options = dict(columns=columns, crop_to_view=crop_to_view, x_forward=x_forward)
         super().__init__(data_root=data_root, data_prefix=data_prefix or {"pts": ""}, metainfo=metainfo, **arguments)
 
+    @staticmethod
+    def labels_by_name(config: Mapping[str, Any]) -> bool:
+        """Return True: labels follow the order of the names in ``metainfo``."""
+        return True
+
     def read_frames(self) -> list[PointCloudFrame]:
         """Read all frames of the dataset."""
         source, split = self.data_root, self.ann_file or None
@@ -115,23 +121,29 @@ class PointCloudDataset(BaseDataset):
         self.frames = PointCloudSet(frames, classes, **self.set_options)
         return [{"img_path": str(frame.path), "number": number} for number, frame in enumerate(frames)]
 
-    def check(self) -> str:
-        """Look at all point clouds, and return the number of frames and of boxes that are used.
+    def check(self, steps: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Look for all point clouds, read at most 100 of them, and return the number of frames and of used boxes.
 
         Raises:
-            DataError: a point cloud is missing or empty, or no box is of any of the classes.
+            DataError: a point cloud is missing, empty or damaged, or no box is of any of the classes.
         """
         frames = self.frames.frames
-        for frame in frames:
-            if not Path(frame.path).is_file() or not Path(frame.path).stat().st_size:
-                raise DataError(f"{frame.path}: the point cloud is missing or empty")
+        lacking = [f.path for f in frames if not Path(f.path).is_file() or not Path(f.path).stat().st_size]
+        if lacking:
+            raise DataError(f"{lacking[0]}: is missing or empty, as {len(lacking)} of {len(frames)} point clouds")
+        for frame in frames[:: -(-len(frames) // 100)]:
+            if not len(read_points(frame.path, frame.columns).points):
+                raise DataError(f"{frame.path}: has no point with finite coordinates")
         classes = list(self.metainfo["classes"])
         found = Counter(name for frame in frames for name in frame.classes)
         if not found:
             raise DataError(f"{self.data_root or self.ann_file}: none of the {len(frames)} frames has labeled boxes")
         line = f"{count_of(len(frames), 'frame')}, {sum(found[name] for name in classes)} boxes"
         if unused := sum(found.values()) - sum(found[name] for name in classes):
-            line += f"; {unused} of other classes not used"
+            names = sorted(set(found) - set(classes))
+            line += f"; {unused} of {examples(names)} not used"
+        if empty := sum(not frame.classes for frame in frames):
+            line += f"; {count_of(empty, 'frame')} without boxes"
         absent = [name for name in classes if not found[name]]
         return f"{line}; none of {', '.join(absent)}" if absent else line
 

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
+from visionattn.kernels.neighborhood.gather import neighborhood_attention_gather
 from visionattn.kernels.neighborhood.triton import launch as triton_launch
+from visionattn.kernels.transforms import is_differentiated_again, recomputed_gradients
 
 __all__ = ["neighborhood_attention_triton"]
 
 NAME = "visionattn::neighborhood_attention_triton"
 TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? rpb, Tensor? extra_k, Tensor? extra_v"
-GEOMETRY = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale"
+GEOMETRY = "int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, float scale"
 
 torch.library.define(NAME, f"({TENSORS}, {GEOMETRY}) -> (Tensor, Tensor)")
 torch.library.define(
@@ -59,6 +61,11 @@ def _setup_context(ctx, inputs, output):
 
 def _differentiate(ctx, grad_out, grad_lse):
     out, lse, *tensors = ctx.saved_tensors
+    if is_differentiated_again(grad_out, grad_lse, *tensors):
+        gradients = recomputed_gradients(
+            lambda *x: neighborhood_attention_gather(*x, *ctx.geometry), tensors, (grad_out, grad_lse)
+        )
+        return *gradients, None, None, None, None, None
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     grads = torch.ops.visionattn.neighborhood_attention_triton_backward(

@@ -36,6 +36,9 @@ class _Problem:
             dead = nothing_attended(bias, key_regions)
             self.dead = None if dead is None else dead[:, None].expand(-1, heads, -1).reshape(-1, 1, 1)
             bias = bias[:, None].expand(batch, heads, -1, -1).reshape(self.k.shape[:2])
+            if mask is not None:  # padding may be NaN, which would remain NaN after the mask
+                for x in (self.k, self.v):
+                    x.masked_fill_(bias[..., None] < 0, 0)
         self.bias = bias
 
     def chunks(self):

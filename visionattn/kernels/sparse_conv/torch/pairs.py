@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from visionattn.kernels.sparse_conv.neighbors import Neighbors
+from visionattn.kernels.transforms import is_differentiated_again, recomputed_gradients
 
-__all__ = ["Convolution", "DepthwiseConvolution"]
+__all__ = ["Convolution", "DepthwiseConvolution", "convolve"]
 
 
 def _whole(neighbors: Neighbors, index: int) -> bool:
@@ -25,6 +26,31 @@ def _add(total: Tensor, rows: Tensor, values: Tensor) -> None:
         total.index_add_(0, rows, values)
     else:  # index_add_ on a GPU is deterministic only on request, and then slower
         total[rows] = total[rows] + values
+
+
+def convolve(features: Tensor, weight: Tensor, neighbors: Neighbors) -> Tensor:
+    """Both convolutions with differentiable operators, for transforms (see `kernels.transforms`) and tracing.
+
+    Args:
+        features: ``[N, C]``.
+        weight: ``[K, C, C']``, or ``[K, C]`` for the depthwise convolution.
+        neighbors: the pairs of voxels of each offset.
+
+    Returns:
+        ``[M, C']`` or ``[M, C]``.
+    """
+    exact = torch.promote_types(features.dtype, torch.float32)
+    total = features.new_zeros((neighbors.num_outputs, weight.shape[-1]), dtype=exact)
+    for kernel, source, target in zip(weight.unbind(0), neighbors.sources, neighbors.targets, strict=True):
+        if len(source):
+            rows = features.index_select(0, source)
+            values = rows * kernel if kernel.dim() == 1 else rows @ kernel
+            total = total.index_add(0, target, values.to(exact))
+    return total.to(features.dtype)
+
+
+def _recompute(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    return recomputed_gradients(lambda x, w: (convolve(x, w, ctx.neighbors),), ctx.saved_tensors, (grad,))
 
 
 class Convolution(torch.autograd.Function):
@@ -50,6 +76,8 @@ class Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Gradients of features and weight."""
         features, weight = ctx.saved_tensors
+        if is_differentiated_again(grad, features, weight):
+            return *_recompute(ctx, grad), None
         neighbors, grad = ctx.neighbors, grad.contiguous()
         wants_x, wants_w = ctx.needs_input_grad[:2]
         accumulate = torch.float32 if features.dtype in (torch.bfloat16, torch.float16) else features.dtype
@@ -94,6 +122,8 @@ class DepthwiseConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Gradients of features and weight."""
         features, weight = ctx.saved_tensors
+        if is_differentiated_again(grad, features, weight):
+            return *_recompute(ctx, grad), None
         neighbors, grad = ctx.neighbors, grad.contiguous()
         wants_x, wants_w = ctx.needs_input_grad[:2]
         accumulate = torch.float32 if features.dtype in (torch.bfloat16, torch.float16) else features.dtype

@@ -1,12 +1,15 @@
-"""Neighborhood attention with operators that TorchScript and ONNX support, for scripted and exported layers only.
+"""Neighborhood attention with differentiable operators that TorchScript and ONNX support.
 
-It stores ``prod(kernel_size)`` copies of the keys and values; everywhere else the kernels are used.
+For scripted layers, ONNX, and transforms (see `kernels.transforms`). It stores ``prod(kernel_size)`` copies of the keys
+and values; everywhere else the backends are used.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["gather_attention"]
+__all__ = ["gather_attention", "neighborhood_attention_gather"]
 
 
 def _axis_neighbors(
@@ -32,7 +35,7 @@ def _axis_neighbors(
     valid = torch.ones_like(neighbor, dtype=torch.bool)
     if causal:
         valid = (neighbor >= 0) & (neighbor <= inner.unsqueeze(1))
-        neighbor = torch.where(valid, neighbor, 0)
+        neighbor = torch.where(valid, neighbor, inner.unsqueeze(1))  # a key that the query attends to
     return group.unsqueeze(1) + neighbor * dilation, offset, valid
 
 
@@ -48,8 +51,14 @@ def gather_attention(
     rpb: Tensor | None,
     extra_k: Tensor | None,
     extra_v: Tensor | None,
-) -> Tensor:
-    """Compute neighborhood attention for any number of axes; arguments as for `visionattn.kernels.na2d`."""
+) -> tuple[Tensor, Tensor]:
+    """Compute neighborhood attention for any number of axes; arguments as for `visionattn.kernels.na2d`.
+
+    Queries, keys and values have the same number of heads. The result has the dtype of the query.
+
+    Returns:
+        Output ``[B, *spatial, heads, dim_v]`` and log-sum-exp ``[B, *spatial, heads]``.
+    """
     rank = len(kernel_size)
     device = q.device
     position, offset, valid = _axis_neighbors(q.shape[1], kernel_size[0], stride[0], dilation[0], is_causal[0], device)
@@ -75,10 +84,38 @@ def gather_attention(
         logits_BNHK = logits_BNHK + bias_HNK.transpose(0, 1)
     logits_BNHK = logits_BNHK.masked_fill(~valid.unsqueeze(1), -float("inf"))
     if extra_k is None or extra_v is None:
+        lse_BNH = logits_BNHK.logsumexp(-1)
         out_BNHD = torch.einsum("bnhk,bnkhd->bnhd", logits_BNHK.softmax(-1), v_BNKHD)
     else:
         extra_BNHE = torch.einsum("bnhd,behd->bnhe", q_BNHD, extra_k)
-        attn = torch.cat([logits_BNHK, extra_BNHE], -1).softmax(-1)
+        logits_BNHK = torch.cat([logits_BNHK, extra_BNHE], -1)
+        lse_BNH = logits_BNHK.logsumexp(-1)
+        attn = logits_BNHK.softmax(-1)
         out_BNHD = torch.einsum("bnhk,bnkhd->bnhd", attn[..., :neighbors], v_BNKHD)
         out_BNHD = out_BNHD + torch.einsum("bnhe,behd->bnhd", attn[..., neighbors:], extra_v)
-    return out_BNHD.reshape(q.shape)
+    lse_BNH = lse_BNH.reshape(list(q.shape[:-1]))
+    return out_BNHD.unflatten(1, list(q.shape[1:-2])), lse_BNH
+
+
+def neighborhood_attention_gather(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    extra_k: Tensor | None,
+    extra_v: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Same as the operators of the backends, with their argument order: shared key heads, at least float32."""
+    exact = torch.promote_types(q.dtype, torch.float32)
+    repeat = q.shape[-2] // k.shape[-2]
+    tables = [x if x is None or repeat == 1 else x.repeat_interleave(repeat, -2) for x in (k, v, extra_k, extra_v)]
+    k, v, extra_k, extra_v = (x if x is None else x.to(exact) for x in tables)
+    bias = None if rpb is None else rpb.to(exact)
+    geometry = [list(x) for x in (kernel_size, stride, dilation, is_causal)]
+    out, lse = gather_attention(q.to(exact), k, v, *geometry, scale, bias, extra_k, extra_v)
+    return out.to(q.dtype), lse

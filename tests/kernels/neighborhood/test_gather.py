@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visionattn.kernels import na1d, na2d, na3d
-from visionattn.layers._gather import gather_attention
+from visionattn.kernels.neighborhood.gather import gather_attention
 
 OPS = {1: na1d, 2: na2d, 3: na3d}
 
@@ -33,5 +33,5 @@ def test_equals_the_reference_kernel(seed):
         q, k, v, kernel, stride, dilation, causal, scale=0.7, rpb=rpb,
         additional_keys=extra_k, additional_values=extra_v, backend="reference",
     )  # fmt: skip
-    out = gather_attention(q, k, v, kernel, stride, dilation, causal, 0.7, rpb, extra_k, extra_v)
+    out, _ = gather_attention(q, k, v, kernel, stride, dilation, causal, 0.7, rpb, extra_k, extra_v)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
