@@ -28,7 +28,6 @@ class ImageJob(Job):
         category_ids: the id of each class in COCO files, or None for 1, 2, 3, ...
     """
 
-    styled = True
     dataset_colors: ClassVar[bool] = False
 
     def __init__(self, model: TrainedModel, options: Options, own: Any = None) -> None:

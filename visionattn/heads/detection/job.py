@@ -22,7 +22,7 @@ class DetectionJob(ImageJob):
 
     name = "detection"
     masks = False
-    tiles = views = thresholded = True
+    tiles = views = styled = thresholded = True
 
     @classmethod
     def matches(cls, model: type, config: Mapping[str, Any]) -> bool:

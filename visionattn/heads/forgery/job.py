@@ -20,7 +20,7 @@ class ForgeryJob(ImageJob):
     """Prediction of the forged pixels, and of whether the image is forged."""
 
     name = "forgery"
-    tiles = views = dataset_colors = True
+    tiles = views = styled = dataset_colors = True
 
     def prediction(self, output: Any, size: tuple[int, int]) -> ForgeryPrediction:
         """Return the probability of each pixel and of the image."""

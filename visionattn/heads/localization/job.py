@@ -18,7 +18,7 @@ class LocalizationJob(ImageJob):
     """The class of an image, the heat map of that class, and a box around its largest region."""
 
     name = "localization"
-    thresholded = True
+    styled = thresholded = True
 
     def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
         """Return box, class scores and heat map."""

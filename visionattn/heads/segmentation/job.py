@@ -21,7 +21,7 @@ __all__ = ["JOBS", "PanopticJob", "SemanticJob"]
 class _MapJob(ImageJob):
     """A job that predicts the class of each pixel."""
 
-    tiles = dataset_colors = True  # semantic maps are usually shown in the colors of their dataset
+    tiles = styled = dataset_colors = True  # semantic maps are usually shown in the colors of their dataset
 
     @classmethod
     def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
