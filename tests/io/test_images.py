@@ -100,14 +100,27 @@ def test_16_bits_scale_by_the_full_range(tmp_path, suffix):
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
 
 
-def test_float_in_0_to_1_and_not_beyond(tmp_path):
-    image = read_image(save(tmp_path / "f.tif", np.array([[0, 0.5, 1]], dtype=np.float32)))
-    np.testing.assert_array_equal(image[0, :, 0], [0, 128, 255])
-    for values in ([0, 2.0], [-1.0, 0], [0, np.nan]):
-        with pytest.raises(DataError, match=r"g\.tif: floating-point pixels must be"):
-            read_image(save(tmp_path / "g.tif", np.array([values], dtype=np.float32)))
-    with pytest.raises(DataError, match="must fit 16 bits"):
-        read_image(save(tmp_path / "i.tif", np.array([[0, 70000]], dtype=np.int32)))
+@pytest.mark.filterwarnings("ignore:.*of such files|.*such files are")
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 0.5, 1], [0, 128, 255]),
+        ([0, 0.25, 0.5], [0, 64, 128]),  # a dark image stays dark
+        ([0, 0.3, 1.2], [0, 64, 255]),
+        ([0, 128, 255.7], [0, 128, 255]),
+        ([0, 2048, 4000], [0, 128, 249]),
+    ],
+)
+def test_float(tmp_path, values, expected):
+    image = read_image(save(tmp_path / "f.tif", np.array([values], dtype=np.float32)))
+    np.testing.assert_array_equal(image[0, :, 0], expected)
+
+
+@pytest.mark.parametrize("values", [[-1.0, 0], [0, np.nan], [0, np.inf], [0, 70000]])
+def test_values_without_a_meaning_as_brightness(tmp_path, values):
+    for kind in (np.float32, np.int32)[: 1 + bool(np.isfinite(values).all())]:
+        with pytest.raises(DataError, match=r"g\.tif: pixels must be in \[0, 65535\]"):
+            read_image(save(tmp_path / "g.tif", np.array([values], dtype=kind)))
 
 
 def test_cmyk_jpeg(tmp_path):

@@ -71,6 +71,17 @@ def test_nothing_found_is_one_clear_line(tree, item, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("pattern", ["", "**/*"])
+def test_unsupported_formats_are_counted(tree, pattern, monkeypatch):
+    monkeypatch.setattr("visionattn.io.inputs.known_formats", lambda: ("JPEG", "PNG"))
+    for name in ("a/IMG_1.HEIC", "a/x.avif", "y.psd"):
+        (tree / name).write_bytes(b"-")
+    with pytest.warns(UserWarning, match=r"skipping 3 files .*\(\.avif \.heic \.psd\).*install pillow-heif") as seen:
+        find_inputs([str(tree / pattern)])
+    assert len(seen) == 1
+    assert names(tree, [tree / "a" / "IMG_1.HEIC"]) == ["a/IMG_1.HEIC"]  # reading it gives the reason
+
+
 def test_no_input():
     with pytest.raises(DataError, match="`inputs` is empty"):
         find_inputs([])

@@ -5,10 +5,11 @@ drawing all read images with it:
 
 - EXIF orientation is applied in every format; grayscale, palette, YCbCr and CMYK images are converted to color.
 - Transparency is dropped, not blended.
-- Integers of more than 8 bits are scaled from their bit depth, the smallest of 8, 10, 12, 14 and 16 bits that holds the
-  brightest pixel: cameras often store 12 bits in files of 16. A warning names the depth unless it is 16.
-- Floating-point values must be in [0, 1].
-- The first frame of an animation or the first page of a document is read.
+- Values of more than 8 bits, gray or color, are scaled from their bit depth, the smallest of 8, 10, 12, 14 and 16 bits
+  that holds the brightest pixel: cameras often store 12 bits in files of 16. A warning names the depth unless it is 16.
+- Floating-point values in [0, 1] are scaled to [0, 255]; larger ones like integers, with a warning. If they end below 2,
+  as after resampling, the largest value becomes 255.
+- The first frame of an animation or the first page of a document is read, with a warning.
 - HEIC is read if the package pillow-heif is installed.
 
 The table in docs/images.md lists the formats.
@@ -54,9 +55,8 @@ ORIENTATION = 0x0112
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bit depths of integer pixels."""
-READ_AS = "are read as"
-_told: set[int] = set()
-"""Bit depths that a warning has named, as it would otherwise be repeated for each file."""
+_told: set[str] = set()
+"""Kinds of files that a warning has named, as it would otherwise be repeated for each file."""
 
 _pillow_settings = threading.RLock()
 
@@ -174,7 +174,6 @@ def _strict_pillow() -> Iterator[None]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # mostly about metadata; damaged pixels raise errors
-                warnings.filterwarnings("default", message=f".*{READ_AS}")
                 yield
         finally:
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
@@ -202,8 +201,11 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise DataError(f"{path}: the file is empty (0 bytes)")
         with _strict_pillow(), image_module.open(path, formats=known_formats()) as image:
             check_size(str(path), image.width, image.height, max_pixels)
+            deep, pages = _is_deep(image), _pages(image)
             image.load()
-            return to_bgr(image, str(path))
+        if pages > 1:  # outside of the block, which discards the warnings of Pillow
+            _tell_once("pages", f"{path}: has {pages} pages or frames; of such files, only the first one is read")
+        return to_bgr(image, str(path), _decode_deep(path, image.size) if deep else None)
     except DataError as error:
         text = str(error)
         raise DataError(text if text.startswith(str(path)) else f"{path}: {text}") from error
@@ -228,19 +230,69 @@ def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def to_bgr(image: Any, name: str = "image") -> np.ndarray:
+def _tell_once(kind: str, line: str) -> None:
+    if kind not in _told:
+        _told.add(kind)
+        warnings.warn(line, stacklevel=3)
+
+
+def _pages(image: Any) -> int:
+    """Return the number of pages of a document, or of frames of an animation."""
+    if image.format in ("MPO", "HEIF"):  # previews and depth maps of one photograph
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # damaged behind the first page
+        return 1
+
+
+def _is_deep(image: Any) -> bool:
+    """Return True for a color image with more than 8 bits per value, of which Pillow keeps only the upper 8."""
+    if image.mode not in ("RGB", "RGBA", "LA") or not image.tile:
+        return False
+    arguments = image.tile[0][3]
+    if image.format == "PPM":  # the last argument is the largest value
+        return isinstance(arguments, tuple) and arguments[-1] > 255
+    mode = arguments[0] if isinstance(arguments, tuple) else arguments
+    return image.format in ("PNG", "TIFF") and ";16" in str(mode)
+
+
+def _decode_deep(path: Path, size: tuple[int, int]) -> np.ndarray | None:
+    """Decode a color image with 16 bits per value with OpenCV, without its transparency.
+
+    Args:
+        path: a PNG, TIFF or PPM file that Pillow has decoded completely.
+        size: (width, height) in pixels as Pillow decoded it.
+
+    Returns:
+        BGR uint16 ``[H, W, 3]``, oriented as Pillow decodes it; None if OpenCV cannot decode the file.
+    """
+    cv2 = require("cv2")
+    try:
+        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if array is None or array.dtype != np.uint16 or array.ndim != 3 or array.shape[1::-1] != size:
+        return None
+    return array[..., :3] if array.shape[2] >= 3 else np.repeat(array[..., :1], 3, axis=2)
+
+
+def to_bgr(image: Any, name: str = "image", deep: np.ndarray | None = None) -> np.ndarray:
     """Convert a PIL image to ``[H, W, 3]`` BGR uint8 by the rules in the module's docstring.
 
     Args:
         image: the image.
         name: its name in warnings.
+        deep: its values with 16 bits, BGR ``[H, W, 3]``, if Pillow has reduced them to 8.
 
     Raises:
         DataError: values that do not fit 8 or 16 bits, or a color space that Pillow cannot convert.
     """
     image.load()  # for TIFF, Pillow applies the orientation here and removes the tag
     turn = _upright(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if deep is not None:
+        array = _to_8_bits(deep, name)
+    elif image.mode in ("I", "F") or image.mode.startswith("I;16"):
         gray = _to_8_bits(np.asarray(image), name)
         array = np.repeat(gray[..., None], 3, axis=2)
     else:
@@ -273,19 +325,26 @@ def _upright(image: Any):
 
 def _to_8_bits(array: np.ndarray, name: str) -> np.ndarray:
     low, high = array.min(), array.max()
-    if array.dtype.kind == "f":
-        if not (0 <= low <= high <= 1):  # also catches NaN
-            raise DataError(f"floating-point pixels must be in [0, 1], got values from {low:g} to {high:g}")
-        return np.rint(array * 255).astype(np.uint8)
-    if low < 0 or high > 65535:
-        raise DataError(f"integer pixels must fit 16 bits, got values from {low} to {high}")
-    bits = next(depth for depth in DEPTHS if high < 2**depth)
-    if bits < DEPTHS[-1] and array.dtype.itemsize > 1 and bits not in _told:
-        _told.add(bits)
-        warnings.warn(
-            f"{name}: its 16-bit pixels are at most {high}; such files {READ_AS} {bits}-bit values", stacklevel=2
+    if not (low >= 0 and high <= 65535):  # also catches NaN
+        raise DataError(
+            f"pixels must be in [0, 65535], or in [0, 1] for floating-point images, got values from {low:g} to "
+            f"{high:g}; scale them to one of these ranges"
         )
+    if array.dtype.kind == "f" and high <= 2:
+        if high > 1:
+            line = (
+                f"{name}: its floating-point pixels are at most {high:g}; such files are scaled by their largest value"
+            )
+            _tell_once("floating point", line)
+        return np.rint(array * (255 / max(float(high), 1.0))).astype(np.uint8)
+    bits = next(depth for depth in DEPTHS if high < 2**depth)
+    if array.dtype.kind == "f" or (0 < high < 2 ** DEPTHS[-2] and array.dtype.itemsize > 1):
+        kind = "floating-point" if array.dtype.kind == "f" else "16-bit"
+        line = f"{name}: its {kind} pixels are at most {high:g}; such files are read as {bits}-bit values"
+        _tell_once(f"{kind} {bits}", line)
     largest = 2**bits - 1
+    if array.dtype.kind == "f":
+        return np.rint(array * (255 / largest)).clip(0, 255).astype(np.uint8)
     return ((array.astype(np.uint32) * 255 + largest // 2) // largest).astype(np.uint8)
 
 

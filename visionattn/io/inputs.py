@@ -1,5 +1,6 @@
 """Find input files: paths, folders and glob patterns expanded into lists of files."""
 
+import contextlib
 import glob
 import os
 import warnings
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visionattn.errors import DataError
+from visionattn.io.console import count_of
 from visionattn.io.images import known_formats
 
 __all__ = [
@@ -22,12 +24,16 @@ __all__ = [
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif",
+    ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif",
     ".tiff", ".webp",
 ))
 VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"))
-UNSUPPORTED_SUFFIXES = frozenset((".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raw"))
-HEIF_SUFFIXES = frozenset((".heic", ".heif"))
+OPTIONAL_SUFFIXES = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".hif": "HEIF"}
+"""Formats that only some installations of Pillow can read."""
+UNSUPPORTED_SUFFIXES = frozenset((
+    ".arw", ".cr2", ".cr3", ".dng", ".eps", ".exr", ".hdr", ".ico", ".jxl", ".nef", ".orf", ".pdf", ".psd", ".raw",
+    ".rw2", ".svg", ".tga",
+))
 # fmt: on
 
 
@@ -42,20 +48,23 @@ class Source:
 def find_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:
     """Find images and videos; see `find_files`.
 
-    Issues a warning with the number of image files in unsupported formats in the folders. HEIC is supported if the
-    package pillow-heif is installed.
+    Issues a warning with the number of image files in unsupported formats that folders and patterns contain. HEIC is
+    supported if the package pillow-heif is installed.
     """
-    heif = HEIF_SUFFIXES if "HEIF" in known_formats() else frozenset()
-    folders = [item for item in inputs if "\0" not in str(item)]  # `find_files` rejects such a path
-    skipped = [path for item in folders for path in walk_files(item, UNSUPPORTED_SUFFIXES - heif, exclude=exclude)]
-    if skipped:
+    readable = {suffix for suffix, kind in OPTIONAL_SUFFIXES.items() if kind in known_formats()}
+    missing = (UNSUPPORTED_SUFFIXES | OPTIONAL_SUFFIXES.keys()) - readable
+    found: list[Path] = []
+    for item in inputs:
+        with contextlib.suppress(DataError):  # no such files, or a path that `find_files` rejects
+            found += [path for path in _expand(str(item), missing, exclude, "") if str(path) != str(item)]
+    if skipped := list(dict.fromkeys(found)):
         formats = " ".join(sorted({path.suffix.lower() for path in skipped}))
         warnings.warn(
-            f"skipping {len(skipped)} files in unsupported formats ({formats}), such as {skipped[0]}; convert them to "
-            f"JPEG or PNG{', or install pillow-heif' if HEIF_SUFFIXES & set(formats.split()) else ''}",
+            f"skipping {count_of(len(skipped), 'file')} in unsupported formats ({formats}), such as {skipped[0]}; convert them to "
+            f"JPEG or PNG{', or install pillow-heif' if OPTIONAL_SUFFIXES.keys() & set(formats.split()) else ''}",
             stacklevel=2,
         )
-    files = find_files(inputs, IMAGE_SUFFIXES | VIDEO_SUFFIXES | heif, exclude=exclude, what="image or video")
+    files = find_files(inputs, IMAGE_SUFFIXES | VIDEO_SUFFIXES | readable, exclude=exclude, what="image or video")
     return [Source(path, path.suffix.lower() in VIDEO_SUFFIXES) for path in files]
 
 

@@ -10,7 +10,7 @@ from visionattn.data.coco import segmentation_fault
 from visionattn.errors import DataError, require
 from visionattn.heads.forgery.sets import SUFFIXES
 from visionattn.heads.forgery.synthesis import Donor
-from visionattn.io.images import decode_image
+from visionattn.io.images import read_image
 from visionattn.io.inputs import walk_files
 from visionattn.io.json import read_json
 
@@ -43,7 +43,7 @@ def read_photo(path: str | Path) -> np.ndarray:
     Raises:
         DataError: if the file cannot be read as an image.
     """
-    return decode_image(path, require("cv2").IMREAD_COLOR)
+    return read_image(path)
 
 
 class FolderDonors:
