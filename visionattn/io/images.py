@@ -7,8 +7,8 @@ drawing all read images with it:
 - Transparency is dropped, not blended.
 - Values of more than 8 bits, gray or color, are scaled from their bit depth, the smallest of 8, 10, 12, 14 and 16 bits
   that holds the brightest pixel: cameras often store 12 bits in files of 16. A warning names the depth unless it is 16.
-- Floating-point values in [0, 1] are scaled to [0, 255]; larger ones like integers, with a warning. If they end below 2,
-  as after resampling, the largest value becomes 255.
+- Floating-point values in [0, 1] are scaled to [0, 255]; larger ones like integers, with a warning. If they
+  end below 2, as after resampling, the largest value becomes 255.
 - The first frame of an animation or the first page of a document is read, with a warning.
 - HEIC is read if the package pillow-heif is installed.
 

@@ -60,8 +60,8 @@ def find_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> li
     if skipped := list(dict.fromkeys(found)):
         formats = " ".join(sorted({path.suffix.lower() for path in skipped}))
         warnings.warn(
-            f"skipping {count_of(len(skipped), 'file')} in unsupported formats ({formats}), such as {skipped[0]}; convert them to "
-            f"JPEG or PNG{', or install pillow-heif' if OPTIONAL_SUFFIXES.keys() & set(formats.split()) else ''}",
+            f"skipping {count_of(len(skipped), 'file')} in unsupported formats ({formats}), such as {skipped[0]}; "
+            f"convert them to JPEG or PNG{', or install pillow-heif' if OPTIONAL_SUFFIXES.keys() & set(formats.split()) else ''}",
             stacklevel=2,
         )
     files = find_files(inputs, IMAGE_SUFFIXES | VIDEO_SUFFIXES | readable, exclude=exclude, what="image or video")
