@@ -9,7 +9,7 @@ import numpy as np
 from visionattn.errors import DataError
 from visionattn.io.console import count_of
 from visionattn.io.images import image_size, open_image
-from visionattn.io.inputs import UNSUPPORTED_SUFFIXES, walk_files
+from visionattn.io.inputs import OPTIONAL_SUFFIXES, UNSUPPORTED_SUFFIXES, walk_files
 
 __all__ = ["IGNORED", "IMAGE_SUFFIXES", "check_masks", "pair_masks", "read_names", "unused_files"]
 
@@ -80,7 +80,9 @@ def unused_files(images: Path, masks: Path, pairs: Sequence[tuple[Path, Path]]) 
     """Describe the files of two folders that belong to no pair, with their number and an example; None without any."""
     used = {path for pair in pairs for path in pair}
     files = {
-        path for folder in (images, masks) for path in walk_files(folder, UNSUPPORTED_SUFFIXES | set(IMAGE_SUFFIXES))
+        path
+        for folder in (images, masks)
+        for path in walk_files(folder, {*UNSUPPORTED_SUFFIXES, *OPTIONAL_SUFFIXES, *IMAGE_SUFFIXES})
     }
     left = sorted(files - used)
     return f"{count_of(len(left), 'file')} not used, such as {left[0]}" if left else None

@@ -72,9 +72,10 @@ def _setup_context(ctx, inputs, output):
 
 
 def _differentiate(ctx, grad_out):
-    if is_differentiated_again(grad_out, *ctx.saved_tensors[:3]):
-        return *_recompute(ctx.problem, grad_out, *ctx.saved_tensors), None, None, None, None, None
-    gradients = torch.ops.visionattn.routing_attention_backward(grad_out, *ctx.saved_tensors, *ctx.problem)
+    saved = ctx.saved_tensors  # activation checkpointing allows a single access
+    if is_differentiated_again(grad_out, *saved[:3]):
+        return *_recompute(ctx.problem, grad_out, *saved), None, None, None, None, None
+    gradients = torch.ops.visionattn.routing_attention_backward(grad_out, *saved, *ctx.problem)
     return *gradients, None, None, None, None, None
 
 
@@ -114,9 +115,10 @@ def _setup_triton_context(ctx, inputs, output):
 
 
 def _differentiate_triton(ctx, grad_out, _):
-    if is_differentiated_again(grad_out, *ctx.saved_tensors[:3]):
-        return *_recompute(ctx.problem, grad_out, *ctx.saved_tensors[:5]), None, None, None, None, None
-    gradients = torch.ops.visionattn.routing_attention_triton_backward(grad_out, *ctx.saved_tensors, *ctx.problem)
+    saved = ctx.saved_tensors  # activation checkpointing allows a single access
+    if is_differentiated_again(grad_out, *saved[:3]):
+        return *_recompute(ctx.problem, grad_out, *saved[:5]), None, None, None, None, None
+    gradients = torch.ops.visionattn.routing_attention_triton_backward(grad_out, *saved, *ctx.problem)
     return *gradients, None, None, None, None, None
 
 

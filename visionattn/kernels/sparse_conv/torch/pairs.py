@@ -49,8 +49,8 @@ def convolve(features: Tensor, weight: Tensor, neighbors: Neighbors) -> Tensor:
     return total.to(features.dtype)
 
 
-def _recompute(ctx: Any, grad: Tensor) -> list[Tensor | None]:
-    return recomputed_gradients(lambda x, w: (convolve(x, w, ctx.neighbors),), ctx.saved_tensors, (grad,))
+def _recompute(ctx: Any, grad: Tensor, features: Tensor, weight: Tensor) -> list[Tensor | None]:
+    return recomputed_gradients(lambda x, w: (convolve(x, w, ctx.neighbors),), (features, weight), (grad,))
 
 
 class Convolution(torch.autograd.Function):
@@ -77,7 +77,7 @@ class Convolution(torch.autograd.Function):
         """Gradients of features and weight."""
         features, weight = ctx.saved_tensors
         if is_differentiated_again(grad, features, weight):
-            return *_recompute(ctx, grad), None
+            return *_recompute(ctx, grad, features, weight), None
         neighbors, grad = ctx.neighbors, grad.contiguous()
         wants_x, wants_w = ctx.needs_input_grad[:2]
         accumulate = torch.float32 if features.dtype in (torch.bfloat16, torch.float16) else features.dtype
@@ -123,7 +123,7 @@ class DepthwiseConvolution(torch.autograd.Function):
         """Gradients of features and weight."""
         features, weight = ctx.saved_tensors
         if is_differentiated_again(grad, features, weight):
-            return *_recompute(ctx, grad), None
+            return *_recompute(ctx, grad, features, weight), None
         neighbors, grad = ctx.neighbors, grad.contiguous()
         wants_x, wants_w = ctx.needs_input_grad[:2]
         accumulate = torch.float32 if features.dtype in (torch.bfloat16, torch.float16) else features.dtype
