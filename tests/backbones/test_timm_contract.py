@@ -12,27 +12,14 @@ from fnmatch import fnmatch
 import pytest
 import timm
 import torch
+from fixtures.reduced import NAMES, REDUCED, REPRESENTATIVES, SMALL, cfg_of, family, first_of_each, image, small
 from safetensors.torch import load_file, save_file
-from timm.layers import DropPath, set_scriptable
+from timm.layers import set_scriptable
 from timm.models import create_feature_extractor, get_graph_node_names, group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
 
 from visionattn import backbones
-
-# Arguments that reduce the models of each module of `visionattn.backbones`.
-SMALL = {
-    "dinat": {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 4)},
-    "dinat_s": {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 1, 2, 4)},
-    "dinat_isotropic": {"embed_dim": 16, "depth": 3, "num_heads": 2},
-    "davit": {"embed_dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 4)},
-    "biformer": {"embed_dim": 8, "depths": (1, 2, 1, 1), "head_dim": 8},
-    "pose_vit": {"embed_dim": 24, "depth": 4, "num_heads": 3},
-    "timesformer": {"embed_dim": 24, "depth": 4, "num_heads": 3},
-    "scatterformer": {
-        "embed_dim": 16, "depths": (1, 1), "stem_depth": 1, "num_heads": 2, "pool_heads": 2, "window_size": 4,
-    },
-}  # fmt: skip
 
 _TOKENS = "the features are tokens; like timm's ViTs, tested by test_default_cfg_of_tokens"
 _POSE = "pose-aware blocks run only with a pose; tested by test_backward_with_pose"
@@ -53,35 +40,12 @@ EXEMPTIONS = {
 }
 
 
-def family(name: str) -> str:
-    return timm.models.model_entrypoint(name.split(".")[0]).__module__.split(".")[-1]
-
-
-def small(name: str, **kwargs) -> nn.Module:
-    """Create the model with few narrow blocks; kernel, dilations, layer scale, stem and head are unchanged."""
-    size = dict(SMALL[family(name)])
-    if kwargs.get("features_only") and family(name) == "dinat_isotropic":
-        size["out_indices"] = (0, 1, 2)
-    return timm.create_model(name, **{**size, **kwargs})
-
-
-def structure(model: nn.Module) -> tuple:
-    return type(model), frozenset(type(m) for m in model.modules() if not isinstance(m, (DropPath, nn.Identity)))
-
-
 def signature(model: nn.Module) -> str:
     text = re.sub(r"\((\w+)\): (DropPath\(.*\)|Identity\(\))", "", repr(model))
     return text + str([(name, tuple(value.shape)) for name, value in model.state_dict().items()])
 
 
-def first_of_each(key) -> list[str]:
-    return list({key(model): name for name, model in reversed(REDUCED.items())}.values())[::-1]
-
-
-NAMES = [name for name in timm.list_models() if timm.models.model_entrypoint(name).__module__.startswith("visionattn.")]
-REDUCED = {name: small(name, num_classes=10, device="meta") for name in NAMES}
 TAGGED = [tagged for name in NAMES for tagged in timm.list_models(name, include_tags=True)]
-REPRESENTATIVES = first_of_each(structure)  # one of each architecture
 DISTINCT = first_of_each(signature)  # all that differ when reduced, such as by layer scale or kernel size
 
 
@@ -105,16 +69,6 @@ def as_map(model: nn.Module, features: torch.Tensor, x: torch.Tensor) -> torch.T
         return features.permute(0, 3, 1, 2) if is_channels_last(model) else features
     size = [math.ceil(side / patch) for side, patch in zip(x.shape[-2:], model.patch_embed.patch_size, strict=True)]
     return features[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, size)
-
-
-def cfg_of(name: str) -> dict:
-    return timm.models.get_pretrained_cfg(name).to_dict()
-
-
-def image(name: str, side: int, batch: int = 1, channels: int | None = None) -> torch.Tensor:
-    cfg = cfg_of(name)
-    side = 224 if cfg["fixed_input_size"] else side
-    return torch.randn(batch, channels or cfg["input_size"][0], side, side)
 
 
 def pose_of(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from visionattn.backbones._backbone import StagedBackbone, check_levels, drop_path_rates
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
 from visionattn.backbones._weights import checkpoint_filter_fn, register_description
+from visionattn.layers._sdpa import attend
 from visionattn.layers.routing import BiLevelRoutingAttention
 
 __all__ = ["BiFormer", "BiFormerSTL"]
@@ -67,7 +68,7 @@ class GlobalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)
         q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        out = attend(q, k, v).transpose(1, 2).reshape(x.shape)
         if self.lepe is not None:
             source = x if self.lepe_of == "input" else qkv[..., 2 * x.shape[-1] :]
             out = out + self.lepe(source.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -394,7 +395,7 @@ class BiFormer(StagedBackbone):
 
     def _stem(self, x: Tensor) -> Tensor:
         # Norms and linear layers need channels last; convolutions run as fast in it.
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels last, also with vmap
         return self.downsample_layers[0](x).permute(0, 2, 3, 1)
 
     def _next_resolution(self, index: int, x: Tensor) -> Tensor:
@@ -468,7 +469,7 @@ class BiFormer(StagedBackbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return normed features ``[B, ceil(H / 32), ceil(W / 32), C]`` of images ``[B, in_chans, H, W]``."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels last, also with vmap
         for downsample, stage in zip(self.downsample_layers, self.stages):  # noqa: B905 - as TorchScript has it
             x = stage(downsample(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.norm(x).permute(0, 2, 3, 1)

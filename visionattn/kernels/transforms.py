@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["full_precision", "is_differentiated_again", "is_symbolic", "is_transformed", "recomputed_gradients"]
+__all__ = [
+    "full_precision",
+    "is_differentiated_again",
+    "is_plain",
+    "is_symbolic",
+    "is_transformed",
+    "recomputed_gradients",
+]
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
@@ -22,6 +29,17 @@ def is_transformed(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Return True if there is no gradient, compiler, tracer or dispatch mode."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return False
+    return type(tensors[0]) is Tensor
 
 
 def is_symbolic(*tensors: Tensor) -> bool:

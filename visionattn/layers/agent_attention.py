@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module, trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.layers._sdpa import attend
 from visionattn.layers._tokens import TokenAttention, pair
 
 __all__ = ["AgentAttention"]
@@ -106,10 +107,8 @@ class AgentAttention(TokenAttention):
         agents = self.heads(F.adaptive_avg_pool2d(q_map, self.pool_size).flatten(2).transpose(1, 2))
         to_tokens, to_agents = (bias.to(q.dtype) for bias in self.biases(height, width))
         drop = self.attn_drop if self.training else 0.0
-        gathered = F.scaled_dot_product_attention(
-            agents, self.heads(k), self.heads(v), to_tokens, drop, scale=self.scale
-        )
-        out = F.scaled_dot_product_attention(self.heads(q), agents, gathered, to_agents, drop, scale=self.scale)
+        gathered = attend(agents, self.heads(k), self.heads(v), to_tokens, drop, scale=self.scale)
+        out = attend(self.heads(q), agents, gathered, to_agents, drop, scale=self.scale)
         out = out.transpose(1, 2).flatten(2)
         local = self.dwc(v[:, prefix:].transpose(1, 2).unflatten(2, (height, width))).flatten(2).transpose(1, 2)
         if prefix:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from visionattn.layers._sdpa import attend
 from visionattn.layers._tokens import TokenAttention
 
 __all__ = ["GatedPositionalAttention"]
@@ -112,7 +113,7 @@ class GatedPositionalAttention(TokenAttention):
             out = (weights @ self.heads(value)).transpose(1, 2).flatten(2)
             return self.proj_drop(self.proj(out))
         q, k = self.qk(x).chunk(2, -1)
-        out = F.scaled_dot_product_attention(self.heads(q), self.heads(k), self.heads(value), scale=self.scale)
+        out = attend(self.heads(q), self.heads(k), self.heads(value), scale=self.scale)
         columns, rows = self.position(height, width)
         local = self.heads(value[:, prefix:]).unflatten(2, (height, width))  # [B, heads, H, W, d]
         local = rows[:, None].to(local.dtype) @ local

@@ -5,9 +5,10 @@ attention whose kernel covers the map, and its bias table has the same layout.
 """
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_module, trunc_normal_
 from torch import Tensor, nn
+
+from visionattn.layers._sdpa import attend
 
 __all__ = ["GlobalAttentionRpb"]
 
@@ -74,6 +75,6 @@ class GlobalAttentionRpb(nn.Module):
         positions = height * width
         bias = self.rpb.flatten(1)[:, self.relative_position_index.flatten()].view(1, -1, positions, positions)
         dropout = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
+        out = attend(q, k, v, bias.to(q.dtype), dropout, scale=self.scale)
         out = out.transpose(1, 2).reshape(batch, height, width, dim)
         return self.proj_drop(self.proj(out))

@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from visionattn.kernels.transforms import full_precision
+from visionattn.layers._sdpa import attend
 
 __all__ = ["ATTENTIONS", "JointHead", "PoseBlock", "PoseBlocks", "PoseTokens", "localized_attention", "select_tokens"]
 
@@ -82,7 +83,7 @@ def localized_attention(attn: Attention, prefix: Tensor, tokens: Tensor, chosen:
         bias[:, :P] = 0.0
         values = chosen.weight.log() if soft else torch.zeros_like(chosen.group)
         bias = bias.index_put(place, values.to(bias.dtype))[:, None, None]
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=attn.scale)
+    out = attend(query, key, value, attn_mask=bias, scale=attn.scale)
     out = out.transpose(1, 2).reshape(G, P + M, C)
     return attn.proj(out[:, :P]), attn.proj(out[place])
 
@@ -103,7 +104,7 @@ def dense_attention(attn: Attention, x: Tensor, mask: Tensor, prefix: int, publi
     if not published:
         bias = torch.where(inside, weight.to(query.dtype), torch.finfo(query.dtype).min)
         bias = F.pad(bias, (prefix, 0))[:, None, None]
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=attn.scale)
+        out = attend(query, key, value, attn_mask=bias, scale=attn.scale)
     else:
         allowed = F.pad(inside, (prefix, 0), value=True)
         weight = F.pad(torch.where(inside, weight, 0.0), (prefix, 0))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module, trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.layers._sdpa import attend
 from visionattn.layers._tokens import TokenAttention, resize_grid
 
 __all__ = ["Forecast", "SparsifinerAttention", "record_reconstruction"]
@@ -171,10 +172,10 @@ class SparsifinerAttention(TokenAttention):
         mask = forecast.mask
         drop = self.attn_drop if self.training else 0.0
         if kept is None:
-            out = F.scaled_dot_product_attention(q, k, v, mask, drop, scale=self.scale)
+            out = attend(q, k, v, mask, drop, scale=self.scale)
         else:  # rows without selected tokens are 0 instead of NaN
             some = mask.any(-1, keepdim=True)
-            out = F.scaled_dot_product_attention(q, k, v, mask | ~some, drop, scale=self.scale) * some
+            out = attend(q, k, v, mask | ~some, drop, scale=self.scale) * some
         return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2))), forecast
 
     def attend(self, x: Tensor, height: int, width: int) -> Tensor:

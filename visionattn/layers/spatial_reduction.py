@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
+from visionattn.layers._sdpa import attend
+
 __all__ = ["SpatialReductionAttention", "fixed_sparse_mask", "least_attended"]
 
 CHUNK = 2**22
@@ -90,11 +92,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, size: tuple, keys: tuple,
     parts = []
     for queries, chosen in pairs:
         queries, chosen = queries.to(q.device), chosen.to(q.device)
-        parts.append(
-            F.scaled_dot_product_attention(
-                q.index_select(2, queries), k.index_select(2, chosen), v.index_select(2, chosen)
-            )
-        )
+        parts.append(attend(q.index_select(2, queries), k.index_select(2, chosen), v.index_select(2, chosen)))
     return torch.cat(parts, 2).index_select(2, back.to(q.device))
 
 
@@ -170,7 +168,7 @@ class SpatialReductionAttention(nn.Module):
                 query, key, value, tuple(size), self.key_size(size), self.sr_ratio, self.sparse_rate
             )
         elif keep is None:
-            out = F.scaled_dot_product_attention(query, key, value)
+            out = attend(query, key, value)
         else:
             expected = (query.shape[2], key.shape[2])
             if keep.dim() != 4 or keep.shape[0] != x.shape[0] or tuple(keep.shape[2:]) != expected:
@@ -187,7 +185,7 @@ class SpatialReductionAttention(nn.Module):
                 weights = weights * torch.where(kept, keep, 1.0).to(weights.dtype)
                 out = (weights / weights.sum(-1, keepdim=True)) @ value
             else:
-                out = F.scaled_dot_product_attention(query, key, value, attn_mask=hard)
+                out = attend(query, key, value, attn_mask=hard)
         return self.merge(out)
 
     def forward_with_mask(
@@ -208,4 +206,4 @@ class SpatialReductionAttention(nn.Module):
         mask = least_attended(query, key, self.scale, ratio)
         if differentiable:
             mask = _soft_keep(query, key, self.scale, mask)
-        return self.merge(F.scaled_dot_product_attention(query, key, value)), mask
+        return self.merge(attend(query, key, value)), mask

@@ -7,7 +7,7 @@ from visionattn.kernels.neighborhood.gather import neighborhood_attention_gather
 from visionattn.kernels.neighborhood.torch import dense as torch_dense
 from visionattn.kernels.neighborhood.torch import tiles as torch_tiles
 from visionattn.kernels.nonfinite import has_nan
-from visionattn.kernels.transforms import is_differentiated_again, recomputed_gradients
+from visionattn.kernels.transforms import is_differentiated_again, is_plain, recomputed_gradients
 
 __all__ = ["neighborhood_attention"]
 
@@ -93,17 +93,6 @@ def _differentiate(ctx, grad_out, grad_lse):
 torch.library.register_autograd(NAME, _differentiate, setup_context=_setup_context)
 
 
-def _plain(*tensors: Tensor | None) -> bool:
-    """Return True if there is no gradient, compiler, tracer or dispatch mode."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
-    if torch._C._len_torch_dispatch_stack():
-        return False
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return False
-    return type(tensors[0]) is Tensor
-
-
 def neighborhood_attention(
     q: Tensor,
     k: Tensor,
@@ -120,7 +109,7 @@ def neighborhood_attention(
 
     Without ``return_lse`` the log-sum-exp is not computed and has no elements.
     """
-    if _plain(q, k, v, rpb):  # the overhead of the operator is a third of the time of a call on a small map
+    if is_plain(q, k, v, rpb):  # the overhead of the operator is a third of the time of a call on a small map
         return _compute(q, k, v, rpb, (kernel_size, stride, dilation, is_causal), scale, return_lse)
     return torch.ops.visionattn.neighborhood_attention(
         q, k, v, rpb, kernel_size, stride, dilation, is_causal, scale, return_lse

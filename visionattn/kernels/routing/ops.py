@@ -7,7 +7,7 @@ from visionattn.kernels.nonfinite import has_nan
 from visionattn.kernels.routing.gather import attend_gather
 from visionattn.kernels.routing.torch import chunks as torch_chunks
 from visionattn.kernels.routing.torch import dense as torch_dense
-from visionattn.kernels.transforms import is_differentiated_again, recomputed_gradients
+from visionattn.kernels.transforms import is_differentiated_again, is_plain, recomputed_gradients
 
 __all__ = ["routing_attention_torch", "routing_attention_triton"]
 
@@ -127,8 +127,7 @@ def routing_attention_torch(
     q: Tensor, k: Tensor, v: Tensor, key_regions: Tensor, padding_mask: Tensor | None, regions, scale: float
 ) -> Tensor:
     """The PyTorch backend; the arguments have been checked by `api`."""
-    plain = type(q) is type(k) is type(v) is Tensor and not q.is_meta and not torch.compiler.is_compiling()
-    if plain and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+    if is_plain(q, k, v) and not q.is_meta:
         # Without gradients, the dispatch of the operator can be skipped, a sixth of the time of a call on a small map.
         return _portable(q, k, v, key_regions, padding_mask, regions, scale)
     return torch.ops.visionattn.routing_attention(q, k, v, key_regions, padding_mask, *regions, scale)
