@@ -156,7 +156,7 @@ class JsonRecords:
     """Context manager that writes a JSON object with a list, one record at a time.
 
     The file is created under a temporary name and renamed when the ``with`` block ends. If the block raises, the
-    records so far, if any, are saved as ``<name>.partial.json`` with ``"complete": false``, and an existing file is kept.
+    records so far, if any, are saved as ``<name>.partial.json`` with ``"complete": false``; an existing file is kept.
     The next complete file replaces both.
 
     Args:
