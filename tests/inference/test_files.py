@@ -177,7 +177,7 @@ def test_an_input_that_the_model_cannot_take_does_not_end_the_run(make_model, pa
     assert "b.png: prediction failed (RuntimeError: Calculated padded" in bad["error"]
     assert "d.mp4: prediction failed" in video["error"]
     assert "overlay" not in video
-    assert json.loads((tmp_path / "out" / video["frames_file"]).read_text())["complete"] is False
+    assert "frames_file" not in video, "there is no frame"
     assert (summary.inputs, len(summary.failed), len(errors)) == (2, 2, 2)
 
 
@@ -266,3 +266,28 @@ def test_one_input_without_a_result_does_not_end_the_run(make_model, painted, sa
     for error, words in zip(errors, ("NaN", "JSON", "ZeroDivisionError"), strict=True):
         assert words in error
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"0.png", "4.png"}
+
+
+def test_video_without_frames_leaves_no_files(rectangle_model, tmp_path, capfd):
+    writer = VideoWriter(tmp_path / "v.mp4", 64, 48, 10)
+    with writer:
+        pass
+    write_empty_avi(tmp_path / "w.avi")
+    with VideoWriter(tmp_path / "ok.webm", 64, 48, 10) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    capfd.readouterr()
+    summary, content, _, errors = go(Predictor.from_model(rectangle_model), [tmp_path], tmp_path / "out")
+    assert capfd.readouterr().err == ""
+    assert summary.videos == 1
+    assert len(errors) == 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "ok.webm", "ok.frames.json", "predictions.json", "report.html",
+    }  # fmt: skip
+    for record in content["images"]:
+        assert ("error" in record) != ("frames_file" in record)
+
+
+def write_empty_avi(path: Path) -> None:
+    import cv2
+
+    cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48)).release()

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tile",
-        type=lambda text: text if text == "auto" else int(text),
+        type=_tile,
         metavar="N",
         help='cut images larger than N pixels into tiles of that side; "auto" chooses the size that suits the model',
     )
@@ -86,6 +86,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for job in _jobs():
         job.add_arguments(parser)
+
+
+def _tile(text: str) -> int | str:
+    if text == "auto" or text.isdecimal():
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"must be a number of pixels or auto, got {text!r}")
 
 
 def _jobs() -> list:

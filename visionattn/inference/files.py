@@ -280,6 +280,8 @@ class _Run:
                     record["frames"] += 1
                     self.summary.frames += 1
                     self.on_progress(1)
+                if not record["frames"]:
+                    reader.check_complete()  # raises an error, after which no empty files remain
             self.summary.videos += 1
             reader.check_complete()
 

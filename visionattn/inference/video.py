@@ -1,5 +1,6 @@
 """Read and write videos frame by frame."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,23 @@ class VideoReader:
         self.close()
 
 
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discard what C code prints to the standard error stream: OpenCV prints a line about the tag of each WebM file."""
+    try:
+        kept, void = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # the stream is closed
+        yield
+        return
+    try:
+        os.dup2(void, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(void)
+
+
 class VideoWriter:
     """Write BGR uint8 frames of one size to a video file: WebM with VP8, which browsers play, or MP4 with MPEG-4.
 
@@ -113,7 +131,8 @@ class VideoWriter:
         code = cv2.VideoWriter_fourcc(*CODECS[path.suffix])
         even = width + width % 2, height + height % 2  # the encoder would drop an odd row or column
         level = cv2.utils.logging.setLogLevel(0)
-        self._writer = cv2.VideoWriter(str(self._partial), cv2.CAP_FFMPEG, code, fps, even)
+        with _silent_stderr():
+            self._writer = cv2.VideoWriter(str(self._partial), cv2.CAP_FFMPEG, code, fps, even)
         cv2.utils.logging.setLogLevel(level)
         if not self._writer.isOpened():
             raise DataError(f"{path}: cannot write a video of {width}x{height} pixels")

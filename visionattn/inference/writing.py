@@ -156,8 +156,8 @@ class JsonRecords:
     """Context manager that writes a JSON object with a list, one record at a time.
 
     The file is created under a temporary name and renamed when the ``with`` block ends. If the block raises, the
-    records so far are saved as ``<name>.partial.json`` with ``"complete": false``, and an existing file is kept. The
-    next complete file replaces both.
+    records so far, if any, are saved as ``<name>.partial.json`` with ``"complete": false``; an existing file is kept.
+    The next complete file replaces both.
 
     Args:
         path: the file, ending in .json.
@@ -189,6 +189,9 @@ class JsonRecords:
             self._file.write(f'\n],\n"complete": {to_json(kind is None)}\n}}\n')
             self._file.flush()
             os.fsync(self._file.fileno())
+        if kind is not None and not self._count:
+            self._temporary.unlink()
+            return
         os.replace(self._temporary, self.path if kind is None else self._partial)
         if kind is None:
             self._partial.unlink(missing_ok=True)

@@ -59,10 +59,10 @@ def find_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> li
             found += [path for path in _expand(str(item), missing, exclude, "") if str(path) != str(item)]
     if skipped := list(dict.fromkeys(found)):
         formats = " ".join(sorted({path.suffix.lower() for path in skipped}))
-        optional = OPTIONAL_SUFFIXES.keys() & set(formats.split())
+        hint = ", or install pillow-heif" if OPTIONAL_SUFFIXES.keys() & set(formats.split()) else ""
         warnings.warn(
             f"skipping {count_of(len(skipped), 'file')} in unsupported formats ({formats}), such as {skipped[0]}; "
-            f"convert them to JPEG or PNG{', or install pillow-heif' if optional else ''}",
+            f"convert them to JPEG or PNG{hint}",
             stacklevel=2,
         )
     files = find_files(inputs, IMAGE_SUFFIXES | VIDEO_SUFFIXES | readable, exclude=exclude, what="image or video")
