@@ -75,7 +75,7 @@ def test_command(tmp_path, capsys):
     capsys.readouterr()
     for extra, message in (
         (["--run", "x"], "--model includes a config and weights; remove --run"),
-        (["--model", "nucleus"], "'nucleus'"),
+        (["--model", "nucleus"], "nucleus: no such work dir, config or model of the package; did you mean nuclei?"),
     ):
         assert main([*arguments, *extra]) == 1
         assert message in capsys.readouterr().err

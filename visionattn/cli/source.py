@@ -1,5 +1,6 @@
 """The trained model of a command: a model of the package, a training run, a config, or a checkpoint."""
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,9 @@ def find_trained(
         return _config_beside(path), path
     config = find_config(path)
     if path.suffix != ".py" and not config.is_file():
-        raise ConfigError(f"{source}: no such work dir, config or model of the package; give the folder of a run")
+        close = difflib.get_close_matches(str(source), model_names(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the models are {', '.join(model_names())}"
+        raise ConfigError(f"{source}: no such work dir, config or model of the package; {hint}")
     if checkpoint is None:
         work_dir = Path(load_config(config, options, resolve_data=False).get("work_dir") or f"work_dirs/{config.stem}")
         if not work_dir.is_dir():
