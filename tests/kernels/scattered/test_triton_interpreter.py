@@ -16,7 +16,8 @@ pytest.importorskip("triton")
 )
 def test_kernels_in_the_interpreter():
     path = Path(__file__).with_name("test_triton_kernels.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", str(path)]
+    files = [str(path), str(path.parents[1] / "test_transforms.py")]  # the second one is of every kernel
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=path.parents[3])
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]

@@ -45,7 +45,8 @@ _ARGUMENTS = """
     Returns:
         ``[batch, {axes}, heads, value_dim]`` in the dtype of the query. With ``return_lse`` also
         ``[batch, {axes}, heads]``, the natural logarithm of the softmax denominator over all attended keys, in float32
-        (float64 for float64). Sums are accumulated in at least float32.
+        (float64 for float64). Sums are accumulated in at least float32. NaN or infinity in one key or value reaches
+        only the queries that attend to it; in a value, with the Triton backend, also other queries of the same tile.
 
     Raises:
         ValueError: invalid arguments.
