@@ -115,7 +115,7 @@ def test_image_that_breaks_while_training(config, capsys, monkeypatch, workers):
     content[60:] = bytes(len(content) - 72) + content[-12:]
     file.write_bytes(content)
     text = fails(capsys, "tiny.py", "--cfg-options", f"train_dataloader.num_workers={workers}")
-    assert "002.png: cannot be read" in text
+    assert "002.png: damaged or truncated" in text
 
 
 def test_checkpoint_problems(config, capsys):
