@@ -92,8 +92,12 @@ def check_evaluators(evaluators: Any, files: Sequence[Path], packed: bool = Fals
     Raises:
         DataError: an evaluator has no annotation file, or one that lists other images or other categories.
     """
-    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
-        kind = str(evaluator.get("type")) if isinstance(evaluator, Mapping) else ""
+    evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+    kinds = [str(part.get("type")) if isinstance(part, Mapping) else "" for part in evaluators]
+    panoptic = any(kind.endswith("CocoPanopticMetric") for kind in kinds)
+    for evaluator, kind in zip(evaluators, kinds, strict=True):
+        if panoptic and kind.endswith("CocoMetric"):
+            continue  # the things of panoptic data have an instance file of their own
         if kind.endswith("CocoMetric") and files and not evaluator.get("ann_file") and not packed:
             raise DataError(f"{files[0]}: {kind} has nothing to compare with; set its ann_file to this file")
         other = evaluator.get("ann_file") if kind.endswith(("CocoMetric", "CocoPanopticMetric")) else None
