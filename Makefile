@@ -1,4 +1,4 @@
-# make demo | test | test-fast | fuzz | gpu | reliability | check | lint | audit | licenses | format | clean
+# make demo | node | test | test-fast | fuzz | gpu | gpu-tests | reliability | check | lint | audit | licenses | format | clean
 # Each target first creates the virtual environment if it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: install demo test test-fast fuzz gpu reliability check lint audit licenses format clean
+.PHONY: install demo node test test-fast fuzz gpu reliability check lint audit licenses format clean
 
 install: $(STAMP)
 
@@ -20,16 +20,24 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[openmmlab,dev]'
 	@touch $@
 
-DEMO := configs/demo/atss_dinat-pico_fpn_digits.py
+DEMO := atss_dinat-pico_fpn_digits
 
-# Handwritten digits on photographs: generate the images, train, evaluate on the test split, draw predictions.
+# Predict with a model of the package. Then handwritten digits on photographs: generate the images, train, evaluate on
+# the test split, draw predictions.
 demo: $(STAMP)
+	$(BIN)/visionattn infer --model nuclei --out outputs/nuclei
 	$(BIN)/visionattn data samples --out data/samples
-	$(BIN)/python tools/train.py $(DEMO) --work-dir work_dirs/demo
-	$(BIN)/python tools/test.py work_dirs/demo
-	$(BIN)/python tools/infer.py 'data/samples/images/test/*0.jpg' --run work_dirs/demo --out outputs/demo --score-thr 0.2
+	$(BIN)/visionattn train $(DEMO) --work-dir work_dirs/demo
+	$(BIN)/visionattn test work_dirs/demo
+	$(BIN)/visionattn infer 'data/samples/images/test/*0.jpg' --run work_dirs/demo --out outputs/demo --score-thr 0.2
 	@echo
-	@echo "images with predicted boxes: outputs/demo/*.png      learning curve: work_dirs/demo/curve.png"
+	@echo "nuclei: outputs/nuclei/nuclei.png      digits: outputs/demo/*.png      learning curve: work_dirs/demo/curve.png"
+
+# The npm package that runs the JavaScript example of docs/deployment.md in the tests, which skip it otherwise.
+NODE := $(VENV)/node
+node: $(STAMP)
+	@test -d $(NODE)/node_modules/onnxruntime-web || \
+		npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(NODE) onnxruntime-web@1.30.0
 
 # All tests.
 test: $(STAMP)
@@ -44,12 +52,25 @@ EXAMPLES ?= 200
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 VISIONATTN_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
-# On a machine with a CUDA device: test the kernels, and benchmark them if the tests pass.
-gpu: $(STAMP)
-	$(BIN)/python -m pytest tests/kernels
-	$(BIN)/python benchmarks/na_gpu.py
-	$(BIN)/python benchmarks/routing_gpu.py
-	$(BIN)/python benchmarks/scattered_gpu.py
+# On a machine with a CUDA device: test the kernels and measure them, see docs/gpu.md. Each part has a target of its own,
+# such as gpu-tests or gpu-models, and is bounded to ten minutes. With an existing Python that has PyTorch, Triton, timm
+# and pytest, installing nothing: make gpu PYTHON=python3 INSTALL=0
+INSTALL ?= 1
+ifeq ($(INSTALL),0)
+GPU_PYTHON := PYTHONPATH=. $(PYTHON)
+GPU_READY  :=
+else
+GPU_PYTHON := $(BIN)/python
+GPU_READY  := $(STAMP)
+endif
+GPU_PARTS := $(addprefix gpu-,tests goals counters tune routing scattered models)
+
+gpu: $(GPU_READY)
+	$(GPU_PYTHON) benchmarks/gpu.py
+
+.PHONY: $(GPU_PARTS)
+$(GPU_PARTS): gpu-%: $(GPU_READY)
+	$(GPU_PYTHON) benchmarks/gpu.py --part $*
 
 # Interrupt and corrupt training runs, and write the table in docs/reliability.md; needs no GPU.
 reliability: $(STAMP)
@@ -61,9 +82,10 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 # Known vulnerabilities of the installed packages (needs the network), and licenses incompatible with this project.
+# docutils, which twine needs, is in the public domain and under the BSD license except for two files that are not used.
 audit: $(STAMP)
 	$(BIN)/pip-audit --progress-spinner off --skip-editable
-	$(BIN)/pip-licenses --summary --partial-match --fail-on 'AGPL;GNU General Public;GNU Affero;NonCommercial'
+	$(BIN)/pip-licenses --summary --partial-match --ignore-packages docutils --fail-on 'AGPL;GNU General Public;GNU Affero;NonCommercial'
 
 licenses: $(STAMP)
 	$(BIN)/pip-licenses --partial-match --format=markdown --with-urls --output-file docs/licenses.md --packages \

@@ -71,6 +71,14 @@ def peak_memory(function: Callable[[], object]) -> float:
     return most / 2**20
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of an earlier run that was interrupted; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Write rows with a column for each key of the first."""
     path.parent.mkdir(parents=True, exist_ok=True)

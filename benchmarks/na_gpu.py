@@ -1,14 +1,17 @@
 """Neighborhood attention on a GPU against what else one can use: times, peak memory, distance from the memory floor.
 
-    make gpu                            the tests on the GPU, then this script
-    python benchmarks/na_gpu.py         [--only 56x56] [--dtype bf16] [--rounds 15] [--out FILE]
+    make gpu                            the tests on the GPU, then the cases with a goal, and the other parts of gpu.py
+    python benchmarks/na_gpu.py         [--only 56x56] [--goals] [--resume] [--dtype bf16] [--rounds 15] [--out FILE]
     python benchmarks/na_gpu.py --tiny  the whole script on a CPU in Triton's interpreter, to try the script
 
 Peers: flex_attention compiled, and eager where its dense scores fit; every NATTEN backend that can run, if NATTEN is
 installed; dense attention with a mask where it fits; an unfolded copy of all neighbors; plain dense attention without
 a mask (wrong as a result, but the cost of the fused products). The floor is the time to move queries, keys, values and
 the output once at the copy bandwidth measured here. Every contestant that claims the same result is first compared
-with the dense definition, or on large maps with the portable backend. Timing alternates between all of them.
+with the dense definition, or on large maps with the portable backend. Timing alternates between all of them: CUDA
+events around many calls, and around replays of a CUDA graph of the call ("graph"), which need no time on the host. Rows
+are written after each case; --resume continues an interrupted run. --goals takes the cases of docs/gpu.md only, and
+compiles flex_attention for the first of them only, since this takes longer than all the rest.
 """
 
 import argparse
@@ -25,7 +28,8 @@ if "--tiny" in sys.argv:
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, machine, summary, write_csv
+from common import RESULTS, machine, read_rows, summary, write_csv
+from gpu_clock import Clock
 from na_cpu import windows
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -91,6 +95,15 @@ CASES = [
     Case((32768,), (2048,), stride=256, heads=1, dim=128),
     Case((16, 28, 28), (3, 7, 7), batch=8, heads=4),
     Case((30, 48, 80), (18, 24, 24), heads=24, dim=128),
+]
+GOALS = [  # those of docs/gpu.md
+    Case((56, 56), (7, 7), batch=128),
+    Case((56, 56), (7, 7), batch=128, rpb=True),
+    Case((56, 56), (7, 7), 8, batch=128),
+    Case((28, 28), (7, 7), batch=128, heads=4),
+    Case((14, 14), (7, 7), batch=128, heads=8),
+    Case((7, 7), (7, 7), batch=128, heads=16),
+    Case((200, 336), (7, 7), batch=2),
 ]
 TINY = [
     Case((6, 7), (3, 3), batch=1, heads=1, dim=8),
@@ -170,8 +183,10 @@ def _natten(function, case: Case, backend: str, q: Tensor, k: Tensor, v: Tensor)
     return function(q, k, v, **case.geometry, backend=backend)
 
 
-def contestants(case: Case, inputs: dict[str, Tensor], device: str) -> dict[str, Callable[..., Tensor]]:
-    """Each as a function of q, k, v (and our backends of the table, too)."""
+def contestants(
+    case: Case, inputs: dict[str, Tensor], device: str, compiled: bool = True
+) -> dict[str, Callable[..., Tensor]]:
+    """Each as a function of q, k, v (and our backends of the table, too); `compiled` includes compiled flex."""
     ours = FUNCTIONS[len(case.shape)]
     functions = {name: functools.partial(_ours, ours, case, name) for name in ("triton", "torch")}
     scores = case.tokens**2 * case.heads * case.batch * inputs["q"].element_size()
@@ -179,7 +194,7 @@ def contestants(case: Case, inputs: dict[str, Tensor], device: str) -> dict[str,
     if case.rpb or case.stride > 1:
         return functions if case.rpb else functions | natten_backends(case, inputs)
     functions |= natten_backends(case, inputs)
-    if device == "cuda":
+    if device == "cuda" and compiled:
         functions["flex compiled"] = flex(case, device, compiled=True)
     if scores * 2 <= DENSE_BYTES:
         functions["flex eager"] = flex(case, device, compiled=False)
@@ -244,66 +259,23 @@ def check(
     return errors, refused
 
 
-class Clock:
-    """Times calls on the device: CUDA events, or the wall clock."""
-
-    def __init__(self, device: str):
-        self.cuda = device == "cuda"
-
-    def __call__(self, step: Callable[[], object], repeats: int) -> float:
-        """Milliseconds per call."""
-        if not self.cuda:
-            import time
-
-            start = time.perf_counter()
-            for _ in range(repeats):
-                step()
-            return (time.perf_counter() - start) / repeats * 1e3
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(repeats):
-            step()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / repeats
-
-    def alternate(self, steps: dict[str, Callable], rounds: int, milliseconds: float = 20.0) -> dict[str, list[float]]:
-        repeats = {}
-        for name, step in steps.items():
-            self(step, 2)
-            repeats[name] = min(max(1, round(milliseconds / max(self(step, 1), 1e-3))), 1000)
-        times = {name: [] for name in steps}
-        for _ in range(rounds):
-            for name, step in steps.items():
-                times[name].append(self(step, repeats[name]))
-        return times
-
-    def peak(self, step: Callable) -> float:
-        """MiB allocated at most during a call, beyond what was there."""
-        if not self.cuda:
-            return float("nan")
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-    def bandwidth(self) -> float:
-        """Bytes per second of a large copy, reads and writes counted."""
-        size = 1 << (29 if self.cuda else 22)
-        source = torch.empty(size, dtype=torch.uint8, device="cuda" if self.cuda else "cpu")
-        target = torch.empty_like(source)
-        return 2 * size / (min(self(lambda: target.copy_(source), 10) for _ in range(5)) * 1e-3)
+def _key(case: Case, dtype: str) -> dict:
+    """The columns that tell cases apart."""
+    return dict(
+        shape=case.name, window="x".join(map(str, case.kernel)), dilation=case.dilation, stride=case.stride,
+        batch=case.batch, heads=case.heads, dim=case.dim, rpb=case.rpb, dtype=dtype,
+    )  # fmt: skip
 
 
-def rows_of(case: Case, dtype: str, device: str, rounds: int, clock: Clock, bandwidth: float) -> list[dict]:
+def rows_of(
+    case: Case, dtype: str, device: str, rounds: int, clock: Clock, bandwidth: float, compiled: bool = True
+) -> list[dict]:
     """Check one case, time it in both directions, and print its lines."""
     lead = (case.batch, *case.shape, case.heads)
     inputs = {name: torch.randn(*lead, case.dim, device=device).to(DTYPES[dtype]) for name in "qkv"}
     if case.rpb:
         inputs["rpb"] = torch.randn(case.heads, *(2 * k - 1 for k in case.kernel), device=device).to(DTYPES[dtype])
-    functions = contestants(case, inputs, device)
+    functions = contestants(case, inputs, device, compiled)
     errors, refused = check(case, functions, inputs, dtype)
     for name, reason in refused.items():
         print(f"  {name} cannot run: {reason}")
@@ -312,24 +284,26 @@ def rows_of(case: Case, dtype: str, device: str, rounds: int, clock: Clock, band
     rows = []
     for direction in ("forward", "forward+backward"):
         steps = {name: step_of(f, name, inputs, direction != "forward") for name, f in functions.items()}
-        times = {name: summary(t) for name, t in clock.alternate(steps, rounds).items()}
-        ours = times["triton"]["median_ms"]
-        for name, t in times.items():
-            rows.append(
-                dict(
-                    shape=case.name, window="x".join(map(str, case.kernel)), dilation=case.dilation, stride=case.stride,
-                    batch=case.batch, heads=case.heads, dim=case.dim, rpb=case.rpb, dtype=dtype, direction=direction,
-                    contestant=name, **t, times_ours=round(t["median_ms"] / max(ours, 1e-9), 3),
-                    times_floor=round(t["median_ms"] / floor, 3), floor_ms=round(floor, 4),
-                    peak_mib=round(clock.peak(steps[name]), 1), error=f"{errors.get(name, float('nan')):.1e}",
-                )
-            )  # fmt: skip
-        peers = {name: t["median_ms"] for name, t in times.items() if name not in ("triton", "dense")}
-        best = min(peers, key=peers.__getitem__)
-        print(
-            f"{case.name:>9} k{case.kernel[-1]} d{case.dilation:<2} {direction:<16} ours {ours:8.3f} ms, "
-            f"{ours / floor:6.2f} x floor; best peer {best} {peers[best]:8.3f} ms, {peers[best] / ours:.2f} x ours"
-        )
+        memory = {name: clock.peak(step) for name, step in steps.items()}
+        for timed, visits in clock.compare(steps, rounds).items():
+            times = {name: summary(t) for name, t in visits.items()}
+            ours = times["triton"]["median_ms"]
+            for name, t in times.items():
+                rows.append(
+                    _key(case, dtype) | dict(
+                        direction=direction, timed=timed, contestant=name, **t,
+                        times_ours=round(t["median_ms"] / max(ours, 1e-9), 3),
+                        times_floor=round(t["median_ms"] / floor, 3), floor_ms=round(floor, 4),
+                        peak_mib=round(memory[name], 1), error=f"{errors.get(name, float('nan')):.1e}",
+                    )
+                )  # fmt: skip
+            peers = {name: t["median_ms"] for name, t in times.items() if name not in ("triton", "dense")}
+            best = min(peers, key=peers.__getitem__, default="triton")
+            print(
+                f"{case.name:>9} k{case.kernel[-1]} d{case.dilation:<2} {direction:<16} {timed:<5} "
+                f"ours {ours:8.3f} ms, {ours / floor:6.2f} x floor; best peer {best} {peers.get(best, ours):8.3f} ms, "
+                f"{peers.get(best, ours) / ours:.2f} x ours"
+            )
     return rows
 
 
@@ -340,6 +314,8 @@ def main() -> None:
     parser.add_argument("--only", help="a map such as 56x56")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["bf16"])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--goals", action="store_true", help="the cases of docs/gpu.md only")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the file and skip their cases")
     parser.add_argument("--tiny", action="store_true", help="tiny problems in the interpreter, on a CPU")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/na_gpu.csv; with --tiny, nowhere")
     args = parser.parse_args()
@@ -353,16 +329,21 @@ def main() -> None:
     described = dict(
         machine=machine(), bandwidth_gbs=round(bandwidth / 1e9), torch=torch.__version__, visionattn=__version__
     )  # fmt: skip
-    rows = []
-    for case in TINY if args.tiny else CASES:
+    out = args.out or (None if args.tiny else RESULTS / "na_gpu.csv")
+    rows = read_rows(out) if args.resume and out else []
+    done = [{name: row[name] for name in _key(CASES[0], "")} for row in rows]
+    for number, case in enumerate(TINY if args.tiny else GOALS if args.goals else CASES):
         if args.only and args.only != case.name:
             continue
         for dtype in args.dtype:
+            if {name: str(value) for name, value in _key(case, dtype).items()} in done:
+                continue
             torch.compiler.reset()
-            found = rows_of(case, dtype, device, 2 if args.tiny else args.rounds, clock, bandwidth)
+            compiled = number == 0 or not args.goals
+            found = rows_of(case, dtype, device, 2 if args.tiny else args.rounds, clock, bandwidth, compiled)
             rows += [row | described for row in found]
-            if args.out or not args.tiny:  # after each case, so that an interrupted run keeps what it has
-                write_csv(args.out or RESULTS / "na_gpu.csv", rows)
+            if out:  # after each case, so that an interrupted run keeps what it has
+                write_csv(out, rows)
 
 
 if __name__ == "__main__":

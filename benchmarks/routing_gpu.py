@@ -5,7 +5,8 @@
 
 Peers: copies of all selected keys and values, with two products and a softmax (the common implementation) or under
 PyTorch's fused attention. All are first compared with the definition in float32, gradients too. Timing alternates
-between all of them and waits for the GPU.
+between all of them: CUDA events around many calls, and around replays of a CUDA graph of the call ("graph"), which
+need no time on the host.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import functools
 from pathlib import Path
 
 import torch
-from common import RESULTS, alternate, machine, summary, write_csv
+from common import RESULTS, machine, summary, write_csv
+from gpu_clock import Clock
 from routing_peers import Case, check, gather, gather_sdpa
 
 from visionattn import __version__
@@ -43,28 +45,16 @@ def contestants(case: Case) -> dict:
     }
 
 
-def timed(function, inputs: list[torch.Tensor], backward: bool):
-    """A call that returns when the device has finished it."""
+def step_of(function, inputs: list[torch.Tensor], backward: bool):
+    """One call, or one call with the gradients of all inputs."""
     leaves = [x.clone().requires_grad_(backward) for x in inputs]
 
     def step():
         out = function(*leaves)
         if backward:
             torch.autograd.grad(out, leaves, torch.ones_like(out))
-        if out.is_cuda:
-            torch.cuda.synchronize()
 
     return step
-
-
-def peak_memory(step) -> float:
-    """Megabytes allocated at most, beside what was there before; 0 without a GPU."""
-    if not torch.cuda.is_available():
-        return 0.0
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def main() -> None:
@@ -81,6 +71,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else getattr(torch, args.dtype)
     torch.manual_seed(0)
+    clock = Clock(device)
     described = dict(machine=machine(), torch=torch.__version__, visionattn=__version__)
     rows = []
     for case in TINY if args.tiny else CASES:
@@ -90,22 +81,24 @@ def main() -> None:
             check(small, small.inputs(device=device), contestants(small), tolerance=1e-3)
         inputs = case.inputs(dtype, device)
         for direction in ("forward", "forward+backward"):
-            steps = {name: timed(f, inputs, direction != "forward") for name, f in functions.items()}
-            memory = {name: peak_memory(step) for name, step in steps.items()}
-            times = {name: summary(t) for name, t in alternate(steps, args.rounds).items()}
-            ours = times["visionattn"]["median_ms"]
-            text = ", ".join(f"{name} {t['median_ms']:.3f} ({memory[name]:.0f} MB)" for name, t in times.items())
-            print(f"{case.batch} x {case.name} top-{case.topk:<2} {direction:<16} ms: {text}")
-            rows += [
-                dict(
-                    shape=case.name, topk=case.topk, regions=case.regions, heads=case.heads, dim=case.dim,
-                    batch=case.batch, dtype=str(dtype).removeprefix("torch."), direction=direction, contestant=name,
-                    **t, times_ours=round(t["median_ms"] / ours, 3), peak_mb=round(memory[name], 2), **described,
-                )
-                for name, t in times.items()
-            ]  # fmt: skip
-    if not args.tiny:
-        write_csv(args.out, rows)
+            steps = {name: step_of(f, inputs, direction != "forward") for name, f in functions.items()}
+            memory = {name: clock.peak(step) for name, step in steps.items()}
+            for timed, visits in clock.compare(steps, args.rounds).items():
+                times = {name: summary(t) for name, t in visits.items()}
+                ours = times["visionattn"]["median_ms"]
+                text = ", ".join(f"{name} {t['median_ms']:.3f} ({memory[name]:.0f} MB)" for name, t in times.items())
+                print(f"{case.batch} x {case.name} top-{case.topk:<2} {direction:<16} {timed} ms: {text}")
+                rows += [
+                    dict(
+                        shape=case.name, topk=case.topk, regions=case.regions, heads=case.heads, dim=case.dim,
+                        batch=case.batch, dtype=str(dtype).removeprefix("torch."), direction=direction, timed=timed,
+                        contestant=name, **t, times_ours=round(t["median_ms"] / ours, 3),
+                        peak_mb=round(memory[name], 2), **described,
+                    )
+                    for name, t in times.items()
+                ]  # fmt: skip
+        if not args.tiny:  # after each case, so that an interrupted run keeps what it has
+            write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

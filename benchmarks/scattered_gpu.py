@@ -6,14 +6,16 @@
 Peers: windows padded to the longest, or cut into padded chunks of 32 tokens, in PyTorch's operations; and kernels of
 the published design (`scattered_published.py`): one program for each window and head, 32 tokens at a time, float32
 only, the sums of windows in memory between two kernels, atomics in the backward pass. All are first compared with the
-definition, gradients too. Timing alternates between all of them and waits for the GPU.
+definition, gradients too. Timing alternates between all of them: CUDA events around many calls, and around replays of a
+CUDA graph of the call ("graph"), which need no time on the host.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from common import RESULTS, alternate, machine, summary, write_csv
+from common import RESULTS, machine, summary, write_csv
+from gpu_clock import Clock
 from scattered_peers import EPS, Case, check, pad_chunks, pad_to_longest
 from scattered_published import published
 
@@ -46,28 +48,16 @@ def contestants(case: Case, dtype: torch.dtype) -> dict:
     return functions
 
 
-def timed(function, inputs: list[torch.Tensor], backward: bool):
-    """A call that returns when the device has finished it."""
+def step_of(function, inputs: list[torch.Tensor], backward: bool):
+    """One call, or one call with the gradients of queries, keys and values."""
     leaves = [x.clone().requires_grad_(backward) for x in inputs[:3]]
 
     def step():
         out = function(*leaves, inputs[3])
         if backward:
             torch.autograd.grad(out, leaves, torch.ones_like(out))
-        if out.is_cuda:
-            torch.cuda.synchronize()
 
     return step
-
-
-def peak_memory(step) -> float:
-    """Megabytes allocated at most, beside what was there before; 0 without a GPU."""
-    if not torch.cuda.is_available():
-        return 0.0
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def main() -> None:
@@ -84,6 +74,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else getattr(torch, args.dtype)
     torch.manual_seed(0)
+    clock = Clock(device)
     described = dict(machine=machine(), torch=torch.__version__, visionattn=__version__)
     rows = []
     for case in TINY if args.tiny else CASES:
@@ -91,22 +82,23 @@ def main() -> None:
         check(case.inputs(device=device), contestants(case, torch.float32))
         inputs = case.inputs(dtype, device)
         for direction in ("forward", "forward+backward"):
-            steps = {name: timed(f, inputs, direction != "forward") for name, f in functions.items()}
-            memory = {name: peak_memory(step) for name, step in steps.items()}
-            times = {name: summary(t) for name, t in alternate(steps, args.rounds).items()}
-            best = times["visionattn"]["median_ms"]
-            text = ", ".join(f"{name} {t['median_ms']:.3f} ({memory[name]:.0f} MB)" for name, t in times.items())
-            print(f"{case.tokens} tokens in {case.windows} windows, {direction:<16} ms: {text}")
-            rows += [
-                dict(
-                    tokens=case.tokens, windows=case.windows, longest=case.longest, heads=case.heads, dim=case.dim,
-                    dtype=str(dtype).removeprefix("torch."), direction=direction, contestant=name, **t,
-                    times_ours=round(t["median_ms"] / best, 3), peak_mb=round(memory[name], 2), **described,
-                )
-                for name, t in times.items()
-            ]  # fmt: skip
-    if not args.tiny:
-        write_csv(args.out, rows)
+            steps = {name: step_of(f, inputs, direction != "forward") for name, f in functions.items()}
+            memory = {name: clock.peak(step) for name, step in steps.items()}
+            for timed, visits in clock.compare(steps, args.rounds).items():
+                times = {name: summary(t) for name, t in visits.items()}
+                ours = times["visionattn"]["median_ms"]
+                text = ", ".join(f"{name} {t['median_ms']:.3f} ({memory[name]:.0f} MB)" for name, t in times.items())
+                print(f"{case.tokens} tokens in {case.windows} windows, {direction:<16} {timed} ms: {text}")
+                rows += [
+                    dict(
+                        tokens=case.tokens, windows=case.windows, longest=case.longest, heads=case.heads, dim=case.dim,
+                        dtype=str(dtype).removeprefix("torch."), direction=direction, timed=timed, contestant=name,
+                        **t, times_ours=round(t["median_ms"] / ours, 3), peak_mb=round(memory[name], 2), **described,
+                    )
+                    for name, t in times.items()
+                ]  # fmt: skip
+        if not args.tiny:  # after each case, so that an interrupted run keeps what it has
+            write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -13,51 +13,10 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import visionattn  # noqa: F401  (registers the models)
 from visionattn.backbones.scatterformer import ScatterFormer
+from visionattn.zoo.backbones import TOP1, all_backbones
 
 TARGET = Path(__file__).with_name("backbones.md")
-TIMM_DAVIT = ["davit_tiny.msft_in1k", "davit_small.msft_in1k", "davit_base.msft_in1k", "davit_large"]
-
-NAT = "[2204.07143](https://arxiv.org/abs/2204.07143)"
-DINAT = "[2209.15001](https://arxiv.org/abs/2209.15001)"
-BIFORMER = "[2303.08810](https://arxiv.org/abs/2303.08810)"
-DAVIT = "[2204.03645](https://arxiv.org/abs/2204.03645)"
-
-# Published ImageNet-1k top-1 accuracy.
-TOP1 = {
-    "nat_mini.in1k": (81.8, NAT),
-    "nat_tiny.in1k": (83.2, NAT),
-    "nat_small.in1k": (83.7, NAT),
-    "nat_base.in1k": (84.3, NAT),
-    "dinat_mini.in1k": (81.8, DINAT),
-    "dinat_tiny.in1k": (82.7, DINAT),
-    "dinat_small.in1k": (83.8, DINAT),
-    "dinat_base.in1k": (84.4, DINAT),
-    "dinat_large.in22k_ft_in1k_224": (86.6, DINAT),
-    "dinat_large.in22k_ft_in1k_384": (87.4, DINAT),
-    "dinat_large_11x11.in22k_ft_in1k_384": (87.5, DINAT),
-    "dinat_s_tiny.in1k": (81.8, DINAT),
-    "dinat_s_small.in1k": (83.5, DINAT),
-    "dinat_s_base.in1k": (83.8, DINAT),
-    "dinat_s_large.in22k_ft_in1k_224": (86.5, DINAT),
-    "dinat_s_large.in22k_ft_in1k_384": (87.4, DINAT),
-    "nat_isotropic_small.in1k": (80.0, DINAT),
-    "nat_isotropic_base.in1k": (81.6, DINAT),
-    "dinat_isotropic_small.in1k": (80.8, DINAT),
-    "dinat_isotropic_base.in1k": (82.1, DINAT),
-    "vitrpb_small.in1k": (81.2, DINAT),
-    "vitrpb_base.in1k": (82.5, DINAT),
-    "biformer_tiny.in1k": (81.4, BIFORMER),
-    "biformer_small.in1k": (83.8, BIFORMER),
-    "biformer_base.in1k": (84.3, BIFORMER),
-    "biformer_stl.in1k": (82.7, BIFORMER),
-    "biformer_stl.nchw_in1k": (82.7, BIFORMER),
-    "davit_tiny.msft_in1k": (82.8, DAVIT),
-    "davit_small.msft_in1k": (84.2, DAVIT),
-    "davit_base.msft_in1k": (84.6, DAVIT),
-}
-
 # Models whose full-size outputs and gradients are tested against recordings of the authors' code.
 RECORDED = {"nat_mini", "dinat_mini", "dinat_s_tiny", "dinat_isotropic_small", "biformer_tiny", "davit_tiny"}
 
@@ -112,23 +71,11 @@ def count(name: str) -> tuple[int, float | None]:
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2e9
 
 
-def is_ours(name: str) -> bool:
-    return timm.models.model_entrypoint(name.split(".")[0]).__module__.startswith("visionattn.")
-
-
-def tags() -> list[str]:
-    """Return the tags of all registered models of this package, and timm's DaViT."""
-    names = []
-    for name in filter(is_ours, timm.list_models()):
-        names += timm.models.get_arch_pretrained_cfgs(name) or [name]
-    return sorted(names) + TIMM_DAVIT
-
-
 def row(name: str) -> str:
     parameters, macs = count(name)
     arch = name.split(".")[0]
     cfg = timm.get_pretrained_cfg(name)
-    top1, source = TOP1.get(name, (None, ""))
+    top1, paper = TOP1.get(name, (None, ""))
     if cfg.hf_hub_id:
         weights = f"[hub](https://huggingface.co/timm/{name})"
     else:
@@ -139,7 +86,7 @@ def row(name: str) -> str:
     published = has_weights or top1 or arch.startswith("davit") or "timesformer_base" in arch
     published = published or arch in ("scatterformer_waymo", "scatterformer_nuscenes")
     parity = "recorded" if arch in RECORDED else "family" if published else "none"
-    accuracy = f"{top1} ({source})" if top1 else "–"
+    accuracy = f"{top1} ([{paper}](https://arxiv.org/abs/{paper}))" if top1 else "–"
     cost = "depends on voxels" if macs is None else f"{macs:.2f}"
     cells = (f"`{name}`", cfg.input_size[-1], f"{parameters:,}", cost, accuracy, weights, license, parity)
     return f"| {' | '.join(map(str, cells))} |"
@@ -149,7 +96,7 @@ def render() -> str:
     lines = [
         "| model | image | parameters | GMACs | top-1 | weights | license | parity |",
         "|---|---|---|---|---|---|---|---|",
-        *map(row, tags()),
+        *map(row, all_backbones()),
     ]
     dense = [
         "",

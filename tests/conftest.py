@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 from fixtures.paths import REPO
 
-pytest_plugins = ["fixtures.archives", "fixtures.keyed", "fixtures.rectangles", "fixtures.slow", "fixtures.tiny"]
+pytest_plugins = [
+    "fixtures.archives", "fixtures.fake_gpu", "fixtures.keyed", "fixtures.processes", "fixtures.rectangles",
+    "fixtures.server", "fixtures.slow", "fixtures.tiny",
+]  # fmt: skip
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its check for a new version needs the network
 SMALL = REPO / "tests/small"
+if all(importlib.util.find_spec(name) for name in ("mmengine", "mmdet", "mmseg")):
+    import visionattn.openmmlab  # noqa: F401  adds the jobs, and the operators without which mmseg cannot be imported
 
 
 @pytest.fixture(scope="session")

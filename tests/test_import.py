@@ -44,6 +44,7 @@ def test_import_alone_imports_neither_torch_nor_timm():
         "import timm, visionattn",
         "import visionattn, torch, timm.models",
         "from visionattn.layers import ULSAM; import timm",
+        "import visionattn, importlib.util as u; u.find_spec('torch'); u.find_spec('timm'); import timm",
     ],
 )
 def test_operators_and_backbones_are_registered_in_every_order(order):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -24,20 +25,25 @@ def after_import(module: str, function: Callable[[], object]) -> None:
 
 
 class _Finder(MetaPathFinder):
+    """Finds the module as the other finders do, with a loader that calls the function after the import."""
+
     def __init__(self, module: str, function: Callable[[], object]):
         self.module, self.function = module, function
+        self.searching = threading.local()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self.module:
+        if fullname != self.module or getattr(self.searching, "now", False):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            sys.meta_path.insert(0, self)  # the module is not installed; it may be later
-            return None
-        spec.loader = _Loader(spec.loader, self)
+        self.searching.now = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.searching.now = False
+        if spec is not None and spec.loader is not None:
+            # This finder stays until the module has been imported: others look for a module without importing it.
+            spec.loader = _Loader(spec.loader, self)
         return spec
 
 
@@ -53,9 +59,7 @@ class _Loader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.loader
-        try:
-            self.loader.exec_module(module)
-        except BaseException:
-            sys.meta_path.insert(0, self.finder)  # a later import may succeed
-            raise
-        self.finder.function()
+        self.loader.exec_module(module)
+        if self.finder in sys.meta_path:
+            self.finder.function()
+            sys.meta_path.remove(self.finder)

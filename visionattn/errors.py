@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "ConfigProblemsError",
     "DataError",
+    "MismatchError",
     "MissingDependencyError",
     "OutOfMemoryError",
     "TrainingError",
@@ -90,6 +91,22 @@ class ConfigProblemsError(ConfigError):
 
 class CheckpointError(VisionattnError):
     """A checkpoint cannot be read safely, or does not fit the model."""
+
+
+class MismatchError(CheckpointError):
+    """A checkpoint does not fit the model.
+
+    Args:
+        text: what does not fit.
+        advice: a sentence with the remedy.
+    """
+
+    def __init__(self, text: str, advice: str = "") -> None:
+        super().__init__(f"{text}. {advice}" if advice else text)
+        self.text, self.advice = text, advice
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.text, self.advice)
 
 
 class DataError(VisionattnError):

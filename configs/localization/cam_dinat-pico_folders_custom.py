@@ -1,6 +1,6 @@
 # Custom data: image labels, from folders with one subfolder of images per class.
 #
-#   python tools/train.py configs/localization/cam_dinat-pico_folders_custom.py --cfg-options \
+#   visionattn train cam_dinat-pico_folders_custom --cfg-options \
 #       custom_data.root=/data/birds
 #
 # uses /data/birds/train/CLASS and val/CLASS. Boxes are optional and only used for evaluation: lines

@@ -19,7 +19,7 @@ from visionattn.engine.config.custom_masks import read_classes
 from visionattn.errors import DataError
 from visionattn.heads.action.keypoints import read_points
 from visionattn.heads.action.lists import read_action_list
-from visionattn.heads.forgery.donors import FolderDonors
+from visionattn.heads.forgery.create.donors import FolderDonors
 from visionattn.heads.forgery.sets import BalancedSets, read_json
 from visionattn.heads.lidar.data.folders import read_point_file
 from visionattn.heads.lidar.data.infos import read_mmdet3d_infos

@@ -16,7 +16,7 @@ from visionattn.data.panoptic_check import check_panoptic
 from visionattn.engine.compat.panopticapi import pq_compute
 from visionattn.engine.config.data_checks import check_images
 from visionattn.heads.forgery.benco import ForgeryImages
-from visionattn.heads.forgery.donors import read_photo
+from visionattn.heads.forgery.create.donors import read_photo
 from visionattn.heads.forgery.sets import ForgeryItem, read_truth
 from visionattn.heads.localization import mmlab_metric as localization_metric
 from visionattn.io.images import image_size, read_image

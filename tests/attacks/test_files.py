@@ -22,7 +22,8 @@ from visionattn.heads.lidar.data.files import read_points
 from visionattn.heads.lidar.data.object_database import ObjectDatabase
 from visionattn.inference.files import plan_files
 from visionattn.inference.video import VideoReader, VideoWriter
-from visionattn.io.fetch import download, unpack
+from visionattn.io.archives import unpack
+from visionattn.io.fetch import download
 from visionattn.io.inputs import find_inputs
 
 # --- point clouds ----------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from visionattn.heads.lidar.data.files import read_points
 from visionattn.heads.lidar.data.infos import read_mmdet3d_infos
 from visionattn.heads.lidar.data.object_database import ObjectDatabase
 from visionattn.inference.export import timm_network
+from visionattn.io.convert import convert_file, read_any
 from visionattn.io.pickles import read_plain_pickle
 
 install()
@@ -234,6 +235,7 @@ CHECKPOINT_LOADERS: dict[str, Callable[[Path], Any]] = {
     "replay": lambda path: replay(path, None),
     "export": lambda path: timm_network("dinat_pico", path),
     "backbone": lambda path: visionattn.openmmlab.Backbone("dinat_pico", pretrained=str(path), **SIZES),
+    "convert_checkpoint": lambda path: convert_file(path, path.with_name("out.pth")),
 }
 OF_TIMM = {
     "timm_checkpoint_path": lambda path: timm.create_model("dinat_pico", checkpoint_path=str(path), **SIZES),
@@ -268,6 +270,28 @@ def test_timm(attack, loader, tmp_path, trace, ran):
     found = ran(lambda: OF_TIMM[loader](path))
     assert not trace.exists()
     assert found.error in ("UnpicklingError", "RuntimeError"), found
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy", "bare"])
+@pytest.mark.parametrize("attack", PICKLES)
+def test_weights_beside_an_attack_are_extracted(attack, container, tmp_path, trace, harmless):
+    """Objects of every kind are dropped and named, and the tensors beside them are kept."""
+    data = PICKLES[attack](str(trace))
+    body = data.removeprefix(data[:2] if data[:1] == b"\x80" else b"")[:-1]
+    weights = pickle.dumps(np.arange(3, dtype=np.float32), 2)[2:-1]
+    both = whole(b"}(" + text("w") + weights + text("meta") + body + b"u", 4)
+    path = CONTAINERS[container](both, tmp_path / "model.pth")
+
+    def convert() -> str:
+        content, dropped = read_any(path)
+        return f"{content['w'].tolist()} {sorted(dropped)}"
+
+    found = harmless(convert)
+    if attack == "setstate":  # changes a function, which no library's pickles do
+        assert found.error == "CheckpointError", found
+    else:
+        assert "[0.0, 1.0, 2.0]" in found.text, found
+        assert "trace" not in found.text, found
 
 
 # --- lists of frames -------------------------------------------------------------------------------------------------
@@ -457,3 +481,11 @@ def test_a_readable_file_is_read(tmp_path):
     assert read_plain_pickle(tmp_path / "infos.pkl")["data_list"][0]["a"].tolist() == [0, 1, 2]
     with pytest.raises(DataError):
         read_plain_pickle(tmp_path / "none.pkl")
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy", "bare"])
+@pytest.mark.parametrize("attack", BOMBS)
+def test_bombs_in_converted_checkpoints(attack, container, tmp_path, harmless):
+    path = CONTAINERS[container](BOMBS[attack](), tmp_path / "model.pth")
+    found = harmless(lambda: convert_file(path, tmp_path / "out.pth"))
+    assert found.error == "CheckpointError", found

@@ -501,6 +501,25 @@ def test_compile_is_one_graph(name):
         assert_all_grads(model)
 
 
+@models("compile", REPRESENTATIVES)
+def test_compile_of_training_is_one_graph(name):
+    """With stochastic depth, whose random numbers are those of the eager model, for one static shape."""
+    rates = {} if name.startswith("scatterformer") else {"drop_path_rate": 0.5}
+    model = small(name, num_classes=10, **rates).train()
+    x = image(name, 64)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
+    results = []
+    for function in (model, compiled):
+        model.zero_grad()
+        torch.manual_seed(1)
+        out = function(x)
+        out.square().mean().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for got, want in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 @models("export", REPRESENTATIVES)
 def test_export(name):
     model = small(name).eval()

@@ -142,7 +142,7 @@ def test_failures_are_one_line(tmp_path: Path, base_url: str, bccd_zip: Path, ca
     assert "404" in missing
     assert "pass it as --archive" in missing
     (bccd_zip.parent / "page.zip").write_text("<html>")
-    assert "not a complete zip" in _error(capsys, "bccd", *out, "--url", f"{base_url}/page.zip")
+    assert "web page" in _error(capsys, "bccd", *out, "--url", f"{base_url}/page.zip")
     assert "none.zip: the archive does not exist" in _error(
         capsys, "bccd", *out, "--archive", str(tmp_path / "none.zip")
     )

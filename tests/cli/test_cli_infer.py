@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.server import file_answer
 from PIL import Image
 
 from visionattn.cli import main
@@ -179,10 +180,10 @@ def test_default_folder_is_new_and_named_after_the_run(run_dir, shots, tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no model given; give --model, --run, or --config and --checkpoint"),
+        ([], "no model given; give --model, --run, --onnx, or --config and --checkpoint"),
         (["--run", "r", "--config", "c"], "remove --config, or --run"),
         (["--run", "r", "--checkpoint", "c"], "remove --checkpoint, or --run"),
-        (["--config", "c"], "c: no such work dir, config or model of the package"),
+        (["--config", "c"], "c: no such work dir, config or model"),
         (["--checkpoint", "c"], "--checkpoint requires --config"),
         (["--run", "gone"], "gone: no such work dir"),
         (["--config", "gone.py", "--checkpoint", "w.pth"], "gone.py"),
@@ -218,7 +219,7 @@ def test_wrong_inputs_are_one_line(inputs, words, run_dir, shots, capsys, monkey
 def test_only_broken_inputs(run_dir, shots, tmp_path, capsys):
     argv = ["infer", str(shots / "b" / "cut.jpg"), "--run", str(run_dir), "--out", str(tmp_path / "o")]
     assert main([*argv, "--device", "cpu"]) == 1
-    assert "none of the inputs could be read" in capsys.readouterr().err
+    assert "none of the inputs could be processed" in capsys.readouterr().err
 
 
 def test_out_that_holds_the_input(run_dir, shots, capsys):
@@ -227,3 +228,33 @@ def test_out_that_holds_the_input(run_dir, shots, capsys):
     assert main(argv) == 1
     assert "would overwrite the input" in error_of(capsys)
     assert (shots / "a" / "x.png").read_bytes() == before
+
+
+def test_addresses_and_files_of_detections(run_dir, shots, tmp_path, capsys, server):
+    body = (shots / "a" / "x.png").read_bytes()
+    url = server.url("/x.png", file_answer(body))
+    gone = server.url("/gone.png", lambda handler: handler.send_error(404))
+    argv = ["infer", url, gone, "--run", str(run_dir), "--out", str(tmp_path / "out"), "--score-thr", "0"]
+    options = ["--device", "cpu", "--save-txt", "--save-crops", "--hide-labels", "--alpha", "0.5"]
+    assert main([*argv, *options]) == 1
+    printed = capsys.readouterr()
+    assert f"skipped: cannot download {gone}: the server returned 404" in printed.out
+    out = tmp_path / "out"
+    content = json.loads((out / "predictions.json").read_text())
+    assert content["model"]["downloaded"] == {str(out / "inputs" / "x.png"): url}
+    assert content["settings"]["opacity"] == 0.5
+    (record,) = content["images"]
+    assert (out / "inputs" / "x.png").read_bytes() == body
+    assert len(record["detections"]) == len((out / record["labels"]).read_text().splitlines()) == 6
+    assert len([path for path in record["crops"] if path and (out / path).is_file()]) == 6
+    results = json.loads((out / "results.bbox.json").read_text())
+    assert results == [{k: d[k] for k in ("image_id", "category_id", "bbox", "score")} for d in record["detections"]]
+    hidden = np.asarray(Image.open(out / record["overlay"]))
+    assert main([*argv[:2], *argv[3:], "--device", "cpu"]) == 0
+    assert (np.asarray(Image.open(out / record["overlay"])) != hidden).any()  # labels
+
+
+def test_nothing_is_left_to_predict_on(run_dir, tmp_path, capsys, server):
+    gone = server.url("/gone.png", lambda handler: handler.send_error(404))
+    assert main(["infer", gone, "--run", str(run_dir), "--out", str(tmp_path / "out")]) == 1
+    assert error_of(capsys).startswith(f"error: cannot download {gone}: the server returned 404")

@@ -60,7 +60,7 @@ def test_run_is_found_without_naming_the_checkpoint(capsys, what):
 def test_checkpoint_that_does_not_fit(capsys):
     text = fails(capsys, "tiny.py", "work_dirs/tiny/iter_4.pth", "--cfg-options", "model.neck.out_channels=12",
                  "model.bbox_head.in_channels=12")  # fmt: skip
-    assert "iter_4.pth: does not fit the model: neck." in text
+    assert "iter_4.pth: does not fit the model: neck: " in text
     assert "by the config tiny.py for the 2 classes red, blue" in text
 
 
@@ -68,3 +68,26 @@ def test_missing_checkpoint(capsys):
     assert "none.pth: the checkpoint file does not exist" in fails(capsys, "tiny.py", "none.pth")
     text = fails(capsys, "tiny.py", "--cfg-options", "work_dir=elsewhere")
     assert "elsewhere: no such work dir" in text
+
+
+def test_report(capsys):
+    assert main(["test", "work_dirs/tiny", "--report"]) == 0
+    out = capsys.readouterr().out
+    folder = Path("work_dirs/tiny/test")
+    for name in ("report.html", "analysis.json", "thresholds.json"):
+        assert f"written: work_dirs/tiny/test/{name}" in out
+    page = (folder / "report.html").read_text()
+    for title in ("Types of errors", "Score thresholds", "Confusion matrix", "Calibration", "Worst images"):
+        assert f"{title}</h2>" in page
+    assert page.count("<figure>") == json.loads((folder / "results.json").read_text())["images"]
+    thresholds = json.loads((folder / "thresholds.json").read_text())
+    assert list(thresholds["score_thr"]) == ["red", "blue"]
+    thresholds["score_thr"] = {"red": 0.01, "blue": None}
+    (folder / "thresholds.json").write_text(json.dumps(thresholds))
+    assert main(["infer", "data/images/000.png", "--run", "work_dirs/tiny", "--score-thr", "best", "--out", "o"]) == 0
+    assert "score at least the threshold of its class" in capsys.readouterr().out
+    assert json.loads(Path("o/predictions.json").read_text())["settings"]["score_thr"] == {"red": 0.01}
+
+
+def test_report_and_robustness(capsys):
+    assert "--report cannot be combined with --robustness" in fails(capsys, "tiny.py", "--report", "--robustness")

@@ -69,7 +69,7 @@ def test_every_set_states_source_licence_and_split():
         assert known.cite
         assert known.split
     for known in INSTRUCTIONS.values():
-        assert "data_root=DIR" in known.text or "configs/" in known.text
+        assert "data_root=DIR" in known.text or "visionattn configs" in known.text
         assert "http" in known.text
 
 

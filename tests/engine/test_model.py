@@ -149,6 +149,31 @@ def test_what_does_not_fit_is_refused(detector):
             load_model(config_file, weights, "cuda")
 
 
+@pytest.mark.parametrize(
+    ("meta", "note"),
+    [
+        ({"CLASSES": ("cat", "dog")}, "that of the config, since the file names 2 classes for a model of 3"),
+        ({"dataset_meta": {"classes": ["a"] * 4, "category_ids": [1, 2, 3, 4]}}, "that of the config, since"),
+        ({"CLASSES": 5}, ""),
+        ({"dataset_meta": 7}, ""),
+        ({"CLASSES": ("a", "b", "c"), "PALETTE": [[9, 9, 9]] * 3}, None),
+    ],
+)
+def test_class_names_that_are_not_of_the_model(meta, note, tmp_path):
+    pytest.importorskip("mmseg")
+    from visionattn.openmmlab import Backbone
+
+    config, weights = tmp_path / "seg.py", tmp_path / "w.pth"
+    config.write_text(SEGMENTOR.replace("CHANNELS", str(Backbone("dinat_pico").num_features[3])))
+    save_untrained(config, weights, meta)
+    loaded = load_model(config, weights)
+    assert loaded.classes == (("sky", "road", "car") if note is not None else ("a", "b", "c"))
+    assert loaded.palette == ([(1, 2, 3), (4, 5, 6), (7, 8, 9)] if note is not None else [(9, 9, 9)] * 3)
+    assert loaded.category_ids is None
+    assert loaded.weights.settings.get("the list of classes", "").startswith(note or "")
+    assert bool(loaded.weights.settings) == bool(note)
+
+
 def test_find_run(tmp_path, detector):
     with pytest.raises(ConfigError, match="no such work dir"):
         find_run(tmp_path / "none")

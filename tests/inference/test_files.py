@@ -73,7 +73,7 @@ def test_results_do_not_depend_on_the_batch(make_model, painted, save_picture, t
 
 
 def test_reading_ahead_is_bounded_by_pixels(make_model, painted, save_picture, tmp_path, monkeypatch):
-    monkeypatch.setattr("visionattn.inference.files.BATCH_PIXELS", 40 * 50 * 2)
+    monkeypatch.setattr("visionattn.inference.file_run.BATCH_PIXELS", 40 * 50 * 2)
     for index in range(5):
         save_picture(tmp_path / "in" / f"{index}.png", painted(40, 50))
     model = make_model()
@@ -233,7 +233,8 @@ def test_interrupted_run_keeps_its_records(make_model, painted, save_picture, tm
     (tmp_path / "out" / f".y.{os.getppid()}.tmp.png").write_text("of a running process")
     go(Predictor.from_model(make_model()), [tmp_path / "in"], tmp_path / "out")
     names = set(os.listdir(tmp_path / "out"))
-    assert names == {f".y.{os.getppid()}.tmp.png", *(f"{i}.png" for i in range(5)), "predictions.json", "report.html"}
+    files = {"predictions.json", "report.html", "results.bbox.json"}
+    assert names == {f".y.{os.getppid()}.tmp.png", *(f"{i}.png" for i in range(5)), *files}
 
 
 def test_one_input_without_a_result_does_not_end_the_run(make_model, painted, save_picture, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import pytest
 
 pytest.importorskip("cv2")
 
-from visionattn.inference.heatmap import paint_heatmap
+from visionattn.inference.heatmap import paint_heatmap, paint_signed
 from visionattn.inference.results import Prediction
 
 
@@ -31,3 +31,14 @@ def test_prediction_draws_its_heat_map_below_its_box():
     assert (boxed.draw(image) != drawn).any()
     with pytest.raises(ValueError, match="`heatmap` must have the image size"):
         Prediction((40, 41), ("a",), heatmap=heatmap)
+
+
+def test_signed_values_are_red_and_blue():
+    values = np.zeros((20, 30), np.float32)
+    values[2, 3], values[4, 5:9], values[10, 10] = 1, -1, 100
+    out = paint_signed(np.full((20, 30, 3), 200, np.uint8), values, clip=99).astype(int)
+    assert (out[0, 0] == out[0, 0, 0]).all()  # gray where the value is 0
+    assert out[2, 3, 2] > out[2, 3, 0] + 100
+    assert out[4, 6, 0] > out[4, 6, 2] + 100
+    assert (out[10, 10] == out[2, 3]).all()  # one large value does not hide the others
+    assert (paint_signed(np.full((4, 4, 3), 200, np.uint8), np.zeros((4, 4))) == 210).all()

@@ -10,7 +10,8 @@ from PIL import Image
 from visionattn.errors import CheckpointError, ConfigError, DataError
 from visionattn.inference import Predictor
 from visionattn.inference.predictor import Options, pick_device
-from visionattn.inference.tile_size import best_tile
+from visionattn.inference.tile_size import best_tile, known_size, suits_whole
+from visionattn.zoo import find_model, model_names
 
 
 def as_set(prediction) -> set[tuple]:
@@ -340,20 +341,58 @@ def test_best_tile(tmp_path):
     assert best_tile(config_with((320, 240))) == 240
     for name in ("a", "b"):
         Image.new("RGB", (640, 480)).save(tmp_path / "val" / f"{name}.jpg")
-    assert best_tile(config_with((320, 240), tmp_path)) == 480  # halved, as the test images are
-    assert best_tile(config_with(None, tmp_path)) == 480
+    assert known_size({}, {}) is None
+    assert known_size(config_with(None, tmp_path), {}) == (480, 640)
+    assert known_size(config_with(None, tmp_path), {"image_size": [300, 200]}) == (200, 300)
+    for malformed in (None, [0, 5], "ab", [1, 2, 3]):
+        assert known_size({}, {"image_size": malformed}) is None
+    assert best_tile(config_with((320, 240)), (480, 640)) == 480  # halved, as the images are
+    assert best_tile(config_with(None), (480, 640)) == 640
     (tmp_path / "val" / "a.jpg").write_text("damaged")
-    assert best_tile(config_with((320, 240), tmp_path)) == 480
+    assert known_size(config_with(None, tmp_path), {}) == (480, 640)
 
 
 def test_tile_of_the_size_that_suits_the_model(make_model, painted):
     model = make_model(cfg=config_with((320, 240)))
     predictor = Predictor.from_model(model, tile="auto")
     assert (predictor.options.tile, predictor.options.overlap) == (240, 60)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match="trained on is unknown; `tile` auto is 240 pixels"):
         predictor(painted(300, 500))
     assert max(h for batch in model.batches for h, _, _ in batch) == 240
+
+
+def test_automatic_tiles_leave_images_of_the_training_size_whole(make_model, painted):
+    model = make_model(cfg=config_with((320, 240)))
+    model.meta = {"image_size": [640, 480]}
+    cells = [("red", 30, 40, 80, 100), ("blue", 380, 200, 470, 280), ("red", 500, 350, 600, 450)]
+    predictor = Predictor.from_model(model, tile="auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        single = predictor(painted(480, 640, *cells))
+        predictor(painted(640, 480))
+        assert model.batches == [[(480, 640, 3)], [(640, 480, 3)]]
+        corners = [(x, y) for x in (0, 640) for y in (0, 480)]
+        moved = [(c, x0 + x, y0 + y, x1 + x, y1 + y) for c, x0, y0, x1, y1 in cells for x, y in corners]
+        mosaic = predictor(painted(960, 1280, *moved))
+    assert max(max(shape) for batch in model.batches[2:] for shape in batch) == 480
+    wanted = [tuple(np.add(box, (x, y, x, y))) for box in single.boxes for x, y in corners]
+    assert sorted(map(tuple, mosaic.boxes)) == sorted(wanted)
+    assert len(wanted) == 12
+
+
+def test_tiles_of_the_models_of_the_package():
+    pytest.importorskip("mmengine")
+    from visionattn.engine.config.load import load_config
+
+    sizes = {"blood-cells": (480, 640), "digits": (256, 256), "nuclei": (256, 256), "forgery": (256, 256)}
+    assert sorted(sizes) == model_names()
+    for name, (height, width) in sizes.items():
+        model = find_model(name)
+        cfg = load_config(model.config, resolve_data=False)
+        tile = best_tile(cfg, known_size(cfg, model.meta))
+        assert tile >= max(height, width) or suits_whole(cfg, tile, height, width), name
+        assert tile < 2 * height, name
+        assert not suits_whole(cfg, tile, 2 * height, 2 * width), name
 
 
 def test_shrunk_tiles_are_warned_about(make_model, painted):

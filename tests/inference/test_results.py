@@ -44,6 +44,7 @@ def test_masks_keep_every_pixel():
     masks = InstanceMasks.from_dense(dense)
     assert len(masks) == 5
     np.testing.assert_array_equal(np.asarray(masks), dense)
+    assert masks.shape == dense.shape
     np.testing.assert_array_equal(masks[2], dense[2])
     np.testing.assert_array_equal(np.stack(list(masks)), dense)
     np.testing.assert_array_equal(np.asarray(masks.select(np.array([3, 1]))), dense[[3, 1]])

@@ -52,7 +52,7 @@ def test_png_holds_the_picture_and_16_bits(tmp_path):
     write_png(tmp_path / "m.png", np.array([[0, 300]], np.uint16))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "m.png")), [[0, 300]])
     with pytest.raises(DataError, match="cannot be written"):
-        write_png(tmp_path / "gone" / "x.png", image)
+        write_png(tmp_path / "m.png" / "x.png", image)  # a file is in the place of the folder
 
 
 def test_json_grows_and_appears_when_complete(tmp_path):

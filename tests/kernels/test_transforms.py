@@ -1,16 +1,14 @@
 """`torch.func`, forward-mode AD, second derivatives and tracing of every kernel, compared to the reference."""
 
-import os
-
 import pytest
 import torch
+from fixtures.interpreter import INTERPRETED
 from torch.autograd import forward_ad
 
 from visionattn.kernels import bilevel_routing_attention, na1d, na2d, na3d, scattered_linear_attention
 from visionattn.kernels.sparse_conv import Neighbors, sparse_conv3d, sparse_depthwise_conv3d
 from visionattn.kernels.sparse_conv.reference import dense_conv3d
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 REGIONS = torch.tensor([[[0, 1], [1, 2], [3, 2], [3, 0]]])
 PADDING = torch.zeros(5, 4, dtype=torch.bool)
 PADDING[3:, 1] = True
@@ -27,7 +25,7 @@ def _dense(x, weight, backend):
     kernel = weight if weight.dim() == 4 else weight.permute(1, 2, 3, 4, 0)
     if backend == "reference":
         return dense_conv3d(x, COORDS, 1, (3, 2, 2), kernel, COORDS, padding=(1, 1, 0))
-    return (sparse_depthwise_conv3d if weight.dim() == 4 else sparse_conv3d)(x, weight, NEIGHBORS)
+    return (sparse_depthwise_conv3d if weight.dim() == 4 else sparse_conv3d)(x, weight, NEIGHBORS, backend=backend)
 
 
 CASES = {
@@ -62,7 +60,7 @@ BACKENDS = ["torch", "triton"] if INTERPRETED else ["torch"]
 
 
 @pytest.fixture(
-    params=[(name, b) for name in CASES for b in BACKENDS if b == "torch" or not name.startswith("sparse")],
+    params=[(name, backend) for name in CASES for backend in BACKENDS],
     ids="-".join,
 )
 def case(request):

@@ -73,6 +73,8 @@ def by_definition(layer: AgentAttention, x: Tensor, height: int, width: int) -> 
     if prefix:
         to_tokens = torch.cat([layer.ac_bias[0], to_tokens], 2)
         to_agents = torch.cat([layer.ca_bias[0], to_agents], 1)
+    spread = torch.kron(*(resampling(a, b) for a, b in zip(layer.table_size, layer.pool_size, strict=True)))
+    to_tokens, to_agents = torch.einsum("ba,han->hbn", spread, to_tokens), to_agents @ spread.T
     out = torch.empty_like(x)
     d = layer.head_dim
     for h in range(layer.num_heads):
@@ -92,11 +94,17 @@ def by_definition(layer: AgentAttention, x: Tensor, height: int, width: int) -> 
 
 
 @pytest.mark.parametrize("prefixes", [0, 2])
+@pytest.mark.parametrize("shape", [None, (6, 5), 2])
 @pytest.mark.parametrize("size", [(5, 8), (9, 3), (2, 2), (16, 11)])
-def test_is_its_definition(size, prefixes):
-    """With biases for 5 x 8 cells and 3 x 4 agents, on that map and others, also with fewer cells than agents."""
+def test_is_its_definition(size, shape, prefixes):
+    """With biases for 5 x 8 cells and 3 x 4 agents, on that map and others, also with fewer cells than agents.
+
+    With other agents than those of the biases, as in the published detectors, the biases are interpolated.
+    """
     torch.manual_seed(0)
-    layer = AgentAttention(12, 3, (5, 8), (3, 4), num_prefix_tokens=prefixes, qkv_bias=True).double()
+    options = {"num_prefix_tokens": prefixes, "qkv_bias": True, "agent_shape": shape}
+    layer = AgentAttention(12, 3, (5, 8), (3, 4), **options).double()
+    assert layer.pool_size == {None: (3, 4), 2: (2, 2)}.get(shape, shape)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     x = torch.randn(2, prefixes + size[0] * size[1], 12, dtype=torch.double)
@@ -122,6 +130,8 @@ def test_agents():
     for bad in (8, 0, -4):
         with pytest.raises(ValueError, match=f"`agent_num` must be a square number or .*, got {bad}"):
             AgentAttention(8, 2, agent_num=bad)
+    with pytest.raises(ValueError, match=r"`agent_shape` must be .*, got \(3, 0\)"):
+        AgentAttention(8, 2, agent_shape=(3, 0))
     with pytest.raises(ValueError, match=r"`agent_num` must be .*, got \(0, 3\)"):
         AgentAttention(8, 2, agent_num=(0, 3))
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.layers import ULSAM, EfficientLocalAttention, insert_after
+from visionattn.layers import ULSAM, EfficientLocalAttention, insert_after, replace_blocks
 from visionattn.layers.insert import INSERTED
 
 SMALL = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), "zero_init_last": False}
@@ -203,3 +203,67 @@ def test_errors_leave_the_model():
         insert_after(model, "ela", "layer1")
     with pytest.raises(ValueError, match="`where` must be given, because VisionTransformer has no"):
         insert_after(timm.create_model("vit_tiny_patch16_224", depth=1), "ela")
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "blocks", "kept"),
+    [
+        ("mobilenetv1_100", "blocks.3.*", [f"blocks.3.{n}" for n in range(1, 6)], "blocks.3.0"),
+        (
+            "mobilenetv2_035",
+            "blocks.[34].*",
+            ["blocks.3.1", "blocks.3.2", "blocks.3.3", "blocks.4.1", "blocks.4.2"],
+            "blocks.3.0",
+        ),
+        ("efficientnet_b0", "blocks.2.*", ["blocks.2.1"], "blocks.2.0"),
+        ("mobilenetv4_conv_small_035", "blocks.2.*", [f"blocks.2.{n}" for n in range(1, 6)], "blocks.2.0"),
+        ("resnet50", "layer2.*", [], None),
+        ("convnext_atto", "stages.1.blocks.*", ["stages.1.blocks.0"], None),
+    ],
+)
+def test_replaced_blocks(name, where, blocks, kept):
+    """Blocks with stride 1 and equal channels, and no others; shapes of all levels stay, and parameters get fewer."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **MODELS.get(name, {})).eval()
+    if not blocks:
+        with pytest.raises(ValueError, match=r"`where` must match a block with stride 1 and equal channels"):
+            replace_blocks(model, "ulsam", where)
+        return
+    images = torch.randn(2, 3, 64, 64)
+    before = model.state_dict()
+    shapes = {}
+    for path in blocks:
+        model.get_submodule(path).register_forward_hook(
+            lambda module, inputs, out, path=path: shapes.update({path: (inputs[0].shape, out.shape)})
+        )
+    expected = model(images).shape
+    assert all(given == out for given, out in shapes.values())
+    report = replace_blocks(model, "ulsam", where, num_splits=2)
+    assert report.modules == tuple(blocks)
+    assert all(isinstance(model.get_submodule(path), ULSAM) for path in blocks)
+    assert (kept in report.notes[0]) if kept else not report.notes
+    after = model.state_dict()
+    assert set(report.new) == after.keys() - before.keys()
+    assert set(report.dropped) == before.keys() - after.keys()
+    assert all(torch.equal(before[n], after[n]) for n in before.keys() & after.keys())
+    assert sum(map(torch.numel, after.values())) < sum(map(torch.numel, before.values()))
+    assert model.train()(images).shape == expected
+    model(images).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_errors_and_type_of_replaced_blocks():
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", layers=(1, 1, 2, 1), channels=(16, 32, 64, 128)).half().eval()
+    for arguments, options, message in (
+        (("ela", "layer3.1"), {}, "`attention` must be 'ulsam'"),
+        (("ulsam", None), {}, "`where` must be given"),
+        (("ulsam", "layer4.*"), {}, r"a block with stride 1 and equal channels \(layer3\.1\), got 'layer4"),
+        (("ulsam", "layer3.1"), {"num_splits": 5}, "must be at least 1 and divide `dim`=64, got 5"),
+        (("ulsam", "layer3.1"), {"splits": 4}, "`splits` is not an argument of ULSAM"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace_blocks(model, *arguments, **options)
+    replace_blocks(model, "ulsam", lambda path: path == "layer3.1")
+    assert next(model.layer3[1].parameters()).dtype == torch.half
+    assert not model.layer3[1].training

@@ -163,6 +163,18 @@ def test_features_only(name, attention):
     sum(f.square().mean() for f in features).backward()
 
 
+def test_features_only_counts_the_stages_that_are_left_out():
+    """Numbers of agents are those of the same blocks of the whole model, so that its weights fit."""
+    for name, levels, expected in (
+        ("deit_tiny_patch16_224", (0, 1), [9, 16]),
+        ("swin_tiny_patch4_window7_224", (0, 1), [9, 16]),
+        ("davit_tiny", (0, 2), [9, 16, 49]),
+    ):
+        model = make(name, features_only=True, out_indices=levels, **({"depth": 6} if name.startswith("deit") else {}))
+        replace_attention(model, "agent")
+        assert [m.pool_size[0] ** 2 for m in model.modules() if isinstance(m, AgentAttention)] == expected
+
+
 def test_compile_and_export_a_model():
     model = make("deit_tiny_patch16_224").eval()
     replace_attention(model, "agent")
@@ -257,10 +269,13 @@ def test_device_type_mode_and_frozen_weights():
 
 
 def test_part_of_something_larger():
-    holder = nn.ModuleDict({"vit": make("deit_tiny_patch16_224"), "swin": make("swin_tiny_patch4_window7_224")})
+    names = {"vit": "deit_tiny_patch16_224", "davit": "davit_tiny", "swin": "swin_tiny_patch4_window7_224"}
+    holder = nn.ModuleDict({part: make(name) for part, name in names.items()})
     report = replace_attention(holder, "agent")
     assert report.modules[0] == "vit.blocks.0.attn"
     assert "swin.layers.2.blocks.1.attn" in report.modules
+    agents = [m.pool_size[0] ** 2 for m in holder["swin"].modules() if isinstance(m, AgentAttention)]
+    assert agents == [9, 16, 49, 49, 49], "stages are counted in each model"
     for part in holder.values():
         assert part(torch.randn(1, 3, 64, 64)).shape == (1, 3)
 

@@ -49,7 +49,8 @@ def _here(home, monkeypatch):
 
 
 def test_it_is_measured(home, capsys):
-    assert main(["test", "run", "--out", "test"]) == 0
+    assert main(["test", "run", "--out", "test", "--report"]) == 0
+    assert "The errors of counting models are not analyzed further" in (home / "test/report.html").read_text()
     assert json.loads((home / "test/results.json").read_text())["metrics"]["count_error"] < 1.3  # 1.5 by the mean
 
 

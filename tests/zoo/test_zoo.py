@@ -17,12 +17,12 @@ from visionattn.inference import Predictor
 from visionattn.io.weights import METADATA, read, write_safetensors
 from visionattn.zoo import FOLDER, find_model, model_names, pack
 
-CLASSES = {"blood-cells": 3, "digits": 10, "nuclei": 1}
+CLASSES = {"blood-cells": 3, "digits": 10, "forgery": 2, "nuclei": 1}
 
 
 def test_files():
     assert model_names() == sorted(CLASSES)
-    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) <= 25 * 2**20
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) <= 25 * 2**20
     for name in model_names():
         tensors = load_file(find_model(name).weights)
         assert {x.dtype for x in tensors.values() if x.is_floating_point()} == {torch.float16}
@@ -34,7 +34,7 @@ def test_card(name, capsys):
     model = find_model(name)
     text = model.card.read_text(encoding="utf-8")
     assert text.startswith(f"# {name}\n\n")
-    for part in ("## Data", "## Results", "## Limits", "License", model.config.removesuffix(".py")):
+    for part in ("## Data", "## Results", "## Limits", "License", model.meta["config_name"].removesuffix(".py")):
         assert part in text
     assert main(["models", name]) == 0
     assert capsys.readouterr().out.strip() == text.strip()
@@ -42,12 +42,37 @@ def test_card(name, capsys):
     assert model.summary in capsys.readouterr().out
 
 
+def test_sample_image_of_the_package(tmp_path, capsys):
+    assert main(["infer", "--model", "nuclei", "--out", str(tmp_path / "out")]) == 0
+    assert "nuclei.png, the sample image" in capsys.readouterr().out
+    (record,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert 95 <= len(record["detections"]) <= 130  # about 110 nuclei are in the image
+    assert (tmp_path / "out" / "nuclei.png").is_file()
+    assert main(["infer", "--model", "blood-cells", "--out", str(tmp_path / "none")]) == 1
+    assert "no INPUT given" in capsys.readouterr().err
+    assert main(["infer", "--config", "x.py", "--out", str(tmp_path / "none")]) == 1
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_predictor(name):
     predictor = Predictor.from_pretrained(name, "cpu", score_thr=0.3)
     assert len(predictor.classes) == CLASSES[name]
     prediction = predictor(np.zeros((96, 128, 3), np.uint8))
-    assert prediction.boxes.shape[1] == 4
+    if name == "forgery":
+        assert prediction.heatmap.shape == (96, 128)
+    else:
+        assert prediction.boxes.shape[1] == 4
+
+
+def test_forgery_is_found():
+    from visionattn.io.images import read_image
+
+    prediction = Predictor.from_pretrained("forgery", "cpu")(read_image(find_model("forgery").sample))
+    assert prediction.forged
+    inside = np.zeros((384, 384), bool)
+    inside[248:302, 140:219] = True  # the rectangle around the pasted ellipse
+    found = prediction.heatmap > 0.5
+    assert (found & inside).sum() / found.sum() > 0.5
 
 
 def test_nuclei_are_found():
@@ -74,8 +99,8 @@ def test_command(tmp_path, capsys):
     assert json.loads((tmp_path / "out/predictions.json").read_text())["categories"][0]["name"] == "nucleus"
     capsys.readouterr()
     for extra, message in (
-        (["--run", "x"], "--model includes a config and weights; remove --run"),
-        (["--model", "nucleus"], "nucleus: no such work dir, config or model of the package; did you mean nuclei?"),
+        (["--run", "x"], "--model includes a config; remove --run"),
+        (["--model", "nucleus"], "nucleus: no such work dir, config or model; did you mean nuclei?"),
     ):
         assert main([*arguments, *extra]) == 1
         assert message in capsys.readouterr().err
@@ -95,12 +120,15 @@ def test_configs_by_name(tmp_path, monkeypatch):
 def test_pack(tmp_path):
     state = {"a.weight": torch.randn(3, 4), "a.count": torch.tensor(5)}
     meta = {"config_name": "x.py", "iter": 3, "config": "long", "dataset_meta": {"classes": ("a", "b"), "other": 1}}
+    meta["image_size"] = (64, 48)
     torch.save({"state_dict": state, "meta": meta}, tmp_path / "iter_3.pth")
     pack(tmp_path / "iter_3.pth", tmp_path / "a.safetensors")
     found = read(tmp_path / "a.safetensors")
-    assert found["meta"] == {"config_name": "x.py", "iter": 3, "dataset_meta": {"classes": ["a", "b"]}}
+    kept = {"config_name": "x.py", "iter": 3, "image_size": [64, 48]}
+    assert found["meta"] == {**kept, "dataset_meta": {"classes": ["a", "b"]}}
     torch.testing.assert_close(found["state_dict"]["a.weight"].float(), state["a.weight"], atol=2e-3, rtol=1e-3)
     assert found["state_dict"]["a.count"] == 5
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "iter_3.pth").stat().st_mode
 
 
 def test_metadata_that_are_not_ours(tmp_path):
@@ -114,3 +142,23 @@ def test_metadata_that_are_not_ours(tmp_path):
     assert list(read(tmp_path / "b.safetensors")) == ["x"]
     with pytest.raises(ValueError, match="JSON"):
         write_safetensors(tmp_path / "c.safetensors", {"x": torch.zeros(1)}, {"nan": float("nan")})
+
+
+def test_weights_of_another_model(tmp_path, capsys):
+    """Without class names, of a backbone: what is wrong is the file, not the data of the config."""
+    state = {n: x for n, x in read(find_model("digits").weights)["state_dict"].items() if n.startswith("backbone.")}
+    torch.save({"state_dict": state}, tmp_path / "b.pth")
+    image = str(next((FOLDER / "samples").glob("nuclei.*")))
+    for weights in (tmp_path / "b.pth", find_model("digits").weights):
+        arguments = ["infer", image, "--model", "nuclei", "--weights", str(weights), "--out", str(tmp_path / "out")]
+        assert main(arguments) == 1
+        error = capsys.readouterr().err.strip()
+        assert error.startswith(f"error: {weights}: does not fit the model")
+        assert error.endswith("It is not a file of nuclei")
+    with pytest.raises(CheckpointError, match=r"b\.pth: does not fit the model.* It is not a file of nuclei$"):
+        Predictor.from_pretrained("nuclei", "cpu", weights=tmp_path / "b.pth")
+
+
+def test_weights_without_class_names(tmp_path):
+    torch.save({"state_dict": read(find_model("nuclei").weights)["state_dict"]}, tmp_path / "n.pth")
+    assert Predictor.from_pretrained("nuclei", "cpu", weights=tmp_path / "n.pth").classes == ("nucleus",)

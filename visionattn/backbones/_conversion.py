@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from visionattn.errors import CheckpointError
-from visionattn.io.weights import check_tensor
+from visionattn.io.weights import check_tensor, entry_of, is_averaged
 
 __all__ = ["OUT_NORM", "Conversion", "backbone_tensors"]
 
 OUT_NORM = re.compile(r"norm\d+\.(weight|bias)")  # per-output norms of detection and segmentation backbones
-# mmengine and timm; detectron2 and the Swin family; OpenPCDet.
-_WRAPPERS = ("state_dict", "model", "model_state")
+_NESTED = 3  # entries of weights within each other
 # torch.compile; DataParallel; detectors and segmentors; OpenPCDet; `visionattn.Backbone`; timm's feature wrapper.
 _PREFIXES = ("_orig_mod.", "module.", "backbone.", "backbone_3d.", "net.", "model.")
 
@@ -33,6 +32,7 @@ class Conversion:
         stages: prefix of the stage index in parameter names.
         settings: arguments that the checkpoint was trained with, for the model's ``apply_settings``.
         missing: model name to the reason why the checkpoint does not need to have it.
+        averaged: key of the entry with averaged weights that was selected, or an empty string.
     """
 
     state_dict: dict[str, Tensor]
@@ -44,6 +44,7 @@ class Conversion:
     stages: str = "stages"
     settings: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    averaged: str = ""
 
     def rename(self, source: str, target: str) -> None:
         """Rename the entry `source` (its current name) to `target`."""
@@ -75,11 +76,10 @@ def backbone_tensors(checkpoint: Mapping[str, Any]) -> Conversion:
     """
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"the checkpoint must be a dictionary of tensors, got a {type(checkpoint).__name__}")
-    for _ in _WRAPPERS:
-        for wrapper in _WRAPPERS:
-            if isinstance(checkpoint.get(wrapper), Mapping):
-                checkpoint = checkpoint[wrapper]
     conversion = Conversion({})
+    for _ in range(_NESTED):
+        key, checkpoint = entry_of(checkpoint)
+        conversion.averaged = key if is_averaged(key) else conversion.averaged
     has_backbone = any(re.match(r"(module\.|model\.)*backbone(_3d)?\.", str(name)) for name in checkpoint)
     for name, tensor in checkpoint.items():
         if not isinstance(tensor, Tensor):

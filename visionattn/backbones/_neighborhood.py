@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from visionattn.backbones._backbone import NormLayer, StagedBackbone, check_levels, drop_path_rates
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
+from visionattn.backbones._download import with_cached_weights
+from visionattn.backbones._transformers import from_transformers
 from visionattn.backbones._weights import checkpoint_filter_fn
 from visionattn.layers.neighborhood import NeighborhoodAttention2d
 
@@ -244,11 +246,13 @@ class NeighborhoodBackbone(StagedBackbone):
     def convert_official(self, state_dict: Mapping[str, Any]) -> Conversion:
         """Convert a published checkpoint: prefixes, position biases of another kernel size, per-output norms.
 
-        Parameter names are the published ones. See `visionattn.backbones.load_official`.
+        Parameter names are the published ones; those of transformers are converted. See
+        `visionattn.backbones.load_official`.
         """
         own = self.state_dict()
         conversion = backbone_tensors(state_dict)
         conversion.stages = self.STAGES
+        from_transformers(conversion)
         for name, tensor in list(conversion.state_dict.items()):
             target = own.get(name)
             if name.endswith("relative_position_index"):
@@ -317,7 +321,7 @@ def create_hierarchical(
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**architecture, **kwargs},
+        **{**architecture, **with_cached_weights(variant, pretrained, kwargs)},
     )
 
 

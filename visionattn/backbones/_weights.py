@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
 from visionattn.errors import CheckpointError
-from visionattn.io.weights import check_tensor
+from visionattn.io.weights import check_finite, check_tensor
 
 __all__ = [
     "ForeignModel",
     "LoadReport",
+    "apply_settings",
     "checkpoint_filter_fn",
+    "convert_for",
     "describe",
     "load_official",
+    "of_averaged",
     "register_description",
     "register_foreign",
 ]
@@ -68,6 +71,7 @@ class LoadReport:
         dropped: checkpoint name to the reason why it was not used.
         missing: model name to the reason why it keeps its value.
         settings: model argument to its value after loading, where published models differ in more than weights.
+        averaged: key of the entry of the checkpoint with averaged weights that was loaded, or an empty string.
     """
 
     loaded: tuple[str, ...]
@@ -76,9 +80,10 @@ class LoadReport:
     dropped: dict[str, str]
     missing: dict[str, str]
     settings: dict[str, str] = field(default_factory=dict)
+    averaged: str = ""
 
     def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} tensors"]
+        lines = [f"loaded {len(self.loaded)} tensors{of_averaged(self.averaged)}"]
         if self.renamed:
             source, target = next(iter(self.renamed.items()))
             lines.append(f"renamed {len(self.renamed)}, such as {source} to {target}")
@@ -95,6 +100,11 @@ class LoadReport:
                 lines.append(f"{word} ({reason}): {shown}")
         lines += [f"{name} is {value}" for name, value in self.settings.items()]
         return "\n".join(lines)
+
+
+def of_averaged(key: str) -> str:
+    """Return the end of a line about loaded tensors, which names the entry of averaged weights, if any."""
+    return f" of {key}, the averaged weights" if key else ""
 
 
 def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport:
@@ -120,11 +130,9 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
     """
     if hasattr(model, "load_official"):
         return model.load_official(state_dict)
-    inner = getattr(model, "model", model)  # timm's feature wrapper
-    conversion = _convert(inner, state_dict)
-    own = inner.state_dict()
-    given = conversion.state_dict
-    missing = _resolve_differences(conversion, own, len(getattr(inner, "feature_info", ())))
+    inner = _inner(model)
+    conversion, missing = convert_for(model, state_dict)
+    own, given = inner.state_dict(), conversion.state_dict
     problems = [f"{name} is missing" for name in own if name not in given and name not in missing]
     problems += [f"{name} is unknown" for name in given if name not in own]
     problems += [
@@ -140,8 +148,9 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
         )
     for name, tensor in given.items():
         check_tensor(tensor, name)
+    check_finite(given, own=own, names={new: old for old, new in conversion.renamed.items()})
     inner.load_state_dict(given, strict=False)  # completeness was checked above
-    settings = inner.apply_settings(conversion.settings) if conversion.settings else {}
+    settings = apply_settings(model, conversion)
     if foreign := _foreign(inner):
         foreign.finish(inner)
     return LoadReport(
@@ -151,7 +160,35 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Any]) -> LoadReport
         dropped=conversion.dropped,
         missing=missing,
         settings=settings,
+        averaged=conversion.averaged,
     )
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return getattr(model, "model", model)  # timm's feature wrapper
+
+
+def convert_for(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[Conversion, dict[str, str]]:
+    """Convert an official checkpoint to the parameter names of a model, without loading it.
+
+    Args:
+        model, state_dict: as for `load_official`.
+
+    Returns:
+        The conversion, and the model's entries that the checkpoint need not have, with reasons. Other differences
+        between the conversion and the model are errors, which the caller finds by comparing them.
+
+    Raises:
+        CheckpointError, TypeError: see `load_official`.
+    """
+    inner = _inner(model)
+    conversion = _convert(inner, state_dict)
+    return conversion, _resolve_differences(conversion, inner.state_dict(), len(getattr(inner, "feature_info", ())))
+
+
+def apply_settings(model: nn.Module, conversion: Conversion) -> dict[str, str]:
+    """Adopt the arguments that a converted checkpoint was trained with, and return a description of each."""
+    return _inner(model).apply_settings(conversion.settings) if conversion.settings else {}
 
 
 def _convert(model: nn.Module, state_dict: Mapping[str, Any]) -> Conversion:
@@ -231,7 +268,7 @@ def describe(state_dict: Mapping[str, Any]) -> str:
         except (IndexError, ValueError, KeyError):  # the names match this family, the shapes do not
             continue
     for name, pattern in (
-        ("Swin", r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
+        ("Swin", r"(layers|stages)[._]0\.blocks\.0\.attn\.(w_msa\.)?relative_position_bias_table"),
         ("ConvNeXt", r"downsample_layers\.0\.0\..*"),
         ("TimeSformer", r"blocks\.0\.temporal_fc\.weight"),
         ("ViT", r"blocks\.0\.attn\.qkv\.weight"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones._backbone import StagedBackbone, check_levels, drop_path_rates
 from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
+from visionattn.backbones._download import with_cached_weights
 from visionattn.backbones._weights import checkpoint_filter_fn, register_description
 from visionattn.layers._sdpa import attend
 from visionattn.layers.routing import BiLevelRoutingAttention
@@ -590,7 +591,7 @@ def _create_biformer(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**VARIANTS[variant], **kwargs},
+        **{**VARIANTS[variant], **with_cached_weights(variant, pretrained, kwargs)},
     )
 
 

@@ -13,6 +13,7 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from torch import Tensor, nn
 
 from visionattn.backbones._backbone import NormLayer, drop_path_rates
+from visionattn.backbones._download import with_cached_weights
 from visionattn.backbones._neighborhood import (
     NeighborhoodBackbone,
     NeighborhoodBlock,
@@ -314,7 +315,7 @@ def _create_isotropic(variant: str, pretrained: bool, **kwargs: Any) -> nn.Modul
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (2, 5, 8, 11), "feature_cls": "getter"},
-        **{**VARIANTS[variant], **kwargs},
+        **{**VARIANTS[variant], **with_cached_weights(variant, pretrained, kwargs)},
     )
 
 

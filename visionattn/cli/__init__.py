@@ -13,38 +13,47 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
 from visionattn import __version__
-from visionattn.cli.source import is_trained
 from visionattn.errors import ConfigProblemsError, VisionattnError, require, summary
 
 COMMANDS = {
     "train": "train a model",
+    "tune": "train a model repeatedly to find the best values of config keys",
     "test": "evaluate a checkpoint on the test data of a config",
     "infer": "predict on images, videos or point clouds with a trained model",
-    "models": "list the trained models of the package, or show a model card",
-    "attention": "draw the attention maps of a backbone for an image",
+    "configs": "list the configs of the package, or copy one to edit",
+    "models": "list the trained models, and the details of one",
+    "attention": "draw attention and relevance maps of an image, or measure the heads over a folder",
+    "probe": "evaluate frozen backbones on folders of classes",
     "replay": "repeat a training iteration that produced NaN or infinity",
     "export": "export a timm model or a trained model as .pt2 or .onnx",
+    "convert-checkpoint": "extract the tensors of a checkpoint without executing code",
     "check": "check a config and its data, without training",
     "browse": "draw training samples after all transforms",
     "doctor": "show versions, devices and the backend of each operator",
-    "benchmark": "time the attention backends, or list the tile shapes of the Triton kernels",
+    "benchmark": "time models or the backends of an operator, or list the tile shapes of the Triton kernels",
     "simulate": "compute speed-up bounds of neighborhood attention, and search strides and tiles",
     "forge": "create a dataset of image forgeries from photographs",
-    "data": "create sample data, or download a public dataset",
+    "data": "convert and describe your data, create sample data, or download a public dataset",
 }
 
 
-OPENMMLAB = {"train", "test", "infer", "replay", "export", "check", "browse"}
-"""Commands that use OpenMMLab; `export` only for trained models."""
+OPENMMLAB = {"train", "tune", "test", "infer", "replay", "export", "check", "browse"}
+"""Commands that use OpenMMLab; `export` only for trained models, and `infer` not for exported ones."""
 
 
 def uses_openmmlab(command: str, args: argparse.Namespace) -> bool:
     """Return True if a command uses OpenMMLab with these arguments."""
-    timm_model = command == "export" and args.model is not None and not is_trained(args.model)
-    return command in OPENMMLAB and not timm_model
+    if command == "infer" and args.onnx is not None:
+        return False
+    if command == "export" and (args.model or args.named) is not None:
+        from visionattn.cli.source import is_trained  # imports PyTorch
+
+        return is_trained(args.model or args.named)
+    return command in OPENMMLAB
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,9 +70,13 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"visionattn.cli.{command.replace('-', '_')}")
+
+
 def build_parser(command: str) -> argparse.ArgumentParser:
     """Return the argument parser of a command."""
-    module = importlib.import_module(f"visionattn.cli.{command}")
+    module = _module(command)
     parser = Parser(prog=f"visionattn {command}", description=module.__doc__)
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
@@ -72,7 +85,8 @@ def build_parser(command: str) -> argparse.ArgumentParser:
 
 def usage() -> str:
     """Return the text of ``visionattn --help``."""
-    lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}} {text}" for name, text in COMMANDS.items()]
     return "\n".join(["usage: visionattn COMMAND [arguments]   (visionattn COMMAND --help for each)", "", *lines])
 
 
@@ -88,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"error: no command {argv[0]!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    command = importlib.import_module(f"visionattn.cli.{argv[0]}")
+    command = _module(argv[0])
     parser = build_parser(argv[0])
     args = parser.parse_args(argv[1:])
     show = warnings.showwarning
@@ -112,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {with_flags(str(error), parser)}", file=sys.stderr)
             return 1
         text = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, VisionattnError):
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"{error.filename}: {error.strerror}"  # such as an output folder that cannot be written
+        elif not isinstance(error, VisionattnError):
             short = summary(error)
             more = "use --debug for the traceback" if short == text else f"full message: {_write(error)}"
             text = f"unexpected {type(error).__name__}: {short} ({more})"
@@ -133,5 +149,10 @@ def _write(error: Exception) -> str:
 
 def with_flags(text: str, parser: argparse.ArgumentParser) -> str:
     """Replace the argument names of the library by command-line flags: `` `score_thr` `` becomes ``--score-thr``."""
-    flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+    flags = {
+        name: option
+        for action in parser._actions
+        for option in action.option_strings
+        for name in (action.dest, option.lstrip("-").replace("-", "_"))
+    }
     return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from visionattn.errors import DataError
-from visionattn.heads.forgery.regions import REGION_SHAPES
-from visionattn.heads.forgery.synthesis import OPERATIONS
+from visionattn.heads.forgery.create.regions import REGION_SHAPES
+from visionattn.heads.forgery.create.synthesis import ALL_OPERATIONS, ALL_SHAPES, OPERATIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--share", type=float, default=0.5, metavar="P", help="fraction of forged images (default: 0.5)"
     )
     parser.add_argument(
-        "--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS), metavar="NAME",
-        help=f"forgery operations: {', '.join(OPERATIONS)} (default: all)",
+        "--operations", nargs="+", choices=ALL_OPERATIONS, default=list(OPERATIONS), metavar="NAME",
+        help=f"forgery operations: {', '.join(ALL_OPERATIONS)} (default: all but regenerate)",
     )  # fmt: skip
     parser.add_argument(
-        "--shapes", nargs="+", choices=REGION_SHAPES, default=list(REGION_SHAPES), metavar="NAME",
-        help=f"shapes of forged regions: {', '.join(REGION_SHAPES)} (default: all)",
+        "--shapes", nargs="+", choices=ALL_SHAPES, default=list(REGION_SHAPES), metavar="NAME",
+        help=f"shapes of forged regions: {', '.join(ALL_SHAPES)} (default: all but the last two, parts of a scene)",
     )  # fmt: skip
     parser.add_argument(
         "--area", nargs=2, type=float, default=(0.02, 0.25), metavar=("MIN", "MAX"),
@@ -52,13 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objects", nargs="+", default=[], metavar="FILE", help="COCO files with instance masks to splice"
     )
+    parser.add_argument(
+        "--max-seam", type=float, metavar="X",
+        help="discard forgeries whose border has more than X times the contrast of the original (default: keep all)",
+    )  # fmt: skip
     parser.add_argument("--every", type=int, default=1, metavar="N", help="use only every N-th photograph (default: 1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Create the dataset and return 0."""
-    from visionattn.heads.forgery.forge import forge_folder
+    from visionattn.heads.forgery.create.forge import forge_folder
 
     quality = None if args.quality == [0] else (args.quality[0], args.quality[-1])
     if len(args.quality) > 2:
@@ -66,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     report = forge_folder(
         args.folders, args.out, count=args.count, crop=args.crop, share=args.share, operations=args.operations,
         shapes=args.shapes, area=tuple(args.area), quality=quality, feather=args.feather,
-        colour_match=args.colour_match, geometry=args.geometry, objects=args.objects, every=args.every, seed=args.seed,
+        colour_match=args.colour_match, geometry=args.geometry, objects=args.objects, max_seam=args.max_seam,
+        every=args.every, seed=args.seed,
     )  # fmt: skip
     operations = ", ".join(f"{name} {count}" for name, count in sorted(report.kinds.items()))
     print(f"{report.forged} forged and {report.untouched} authentic images from {report.photos} photographs")

@@ -6,29 +6,32 @@ from pathlib import Path
 from typing import Any
 
 
-def run_ladders(config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Sequence[str]) -> int:
-    """Evaluate all levels of degradation, print a table, write the curves and return 0.
+def run_ladders(
+    config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Sequence[str], distributed: bool = False
+) -> None:
+    """Evaluate all levels of degradation, print a table and write the curves.
 
     Args:
         config: loaded config.
         checkpoint: weights file.
         out: output folder.
         kinds: keys of `visionattn.data.degrade.DEGRADATION_LEVELS`; empty means all.
+        distributed: see `visionattn.engine.train.testing.test`.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from visionattn.data.degrade import DEGRADATION_LEVELS
+    from visionattn.engine.train.progress import screen
     from visionattn.engine.train.robustness import evaluate_robustness
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen()
     rows: list[tuple[str, float, dict[str, float]]] = []
 
     def show(kind: str, level: float, metrics: dict[str, float]) -> None:
         rows.append((kind, level, metrics))
         console.print(f"tested {kind}{'' if kind == 'clean' else f' {level:g}'}")
 
-    files = evaluate_robustness(config, checkpoint, out, kinds or tuple(DEGRADATION_LEVELS), show)
+    files = evaluate_robustness(config, checkpoint, out, kinds or tuple(DEGRADATION_LEVELS), show, distributed)
     names = list(rows[0][2])[:4]
     table = Table("degradation", "level", *names)
     for kind, level, metrics in rows:
@@ -38,4 +41,3 @@ def run_ladders(config: Any, checkpoint: str | os.PathLike, out: Path, kinds: Se
     for file in files:
         relative = os.path.relpath(file)
         console.print(f"written: {file if relative.startswith('..') else relative}")
-    return 0

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     cases = ([] if case is None else [case]) + found
     best = max(found or cases, key=lambda result: result.achievable_speedup(args.mask_overhead))
     if args.plot is not None:
-        from visionattn.cli.simulate_plot import draw
+        from visionattn.kernels.simulator.plot import draw
 
         draw(best, args.plot, args.mask_overhead)
     if args.json:
@@ -165,7 +165,7 @@ def _print(
 ) -> None:
     from rich.console import Console
 
-    from visionattn.cli.simulate_plot import by, pattern_text, tiling_text
+    from visionattn.kernels.simulator.plot import by, pattern_text, tiling_text
 
     console = Console(highlight=False, soft_wrap=True)
     head = pattern_text(found[0]) if case is None else f"{pattern_text(case, stride=False)}; {tiling_text(case.tiling)}"
@@ -237,7 +237,7 @@ def _why_none(case: Simulation, axis: int) -> str:
 def _tile_table(found: list[Simulation], mask_overhead: float) -> Any:
     from rich.table import Table
 
-    from visionattn.cli.simulate_plot import by
+    from visionattn.kernels.simulator.plot import by
 
     names = ("query tile", "key tile", "visited", "full", "bound", "achievable", "block-sparse")
     table = Table(*names, title="best tile shapes, compared to dense attention on the flat map", title_justify="left")

@@ -1,12 +1,11 @@
-"""The trained model of a command: a model of the package, a training run, a config, or a checkpoint."""
+"""The trained model of a command: a model by name, a training run, a config, or a checkpoint."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from visionattn.errors import ConfigError
-from visionattn.zoo import find_model, model_names
+from visionattn.zoo import known_names, resolve, similar
 
 __all__ = ["find_trained", "is_trained"]
 
@@ -18,7 +17,7 @@ def is_trained(source: str) -> bool:
     path = Path(source).expanduser()
     if path.is_dir():
         return os.sep in source or any(path.glob("*.py"))
-    if path.is_file() or path.suffix in (".py", *WEIGHTS) or source in model_names():
+    if path.is_file() or path.suffix in (".py", *WEIGHTS) or source in known_names():
         return True
     return os.sep in source and ":" not in source  # not hf-hub:timm/name
 
@@ -29,8 +28,8 @@ def find_trained(
     """Find the config and the checkpoint of a trained model.
 
     Args:
-        source: name of a model of the package, folder of a training run, config (a file or its name), or checkpoint in
-            the folder of its run; None for that of `checkpoint`.
+        source: name of a model of `visionattn.zoo.known_names`, folder of a training run, config (a file or its name),
+            or checkpoint in the folder of its run; None for that of `checkpoint`.
         checkpoint: weights file; None selects that of `source`: the best one of the run, or of
             ``work_dirs/<config name>``.
         options: options of the config, as for `load_config`; they may set its ``work_dir``.
@@ -53,16 +52,13 @@ def find_trained(
     if path.is_dir():
         config, best = find_run(path)
         return config, checkpoint or best
-    if source in model_names():
-        found = find_model(source)
-        return found.config, checkpoint or found.weights
+    if source in known_names():
+        return resolve(source, checkpoint)
     if path.suffix in WEIGHTS:
         return _config_beside(path), path
     config = find_config(path)
     if path.suffix != ".py" and not config.is_file():
-        close = difflib.get_close_matches(str(source), model_names(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the models are {', '.join(model_names())}"
-        raise ConfigError(f"{source}: no such work dir, config or model of the package; {hint}")
+        raise ConfigError(f"{source}: no such work dir, config or model; {similar(source)}")
     if checkpoint is None:
         work_dir = Path(load_config(config, options, resolve_data=False).get("work_dir") or f"work_dirs/{config.stem}")
         if not work_dir.is_dir():

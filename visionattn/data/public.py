@@ -7,7 +7,8 @@ from pathlib import Path
 
 from visionattn.data.convert import Converted, convert_bccd, convert_camvid, convert_nuclei
 from visionattn.errors import DataError
-from visionattn.io.fetch import check_sha256, download, unpack
+from visionattn.io.archives import unpack
+from visionattn.io.fetch import check_sha256, download
 from visionattn.io.folders import cache_dir, is_current, new_folder
 
 __all__ = ["INSTRUCTIONS", "PUBLIC_SETS", "Instructions", "PublicSet", "fetch_public"]
@@ -143,7 +144,7 @@ _CITYSCAPES_TEXT = """Cityscapes (https://www.cityscapes-dataset.com) needs a lo
   4. In an mmseg config, CityscapesDataset takes data_root=DIR with
        train: data_prefix=dict(img_path=leftImg8bit/train, seg_map_path=gtFine/train)
        val:   data_prefix=dict(img_path=leftImg8bit/val, seg_map_path=gtFine/val)
-     configs/_base_/datasets/cityscapes_{instance,panoptic}_512x1024.py have the settings for the other files.
+     `visionattn configs cityscapes` lists configs for all of these files.
 Licence: Cityscapes' own, non-commercial. Cite: Cordts et al., CVPR 2016."""
 
 _WSOL_TEXT = """Weakly supervised localization: CUB, ImageNet and OpenImages, as Choe et al. split them (CVPR 2020).
@@ -156,7 +157,7 @@ _WSOL_TEXT = """Weakly supervised localization: CUB, ImageNet and OpenImages, as
 3. Arrange them like this (likewise data/ILSVRC, and data/OpenImages with an additional folder masks):
      data/CUB/metadata/{train,val,test}/*.txt
      data/CUB/images/<path as in image_ids.txt>
-   Then train and evaluate with configs/localization."""
+   Then train and evaluate with the configs that `visionattn configs localization` lists."""
 
 _KITTI_TEXT = """KITTI: LiDAR scans of streets with 3-D boxes, 7,481 of them labelled.
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,18 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from torch import nn
 
+from visionattn.engine.amp import use_amp
 from visionattn.engine.compat import checkpoint as checkpoints
-from visionattn.engine.config.build import building, drop_initialisation, quiet
+from visionattn.engine.config.build import building, drop_initialisation, keep_arguments, quiet
+from visionattn.engine.config.class_names import checkpoint_classes
 from visionattn.engine.config.custom_data import palette as make_palette
 from visionattn.engine.config.custom_data import resolve_classes, resolve_custom_data
 from visionattn.engine.config.load import load_config
+from visionattn.engine.config.model_checks import class_counts
+from visionattn.engine.weights import FitReport, fit
 from visionattn.errors import CheckpointError, ConfigError
+from visionattn.io.configs import PREFIX
+from visionattn.zoo import find_model, model_names
 
 __all__ = ["LoadedModel", "config_for", "find_run", "load_model", "model_class"]
 
@@ -36,7 +42,8 @@ class LoadedModel:
         palette: RGB colors by label.
         category_ids: id of each class in the COCO files that the model was trained on, or None.
         device: device of the network.
-        meta: iteration, epoch, seed and config name from the checkpoint.
+        meta: iteration, epoch, seed, config name and size of the training images from the checkpoint.
+        weights: report of the conversion of the checkpoint's names, or None.
     """
 
     model: nn.Module
@@ -46,6 +53,7 @@ class LoadedModel:
     device: torch.device
     meta: dict[str, Any] = field(default_factory=dict)
     category_ids: tuple[int, ...] | None = None
+    weights: FitReport | None = None
     _pipelines: dict[float, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
@@ -63,6 +71,10 @@ class LoadedModel:
             return []
         pipeline = self._pipeline(scale)
         return list(self.model.test_step(pseudo_collate([pipeline(sample) for sample in samples])))
+
+    def use_amp(self) -> None:
+        """Compute in half precision from now on, see `visionattn.engine.amp.use_amp`."""
+        use_amp(self.model)
 
     def image_tensor(self, image: np.ndarray, scale: float = 1.0) -> torch.Tensor:
         """Return an image as input of the network: resized by the test pipeline and normalized, without padding.
@@ -90,7 +102,8 @@ def config_for(path: str | os.PathLike, checkpoint: str | os.PathLike) -> Config
     """Read the config of a trained model.
 
     If its ``custom_data`` block does not list the classes, those in the checkpoint are used, so that the model runs
-    without its data. A checkpoint without class names requires the data.
+    without its data. For a checkpoint without class names, those of the package's model with this config are used, if
+    there is one; otherwise the data is required.
 
     Raises:
         ConfigError, DataError: see `load_config`.
@@ -98,20 +111,26 @@ def config_for(path: str | os.PathLike, checkpoint: str | os.PathLike) -> Config
     """
     config = load_config(path, resolve_data=False)
     block = config.get("custom_data")
-    if block is not None and not isinstance(block.get("classes"), (list, tuple)):
-        meta = checkpoints.read(checkpoint).get("meta")
-        known = (meta.get("dataset_meta") or {}).get("classes") if isinstance(meta, Mapping) else None
-        if known and not isinstance(known, str):
-            resolve_classes(config, [str(name) for name in known])
-            return config
+    named = block is None or isinstance(block.get("classes"), (list, tuple))
+    if not named and (known := checkpoint_classes(checkpoints.read(checkpoint)) or _shipped_classes(str(path))):
+        resolve_classes(config, known)
+        return config
     resolve_custom_data(config, str(path))
     return config
+
+
+def _shipped_classes(config: str) -> list[str]:
+    """Return the class names of the trained model in the package whose config this is, or an empty list."""
+    models = map(find_model, model_names()) if config.startswith(PREFIX) else ()
+    return next((checkpoint_classes({"meta": model.meta}) for model in models if model.config == config), [])
 
 
 def load_model(
     config: Config | str | os.PathLike, checkpoint: str | os.PathLike, device: str | torch.device = "cpu"
 ) -> LoadedModel:
-    """Build the model of a config and load a checkpoint strictly.
+    """Build the model of a config and load a checkpoint, which must fit the model completely.
+
+    The checkpoint may have the names of its authors, see `visionattn.engine.weights.convert`.
 
     Raises:
         ConfigError: the config is invalid, or the device is not available.
@@ -120,25 +139,29 @@ def load_model(
     cfg = deepcopy(config) if isinstance(config, Config) else config_for(config, checkpoint)
     name = cfg.filename or "the config"
     loaded = checkpoints.read(checkpoint)
+    keep_arguments(cfg, checkpoints.adopted_arguments(loaded))
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device}: PyTorch found no CUDA device; use cpu")
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # mmdet imports it, and it would query PyPI
     drop_initialisation(cfg["model"])
     with quiet(), building(name), DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmengine")):
-        model = revert_sync_batchnorm(MODELS.build(cfg["model"]))
+        model = revert_sync_batchnorm(MODELS.build(deepcopy(cfg["model"])))  # constructors change their config
         pipeline = _array_pipeline(cfg, name, 1.0)
-    checkpoints.fit(model, loaded, checkpoint)
-    meta = loaded.get("meta") if isinstance(loaded.get("meta"), Mapping) else {}
-    classes, colours = _classes(cfg, meta)
+    report = fit(model, loaded, checkpoint, config=cfg)
+    meta = checkpoints.meta_of(loaded)
+    classes, colours, note = _classes(cfg, meta)
+    if note:
+        report = replace(report, settings={**report.settings, "the list of classes": note})
     return LoadedModel(
         model=model.to(device).eval(),
         cfg=cfg,
         classes=classes,
         palette=colours,
         device=device,
-        meta={k: meta[k] for k in ("iter", "epoch", "seed", "config_name") if k in meta},
+        meta={k: meta[k] for k in ("iter", "epoch", "seed", "config_name", "image_size") if k in meta},
         category_ids=_category_ids(meta, len(classes)),
+        weights=report,
         _pipelines={1.0: pipeline},
     )
 
@@ -189,31 +212,47 @@ def _scaled(size: Any, scale: float) -> Any:
 
 
 def _category_ids(meta: Mapping[str, Any], count: int) -> tuple[int, ...] | None:
-    ids = (meta.get("dataset_meta") or {}).get("category_ids")
+    info = meta.get("dataset_meta")
+    ids = info.get("category_ids") if isinstance(info, Mapping) else None
     if not isinstance(ids, (list, tuple)) or len(ids) != count or not all(isinstance(i, int) for i in ids):
         return None
     return tuple(ids)
 
 
-def _classes(cfg: Config, meta: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[int, int, int]]]:
-    """Return class names and colors: those in the checkpoint, else those of the config's dataset."""
-    info = dict(meta.get("dataset_meta") or {})
-    if not info.get("classes"):
-        loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or cfg.get("train_dataloader")
-        dataset = loader["dataset"] if loader else {}
-        while isinstance(dataset, Mapping) and "dataset" in dataset:
-            dataset = dataset["dataset"]
-        info = dict(dataset.get("metainfo") or {})
-        if not info.get("classes") and dataset.get("type"):
-            from visionattn.engine.config.options import find_class
+def _classes(cfg: Config, meta: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[int, int, int]], str]:
+    """Return class names and colors: those in the checkpoint, else those of the config's dataset.
 
-            info = dict(getattr(find_class(dataset["type"]), "METAINFO", {}))
-    classes = info.get("classes") or ()
-    classes = (classes,) if isinstance(classes, str) else tuple(str(c) for c in classes)
-    colours = info.get("palette")
-    if not isinstance(colours, (list, tuple)) or len(colours) < len(classes):
-        colours = make_palette(len(classes))
-    return classes, [tuple(int(v) for v in colour) for colour in colours]
+    Also returns the reason why names in the checkpoint are not used, or an empty string.
+    """
+    info = meta.get("dataset_meta")
+    info = info if isinstance(info, Mapping) else meta
+    palette = info.get("palette", info.get("PALETTE"))  # mmcv 1.x
+    classes, note = checkpoint_classes({"meta": meta}), ""
+    counts = class_counts(cfg["model"])
+    if not classes or (counts and len(classes) not in counts):
+        own = _dataset_info(cfg)
+        names = checkpoint_classes({"meta": {"dataset_meta": own}})
+        if classes and len(names) in counts:
+            note = f"that of the config, since the file names {len(classes)} classes for a model of {len(names)}"
+        if note or not classes:
+            classes, palette = names, own.get("palette")
+    if not isinstance(palette, (list, tuple)) or len(palette) < len(classes):
+        palette = make_palette(len(classes))
+    return tuple(classes), [tuple(int(v) for v in colour) for colour in palette], note
+
+
+def _dataset_info(cfg: Config) -> dict[str, Any]:
+    """Return the metainfo of the dataset of a config."""
+    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader") or cfg.get("train_dataloader")
+    dataset = loader["dataset"] if loader else {}
+    while isinstance(dataset, Mapping) and "dataset" in dataset:
+        dataset = dataset["dataset"]
+    info = dict(dataset.get("metainfo") or {})
+    if not info.get("classes") and dataset.get("type"):
+        from visionattn.engine.config.options import find_class
+
+        info = dict(getattr(find_class(dataset["type"]), "METAINFO", {}))
+    return info
 
 
 def model_class(cfg: Config) -> type:

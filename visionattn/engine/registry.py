@@ -14,6 +14,7 @@ from mmengine.registry import Registry
 from visionattn.errors import ConfigError, VisionattnError
 
 __all__ = [
+    "CONSTRUCTORS",
     "DATASETS",
     "FUNCTIONS",
     "HOOKS",
@@ -72,11 +73,12 @@ DATASETS = _registry("dataset", root.DATASETS, "parts.datasets")
 TRANSFORMS = _registry("transform", root.TRANSFORMS, "parts.albu", "parts.transforms", "train.robustness")
 FUNCTIONS = _registry("function", root.FUNCTIONS)
 METRICS = _registry("metric", root.METRICS, "parts.metrics")
-HOOKS = _registry("hook", root.HOOKS, "train.hooks", "train.progress")
+HOOKS = _registry("hook", root.HOOKS, "train.finetune.early_stopping", "train.hooks", "train.progress")
 OPTIM_WRAPPERS = _registry("optim_wrapper", root.OPTIM_WRAPPERS, "train.train_options")
+CONSTRUCTORS = _registry("optimizer constructor", root.OPTIM_WRAPPER_CONSTRUCTORS, "train.finetune.layer_decay")
 VISBACKENDS = _registry("vis_backend", root.VISBACKENDS, "train.train_options")
 
-_ALL = (MODELS, DATASETS, TRANSFORMS, FUNCTIONS, METRICS, HOOKS, OPTIM_WRAPPERS, VISBACKENDS)
+_ALL = (MODELS, DATASETS, TRANSFORMS, FUNCTIONS, METRICS, HOOKS, OPTIM_WRAPPERS, CONSTRUCTORS, VISBACKENDS)
 
 
 def add_location(module: str) -> None:

@@ -20,7 +20,9 @@ def to_array(value: Any, dtype: Any) -> np.ndarray:
     return np.asarray(value).astype(dtype, copy=False)
 
 
-def decode_instances(output: Any, size: tuple[int, int], classes: tuple[str, ...], score_thr: float) -> dict[str, Any]:
+def decode_instances(
+    output: Any, size: tuple[int, int], classes: tuple[str, ...], score_thr: float | np.ndarray
+) -> dict[str, Any]:
     """Return the fields ``boxes``, ``scores``, ``labels`` and ``masks`` of a `Prediction` from ``pred_instances``.
 
     Boxes with a score below `score_thr` are discarded, the rest sorted by score and clipped to the image.
@@ -29,7 +31,7 @@ def decode_instances(output: Any, size: tuple[int, int], classes: tuple[str, ...
         output: a data sample of mmdet.
         size: (height, width) of the image in pixels.
         classes: class names by label.
-        score_thr: score threshold.
+        score_thr: score threshold, or one for each class, ``[classes]``.
 
     Raises:
         CheckpointError: a box or a score is not finite.
@@ -40,12 +42,13 @@ def decode_instances(output: Any, size: tuple[int, int], classes: tuple[str, ...
     scores = to_array(found.scores, np.float32)
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise CheckpointError("the model returned NaN or infinity; its checkpoint is from a diverged training run")
-    keep = np.flatnonzero(scores >= score_thr)
+    labels = to_array(found.labels, np.int64)
+    keep = np.flatnonzero(scores >= np.take(np.broadcast_to(score_thr, max(1, len(classes))), labels, mode="clip"))
     keep = keep[np.argsort(-scores[keep], kind="stable")]
     boxes = boxes[keep]
     boxes[:, 0::2] = boxes[:, 0::2].clip(0, size[1])
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, size[0])
-    labels = to_array(found.labels, np.int64)[keep]
+    labels = labels[keep]
     if len(labels) and labels.max() >= len(classes):
         raise ConfigError(
             f"the model predicts label {labels.max()}, but only {len(classes)} classes have names; set "

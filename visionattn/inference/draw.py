@@ -117,7 +117,7 @@ def draw_prediction(
 
     Args:
         image: BGR uint8 ``[H, W, 3]``.
-        prediction: what to draw, with its ``opacity`` and ``line_width``.
+        prediction: what to draw, with its ``opacity``, ``line_width`` and ``hide_labels``.
         title: text and color (blue, green, red) of a label in the upper left corner.
     """
     opacity = prediction.opacity
@@ -144,7 +144,8 @@ def draw_prediction(
         if not crowd or prediction.masks is None:  # with a legend, only masks are drawn
             _paint_boxes(out, prediction, scale)
         labels.add_boxes(prediction)
-    labels.paint(out)
+    if not prediction.hide_labels:
+        labels.paint(out)
     return out
 
 
@@ -314,7 +315,9 @@ class _Labels:
         return names if len(set(names)) > 1 and self._area(names) <= limit else None
 
     def _names(self, prediction: "Prediction") -> list[str]:
-        return [self._fit(name, 0.5) for name in prediction.names]
+        ids = [-1] * len(prediction) if prediction.track_ids is None else prediction.track_ids
+        names = (f"#{track} {name}" if track >= 0 else name for track, name in zip(ids, prediction.names, strict=True))
+        return [self._fit(name, 0.5) for name in names]
 
     def _area(self, texts: list[str]) -> int:
         return sum(map(self._text_width, texts)) * self.label_height

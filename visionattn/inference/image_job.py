@@ -1,7 +1,7 @@
 """Base class of the jobs on images: reading, batching, records with COCO categories, training samples."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,11 +11,11 @@ from torch import nn
 
 from visionattn.inference.decoding import category_ids
 from visionattn.inference.job import Job, TrainedModel, View
-from visionattn.inference.options import Options
+from visionattn.inference.options import ExportOptions, Options
 from visionattn.inference.results import InstanceMasks, Prediction
 from visionattn.inference.tile_size import resized_side
 from visionattn.io.images import check_size, read_image, to_bgr
-from visionattn.io.inputs import Source, find_inputs
+from visionattn.io.inputs import Source, find_inputs, iterate_inputs
 
 __all__ = ["ImageJob", "TensorMode"]
 
@@ -29,6 +29,11 @@ class ImageJob(Job):
     """
 
     dataset_colors: ClassVar[bool] = False
+    record_types: ClassVar[Mapping[str, Any]] = {
+        "detections": [
+            {"category_id": int, "bbox": [float], "score": float, "segmentation": {"size": [int], "counts": str}}
+        ]
+    }
 
     def __init__(self, model: TrainedModel, options: Options, own: Any = None) -> None:
         super().__init__(model, options, own)
@@ -43,6 +48,11 @@ class ImageJob(Job):
     def find(cls, inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:
         """Return images and videos; see `visionattn.io.inputs.find_inputs`."""
         return find_inputs(inputs, exclude=exclude)
+
+    @classmethod
+    def iterate(cls, inputs: Sequence[str | Path], exclude: Path | None = None) -> Iterator[Source]:
+        """Yield images, videos and tar archives in the order of `find`, without a list of all of them."""
+        yield from iterate_inputs(inputs, exclude=exclude)
 
     def read(self, source: Any) -> np.ndarray:
         """Return an image as BGR uint8 ``[H, W, 3]``.
@@ -138,7 +148,7 @@ class ImageJob(Job):
             yield sample.name, annotated.draw(sample.image)
 
     @classmethod
-    def exported(cls, model: nn.Module) -> nn.Module:
+    def exported(cls, model: nn.Module, options: ExportOptions) -> nn.Module:
         """Return the model without postprocessing; its outputs are those of the head."""
         return TensorMode(model)
 
@@ -148,13 +158,12 @@ class TensorMode(nn.Module):
 
     Args:
         model: the model.
-        features_only: return the feature maps of backbone and neck.
     """
 
-    def __init__(self, model: nn.Module, features_only: bool = False) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.features_only = model, features_only
+        self.model = model
 
     def forward(self, image: Any) -> Any:
-        """Return the feature maps, or the outputs of ``model(image, mode="tensor")``."""
-        return self.model.extract_feat(image) if self.features_only else self.model(image, mode="tensor")
+        """Return the outputs of ``model(image, mode="tensor")``."""
+        return self.model(image, mode="tensor")

@@ -12,23 +12,29 @@ instead. `Job.write` writes the result files and returns their entries in ``pred
 """
 
 import argparse
+import contextlib
 import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
+from visionattn.data.recipes import DataSummary, Recipe, Request
 from visionattn.errors import ConfigError
-from visionattn.inference.options import Options
+from visionattn.inference.options import SCORE_THR, STYLE, ExportOptions, Options
 from visionattn.inference.tiling import Tile
 from visionattn.inference.writing import write_maps
 from visionattn.io.inputs import Source
+
+if TYPE_CHECKING:
+    from visionattn.inference.analysis.base import Analysis, TestData
 
 __all__ = [
     "Job",
@@ -72,6 +78,9 @@ class TrainedModel(Protocol):
             samples: inputs of the pipeline, see `Job.sample`.
             scale: factor on the size that the pipeline resizes to.
         """
+
+    def use_amp(self) -> None:
+        """Compute in half precision from now on, except for what follows the heads."""
 
 
 class Result(Protocol):
@@ -147,9 +156,16 @@ class Job(ABC):
         accepts_video: a video is one input; otherwise videos are predicted frame by frame.
         tiles: large inputs can be cut into tiles.
         views: mirrored and rescaled views can be merged.
-        styled: predictions have the fields ``opacity`` and ``line_width``, which `draw` follows.
+        styled: predictions have the fields `visionattn.inference.options.STYLE`, which `draw` follows.
+        trackable: predictions have boxes that can be tracked through a video.
         thresholded: detections below ``score_thr`` are discarded.
+        overlay_is_result: the overlay is the result itself, such as a restored image, and is always written.
         max_batch_size: upper bound of ``batch_size``.
+        record_types: types of the entries of `record`, for tables with typed columns: ``int``, ``float``, ``str``,
+            ``bool``, ``[type]`` for lists, ``{"name": type}`` for objects, and ``{str: type}`` for objects with any
+            names.
+        trains_on: annotations that ``visionattn train --data`` trains this job on, an element of
+            `visionattn.data.recipes.DataSummary.annotations`, or "" if it does not; then `recipe` is required.
     """
 
     name: ClassVar[str]
@@ -160,21 +176,54 @@ class Job(ABC):
     tiles: ClassVar[bool] = False
     views: ClassVar[bool] = False
     styled: ClassVar[bool] = False
+    trackable: ClassVar[bool] = False
     thresholded: ClassVar[bool] = False
+    overlay_is_result: ClassVar[bool] = False
     max_batch_size: ClassVar[int] = 1 << 30
+    record_types: ClassVar[Mapping[str, Any]] = {}
+    trains_on: ClassVar[str] = ""
 
     def __init__(self, model: TrainedModel, options: Options, own: Any = None) -> None:
         self.model, self.options = model, options
         self.own = self.OwnOptions() if own is None else own
         self.classes = tuple(model.classes)
+        self._check_thresholds()
         if options.tile is not None and not self.tiles:
             raise ConfigError(f"`tile` is not supported for {self.name} models; process whole inputs")
-        for name in ("opacity", "line_width"):
-            if getattr(options, name) is not None and not self.styled:
+        for name in STYLE:
+            if getattr(options, name) not in (None, False) and not self.styled:
                 raise ConfigError(f"`{name}` is not supported for {self.name} models")
         for name, used in (("tta", options.tta), ("scales", options.scales != (1.0,))):
             if used and not self.views:
                 raise ConfigError(f"`{name}` is not supported for {self.name} models: their views cannot be merged")
+
+    # Score thresholds
+
+    @property
+    def threshold_names(self) -> tuple[str, ...]:
+        """Names that the option ``score_thr`` may have a threshold for: the classes."""
+        return self.classes
+
+    def _check_thresholds(self) -> None:
+        given = self.options.score_thr
+        unknown = sorted(set(given) - set(self.threshold_names)) if isinstance(given, Mapping) else []
+        if unknown:
+            known = ", ".join(self.threshold_names)
+            raise ConfigError(f"`score_thr` has a threshold for {unknown[0]!r}, but this model has {known}")
+
+    @property
+    def class_thresholds(self) -> np.ndarray:
+        """Score threshold of each class, float64 ``[classes]``."""
+        given = self.options.score_thr
+        if not isinstance(given, Mapping):
+            return np.full(len(self.classes), given)
+        return np.array([given.get(name, SCORE_THR) for name in self.classes])
+
+    @property
+    def threshold_text(self) -> str:
+        """The score threshold in words."""
+        given = self.options.score_thr
+        return "the threshold of its class" if isinstance(given, Mapping) else f"{given:g}"
 
     # Which models
 
@@ -197,6 +246,11 @@ class Job(ABC):
     def find(cls, inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:
         """Return the input files in files, folders and globs, each once; skip those in the folder ``exclude``."""
 
+    @classmethod
+    def iterate(cls, inputs: Sequence[str | Path], exclude: Path | None = None) -> Iterator[Source]:
+        """Yield the input files as `find` does; jobs for which there may be millions list them as they go."""
+        yield from cls.find(inputs, exclude)
+
     @abstractmethod
     def read(self, source: Any) -> Any:
         """Load one input: a path, or an object in memory of a type that the job accepts.
@@ -208,6 +262,10 @@ class Job(ABC):
     @abstractmethod
     def sample(self, item: Any, view: View = View()) -> dict[str, Any]:
         """Return the input of the test pipeline for an item returned by `read`."""
+
+    def test_views(self) -> list[View]:
+        """Return the views of each image, see `Options.scales` and `Options.tta`; the first one is the image itself."""
+        return views_of(self.options)
 
     def batch_key(self, item: Any) -> Any:
         """Return the batch key of an item; only items with equal keys share a batch."""
@@ -248,6 +306,10 @@ class Job(ABC):
         """Return the overlay, BGR uint8 ``[H, W, 3]``."""
         return prediction.draw(item)
 
+    def overlay_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of the overlay of an image or frame: by default its own size."""
+        return height, width
+
     @abstractmethod
     def record(self, prediction: Any, index: int) -> dict[str, Any]:
         """Return the JSON record of a prediction: plain values, without file names.
@@ -265,6 +327,19 @@ class Job(ABC):
         """Write the result files of one input except the overlay, and return their entries of the record."""
         return write_maps(out, name, self.maps(prediction))
 
+    @contextlib.contextmanager
+    def run_files(self, out: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Write result files about all inputs of a run, apart from ``predictions.json``.
+
+        Args:
+            out: output folder.
+
+        Yields:
+            A function that is called with the record of each input. The files must be complete when the block ends
+            without an error, and absent if it raises.
+        """
+        yield lambda record: None
+
     def count(self, prediction: Any) -> Counter:
         """Return the counts that the summary adds up over all inputs, such as detections by class."""
         return Counter(prediction.names)
@@ -277,13 +352,13 @@ class Job(ABC):
             counts: from `count`.
         """
         found = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-        return [found or f"no detections with a score of at least {self.options.score_thr:g}"]
+        return [found or f"no detections with a score of at least {self.threshold_text}"]
 
     def summary(self, tally: RunTotals) -> str:
         """Return one line about all inputs of a run."""
         found = ", ".join(f"{name} {count}" for name, count in tally.found.most_common())
         total = sum(tally.found.values())
-        threshold = f", score at least {self.options.score_thr:g}" if self.thresholded else ""
+        threshold = f", score at least {self.threshold_text}" if self.thresholded else ""
         return f"detections: {total}{f' ({found})' if found else ''}{threshold}"
 
     def legend(self, tally: RunTotals) -> dict[str, str]:
@@ -303,18 +378,52 @@ class Job(ABC):
     # Other commands
 
     @classmethod
+    def analysis(cls, data: "TestData") -> "Analysis | None":
+        """Return the analysis of errors for ``visionattn test --report``, or None if the job has none."""
+        return None
+
+    @classmethod
+    def recipe(cls, data: DataSummary, request: Request) -> Recipe:
+        """Return how a model of this job is trained on a data set, for ``visionattn train --data``.
+
+        Args:
+            data: the data; its annotations include `trains_on`.
+            request: what the user asks for, and the machine.
+
+        Raises:
+            ConfigError: the request cannot be met.
+        """
+        raise ConfigError(f"`task` {cls.name}: `data` cannot be used for it; give a CONFIG")
+
+    @classmethod
     def draw_samples(cls, config: Any, split: str, number: int) -> Iterator[tuple[str, np.ndarray]]:
         """Yield names and drawn images of the first samples, for ``visionattn browse``."""
         raise ConfigError(f"training samples of {cls.name} models cannot be drawn")
 
     @classmethod
-    def exported(cls, model: nn.Module) -> nn.Module:
-        """Return the module that ``visionattn export`` traces: a normalized image tensor to tensors.
+    def exported(cls, model: nn.Module, options: ExportOptions) -> nn.Module:
+        """Return the module that ``visionattn export`` traces.
+
+        This is a `visionattn.inference.export.FinalOutputs`, or any module from a normalized image to tensors.
 
         Raises:
             ConfigError: models of this job cannot be exported.
         """
         raise ConfigError(f"{cls.name} models cannot be exported")
+
+    @classmethod
+    def restored(cls, outputs: Mapping[str, np.ndarray], about: Mapping[str, Any], geometry: Any) -> Any:
+        """Return the raw output of the model for one image from the outputs of an exported program, for `decode`.
+
+        Args:
+            outputs: the outputs by name, without the batch axis.
+            about: the metadata entry ``decoding``.
+            geometry: sizes of the image, a `visionattn.inference.onnx.model.Geometry`.
+
+        Raises:
+            ConfigError: exported models of this job cannot be run.
+        """
+        raise ConfigError(f"exported {cls.name} models cannot be run")
 
 
 _modules: list[str] = []
@@ -334,12 +443,16 @@ def jobs() -> list[type[Job]]:
 
 
 def job_by_name(name: str) -> type[Job]:
-    """Return the job with this name.
+    """Return the job with this name: one that has been added, or one of this package.
 
     Raises:
         ConfigError: the name is unknown.
     """
     known = {job.name: job for job in jobs()}
+    if name not in known and not _modules:  # without OpenMMLab, for which `visionattn.openmmlab` adds the jobs
+        folder = importlib.import_module("visionattn.heads")
+        for found in pkgutil.iter_modules(folder.__path__, "visionattn.heads."):
+            known |= {job.name: job for job in importlib.import_module(f"{found.name}.job").JOBS}
     if name not in known:
         raise ConfigError(f"`task` must be one of {', '.join(sorted(known))}, got {name!r}")
     return known[name]

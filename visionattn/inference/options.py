@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import numbers
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,13 @@ import torch
 from visionattn.errors import ConfigError
 from visionattn.io.images import MAX_PIXELS
 
-__all__ = ["Options", "check_style", "pick_device", "split_options"]
+__all__ = ["SCORE_THR", "STYLE", "ExportOptions", "Options", "check_style", "pick_device", "split_options"]
+
+SCORE_THR = 0.3
+"""Default of ``score_thr``."""
+
+STYLE = ("opacity", "line_width", "hide_labels")
+"""Options for drawing; the predictions of jobs that are ``styled`` have fields of these names."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,9 @@ class Options:
     """Inference options.
 
     Attributes:
-        score_thr: detections with a lower score are discarded.
+        score_thr: detections with a lower score are discarded. A mapping from names to thresholds has one threshold for
+            each class; other classes have the default. ``"best"``, or a file ``thresholds.json``, uses the thresholds
+            that ``visionattn test --report`` has found for the run; `Predictor` replaces it.
         batch_size: number of inputs (or tiles) per forward pass. Only images of the same size share a batch, so
             that the prediction for one image does not depend on the others. On a CPU, tiles share a batch only
             while they are small.
@@ -37,12 +46,14 @@ class Options:
             ``np.asarray`` of a PIL image. Files and PIL images need no order.
         opacity: opacity of drawn masks, class maps and heat maps, in [0, 1]; None chooses it by their number.
         line_width: width of drawn lines in pixels; None chooses it by the size of the image.
+        hide_labels: draw no names, scores and legends.
+        amp: compute backbone, neck and heads in float16 on CUDA and in bfloat16 on a CPU, and the rest in float32.
 
     Raises:
         ConfigError: a value is out of range.
     """
 
-    score_thr: float = 0.3
+    score_thr: float | str | Mapping[str, float] = SCORE_THR
     batch_size: int = 8
     tile: int | Literal["auto"] | None = None
     overlap: int | None = None
@@ -52,10 +63,11 @@ class Options:
     channel_order: Literal["bgr", "rgb"] = "bgr"
     opacity: float | None = None
     line_width: int | None = None
+    hide_labels: bool = False
+    amp: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score_thr <= 1:  # NaN fails too
-            raise ConfigError(f"`score_thr` must be in [0, 1], got {self.score_thr}")
+        _check_scores(self.score_thr)
         if self.batch_size < 1:
             raise ConfigError(f"`batch_size` must be at least 1, got {self.batch_size}")
         check_style(self.opacity, self.line_width)
@@ -82,6 +94,39 @@ class Options:
     def sized(self, tile: int) -> "Options":
         """Return the options with ``tile`` in place of ``"auto"``."""
         return dataclasses.replace(self, tile=tile) if self.tile == "auto" else self
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of exported models.
+
+    Attributes:
+        pasted: instance masks are pasted into the image, ``[B, K, H, W]``, instead of relative to their boxes.
+        max_detections: number of rows K of the outputs of detectors; None is the maximum of the model.
+        uint8: the image is uint8 instead of float32.
+        license: license of the weights, for the metadata.
+        resize: the program takes images of any size, resizes them as for testing, and its outputs refer to them.
+    """
+
+    pasted: bool = False
+    max_detections: int | None = None
+    uint8: bool = False
+    license: str | None = None
+    resize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_detections is not None and self.max_detections < 1:
+            raise ConfigError(f"`max_detections` must be at least 1, got {self.max_detections}")
+
+
+def _check_scores(score_thr: float | str | Mapping[str, float]) -> None:
+    if isinstance(score_thr, str):
+        if score_thr != "best" and not score_thr.endswith(".json"):
+            raise ConfigError(f"`score_thr` must be a number, 'best', or a .json file, got {score_thr!r}")
+        return
+    for value in score_thr.values() if isinstance(score_thr, Mapping) else [score_thr]:
+        if not 0 <= value <= 1:  # NaN fails too
+            raise ConfigError(f"`score_thr` must be in [0, 1], got {value}")
 
 
 def check_style(opacity: float | None, line_width: int | None) -> None:
@@ -131,13 +176,14 @@ def split_options(given: Mapping[str, Any], job_options: type) -> tuple[Options,
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """Return the named device; None selects the first GPU if there is one, else the CPU.
+    """Return the named device; None selects the GPU of this process, which is the first one, if any, else the CPU.
 
     Raises:
         ConfigError: the name is unknown, or the device is not available.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        index = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
+        return torch.device(f"cuda:{index}" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except RuntimeError as error:

@@ -7,7 +7,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from visionattn.errors import OutOfMemoryError
-from visionattn.inference.job import Job, TrainedModel, View, job_of, views_of
+from visionattn.inference.analysis.thresholds import find_thresholds
+from visionattn.inference.job import Job, TrainedModel, View, job_of
 from visionattn.inference.memory import available_memory, in_smaller_batches
-from visionattn.inference.options import Options, pick_device, split_options
-from visionattn.inference.tile_size import SHRUNK, best_tile, resized_side
+from visionattn.inference.options import STYLE, Options, pick_device, split_options
+from visionattn.inference.tile_size import SHRUNK, best_tile, known_size, resized_side, suits_whole
 from visionattn.inference.tiling import Tile, crop, tile_grid
 
 __all__ = ["Options", "Predictor", "pick_device"]
@@ -40,7 +41,8 @@ class Predictor:
         config: config file of the model, or a loaded config.
         checkpoint: the weights.
         device: device of the model; by default the first GPU if there is one, else the CPU.
-        score_thr: detections with a lower score are discarded.
+        score_thr: detections with a lower score are discarded; a mapping has thresholds by class, and ``"best"`` uses
+            those that ``visionattn test --report`` has found for the run.
         batch_size: number of inputs (or tiles) per forward pass.
         tile: side length in pixels of the square tiles that larger images are cut into; ``"auto"`` chooses the size
             that suits the model; None processes whole images.
@@ -51,6 +53,8 @@ class Predictor:
         channel_order: order of the channels of input arrays, ``"bgr"`` or ``"rgb"``.
         opacity: opacity of drawn masks, class maps and heat maps, in [0, 1]; None chooses it by their number.
         line_width: width of drawn lines in pixels; None chooses it by the size of the image.
+        hide_labels: draw no names, scores and legends.
+        amp: compute backbone, neck and heads in float16 on CUDA and in bfloat16 on a CPU, and the rest in float32.
         **own: fields of the ``OwnOptions`` of the model's job, such as ``points`` for action recognition.
 
     `visionattn.inference.Options` describes the options in detail.
@@ -72,7 +76,7 @@ class Predictor:
         checkpoint: str | Path,
         device: str | torch.device | None = None,
         *,
-        score_thr: float = Options.score_thr,
+        score_thr: float | str | Mapping[str, float] = Options.score_thr,
         batch_size: int = Options.batch_size,
         tile: int | Literal["auto"] | None = Options.tile,
         overlap: int | None = Options.overlap,
@@ -82,6 +86,8 @@ class Predictor:
         channel_order: Literal["bgr", "rgb"] = Options.channel_order,
         opacity: float | None = Options.opacity,
         line_width: int | None = Options.line_width,
+        hide_labels: bool = Options.hide_labels,
+        amp: bool = Options.amp,
         **own: Any,
     ) -> None:
         from visionattn.engine.model import load_model
@@ -89,8 +95,9 @@ class Predictor:
         given = {
             "score_thr": score_thr, "batch_size": batch_size, "tile": tile, "overlap": overlap, "tta": tta,
             "scales": scales, "max_pixels": max_pixels, "channel_order": channel_order,
-            "opacity": opacity, "line_width": line_width,
+            "opacity": opacity, "line_width": line_width, "hide_labels": hide_labels, "amp": amp,
         }  # fmt: skip
+        given["score_thr"] = _thresholds(score_thr, checkpoint)
         self._set_up(load_model(config, checkpoint, device=pick_device(device)), given | own)
 
     @classmethod
@@ -101,16 +108,54 @@ class Predictor:
         return cls(*find_run(work_dir), device, **options)
 
     @classmethod
-    def from_pretrained(cls, name: str, device: str | torch.device | None = None, **options: Any) -> "Predictor":
-        """Load a trained model of the package, such as ``"nuclei"``; ``visionattn models`` lists them.
+    def from_pretrained(
+        cls, name: str, device: str | torch.device | None = None, *, weights: str | Path | None = None, **options: Any
+    ) -> "Predictor":
+        """Load a trained model by name: one of the package, such as ``"nuclei"``, or a published one.
+
+        Published weights are downloaded once. ``visionattn models`` lists the names.
+
+        Args:
+            name: name of the model.
+            device: as for the class.
+            weights: file of the weights, which is used in place of a download.
+            **options: as for the class.
 
         Raises:
             ConfigError: there is no model of this name.
+            CheckpointError: the weights cannot be downloaded or read; see `visionattn.zoo.resolve`.
         """
-        from visionattn.zoo import find_model
+        from visionattn.zoo import given_file, resolve
 
-        found = find_model(name)
-        return cls(found.config, found.weights, device, **options)
+        with given_file(name, weights):
+            return cls(*resolve(name, weights), device, **options)
+
+    @classmethod
+    def from_onnx(
+        cls,
+        path: str | Path,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> "Predictor":
+        """Use a file of ``visionattn export`` with ONNX Runtime; OpenMMLab is not needed.
+
+        Args:
+            path: the ``.onnx`` file.
+            providers: execution providers in order of preference, such as ``["cuda", "cpu"]``; None is the CPU.
+            threads: number of threads of an operator; None lets ONNX Runtime choose.
+            **options: as for the class.
+
+        Raises:
+            DataError: the file cannot be read, or has no metadata.
+            ConfigError: a provider is not available, or an option is invalid.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        from visionattn.inference.job import job_by_name
+        from visionattn.inference.onnx.model import OnnxModel
+
+        model = OnnxModel(path, providers, threads)
+        return cls.from_model(model, job_by_name(model.task), **options)
 
     @classmethod
     def from_model(cls, model: TrainedModel, job: type[Job] | None = None, **options: Any) -> "Predictor":
@@ -127,19 +172,29 @@ class Predictor:
 
     def _set_up(self, model: TrainedModel, given: dict[str, Any], job: type[Job] | None = None) -> None:
         job = job or job_of(type(model.model), model.cfg)
+        if "score_thr" in given:
+            given = {**given, "score_thr": _thresholds(given["score_thr"], None)}
         options, own = split_options(given, job.OwnOptions)
         self._warned: set[str] = set()
-        self.options = options.sized(best_tile(model.cfg)) if options.tile == "auto" else options
+        self._auto = options.tile == "auto"
+        self._size = None if options.tile is None else known_size(model.cfg, getattr(model, "meta", {}))
+        self.options = options.sized(best_tile(model.cfg, self._size)) if self._auto else options
+        if options.amp:
+            model.use_amp()
         self.model, self.job = model, job(model, self.options, own)
         self.classes = tuple(model.classes)
-        style = {"opacity": self.options.opacity, "line_width": self.options.line_width}
-        self._style = style if self.job.styled else {}
-        self._views = views_of(self.options)
+        self._style = {name: getattr(self.options, name) for name in STYLE} if self.job.styled else {}
+        self._views = self.job.test_views()
         self._batch_size = min(self.options.batch_size, self.job.max_batch_size)
 
-    def _warn_of_shrunk_tiles(self) -> None:
-        best, side = best_tile(self.model.cfg), resized_side(self.model.cfg)
-        if side is not None and best < SHRUNK * self.options.tile:
+    def _warn_of_tiles(self) -> None:
+        best, side = best_tile(self.model.cfg, self._size), resized_side(self.model.cfg)
+        if self._auto and self._size is None:
+            self._warn(
+                f"the size of the images that the model was trained on is unknown; `tile` auto is {best} pixels, and "
+                "objects may appear larger or smaller than in training: set `tile` to the size of the training images"
+            )
+        elif side is not None and best < SHRUNK * self.options.tile:
             self._warn(
                 f"the test pipeline shrinks tiles of {self.options.tile} pixels to {side}, so that small objects are "
                 f"missed; `tile` {best} shows objects at the scale that the model was tested at"
@@ -164,10 +219,15 @@ class Predictor:
             return list(self.stream(inputs))
         return next(self.stream([inputs]))
 
-    def stream(self, inputs: Iterable[Any]) -> Iterator[Any]:
-        """Predict on any number of inputs, holding one batch in memory at a time."""
+    def stream(self, inputs: Iterable[Any], batch_size: int | None = None) -> Iterator[Any]:
+        """Predict on any number of inputs, holding one batch in memory at a time.
+
+        Args:
+            inputs: the inputs, see `__call__`.
+            batch_size: number of inputs that are read before the first prediction; None is that of the options.
+        """
         source = iter(inputs)
-        while chunk := list(islice(source, self._batch_size)):
+        while chunk := list(islice(source, batch_size or self._batch_size)):
             items = [self.job.read(given) for given in chunk]
             for given, item, prediction in zip(chunk, items, self.predict(items), strict=True):
                 if isinstance(given, (str, Path)):
@@ -223,9 +283,9 @@ class Predictor:
         results: list[Any] = [None] * len(items)
         single = []  # indices of items with one tile and one view, whose outputs need no merging
         for index, item in enumerate(items):
-            tiles = [] if options.tile is None else tile_grid(*item.shape[:2], options.tile, options.overlap)
+            tiles = self._tiles(item, options)
             if len(tiles) > 1 and options is self.options:  # not for tiles that were chosen to save memory
-                self._warn_of_shrunk_tiles()
+                self._warn_of_tiles()
             if len(tiles) > 1 or len(self._views) > 1:
                 results[index] = self._merged(item, tiles, options)
             else:
@@ -237,6 +297,14 @@ class Predictor:
             prediction = self.job.decode(output, batch[number])
             results[single[number]] = replace(prediction, seconds=seconds, **self._style)
         return results
+
+    def _tiles(self, item: Any, options: Options) -> list[Tile]:
+        if options.tile is None:
+            return []
+        height, width = item.shape[:2]
+        if self._auto and suits_whole(self.model.cfg, options.tile, height, width):
+            return []
+        return tile_grid(height, width, options.tile, options.overlap)
 
     def _merged(self, image: Any, tiles: list[Tile], options: Options) -> Any:
         """Merge the outputs for all tiles and views of one image."""
@@ -284,3 +352,11 @@ class Predictor:
         if line not in self._warned:  # once, not for each input
             self._warned.add(line)
             warnings.warn(line, stacklevel=2)
+
+
+def _thresholds(score_thr: Any, checkpoint: str | Path | None) -> Any:
+    """Replace ``"best"`` or a file by thresholds by name."""
+    if not isinstance(score_thr, str):
+        return score_thr
+    Options(score_thr=score_thr)  # checks the text
+    return find_thresholds(score_thr, checkpoint)

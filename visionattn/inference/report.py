@@ -12,10 +12,31 @@ import numpy as np
 from visionattn.errors import DataError, require
 from visionattn.inference.writing import temporary_name
 
-__all__ = ["REPORT_FILE", "Report"]
+__all__ = ["REPORT_FILE", "STYLE", "Report", "thumbnail"]
 
 REPORT_FILE = "report.html"
 THUMBNAIL = 320  # pixels of the longer side
+
+STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #1d1d1f; background: #fafafa; }
+dl { display: grid; grid-template-columns: max-content auto; gap: 0 1rem; }
+dt { color: #666; }
+dd { margin: 0; overflow-wrap: anywhere; }
+figure { margin: 0; padding: .6rem; background: #fff; border: 1px solid #ddd; border-radius: 6px; }
+figure img, figure video { width: 100%; height: 14rem; object-fit: contain; background: #eee; }
+figcaption { overflow-wrap: anywhere; }
+small { color: #666; display: block; }
+ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; margin: .5rem 0; list-style: none; }
+li span { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
+"""
+"""Style of the pages of this package."""
+OWN_STYLE = """main { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
+body { display: flex; flex-direction: column; }
+header { order: -2; }
+#summary { order: -1; margin-bottom: 1rem; }
+.failed { order: -1; border-color: #b00020; }
+.failed small { color: #b00020; }
+"""
 
 HEAD = """<!doctype html>
 <html lang="en">
@@ -24,23 +45,7 @@ HEAD = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #1d1d1f; background: #fafafa; }}
-dl {{ display: grid; grid-template-columns: max-content auto; gap: 0 1rem; }}
-dt {{ color: #666; }}
-dd {{ margin: 0; overflow-wrap: anywhere; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }}
-figure {{ margin: 0; padding: .6rem; background: #fff; border: 1px solid #ddd; border-radius: 6px; }}
-figure img, figure video {{ width: 100%; height: 14rem; object-fit: contain; background: #eee; }}
-figcaption {{ overflow-wrap: anywhere; }}
-small {{ color: #666; display: block; }}
-body {{ display: flex; flex-direction: column; }}
-header {{ order: -2; }}
-#summary {{ order: -1; margin-bottom: 1rem; }}
-ul {{ display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; margin: .5rem 0; list-style: none; }}
-li span {{ display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }}
-.failed {{ order: -1; border-color: #b00020; }}
-.failed small {{ color: #b00020; }}
-</style>
+{style}</style>
 </head>
 <body>
 <header>
@@ -80,7 +85,7 @@ class Report:
     def __init__(self, path: Path, title: str, facts: dict[str, Any]):
         self.path, self._temporary = path, temporary_name(path)
         listed = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
-        self._head = HEAD.format(title=_text(title), facts=listed)
+        self._head = HEAD.format(title=_text(title), style=STYLE + OWN_STYLE, facts=listed)
         self.summary = ""
         self.legend: list[tuple[str, tuple[int, int, int], str]] = []
 
@@ -103,10 +108,10 @@ class Report:
         parts = ['<figure class="failed">' if "error" in record else "<figure>"]
         link = quote(record["overlay"]) if "overlay" in record else ""
         if overlay is not None and link.endswith(".webm"):
-            parts.append(f'<video controls preload="none" poster="{_thumbnail(overlay)}" src="{link}"></video>')
+            parts.append(f'<video controls preload="none" poster="{thumbnail(overlay)}" src="{link}"></video>')
         elif overlay is not None:
-            thumbnail = f'<img alt="{_text(record["file"])}" src="{_thumbnail(overlay)}">'
-            parts.append(f'<a href="{link}">{thumbnail}</a>')
+            picture = f'<img alt="{_text(record["file"])}" src="{thumbnail(overlay)}">'
+            parts.append(f'<a href="{link}">{picture}</a>')
         elif "overlay" in record:
             parts.append(f'<a href="{link}">{_text(record["overlay"])}</a>')
         name = Path(record["file"]).name  # the whole path, which may be long, is shown on hover
@@ -133,11 +138,16 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _thumbnail(image: np.ndarray) -> str:
-    """Return a data URL of the image as a small WebP, which takes about half the bytes of a JPEG."""
+def thumbnail(image: np.ndarray, side: int = THUMBNAIL) -> str:
+    """Return a data URL of the image as a small WebP, which takes about half the bytes of a JPEG.
+
+    Args:
+        image: BGR uint8 ``[H, W, 3]``.
+        side: longer side of the thumbnail in pixels, if the image is larger.
+    """
     cv2 = require("cv2")
     height, width = image.shape[:2]
-    shrink = min(1.0, THUMBNAIL / max(height, width))
+    shrink = min(1.0, side / max(height, width))
     if shrink < 1:
         size = max(1, round(width * shrink)), max(1, round(height * shrink))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -30,6 +30,11 @@ class InstanceMasks:
             raise ValueError(f"`crops` and `corners` must have the same length, got {len(crops)} and {len(corners)}")
         self.crops, self.corners, self.image_size = list(crops), list(corners), image_size
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the dense array, ``(N, H, W)``."""
+        return (len(self.crops), *self.image_size)
+
     @classmethod
     def from_dense(
         cls,
@@ -176,6 +181,7 @@ class Prediction:
         scores: float32 ``[N]`` in [0, 1]; NaN for annotations.
         labels: indices into `classes`, int64 ``[N]``.
         masks: one mask per box, or None if the model predicts no masks.
+        track_ids: id of the tracked object of each box, int64 ``[N]``, -1 for none; None if nothing is tracked.
         semantic: class index of each pixel, integer ``[H, W]``, or None. Values that are not indices into `classes`
             mean no class.
         heatmap: float32 ``[H, W]`` in [0, 1], or None: class activation map of a localization model, or probability
@@ -188,6 +194,7 @@ class Prediction:
         colors: RGB color of each class in drawn class maps; None uses the colors of `visionattn.inference.draw`.
         opacity: opacity of drawn masks, class maps and heat maps, in [0, 1]; None chooses it by their number.
         line_width: width of drawn lines in pixels; None chooses it by the size of the image.
+        hide_labels: draw no names, scores and legends.
     """
 
     image_size: tuple[int, int]
@@ -206,12 +213,14 @@ class Prediction:
     colors: tuple[tuple[int, int, int], ...] | None = field(default=None, repr=False)
     opacity: float | None = field(default=None, repr=False)
     line_width: int | None = field(default=None, repr=False)
+    hide_labels: bool = field(default=False, repr=False)
+    track_ids: np.ndarray | None = None
 
     def __post_init__(self):
         count = len(self.boxes)
         if self.boxes.shape != (count, 4):
             raise ValueError(f"`boxes` must have shape [N, 4], got {list(self.boxes.shape)}")
-        for name in ("scores", "labels", "masks"):
+        for name in ("scores", "labels", "masks", "track_ids"):
             value = getattr(self, name)
             if value is not None and len(value) != count:
                 raise ValueError(f"`{name}` must have one entry per box, got {len(value)} for {count} boxes")
@@ -257,6 +266,7 @@ class Prediction:
             scores=self.scores[keep],
             labels=self.labels[keep],
             masks=None if self.masks is None else self.masks.select(keep),
+            track_ids=None if self.track_ids is None else self.track_ids[keep],
         )
 
     def above(self, score_thr: float) -> "Prediction":
@@ -304,8 +314,8 @@ class Prediction:
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Return the boxes as COCO results, which can be written as JSON and loaded by ``COCO.loadRes``.
 
-        Each result has ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``score`` and, if there
-        are masks, ``segmentation`` (compressed RLE).
+        Each result has ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``score``,
+        ``segmentation`` (compressed RLE) if there are masks, and ``track_id`` for tracked objects.
         """
         ids = self.category_ids or range(1, len(self.classes) + 1)
         codes = None if self.masks is None else self.masks.to_rle()
@@ -320,6 +330,8 @@ class Prediction:
             }
             if codes is not None:
                 result["segmentation"] = codes[index]
+            if self.track_ids is not None and self.track_ids[index] >= 0:
+                result["track_id"] = int(self.track_ids[index])
             results.append(result)
         return results
 

@@ -12,35 +12,64 @@ from visionattn.inference.decoding import look_up
 from visionattn.io.images import image_size
 from visionattn.io.inputs import IMAGE_SUFFIXES, walk_files
 
-__all__ = ["SHRUNK", "best_tile", "resized_side"]
+__all__ = ["SHRUNK", "best_tile", "known_size", "resized_side", "suits_whole"]
 
 DEFAULT_TILE = 1024
 SHRUNK = 0.75
 """Tiles that are resized by less than this fraction of the factor for test images lose small objects."""
+SAME_SCALE = 0.9
+"""Images that are resized by at least this fraction of the factor for tiles need not be cut."""
 LOOKED_AT = 20
 
 
-def best_tile(cfg: Mapping[str, Any]) -> int:
-    """Return the side in pixels of tiles that the test pipeline resizes by the same factor as the test images.
+def known_size(cfg: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the shorter and the longer side in pixels of the images that a model was trained or tested on.
 
-    The size of the test images is that of the first files in their folder. If the folder does not exist, it is the size
-    that the pipeline resizes to, or, for a pipeline that does not resize, the crop size of training, else 1024.
+    They are those in the metadata of its checkpoint, else the median of the first files in the folder of test images;
+    None if there are neither.
     """
-    target = resized_side(cfg)
+    recorded = meta.get("image_size")
+    valid = isinstance(recorded, (list, tuple)) and len(recorded) == 2
+    if valid and all(isinstance(side, int) and side > 0 for side in recorded):
+        return min(recorded), max(recorded)
     sizes = list(itertools.islice(_test_sizes(cfg), LOOKED_AT))
     if not sizes:
-        return max(32, target or _crop(cfg) or DEFAULT_TILE)
+        return None
     short, long = (int(side) for side in np.median(np.sort(sizes, axis=1), axis=0))
+    return short, long
+
+
+def best_tile(cfg: Mapping[str, Any], size: tuple[int, int] | None = None) -> int:
+    """Return the side in pixels of tiles that the test pipeline resizes by the same factor as images of a size.
+
+    If the pipeline does not resize, it is the longer side of these images.
+
+    Args:
+        cfg: the config of the model.
+        size: see `known_size`; for None, the result is the size that the pipeline resizes to, or, for a pipeline that
+            does not resize, the crop size of training, else 1024.
+    """
     scale = _scale(cfg)
-    if target is None or scale is None:
-        return max(32, short)
-    return max(32, round(target / min(max(scale) / long, min(scale) / short)))
+    if size is None:
+        return max(32, (min(scale) if scale else None) or _crop(cfg) or DEFAULT_TILE)
+    return max(32, round(min(scale) / _factor(scale, *size)) if scale else max(size))
+
+
+def suits_whole(cfg: Mapping[str, Any], tile: int, height: int, width: int) -> bool:
+    """Return True if the test pipeline resizes a whole image by about the same factor as square tiles, or by more."""
+    scale = _scale(cfg)
+    return scale is not None and _factor(scale, height, width) >= SAME_SCALE * min(scale) / tile
 
 
 def resized_side(cfg: Mapping[str, Any]) -> int | None:
     """Return the side that the test pipeline resizes square images to; None if it does not resize to a fixed size."""
     scale = _scale(cfg)
     return None if scale is None else min(scale)
+
+
+def _factor(scale: tuple[int, int], *size: int) -> float:
+    """Return the factor by which an image of a size is resized to fit into a scale, with its aspect ratio."""
+    return min(max(scale) / max(size), min(scale) / min(size))
 
 
 def _dataset(cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:

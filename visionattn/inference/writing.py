@@ -1,6 +1,7 @@
 """Result files: unique names, images of per-pixel results, and JSON lists that are written record by record."""
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -79,9 +80,14 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the files of killed processes from a folder of results: those with a `temporary_name`."""
-    for path in folder.rglob(".*.tmp.*"):
+def remove_unfinished(folder: Path, start: str = "") -> None:
+    """Remove the files of killed processes from a folder of results: those with a `temporary_name`.
+
+    Args:
+        folder: the folder.
+        start: start of the names of the results; others may belong to processes on other machines.
+    """
+    for path in folder.rglob(f".{glob.escape(start)}*.tmp.*"):
         found = re.search(r"\.(\d{1,9})\.tmp\.\w+$", path.name)
         if found and not _is_running(int(found[1])):
             with contextlib.suppress(OSError):
@@ -103,6 +109,8 @@ def _is_running(process: int) -> bool:
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write a BGR or gray image with 8 or 16 bits per channel as PNG. The file appears when it is complete.
 
+    Missing folders are created.
+
     Raises:
         DataError: the file cannot be written.
     """
@@ -112,10 +120,12 @@ def write_png(path: Path, image: np.ndarray) -> None:
         raise DataError(f"{path}: an image of shape {list(image.shape)} cannot be written as PNG")
     temporary = temporary_name(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise DataError(f"{path}: cannot be written ({error.strerror})") from error
 
 
@@ -136,7 +146,6 @@ def write_maps(out: Path, name: str, maps: Mapping[str, np.ndarray]) -> dict[str
     written = {}
     for kind, values in maps.items():
         folder = MAP_FOLDERS[kind]
-        (out / folder).mkdir(exist_ok=True)
         write_png(out / folder / f"{name}.png", _pixels(kind, values))
         written[kind] = f"{folder}/{name}.png"
     return written

@@ -20,9 +20,13 @@ _STALE_SECONDS = 3600
 
 
 def cache_dir() -> Path:
-    """The folder for generated and downloaded data: ``$VISIONATTN_CACHE`` or ``~/.cache/visionattn``."""
-    named = os.environ.get("VISIONATTN_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "visionattn"
+    """The folder for generated and downloaded files.
+
+    ``$VISIONATTN_CACHE``, or ``visionattn`` in ``$XDG_CACHE_HOME``, which is ``~/.cache`` by default.
+    """
+    if named := os.environ.get("VISIONATTN_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "visionattn")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,8 +3,9 @@
 import contextlib
 import glob
 import os
+import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ __all__ = [
     "Source",
     "find_files",
     "find_inputs",
+    "iterate_inputs",
+    "live_name",
+    "live_source",
     "walk_files",
 ]
 
@@ -37,20 +41,54 @@ UNSUPPORTED_SUFFIXES = frozenset((
 # fmt: on
 
 
+LIVE = re.compile(r"(rtsps?|rtmps?|rtp|srt|tcp|udp)://")
+
+
 @dataclass(frozen=True)
 class Source:
-    """One input file."""
+    """One input.
+
+    Attributes:
+        path: the file; for cameras and streams, a name for the results.
+        is_video: it is a video.
+        address: index of a camera, or address of a stream.
+    """
 
     path: Path
     is_video: bool = False
+    address: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name in records and messages; an address without its password."""
+        return str(self.path) if self.address is None else live_name(self.address)
+
+
+def live_source(item: str | Path) -> Source | None:
+    """Return the source for the index of a camera or the address of a stream, None for other inputs."""
+    text = str(item)
+    if LIVE.match(text):
+        return Source(Path(re.sub(r"[^\w.-]+", "_", live_name(text)).strip("_")), True, text)
+    if text.isdecimal() and len(text) < 3 and not Path(text).exists():
+        return Source(Path(f"camera_{text}"), True, text)
+    return None
+
+
+def live_name(address: str) -> str:
+    """Return the address without user name and password; ``camera 0`` for the index of a camera."""
+    return f"camera {address}" if address.isdecimal() else re.sub(r"(?<=://)[^/]*@", "", address)
 
 
 def find_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> list[Source]:
-    """Find images and videos; see `find_files`.
+    """Find images and videos, see `find_files`, cameras and streams, see `live_source`.
 
     Issues a warning with the number of image files in unsupported formats that folders and patterns contain. HEIC is
     supported if the package pillow-heif is installed.
     """
+    live = [source for item in inputs if (source := live_source(item))]
+    inputs = [item for item in inputs if not live_source(item)]
+    if live and not inputs:
+        return live
     readable = {suffix for suffix, kind in OPTIONAL_SUFFIXES.items() if kind in known_formats()}
     missing = (UNSUPPORTED_SUFFIXES | OPTIONAL_SUFFIXES.keys()) - readable
     found: list[Path] = []
@@ -66,7 +104,27 @@ def find_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> li
             stacklevel=2,
         )
     files = find_files(inputs, IMAGE_SUFFIXES | VIDEO_SUFFIXES | readable, exclude=exclude, what="image or video")
-    return [Source(path, path.suffix.lower() in VIDEO_SUFFIXES) for path in files]
+    return [*(Source(path, path.suffix.lower() in VIDEO_SUFFIXES) for path in files), *live]
+
+
+def iterate_inputs(inputs: Sequence[str | Path], exclude: Path | None = None) -> Iterator[Source]:
+    """Yield images, videos and tar archives in the order of `find_inputs`, without a list of all of them.
+
+    A file that several inputs contain is yielded once.
+
+    Raises:
+        DataError: a path does not exist, or a folder or pattern has no matching files.
+    """
+    readable = {suffix for suffix, kind in OPTIONAL_SUFFIXES.items() if kind in known_formats()}
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES | readable | {".tar", ".tgz"}
+    seen: set[str] = set()
+    for item in inputs:
+        for path in _expand(str(item), suffixes, exclude, "image, video or tar archive"):
+            if len(inputs) > 1:
+                if (real := os.path.realpath(path)) in seen:
+                    continue
+                seen.add(real)
+            yield Source(path, path.suffix.lower() in VIDEO_SUFFIXES)
 
 
 def find_files(
@@ -119,29 +177,33 @@ def walk_files(folder: str | Path, suffixes: Collection[str], *, exclude: str | 
         yield from (path for path in (Path(root, name) for name in sorted(files)) if _matches(path, suffixes))
 
 
-def _expand(item: str, suffixes: Collection[str], exclude: str | Path | None, what: str) -> list[Path]:
-    path, looked_for = Path(item), f"looked for {' '.join(sorted(suffixes))}"
+def _expand(item: str, suffixes: Collection[str], exclude: str | Path | None, what: str) -> Iterator[Path]:
+    path, looked_for, count = Path(item), f"looked for {' '.join(sorted(suffixes))}", 0
     if path.is_dir():
-        if files := list(walk_files(path, suffixes, exclude=exclude)):
-            return files
-        raise DataError(f"{item}: the folder contains no {what} ({looked_for})")
+        for count, file in enumerate(walk_files(path, suffixes, exclude=exclude), 1):  # noqa: B007  used below
+            yield file
+        if not count:
+            raise DataError(f"{item}: the folder contains no {what} ({looked_for})")
+        return
     if path.exists():
-        return [path]
+        yield path
+        return
     if not glob.has_magic(item):
         raise DataError(f"{item}: no such file or folder")
-    matches = sorted(Path(match) for match in glob.glob(item, recursive=True))
+    matches = sorted(glob.glob(item, recursive=True))
     if not matches:
         raise DataError(f"{item}: the glob pattern has no matches; check the pattern and the current folder")
     excluded = None if exclude is None else os.path.realpath(exclude)
-    files = []
-    for match in matches:
+    for match in map(Path, matches):
         if match.is_dir():
-            files.extend(walk_files(match, suffixes, exclude=exclude))
-        elif _matches(match, suffixes) and not _inside(os.path.realpath(match), excluded):
-            files.append(match)
-    if not files:
+            files: Iterable[Path] = walk_files(match, suffixes, exclude=exclude)
+        else:
+            files = [match] if _matches(match, suffixes) and not _inside(os.path.realpath(match), excluded) else []
+        for file in files:
+            count += 1
+            yield file
+    if not count:
         raise DataError(f"{item}: the glob pattern matches no {what} ({looked_for})")
-    return files
 
 
 def _matches(path: Path, suffixes: Collection[str]) -> bool:

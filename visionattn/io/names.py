@@ -1,14 +1,15 @@
 """Resolve file names found in annotation files.
 
 Annotation files are untrusted, so the names in them are resolved below the data folder, and ``..`` is not allowed.
-Links in the data folder are followed: an annotation file cannot create one, nor does `visionattn.io.fetch.unpack`.
+Links in the data folder are followed: an annotation file cannot create one, nor does `visionattn.io.archives.unpack`.
 """
 
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from visionattn.errors import DataError
 
-__all__ = ["escapes_folder", "place"]
+__all__ = ["escapes_folder", "place", "safe_name"]
 
 
 def escapes_folder(name: str) -> bool:
@@ -41,6 +42,16 @@ def place(name: str, root: str | Path | None, where: str) -> Path:
         place_ = "its folder" if root is None else str(root)
         raise DataError(f"{where}: {name!r:.120} is outside {place_}; use names relative to that folder, without '..'")
     return Path(name) if root is None else Path(root) / name
+
+
+def safe_name(text: str, default: str) -> str:
+    """Return a name for a file or folder: letters, digits and ``-_. `` of a text, at most 80 characters.
+
+    Args:
+        text: any text.
+        default: the name if no such character is left.
+    """
+    return re.sub(r"[^\w. -]", "_", text)[:80].strip(" .") or default
 
 
 def _usable(name: str) -> bool:

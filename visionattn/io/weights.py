@@ -8,7 +8,8 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,36 @@ import torch
 from torch import Tensor
 
 from visionattn.errors import CheckpointError, require
+from visionattn.io.fetch import is_page
 
-__all__ = ["check_tensor", "read", "write_safetensors"]
+__all__ = [
+    "check_file",
+    "check_finite",
+    "check_format",
+    "check_tensor",
+    "entry_of",
+    "is_averaged",
+    "read",
+    "state_dict_of",
+    "verify",
+    "write_safetensors",
+]
 
 METADATA = "visionattn"
 """Key of the metadata in safetensors files."""
+MAGIC = 0x1950A86A20F9469CFC6C
+"""First number of files before PyTorch 1.6."""
+ZIP = b"PK\x03\x04"
+"""Start of zip files, and so of the files of PyTorch since 1.6."""
 EXPANDED = 1 << 26
 """Bytes by which a tensor may exceed its storage, for buffers that are expanded views."""
 
-REMEDY = (
-    "if you trust its author, open it elsewhere and save only its tensors: "
-    "torch.save(checkpoint['state_dict'], NEW_FILE)"
-)
+# timm, DeiT and BasicSR; then mmengine, mmcv, timm, detectron2, OpenPCDet and BasicSR.
+_AVERAGED = ("state_dict_ema", "model_ema", "params_ema")
+_ENTRIES = (*_AVERAGED, "state_dict", "model", "model_state_dict", "model_state", "params")
+
+WRAPPER_PREFIXES = (r"^(module\.|_orig_mod\.)+", "")
+"""Pattern and replacement that remove the prefixes of ``DistributedDataParallel`` and ``torch.compile``."""
 
 
 def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
@@ -46,8 +65,7 @@ def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
             contains tensors that exceed the size of the file.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"{path}: the checkpoint file does not exist")
+    start = check_file(path)
     if path.suffix == ".safetensors":
         device = "cpu" if not isinstance(map_location, (str, torch.device)) else str(map_location)
         try:
@@ -57,16 +75,82 @@ def read(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
         except Exception as error:  # safetensors raises its own class
             raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
         return tensors if text is None else {"state_dict": tensors, "meta": _metadata(path, text)}
-    _verify(path)
+    if path.suffix in (".pkl", ".pickle"):
+        raise CheckpointError(f"{path}: {_pickle(path)}")
+    verify(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ..., depending on the damage
-        raise CheckpointError(_refusal(path, error)) from error
+        raise CheckpointError(_refusal(path, error, start)) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: contains a {type(checkpoint).__name__}, not a dict of weights")
     for tensor in _tensors(checkpoint):
         check_tensor(tensor, path)
     return checkpoint
+
+
+def check_file(path: Path) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises:
+        CheckpointError: it is missing, empty, a folder, or a web page.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder, not a file of weights")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the checkpoint file does not exist")
+    with path.open("rb") as stream:
+        start = stream.read(1024)
+    if not start:
+        raise CheckpointError(f"{path}: is empty; copy or download it again")
+    if is_page(start):
+        raise CheckpointError(f"{path}: is a web page, not a file of weights; open the address in a browser")
+    return start
+
+
+def check_format(file: Path) -> None:
+    """Raise `CheckpointError` if a file cannot be weights of PyTorch or safetensors, judged by its first bytes."""
+    start = check_file(file)
+    # zip files of torch.save, pickles of older versions, and the header of safetensors
+    if not (start.startswith((ZIP, b"\x80")) or start[8:9] == b"{"):
+        raise CheckpointError(f"{file}: is not a file of weights (it starts with {start[:12]!r})")
+
+
+def entry_of(checkpoint: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the entry of a checkpoint with its weights: the averaged ones if it has them.
+
+    Returns:
+        ``(key, entry)``, or an empty key and the checkpoint itself, which then has the tensors at the top level.
+    """
+    for key in _ENTRIES:
+        entry = checkpoint.get(key)
+        if not isinstance(entry, Mapping):
+            continue
+        if key not in _AVERAGED or any(isinstance(value, Tensor) for value in entry.values()):
+            return key, entry
+    return "", checkpoint
+
+
+def is_averaged(key: str) -> bool:
+    """Return True if the entry of a checkpoint with this key has weights averaged over the training."""
+    return key in _AVERAGED
+
+
+def state_dict_of(
+    checkpoint: Mapping[str, Any], revise_keys: Sequence[tuple[str, str]] | None = None
+) -> "OrderedDict[str, Tensor]":
+    """Return the state dict in a checkpoint.
+
+    Args:
+        checkpoint: has the tensors in the entry that `entry_of` returns.
+        revise_keys: regular expressions and their replacements in parameter names, applied in order. None removes
+            the prefixes ``module.`` of ``DistributedDataParallel`` and ``_orig_mod.`` of ``torch.compile``.
+    """
+    _, weights = entry_of(checkpoint)
+    named = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    for pattern, replacement in [WRAPPER_PREFIXES] if revise_keys is None else revise_keys:
+        named = {re.sub(pattern, replacement, k): v for k, v in named.items()}
+    return OrderedDict(named)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -96,7 +180,38 @@ def check_tensor(tensor: Tensor, where: str | Path) -> None:
         )
 
 
-def _verify(path: Path) -> None:
+def check_finite(
+    given: Mapping[str, Tensor],
+    where: str | Path = "the checkpoint",
+    own: Mapping[str, Tensor] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Raise `CheckpointError` for weights that are NaN or infinite, as those of a run that diverged.
+
+    Args:
+        given: the weights by their names in the model.
+        where: the file, for the message.
+        own: the model's state dict; tensors that the model does not have, or has with such values, are not checked.
+        names: the names of the weights in the file, where they differ.
+    """
+    for name, tensor in given.items():
+        checked = own is None or name in own
+        if checked and not _is_finite(tensor) and (own is None or _is_finite(own[name])):
+            raise CheckpointError(
+                f"{where}: {(names or {}).get(name, name)} contains values that are NaN or infinite, as after a "
+                "training run that diverged; use another checkpoint"
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    tensor = tensor.float() if tensor.element_size() == 1 else tensor  # PyTorch cannot sum 8-bit numbers
+    # The sum needs no memory. It is not finite if a value is not, or if it overflows.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def verify(path: Path) -> None:
     """Verify the checksums and sizes of the records in a zip file written by `torch.save`.
 
     `torch.load` does not verify checksums, so bit errors in the weights would go unnoticed. PyTorch stores records
@@ -128,20 +243,31 @@ def _metadata(path: Path, text: str) -> dict[str, Any]:
     return meta
 
 
-def write_safetensors(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write weights in half precision, with the metadata of their checkpoint.
+def write_safetensors(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any], half: bool = True) -> None:
+    """Write weights with the metadata of their checkpoint.
 
     Args:
         path: the ``.safetensors`` file.
-        state: the tensors by name. Floating-point tensors become float16.
+        state: the tensors by name.
         meta: plain values, such as ``{"dataset_meta": {"classes": [...]}}``.
+        half: convert floating-point tensors to float16.
     """
-    tensors = {key: (x.half() if x.is_floating_point() else x).contiguous().clone() for key, x in state.items()}
+    halved = {key: x.half() if half and x.is_floating_point() else x for key, x in state.items()}
+    tensors = {key: x.contiguous().clone() for key, x in halved.items()}
     text = json.dumps(meta, allow_nan=False)
-    require("safetensors.torch").save_file(tensors, path, metadata={METADATA: text, "format": "pt"})
+    content = require("safetensors.torch").save(tensors, metadata={METADATA: text, "format": "pt"})
+    path.write_bytes(content)  # `save_file` creates files that only their owner can read
 
 
-def _refusal(path: Path, error: Exception) -> str:
+def _remedy(path: Path) -> str:
+    return f"extract its tensors without executing code: visionattn convert-checkpoint {path}"
+
+
+def _pickle(path: Path) -> str:
+    return f"is a pickle, as detectron2 writes; {_remedy(path)}"
+
+
+def _refusal(path: Path, error: Exception, start: bytes) -> str:
     text = str(error)
     for pattern in (
         r"Unsupported global: GLOBAL ([\w.]+)",
@@ -151,7 +277,9 @@ def _refusal(path: Path, error: Exception) -> str:
         r"GLOBAL ([\w.]+)",
     ):
         if found := re.search(pattern, text):
-            return f"{path}: contains the type {found[1]}, which could execute code; {REMEDY}"
+            return f"{path}: contains the type {found[1]}, which could execute code; {_remedy(path)}"
+    if start.startswith(b"\x80") and MAGIC.to_bytes(10, "little") not in start[:32]:
+        return f"{path}: {_pickle(path)}"
     text = text.split("WeightsUnpickler error:")[-1].strip()
     reason = re.split(r"[.\n]", text)[0][:120] or type(error).__name__
     return f"{path}: truncated or not a PyTorch checkpoint ({reason}); copy or download it again"

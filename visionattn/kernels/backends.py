@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import torch
 
 from visionattn.errors import BackendError
+from visionattn.kernels import natten
 
 __all__ = ["Availability", "explain", "select"]
 
-OPERATORS: dict[str, tuple[str, ...]] = {  # best first; the reference is never selected automatically
-    "na1d": ("triton", "torch", "reference"),
-    "na2d": ("triton", "torch", "reference"),
-    "na3d": ("triton", "torch", "reference"),
+OPERATORS: dict[str, tuple[str, ...]] = {  # best first; natten and the reference are not selected automatically
+    "na1d": ("triton", "torch", "natten", "reference"),
+    "na2d": ("triton", "torch", "natten", "reference"),
+    "na3d": ("triton", "torch", "natten", "reference"),
     "bilevel_routing_attention": ("triton", "torch", "reference"),
     "scattered_linear_attention": ("triton", "torch", "reference"),
+    "sparse_conv3d": ("triton", "torch", "reference"),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TRITON_HEAD_DIM = 256
@@ -61,7 +63,8 @@ def explain(
     """List the backends of an operator, best first, with whether each can run and the reason if it cannot.
 
     Args:
-        op: ``"na1d"``, ``"na2d"``, ``"na3d"``, ``"bilevel_routing_attention"`` or ``"scattered_linear_attention"``.
+        op: ``"na1d"``, ``"na2d"``, ``"na3d"``, ``"bilevel_routing_attention"``, ``"scattered_linear_attention"`` or
+            ``"sparse_conv3d"``, also for the depthwise convolution.
         device: the device of the tensors.
         dtype: the dtype of the tensors.
         head_dim: the larger of the head dimensions of keys and values, if known.
@@ -81,6 +84,8 @@ def explain(
             reason = "PyTorch has no CUDA device available"
         elif backend == "triton":
             reason = _triton_unsupported(op, device, dtype, head_dim)
+        elif backend == "natten":
+            reason = natten.unsupported(device, dtype)
         result.append(Availability(backend, not reason, reason))
     return result
 
@@ -90,7 +95,7 @@ def select(
 ) -> str:
     """Select a backend: the given one, else ``VISIONATTN_BACKEND``, else the best that can run.
 
-    The reference and Triton's interpreter, which is for tests, are used only if given explicitly.
+    The reference, the NATTEN library and Triton's interpreter, which is for tests, are used only if given explicitly.
 
     Raises:
         BackendError: the given backend does not exist or cannot run; there is no fallback to another one.
@@ -101,7 +106,9 @@ def select(
     choices = explain(op, device, dtype, head_dim=head_dim)
     if named is None:
         for choice in choices:
-            unasked = choice.backend == "reference" or (choice.backend == "triton" and device.type != "cuda")
+            unasked = choice.backend in ("reference", "natten") or (
+                choice.backend == "triton" and device.type != "cuda"
+            )
             if choice.can_run and not unasked:
                 return choice.backend
         raise BackendError(f"{op}: no backend can run on {device} with {dtype}: {choices[0].reason}")

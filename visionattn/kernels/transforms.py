@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 __all__ = [
+    "autocast_dtype",
     "full_precision",
     "is_differentiated_again",
     "is_plain",
@@ -82,11 +83,28 @@ def recomputed_gradients(
     return gradients
 
 
+def _is_autocast_enabled(device: str) -> bool:
+    # `torch.amp.is_autocast_available` would not need the special case, but PyTorch 2.11 cannot compile it.
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def autocast_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which an operator computes: that of autocast if it is enabled, except for float64.
+
+    Args:
+        device: type of the device, such as ``"cuda"``.
+        dtype: dtype of the inputs.
+    """
+    if dtype == torch.float64 or not _is_autocast_enabled(device):
+        return dtype
+    return torch.get_autocast_dtype(device)
+
+
 def full_precision(device: str) -> contextlib.AbstractContextManager:
     """Disable autocast on a device type if it is enabled there.
 
     If it is not, nothing is done, because regions without autocast cannot be saved by `torch.export`.
     """
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if _is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()

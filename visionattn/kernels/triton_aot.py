@@ -12,7 +12,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-__all__ = ["Launch", "Resources", "compile_launch"]
+from visionattn.kernels.triton_launch import Pointer
+
+__all__ = ["Launch", "Resources", "compile_kernel", "compile_launch"]
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -42,25 +44,29 @@ class Resources:
     shared_bytes: int
 
 
-def _describe(value: Any, path: tuple, constants: dict, attributes: dict) -> Any:
+def _describe(value: Any, path: tuple, constants: dict, attributes: dict, specialize: bool = True) -> Any:
     """Type of an argument as passed by the launcher; also collects constants and divisibility."""
-    if value is None or (type(value) is int and value == 1):
+    if value is None or (specialize and type(value) is int and value == 1):
         constants[path] = value
         return "constexpr"
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, (torch.Tensor, Pointer)):
         attributes[path] = [["tt.divisibility", 16]]
         return _TYPES[value.dtype]
     if isinstance(value, tuple):
         return tuple(_describe(entry, (*path, i), constants, attributes) for i, entry in enumerate(value))
     if isinstance(value, float):
         return "fp32"
-    if value % 16 == 0:
+    if specialize and value % 16 == 0:
         attributes[path] = [["tt.divisibility", 16]]
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def compile_launch(launch: Launch, capability: int) -> Resources:
-    """Compile for compute capability ``capability`` (90 for 9.0); tensors may be on the meta device."""
+def compile_kernel(launch: Launch, capability: int) -> Any:
+    """Compile for compute capability ``capability`` (90 for 9.0); tensors may be on the meta device.
+
+    Returns:
+        Triton's compiled kernel, with PTX and machine code in ``asm``.
+    """
     constants: dict[tuple, Any] = {}
     attributes: dict[tuple, Any] = {}
     signature = {}
@@ -70,10 +76,17 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
             constants[(index,)] = value
             signature[parameter.name] = "constexpr"
         else:
-            signature[parameter.name] = _describe(value, (index,), constants, attributes)
+            signature[parameter.name] = _describe(
+                value, (index,), constants, attributes, not parameter.do_not_specialize
+            )  # fmt: skip
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def compile_launch(launch: Launch, capability: int) -> Resources:
+    """Compile as `compile_kernel`, and return the resources of the kernel."""
+    compiled = compile_kernel(launch, capability)
     registers, spills = _usage(compiled.asm["ptx"], capability)
     return Resources(registers, spills, compiled.metadata.shared)
 

@@ -3,12 +3,13 @@
 import timm  # noqa: F401  first: its import registers the backbones, which import modules of this package
 
 from visionattn.layers.agent_attention import AgentAttention
+from visionattn.layers.dual_cross_attention import DualCrossAttention
 from visionattn.layers.efficient_probing import EfficientProbe, EfficientProbing
 from visionattn.layers.ela import EfficientLocalAttention
 from visionattn.layers.gated_positional import GatedPositionalAttention
 from visionattn.layers.global_rpb import GlobalAttentionRpb
 from visionattn.layers.inline_attention import InLineAttention
-from visionattn.layers.insert import insert_after
+from visionattn.layers.insert import insert_after, replace_blocks
 from visionattn.layers.neighborhood import (
     NeighborhoodAttention1d,
     NeighborhoodAttention2d,
@@ -34,6 +35,7 @@ __all__ = [
     "AxialRope",
     "BiLevelRoutingAttention",
     "CrossWindowFFN",
+    "DualCrossAttention",
     "EfficientLocalAttention",
     "EfficientProbe",
     "EfficientProbing",
@@ -56,4 +58,5 @@ __all__ = [
     "insert_after",
     "record_reconstruction",
     "replace_attention",
+    "replace_blocks",
 ]

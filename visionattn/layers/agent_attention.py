@@ -33,6 +33,9 @@ class AgentAttention(TokenAttention):
         num_heads: attention heads.
         input_size: height and width of the map that the biases are for; they are interpolated to other sizes.
         agent_num: number of agents, a square number or (rows, columns). Smaller maps repeat tokens.
+        agent_shape: rows and columns of the agents to compute with, or one number for both, if they differ from
+            `agent_num`; the biases, which have `agent_num` agents, are interpolated. The published detection and
+            segmentation models use more agents than the classifiers whose weights they start from.
         num_prefix_tokens: number of tokens before those of the map, such as 1 for a class token.
         qkv_bias: add a bias to the query, key and value projection, as in the published Swin models.
         attn_drop: dropout rate of both attention probabilities.
@@ -55,18 +58,20 @@ class AgentAttention(TokenAttention):
         qkv_bias: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        agent_shape: int | Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_heads, input_size, num_prefix_tokens)
         dd = {"device": device, "dtype": dtype}
-        self.pool_size = _pool_size(agent_num)
+        self.table_size = _pool_size(agent_num)
+        self.pool_size = self.table_size if agent_shape is None else pair(agent_shape, "agent_shape")
         self.attn_drop = attn_drop
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
         self.dwc = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
-        agents, (height, width) = math.prod(self.pool_size), self.input_size
+        agents, (height, width) = math.prod(self.table_size), self.input_size
 
         def table(*shape: int) -> nn.Parameter:
             return nn.Parameter(trunc_normal_(torch.empty(*shape, **dd), std=0.02))
@@ -85,20 +90,28 @@ class AgentAttention(TokenAttention):
     def biases(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Return biases of agents to tokens ``[1, heads, agents, tokens]`` and of tokens to agents, transposed."""
         size = (height, width)
-        to_tokens = F.interpolate(self.an_bias, size, mode="bilinear").flatten(2)[None]
-        line = (
-            _stretch(self.ah_bias[0, ..., 0], height)[..., None] + _stretch(self.aw_bias[0, :, :, 0], width)[:, :, None]
-        )
+        ah_bias, aw_bias = (self._to_shape(table, 2) for table in (self.ah_bias, self.aw_bias))
+        ha_bias, wa_bias = (self._to_shape(table, 4) for table in (self.ha_bias, self.wa_bias))
+        to_tokens = F.interpolate(self._to_shape(self.an_bias, 1), size, mode="bilinear").flatten(2)[None]
+        line = _stretch(ah_bias[0, ..., 0], height)[..., None] + _stretch(aw_bias[0, :, :, 0], width)[:, :, None]
         to_tokens = to_tokens + line.flatten(2)
-        to_agents = F.interpolate(self.na_bias, size, mode="bilinear").flatten(2)[None]
-        rows = _stretch(self.ha_bias[0, :, :, 0].transpose(1, 2), height)
-        columns = _stretch(self.wa_bias[0, :, 0].transpose(1, 2), width)
+        to_agents = F.interpolate(self._to_shape(self.na_bias, 1), size, mode="bilinear").flatten(2)[None]
+        rows = _stretch(ha_bias[0, :, :, 0].transpose(1, 2), height)
+        columns = _stretch(wa_bias[0, :, 0].transpose(1, 2), width)
         to_agents = to_agents + (rows[..., None] + columns[:, :, None]).flatten(2)
         to_agents = to_agents.transpose(2, 3)
         if self.num_prefix_tokens:
-            to_tokens = torch.cat([self.ac_bias, to_tokens], 3)
-            to_agents = torch.cat([self.ca_bias, to_agents], 2)
+            to_tokens = torch.cat([self._to_shape(self.ac_bias, 2), to_tokens], 3)
+            to_agents = torch.cat([self._to_shape(self.ca_bias, 3), to_agents], 2)
         return to_tokens, to_agents
+
+    def _to_shape(self, table: Tensor, axis: int) -> Tensor:
+        """Interpolate (bilinear) the agents of a table, which are along `axis`, to those of `agent_shape`."""
+        if self.pool_size == self.table_size:
+            return table
+        moved = table.movedim(axis, -1)
+        agents = F.interpolate(moved.reshape(1, -1, *self.table_size), self.pool_size, mode="bilinear")
+        return agents.reshape(*moved.shape[:-1], -1).movedim(-1, axis)
 
     def attend(self, x: Tensor, height: int, width: int) -> Tensor:
         prefix = self.num_prefix_tokens

@@ -1,6 +1,7 @@
-"""Insert ELA or ULSAM into timm's convolutional networks without renaming other parameters."""
+"""Insert ELA or ULSAM into timm's convolutional networks, or replace blocks, without renaming other parameters."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
@@ -17,10 +18,10 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from visionattn.layers.ela import VARIANTS, EfficientLocalAttention
-from visionattn.layers.replace import ReplaceReport
+from visionattn.layers.replace.report import ReplaceReport, some
 from visionattn.layers.ulsam import ULSAM
 
-__all__ = ["INSERTED", "insert_after"]
+__all__ = ["INSERTED", "insert_after", "replace_blocks"]
 
 INSERTED: dict[str, type[nn.Module]] = {"ela": EfficientLocalAttention, "ulsam": ULSAM}
 
@@ -75,6 +76,7 @@ def insert_after(
             )
         names = ", ".join(name for name, _ in list(model.named_modules())[1:4])
         raise ValueError(f"`where` must match a module name{f' such as {names}' if names else ''}, got {where!r}")
+    _check_options(attention, options)
     made, notes = [], []
     for name, module, slot in places:
         like = next(module.parameters(), None) if slot is None else next(getattr(module, slot).parameters())
@@ -101,6 +103,77 @@ def insert_after(
         put.append(path)
         new += [_join(path, key) for key in inserted.state_dict()]
     return ReplaceReport(tuple(put), new=tuple(new), notes=tuple(notes))
+
+
+def replace_blocks(
+    model: nn.Module, attention: str, where: str | Callable[[str], bool], **options: Any
+) -> ReplaceReport:
+    """Replace blocks of a convolutional network by ULSAM, in place.
+
+    The paper replaces blocks of MobileNet-V1 and V2 to reduce operations and parameters, such as
+    ``where="blocks.3.[1-5]"`` of timm's ``mobilenetv1_100``, its five blocks of 512 channels with stride 1. The blocks
+    are those of timm's ResNets, MobileNets, EfficientNets and ConvNeXts whose input and output have the same shape:
+    stride 1 and equal channels. Other blocks that the pattern matches are kept, which the report notes.
+
+    Args:
+        model: a timm model, possibly with ``features_only=True``, or a module that contains one.
+        attention: ``"ulsam"``.
+        where: shell-style pattern of block names, or a predicate of the name.
+        **options: arguments of ULSAM, such as `num_splits`.
+
+    Returns:
+        A report of the new modules, and of new and removed parameters.
+
+    Raises:
+        ValueError: if the attention is unknown, no block that can be replaced matches, or an option is out of range.
+            The model is left unchanged.
+    """
+    if attention != "ulsam":
+        raise ValueError(f"`attention` must be 'ulsam', got {attention!r}")
+    if where is None:
+        raise ValueError("`where` must be given, such as 'blocks.3.[1-5]'")
+    _check_options(attention, options)
+    blocks = {n: m for n, m in model.named_modules() if n and isinstance(m, (*_SLOTS, ConvNeXtBlock))}
+    kept = {name: channels for name, block in blocks.items() if (channels := _kept_channels(block))}
+    matched = [name for name in blocks if (fnmatchcase(name, where) if isinstance(where, str) else where(name))]
+    chosen = [name for name in matched if name in kept]
+    if not chosen:
+        names = some(list(kept)) or "none in this model"
+        raise ValueError(f"`where` must match a block with stride 1 and equal channels ({names}), got {where!r}")
+    made = {}
+    for name in chosen:
+        like = next(blocks[name].parameters())
+        own = {"dim": kept[name], **options, "device": like.device, "dtype": like.dtype}
+        made[name] = ULSAM(**own).train(blocks[name].training)
+    dropped = [f"{name}.{key}" for name in chosen for key in blocks[name].state_dict()]
+    for name, module in made.items():
+        model.set_submodule(name, module)
+    new = [f"{name}.{key}" for name, module in made.items() for key in module.state_dict()]
+    others = [name for name in matched if name not in kept]
+    notes = (f"kept, because the stride or the channels differ: {some(others)}",) if others else ()
+    return ReplaceReport(tuple(chosen), new=tuple(new), dropped=tuple(dropped), notes=notes)
+
+
+def _kept_channels(block: nn.Module) -> int | None:
+    """Return the channels of a block whose output has the shape of its input, and None for other blocks."""
+    layers = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
+    if any(layer.stride != (1, 1) for layer in layers):
+        return None
+    if isinstance(block, ConvNeXtBlock):
+        first, last = block.conv_dw.in_channels, block.mlp.fc2.weight.shape[0]
+        return first if first == last else None
+    if isinstance(block, (BasicBlock, Bottleneck)):
+        return block.conv1.in_channels if block.downsample is None else None
+    first, last = layers[0].in_channels, [m for m in block.modules() if hasattr(m, "num_features")][-1].num_features
+    return first if first == last else None
+
+
+def _check_options(attention: str, options: dict[str, Any]) -> None:
+    cls = INSERTED[attention]
+    known = [name for name in inspect.signature(cls).parameters if name not in ("device", "dtype")]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"`{name}` is not an argument of {cls.__name__}; it must be one of {', '.join(known)}")
 
 
 def _join(*names: str) -> str:

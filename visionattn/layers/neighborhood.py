@@ -13,6 +13,8 @@ from timm.layers import apply_rot_embed_cat, get_norm_layer, register_notrace_mo
 from torch import Tensor, nn
 
 from visionattn.kernels import na1d, na2d, na3d
+from visionattn.kernels.exporting import any_symbolic, crop_end, maximum, pad_end
+from visionattn.kernels.neighborhood.api import packed_attention
 from visionattn.kernels.neighborhood.gather import gather_attention
 from visionattn.layers.rope import AxialRope
 
@@ -113,7 +115,6 @@ class NeighborhoodAttentionBase(nn.Module):
         self.rotate_half = rotate_half
         self.pad_small = pad_small
         self.backend = backend
-        self.plain_ops = False  # True: use operators that all exporters support, as in TorchScript
 
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         if rel_pos_bias:
@@ -165,10 +166,16 @@ class NeighborhoodAttentionBase(nn.Module):
         size = [x.shape[axis + 1] for axis in range(self.rank)]
         dilation = self.dilation
         if self.auto_dilation:
-            dilation = [max(1, size[axis] // self.kernel_size[axis]) for axis in range(self.rank)]
-        short = [max(0, self.kernel_size[axis] * dilation[axis] - size[axis]) for axis in range(self.rank)]
-        padded = max(short) > 0
-        if padded:
+            dilation = [maximum(1, size[axis] // self.kernel_size[axis]) for axis in range(self.rank)]
+        needed = [maximum(self.kernel_size[axis] * dilation[axis], size[axis]) for axis in range(self.rank)]
+        short = [needed[axis] - size[axis] for axis in range(self.rank)]
+        symbolic = False
+        if not torch.jit.is_scripting():
+            symbolic = any_symbolic(needed)
+        if symbolic:
+            # Whether a map is too small is not known while a program for any size is traced.
+            x = pad_end(x, needed)
+        elif max(short) > 0:
             if not self.pad_small:
                 raise ValueError(
                     f"`x` must be at least as large as `kernel_size`={self.kernel_size} times `dilation`={dilation} "
@@ -195,7 +202,7 @@ class NeighborhoodAttentionBase(nn.Module):
             else:
                 additional_keys = torch.cat([additional_keys, register_k], 1)
                 additional_values = torch.cat([additional_values, register_v], 1)
-        if torch.jit.is_scripting() or self.plain_ops:
+        if torch.jit.is_scripting():
             x, _ = gather_attention(
                 q,
                 k,
@@ -210,25 +217,35 @@ class NeighborhoodAttentionBase(nn.Module):
                 additional_values,
             )
         else:
-            x = _OPS[self.rank](
-                q,
-                k,
-                v,
-                tuple(self.kernel_size),
-                tuple(self.stride),
-                tuple(dilation),
-                tuple(self.is_causal),
-                scale=self.scale,
-                rpb=self.rpb,
-                additional_keys=additional_keys,
-                additional_values=additional_values,
-                backend=self.backend,
-            )
+            plain = rope is None and additional_keys is None and isinstance(self.q_norm, nn.Identity)
+            x = self._attend(qkv if plain else None, q, k, v, dilation, additional_keys, additional_values)
         x = x.flatten(-2)
-        if padded:
+        if symbolic:
+            x = crop_end(x, size)
+        elif max(short) > 0:
             for axis in range(self.rank):
                 x = x.narrow(axis + 1, 0, size[axis])
         return self.proj_drop(self.proj(x))
+
+    @torch.jit.unused
+    def _attend(
+        self,
+        qkv: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dilation: list[int],
+        additional_keys: Tensor | None,
+        additional_values: Tensor | None,
+    ) -> Tensor:
+        """Call the kernel, with the packed projection if `q`, `k` and `v` are views of it."""
+        geometry = (tuple(self.kernel_size), tuple(self.stride), tuple(dilation), tuple(self.is_causal))
+        options = dict(scale=self.scale, rpb=self.rpb, backend=self.backend)
+        attention = _OPS[self.rank]  # replaced while predictions are explained
+        if qkv is not None and attention in (na1d, na2d, na3d):
+            return packed_attention(qkv, *geometry, **options)
+        options |= dict(additional_keys=additional_keys, additional_values=additional_values)
+        return attention(q, k, v, *geometry, **options)
 
     def _pad_rotation(self, rope: Tensor, size: list[int], short: list[int]) -> Tensor:
         """Return rotations ``[..., positions, heads or 1, 2 * head_dim]`` of the padded map; padding has angle 0."""

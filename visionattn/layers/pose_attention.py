@@ -222,6 +222,13 @@ class PoseBlock(nn.Module):
         return self.drop_path(like.new_ones(count, 1))
 
 
+def needs_fixed_shapes(x: Tensor) -> bool:
+    """Return True while a program is compiled, traced, or captured as a CUDA graph, where values cannot be read."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 @register_notrace_module  # the control flow depends on the mask
 class PoseBlocks(nn.ModuleList):
     """A sequence of pose-aware attention blocks, whose output replaces the patches of the mask.
@@ -248,7 +255,7 @@ class PoseBlocks(nn.ModuleList):
         last = self[-1]
         # Temporal attention of a second block needs the outputs of the first one for all tokens.
         chained = last.attention == "spatiotemporal" and len(self) > 1
-        if attended is not None or chained or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if attended is not None or chained or needs_fixed_shapes(mask):
             return self._dense(prefix, patches, mask, attended, attended is not None or chained)
         if not mask.is_floating_point() or not (mask.requires_grad or ((mask > 0) & (mask < 1)).any()):
             mask = mask > 0

@@ -134,7 +134,6 @@ class BiLevelRoutingAttention(nn.Module):
         self.soft_routing = soft_routing
         self.set_padding(padding)
         self.backend = backend
-        self.plain_ops = False  # True: use operators that all exporters support, as in TorchScript
         dd = {"device": device, "dtype": dtype}
         self.lepe = None
         if side_dwconv:
@@ -170,7 +169,7 @@ class BiLevelRoutingAttention(nn.Module):
         heads = self.num_heads
         q, k, v = q.unflatten(-1, (heads, -1)), k.unflatten(-1, (heads, -1)), v.unflatten(-1, (heads, -1))
         simple = self.kv_pool == "identity" and not (self.padding == "projected" and q.shape[1:3] != x.shape[1:3])
-        if torch.jit.is_scripting() or self.plain_ops or self.soft_routing:
+        if torch.jit.is_scripting() or self.soft_routing:
             out = self._gather(q, k, v, rows, columns, topk, height, width)
         elif simple:
             out = bilevel_routing_attention(q, k, v, (rows, columns), topk, scale=self.scale, backend=self.backend)

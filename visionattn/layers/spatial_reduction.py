@@ -11,12 +11,21 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
+from visionattn.kernels.exporting import any_symbolic, maximum, pad_end
 from visionattn.layers._sdpa import attend
 
 __all__ = ["SpatialReductionAttention", "fixed_sparse_mask", "least_attended"]
 
 CHUNK = 2**22
 """Number of probabilities that `least_attended` computes at a time."""
+
+# Their loops depend on the size of the image, which the trace of an exported program must not: there, the functions of
+# these names are single operators, without gradients. `visionattn.inference.export` has their ONNX implementations.
+torch.library.define("visionattn::least_attended", "(Tensor query, Tensor key, float scale, float ratio) -> Tensor")
+torch.library.define(
+    "visionattn::grouped_attention",
+    "(Tensor q, Tensor k, Tensor v, SymInt[] size, SymInt[] keys, int reduction, int rate) -> Tensor",
+)
 
 
 def _groups(size: tuple[int, int], cell: int, rate: int) -> Tensor:
@@ -66,6 +75,12 @@ def least_attended(query: Tensor, key: Tensor, scale: float, ratio: float) -> Te
         scale: scale of the logits.
         ratio: fraction of the keys, in (0, 1].
     """
+    if torch.compiler.is_exporting():
+        return torch.ops.visionattn.least_attended(query, key, scale, ratio)
+    return _least_attended(query, key, scale, ratio)
+
+
+def _least_attended(query: Tensor, key: Tensor, scale: float, ratio: float) -> Tensor:
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
     count = max(1, int(ratio * keys))
@@ -78,6 +93,14 @@ def least_attended(query: Tensor, key: Tensor, scale: float, ratio: float) -> Te
     return mask
 
 
+torch.library.impl("visionattn::least_attended", "CompositeExplicitAutograd", _least_attended)
+
+
+@torch.library.register_fake("visionattn::least_attended")
+def _(query, key, scale, ratio):
+    return query.new_empty(*query.shape[:3], key.shape[2], dtype=torch.bool)
+
+
 def _soft_keep(query: Tensor, key: Tensor, scale: float, hard: Tensor) -> Tensor:
     """Return the mask `hard` with the gradient of a sigmoid of the margin to the largest kept probability."""
     attention = ((query @ key.transpose(-2, -1)) * scale).softmax(-1)
@@ -88,12 +111,26 @@ def _soft_keep(query: Tensor, key: Tensor, scale: float, hard: Tensor) -> Tensor
 
 @register_notrace_function  # the control flow depends on the input size
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, size: tuple, keys: tuple, reduction: int, rate: int) -> Tensor:
-    pairs, back = _group_indices(size, keys, reduction, rate)
+    if torch.compiler.is_exporting():
+        return torch.ops.visionattn.grouped_attention(q, k, v, size, keys, reduction, rate)
+    return _grouped_attention(q, k, v, size, keys, reduction, rate)
+
+
+def _grouped_attention(q, k, v, size, keys, reduction, rate):
+    pairs, back = _group_indices(tuple(size), tuple(keys), reduction, rate)
     parts = []
     for queries, chosen in pairs:
         queries, chosen = queries.to(q.device), chosen.to(q.device)
         parts.append(attend(q.index_select(2, queries), k.index_select(2, chosen), v.index_select(2, chosen)))
     return torch.cat(parts, 2).index_select(2, back.to(q.device))
+
+
+torch.library.impl("visionattn::grouped_attention", "CompositeExplicitAutograd", _grouped_attention)
+
+
+@torch.library.register_fake("visionattn::grouped_attention")
+def _(q, k, v, size, keys, reduction, rate):
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
 class SpatialReductionAttention(nn.Module):
@@ -127,7 +164,7 @@ class SpatialReductionAttention(nn.Module):
 
     def key_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width of the key grid of a map."""
-        return max(1, size[0] // self.sr_ratio), max(1, size[1] // self.sr_ratio)
+        return maximum(1, size[0] // self.sr_ratio), maximum(1, size[1] // self.sr_ratio)
 
     def project(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Project `x`, ``[B, N, dim]``, to queries ``[B, heads, N, d]``, keys and values ``[B, heads, M, d]``."""
@@ -136,9 +173,11 @@ class SpatialReductionAttention(nn.Module):
         query = self.q(x).reshape(batch, count, heads, dim // heads).transpose(1, 2)
         if self.sr_ratio > 1:
             grid = x.transpose(1, 2).reshape(batch, dim, *size)
-            short = [max(0, self.sr_ratio - side) for side in size]
-            if any(short):  # a map smaller than one cell
-                grid = F.pad(grid, (0, short[1], 0, short[0]))
+            padded = [maximum(self.sr_ratio, side) for side in size]  # a map may be smaller than one cell
+            if any_symbolic(padded):
+                grid = pad_end(grid, [dim, *padded])
+            elif padded != list(size):
+                grid = F.pad(grid, (0, padded[1] - size[1], 0, padded[0] - size[0]))
             x = self.norm(self.sr(grid).flatten(2).transpose(1, 2))
         key, value = self.kv(x).reshape(batch, -1, 2, heads, dim // heads).permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value

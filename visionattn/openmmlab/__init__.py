@@ -26,6 +26,7 @@ JOBS = (
     "visionattn.heads.forgery",
     "visionattn.heads.lidar",
     "visionattn.heads.action",
+    "visionattn.heads.super_resolution",
 )
 """Packages of the jobs. A new job is added by its name here, or from outside of this package with `add_job`."""
 

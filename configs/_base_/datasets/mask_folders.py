@@ -1,11 +1,12 @@
 # Images and index masks given by `custom_data`, resized to 320x240 or 240x320 with their aspect ratio.
 custom_data = dict(root="", train_img=None, train_mask=None, val_img=None, val_mask=None, classes=None, palette=None)
 scale = (320, 240)
+crop_size = (192, 256)  # height, width
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
     dict(type="RandomResize", scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type="RandomCrop", crop_size=(192, 256), cat_max_ratio=0.75),
+    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),

@@ -11,5 +11,5 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=False, begin=100, end=max_iters, T_max=max_iters - 100),
+    dict(type="CosineAnnealingLR", eta_min_ratio=0.01, by_epoch=False, begin=100, end=max_iters, T_max=max_iters - 100),
 ]

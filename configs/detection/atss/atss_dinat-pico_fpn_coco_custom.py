@@ -1,7 +1,11 @@
-# Custom data: any folder with images and COCO JSON files. Classes are read from the training file.
+# Custom data: any folder with images and annotations. Classes are read from the training file.
 #
-#   python tools/train.py configs/detection/atss/atss_dinat-pico_fpn_coco_custom.py --cfg-options \
-#       custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json
+#   visionattn train atss_dinat-pico_fpn_coco_custom --cfg-options custom_data.root=/data/cells
+#
+# `visionattn train --data FOLDER` starts from it and chooses the size of the images and the anchors.
+#
+# The format of the folder is recognized (COCO, YOLO, Pascal VOC, LabelMe, CVAT); custom_data.train_ann and
+# custom_data.val_ann name the annotation files of another layout.
 _base_ = [
     "../../_base_/models/atss_dinat-pico_fpn.py",
     "../../_base_/schedules/adamw_iters.py",
@@ -10,17 +14,20 @@ _base_ = [
 
 custom_data = dict(root="", train_ann="", val_ann="", train_img=None, val_img=None)
 
+scale = (320, 240)
+smaller = (scale[0] * 9 // 10, scale[1] * 9 // 10)
+larger = (scale[0] * 11 // 10, scale[1] * 11 // 10)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="RandomChoiceResize", scales=[(288, 216), (320, 240), (352, 264)], keep_ratio=True),
+    dict(type="RandomChoiceResize", scales=[smaller, scale, larger], keep_ratio=True),
     dict(type="RandomFlip", prob=[0.3, 0.2], direction=["horizontal", "vertical"]),
     dict(type="PhotoMetricDistortion", brightness_delta=24, hue_delta=9),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(320, 240), keep_ratio=True),
+    dict(type="Resize", scale=scale, keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]

@@ -1,7 +1,11 @@
-# Custom data with masks: any folder with images and COCO JSON files (polygons or RLE), up to 500 objects per image.
+# Custom data with masks: any folder with images and annotations (polygons or RLE), up to 500 objects per image.
 #
-#   python tools/train.py configs/detection/mask_rcnn/mask-rcnn_dinat-pico_fpn_coco_custom.py --cfg-options \
-#       custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json
+#   visionattn train mask-rcnn_dinat-pico_fpn_coco_custom --cfg-options custom_data.root=/data/cells
+#
+# `visionattn train --data FOLDER` starts from it and chooses the size of the images and the anchors.
+#
+# The format of the folder is recognized (COCO, YOLO, Pascal VOC, LabelMe, CVAT); custom_data.train_ann and
+# custom_data.val_ann name the annotation files of another layout.
 _base_ = [
     "../../_base_/models/mask-rcnn_dinat-pico_fpn.py",
     "../../_base_/schedules/adamw_iters.py",
@@ -11,11 +15,13 @@ _base_ = [
 optim_wrapper = dict(optimizer=dict(lr=1.2e-3))
 custom_data = dict(root="", train_ann="", val_ann="", train_img=None, val_img=None)
 
+scale = (1024, 512)
+crop_size = (320, 320)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="AutoContrast", prob=1.0),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="visionattn.RandomScaleCrop", scale=(1024, 512), ratio_range=(0.6, 1.5), crop_size=(320, 320)),
+    dict(type="visionattn.RandomScaleCrop", scale=scale, ratio_range=(0.6, 1.5), crop_size=crop_size),
     dict(type="FilterAnnotations", min_gt_bbox_wh=(2, 2)),
     dict(type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]),
     dict(type="visionattn.RandomTranspose", prob=0.5),
@@ -25,7 +31,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="AutoContrast", prob=1.0),
-    dict(type="Resize", scale=(1024, 512), keep_ratio=True),
+    dict(type="Resize", scale=scale, keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]

@@ -1,6 +1,7 @@
 # Second part on easier forgeries: blobs with hard edges in original colors, pasted, removed or resampled; pairs as in
 # forgery-net_dinat-pico_synthetic-pairs.py, in crops of 224 pixels. Two processes with 16 images per step take 1.8 s:
-#   python tools/train.py THIS --amp --ema 0.002 --devices 2 --cfg-options load_from=WORK_DIR_OF_THE_FIRST/iter_5500.pth
+#   visionattn train forgery-net_dinat-pico_synthetic-cut --amp --ema 0.002 --devices 2 \
+#     --cfg-options load_from=WORK_DIR_OF_THE_FIRST/iter_5500.pth
 # The results in docs/forgery.md are from 2,300 steps of one process (label_weight 0.5, quality from 75), this config,
 # and 430 more steps.
 # Test data: visionattn forge data/photos/heldout --out data/forged/cut --crop 256 --count 384 --quality 90 --seed 1

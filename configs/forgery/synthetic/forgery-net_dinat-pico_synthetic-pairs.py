@@ -1,7 +1,8 @@
 # Second part: each forgery is paired with its unmodified crop, in crops of 192 pixels, so that the label depends on the
 # manipulation instead of the content. Two processes with 24 images per step take 1.3 s; the results in docs/forgery.md
 # are from 516 such steps and 2,084 of one process:
-#   python tools/train.py THIS --amp --ema 0.002 --devices 2 --cfg-options load_from=WORK_DIR_OF_THE_FIRST/iter_5500.pth
+#   visionattn train forgery-net_dinat-pico_synthetic-pairs --amp --ema 0.002 --devices 2 \
+#     --cfg-options load_from=WORK_DIR_OF_THE_FIRST/iter_5500.pth
 _base_ = "./forgery-net_dinat-pico_synthetic.py"
 
 crop_size = (192, 192)

@@ -1,7 +1,9 @@
-# Custom data with masks: any folder with images and COCO JSON files. Classes are read from the training file.
+# Custom data with masks: any folder with images and annotations. Classes are read from the training file.
 #
-#   python tools/train.py configs/segmentation/mask2former/mask2former_dinat-pico_coco_custom.py --cfg-options \
-#       custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json
+#   visionattn train mask2former_dinat-pico_coco_custom --cfg-options custom_data.root=/data/cells
+#
+# The format of the folder is recognized (COCO, YOLO, Pascal VOC, LabelMe, CVAT); custom_data.train_ann and
+# custom_data.val_ann name the annotation files of another layout.
 _base_ = [
     "../../_base_/models/mask2former_dinat-pico_instance.py",
     "../../_base_/schedules/adamw_iters.py",

@@ -1,6 +1,6 @@
 # Custom data: images and index masks, PNG files with the class index of each pixel (from 0; 255 is ignored).
 #
-#   python tools/train.py configs/segmentation/semantic_fpn/semantic-fpn_dinat-pico_masks_custom.py --cfg-options \
+#   visionattn train semantic-fpn_dinat-pico_masks_custom --cfg-options \
 #       custom_data.root=/data/roads custom_data.classes=[road,car]
 #
 # uses /data/roads/images/train, images/val, masks/train and masks/val; `train_img`, `val_mask`, ... select others.

@@ -67,7 +67,7 @@ def test_malicious_file_is_refused_on_every_road(bomb, road, monkeypatch):
     text = str(refusal.value)
     assert "bomb.pth: contains the type" in text
     assert "mkdir" in text
-    assert "save only its tensors" in text
+    assert "visionattn convert-checkpoint" in text
 
 
 def test_the_bomb_works(bomb):
@@ -95,7 +95,7 @@ def test_cut_file(tmp_path, model, size):
     path = tmp_path / "cut.pth"
     checkpoints.write({"state_dict": model.state_dict()}, path)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match=r"cut\.pth: truncated or not a PyTorch checkpoint"):
+    with pytest.raises(CheckpointError, match=r"cut\.pth: (is empty|truncated or not a PyTorch checkpoint)"):
         checkpoints.read(path)
 
 
@@ -220,29 +220,6 @@ def test_safetensors(tmp_path):
         checkpoints.read(tmp_path / "b.safetensors")
 
 
-def test_fit_names_what_does_not(model):
-    for prefix in ("_orig_mod.", "module._orig_mod."):
-        wrapped = {f"{prefix}{k}": v for k, v in model.state_dict().items()}
-        assert checkpoints.fit(model, {"state_dict": wrapped}, "w.pth") == []
-    weights = {f"module.{k}": v for k, v in model.state_dict().items()}
-    assert checkpoints.fit(model, {"state_dict": weights}, "a.pth") == []
-    wrong = {**model.state_dict(), "0.weight": torch.zeros(5, 3, 3, 3), "extra": torch.zeros(1)}
-    wrong.pop("1.bias")
-    meta = {"config_name": "cells.py", "dataset_meta": {"classes": ["a", "b"]}}
-    with pytest.raises(CheckpointError) as error:
-        checkpoints.fit(model, {"state_dict": wrong, "meta": meta}, "a.pth")
-    text = str(error.value)
-    assert "0.weight is [5, 3, 3, 3] in the file and [4, 3, 3, 3] in the model" in text
-    assert "1.bias is missing" in text
-    assert "extra is in the file but not in the model" in text
-    assert "by the config cells.py for the 2 classes a, b" in text
-    before = model[0].weight.clone()
-    assert len(checkpoints.fit(model, {"state_dict": wrong}, "a.pth", strict=False)) == 3
-    assert torch.equal(model[0].weight, before)
-    with pytest.raises(CheckpointError, match="does not fit"):
-        checkpoints.fit(model, {"state_dict": {"other": torch.zeros(1)}}, "a.pth", strict=False)
-
-
 def test_newest_whole_checkpoint(tmp_path):
     assert checkpoints.newest(tmp_path) == (None, [])
     for number in (2, 10, 9):
@@ -262,7 +239,7 @@ def test_remote_stores_are_refused():
 
 
 def test_no_network_is_one_line(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be downloaded") as error:
+    with pytest.raises(CheckpointError, match="cannot download") as error:
         stock.load_from_http("http://127.0.0.1:9/a.pth", model_dir=str(tmp_path))
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("*.pth"))

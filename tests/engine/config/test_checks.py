@@ -109,6 +109,12 @@ def test_forgery_pairs_need_all_their_parts():
         lambda loader: loader.__setitem__("dataset", dict(type="RepeatDataset", times=2, dataset=loader.pop("dataset")))
     )
     assert repeated == []
+
+    def choose(loader):
+        steps = loader.dataset.pipeline
+        steps[3] = dict(type="RandomChoice", transforms=[[steps[3]], [dict(steps[3])]])
+
+    assert problems(choose) == []  # inside other transforms too
     (problem,) = problems(lambda loader: loader.pop("collate_fn"))
     assert "collate_fn=dict(type='visionattn.collate_pairs')" in problem
     assert len(problems(lambda loader: loader.update(collate_fn="pseudo_collate"))) == 1

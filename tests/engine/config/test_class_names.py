@@ -7,16 +7,18 @@ import pytest
 
 pytest.importorskip("mmdet")
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
 
 import visionattn.openmmlab  # noqa: F401
 from visionattn.engine.compat import install
 from visionattn.engine.config.checks import find_problems
 from visionattn.engine.config.class_names import checkpoint_classes, follow_checkpoint
 from visionattn.engine.config.load import load_config
-from visionattn.engine.train.runner import dataset_meta
+from visionattn.engine.train.runner import dataset_meta, typical_size
 from visionattn.errors import ConfigError
 
 
@@ -102,3 +104,23 @@ def test_ids_of_wrapped_and_concatenated_datasets(sparse, coco_dir, make_config,
         built = ConcatDataset([build(part) for part in parts])
         assert (dataset_meta(built) or {}).get("category_ids") == ids
         assert tuple(dataset_meta(built)["classes"]) == ("red", "blue")
+
+
+def test_size_of_training_images(sparse, tmp_path):
+    config = load_config(sparse)
+    dataset = build(config.train_dataloader.dataset)
+    width, height = typical_size(dataset)
+    sizes = np.array([Image.open(dataset.get_data_info(n)["img_path"]).size for n in range(len(dataset))])
+    assert (sizes.min(axis=0) <= (width, height)).all()
+    assert (sizes.max(axis=0) >= (width, height)).all()
+    assert typical_size(RepeatDataset(dataset, 2)) == (width, height)
+    assert typical_size([]) is None
+
+    class Folder(list):
+        get_data_info = list.__getitem__
+
+    for name, size in (("a", (30, 20)), ("b", (50, 40)), ("c", (90, 80))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    (tmp_path / "d.png").write_text("damaged")
+    assert typical_size(Folder({"img_path": str(tmp_path / f"{name}.png")} for name in "abcd")) == (50, 40)
+    assert typical_size(Folder([{"points": 1}])) is None

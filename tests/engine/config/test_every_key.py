@@ -28,6 +28,7 @@ from visionattn.engine.config.load import apply_options, load_config
 from visionattn.engine.config.options import is_known
 from visionattn.engine.train import testing, train
 from visionattn.engine.train.loops import EpochLoop, IterLoop
+from visionattn.engine.weights import FitReport
 from visionattn.errors import ConfigError
 
 FILES = (
@@ -114,7 +115,7 @@ def built(monkeypatch, tmp_path):
     for loop in (EpochLoop, IterLoop, StockTestLoop):
         monkeypatch.setattr(loop, "run", lambda self: runners.append(self.runner) or {})
     monkeypatch.setattr(testing.checkpoints, "read", lambda path: {"state_dict": {}})
-    monkeypatch.setattr(testing.checkpoints, "fit", lambda *a: [])
+    monkeypatch.setattr(testing, "fit", lambda *a, **k: FitReport("weights.pth", ()))
     monkeypatch.setattr(testing, "file_sha256", lambda path: "")
     monkeypatch.setattr(testing, "describe_dataset", lambda *a: {})
 

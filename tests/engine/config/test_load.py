@@ -30,6 +30,12 @@ def test_missing_file_names_close_ones(tmp_path, config_file):
     assert "tiny.py" in text
 
 
+def test_loading_in_the_main_process(config_file):
+    options = ["train_dataloader.num_workers=0", "train_dataloader.persistent_workers=True"]
+    config = load_config(config_file, options)
+    assert (config.train_dataloader.num_workers, config.train_dataloader.persistent_workers) == (0, False)
+
+
 def test_folder_and_wrong_suffix(tmp_path):
     assert "is a folder" in fails(tmp_path)
     (tmp_path / "a.txt").write_text("x")

@@ -20,7 +20,7 @@ def config():
 def test_every_level_is_tested_once_and_the_config_stays(config, tmp_path, monkeypatch):
     seen = []
 
-    def test(changed, checkpoint, folder):
+    def test(changed, checkpoint, folder, distributed):
         steps = changed.test_dataloader.dataset.dataset.pipeline
         seen.append([s["type"] if s["type"] != "visionattn.DegradeImage" else (s["kind"], s["level"]) for s in steps])
         return type("Result", (), {"metrics": {"pixel_f1": 1 / len(seen)}})
@@ -55,7 +55,7 @@ def test_figures_of_any_model_are_drawn(tmp_path):
 def test_wrong_arguments(config, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"`robustness` must be one or more of .*, got rain"):
         evaluate_robustness(config, "w.pth", tmp_path, ["rain"])
-    monkeypatch.setattr(robustness, "test", lambda *args: types.SimpleNamespace(metrics={}))
+    monkeypatch.setattr(robustness, "test", lambda *args, distributed: types.SimpleNamespace(metrics={}))
     config.test_dataloader.dataset.dataset.pipeline = []
     with pytest.raises(ConfigError, match="no LoadImageFromFile"):
         evaluate_robustness(config, "w.pth", tmp_path, ["jpeg"])

@@ -38,7 +38,7 @@ def test_a_batch_of_several_sizes_gives_the_results_of_single_images(name):
     padded = getattr(model, name)(data)
     assert max(abs(a - b) for (a, _), (b, _) in zip(padded, single, strict=True)) > 0.1, "padding matters"
     runner = Runner.__new__(Runner)
-    runner._distributed, runner.logger = False, logging.getLogger("runner")
+    runner._distributed, runner._train_dataloader, runner.logger = False, None, logging.getLogger("runner")
     wrapped = runner.wrap_model(None, model)
     for (value, label), (expected, expected_label) in zip(getattr(wrapped, name)(data), single, strict=True):
         assert label == expected_label

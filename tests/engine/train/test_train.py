@@ -17,6 +17,7 @@ pytest.importorskip("mmdet")
 
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.config.load import load_config
+from visionattn.engine.model import find_run
 from visionattn.engine.train.curve import read_records
 from visionattn.engine.train.guard import FiniteGuard
 from visionattn.engine.train.hooks import Interrupted, StopHook
@@ -209,6 +210,38 @@ def test_stop_signal_saves_and_says_where(tmp_path, coco_dir, make_config, unbro
     assert_same_run(tmp_path / "run", unbroken, "iter_8.pth")
 
 
+def test_signal_to_all_processes(tmp_path, coco_dir, make_config):
+    """The signal also reaches data workers, and the main process twice, as `timeout` sends it."""
+    config = make_config(tmp_path / "tiny.py", coco_dir)
+    loader = "dict(num_workers=2, persistent_workers=True)"
+    config.write_text(
+        config.read_text() + f"\ntrain_dataloader.update({loader})\nval_dataloader.update({loader})\n"
+        "train_cfg.update(max_iters=100000)\n"
+    )
+    command = [sys.executable, "-m", "visionattn", "train", str(config), "--work-dir", str(tmp_path / "run")]
+    out = tmp_path / "out.txt"
+    with open(out, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(read_records(tmp_path / "run")) > 5:  # the first validation is done or running
+                break
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
+        code = process.wait(30)
+    finally:
+        process.poll() is None and os.killpg(process.pid, signal.SIGKILL)
+    shown = out.read_text()
+    assert code == 0, shown
+    assert "killed by signal" not in shown
+    last = read_records(tmp_path / "run")[-1]["iter"]
+    assert checkpoints.candidates(tmp_path / "run")[0].name == f"iter_{last}.pth"
+    options = {"train_cfg.max_iters": last + 1, "train_dataloader.persistent_workers": False}
+    assert train(load_config(config, options), work_dir=tmp_path / "run", resume=True).iterations == last + 1
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_not_finite_stops_before_the_step(tmp_path, coco_dir, make_config, monkeypatch, what):
     from mmdet.models.dense_heads import ATSSHead
@@ -299,14 +332,26 @@ def test_bad_samples_are_left_out_and_listed(tmp_path, coco_dir, make_config, ca
     assert "2 different ones" in shown
 
 
-def test_new_run_moves_an_old_one_aside(tmp_path, coco_dir, make_config, capsys):
+@pytest.mark.parametrize("name", ["tiny.py", "renamed.py"])
+def test_new_run_moves_an_old_one_aside(tmp_path, coco_dir, make_config, capsys, name):
     config = make_config(tmp_path / "tiny.py", coco_dir)
-    for _ in range(2):
-        train(load_config(config, {"train_cfg.max_iters": 1}), work_dir=tmp_path / "run")
+    run = tmp_path / "run"
+    first = train(load_config(config, {"train_cfg.max_iters": 1}), work_dir=run).config.read_text()
+    (run / "test").mkdir()
+    (run / "test" / "results.json").write_text("{}")
+    (run / "test" / "thresholds.json").write_text("{}")
+    (run / "own.py").write_text("import os\n")
+    options = {"train_cfg.max_iters": 1, "optim_wrapper.optimizer.lr": 0.5}
+    second = train(load_config(config.rename(tmp_path / name), options), work_dir=run).config.read_text()
     assert "moved the files of an earlier run" in capsys.readouterr().out
     (aside,) = (tmp_path / "run").glob("before_*")
     assert {"iter_1.pth", "metrics.jsonl"} <= {p.name for p in aside.iterdir()}
     assert len([r for r in records(tmp_path / "run") if "loss" in r]) == 1
+    assert {p.name for p in (aside / "test").iterdir()} == {"results.json", "thresholds.json"}
+    assert not (run / "test").exists()
+    assert find_run(aside)[0] == aside / "tiny.py"
+    assert (aside / "tiny.py").read_text() == first != second
+    assert {p.name for p in run.glob("*.py")} == {name, "own.py"}
 
 
 def test_an_error_of_two_processes_is_the_one_they_raised(tmp_path, coco_dir, make_config):

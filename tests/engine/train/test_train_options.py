@@ -1,8 +1,6 @@
 """Averaged weights, accumulated gradients, mixed precision and W&B: what they do, and that runs with them resume."""
 
 import signal
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,10 @@ from visionattn.engine.config.load import load_config
 from visionattn.engine.model import load_model
 from visionattn.engine.train import train_options
 from visionattn.engine.train.curve import read_records
-from visionattn.engine.train.guard import FiniteGuard
 from visionattn.engine.train.hooks import Interrupted, StopHook
 from visionattn.engine.train.testing import test as measure
 from visionattn.engine.train.train import train
-from visionattn.errors import CheckpointError, ConfigError, MissingDependencyError
+from visionattn.errors import CheckpointError, ConfigError
 
 measure.__test__ = False
 SAME = ("state_dict", "ema_state_dict", "optimizer", "gradients")
@@ -191,46 +188,3 @@ def test_a_config_with_its_own_average_keeps_it(config_file):
 
 class _Stop(Exception):  # noqa: N818
     """Ends a run when everything is built."""
-
-
-@pytest.fixture
-def wandb(monkeypatch):
-    """A stand-in that notes what is sent."""
-    module = types.ModuleType("wandb")
-    module.__spec__ = types.SimpleNamespace()
-    module.calls = calls = {"init": [], "log": [], "config": 0, "code": 0}
-    module.init = lambda **kwargs: calls["init"].append(kwargs)
-    module.log = lambda values, **kwargs: calls["log"].append(values)
-    module.finish = lambda *a, **k: None
-    module.join = lambda *a, **k: None
-    module.config = types.SimpleNamespace(update=lambda *a, **k: calls.__setitem__("config", calls["config"] + 1))
-    module.run = types.SimpleNamespace(log_code=lambda **k: calls.__setitem__("code", 1))
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    return module
-
-
-def test_wandb_when_asked(tmp_path, config_file, wandb):
-    train(load_config(config_file, {"train_cfg.max_iters": 1}), work_dir=tmp_path / "run", wandb="cells")
-    (init,) = wandb.calls["init"]
-    assert (init["project"], init["name"], init["resume"]) == ("cells", "run", "allow")
-    assert any("loss" in values for values in wandb.calls["log"])
-    assert any("coco/bbox_mAP" in values for values in wandb.calls["log"])
-    assert (wandb.calls["config"], wandb.calls["code"]) == (1, 0), "the config is sent, the code is not"
-    assert list((tmp_path / "run").glob("**/events.out.tfevents.*"))
-    train(load_config(config_file, {"train_cfg.max_iters": 2}), work_dir=tmp_path / "run", wandb=True, resume=True)
-    assert wandb.calls["init"][1]["id"] == init["id"], "the same run there"
-    assert "project" not in wandb.calls["init"][1]
-
-
-def test_wandb_is_never_called_unasked(tmp_path, config_file, wandb, monkeypatch):
-    monkeypatch.setenv("WANDB_PROJECT", "cells")
-    monkeypatch.setattr(FiniteGuard, "before_train_iter", lambda *a, **k: (_ for _ in ()).throw(_Stop))
-    with pytest.raises(_Stop):
-        train(load_config(config_file), work_dir=tmp_path / "run")
-    assert not wandb.calls["init"]
-
-
-def test_wandb_that_is_not_installed(tmp_path, config_file, monkeypatch):
-    monkeypatch.setattr(train_options.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="pip install wandb"):
-        train(load_config(config_file), work_dir=tmp_path / "run", wandb=True)

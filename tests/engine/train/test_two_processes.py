@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,7 @@ def assert_same(folder, last: str) -> None:
         assert measured[name] == pytest.approx(value, abs=0.0005), name
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_detection(tmp_path, coco_dir, make_config):
     """ATSS divides its losses by means over the processes; 7 images do not divide by 2 processes of 2."""
     options = {
@@ -96,6 +99,52 @@ def test_no_process_is_left_behind(tmp_path, coco_dir, make_config, number):
     assert path is not None
 
 
+@SLOW
+def test_an_agent_of_torchrun_is_killed_and_started_again(tmp_path, coco_dir, make_config):
+    """Two agents as on two machines: the run continues from the newest checkpoint, as if nothing had happened."""
+    config = make_config(tmp_path / "tiny.py", coco_dir)
+    for name in ("unbroken", "broken"):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = probe.getsockname()
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{address[1]}", "--rdzv-id", name]
+        command += ["--max-restarts", "3", "-m", "visionattn", "train", str(config), "--work-dir"]
+        command += [str(tmp_path / name), "--resume", "--cfg-options", "train_cfg.max_iters=30"]
+        start = partial(subprocess.Popen, command, env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+        agents = [start()]
+        try:
+            wait_for(partial(answers, address), 120)  # the first agent coordinates the other
+            agents.append(start())
+            if name == "broken":
+                wait_for((tmp_path / "broken" / "iter_4.pth").exists, 240)
+                workers = children(agents[1].pid)
+                assert workers
+                for pid in (agents[1].pid, *workers):
+                    os.kill(pid, signal.SIGKILL)
+                agents[1].wait()
+                agents[1] = start()
+            assert [agent.wait(300) for agent in agents] == [0, 0]
+        finally:
+            for agent in agents:
+                agent.terminate()
+    unbroken, broken = (
+        [(r["iter"], r.get("loss"), r.get("val")) for r in read_records(tmp_path / name)]
+        for name in ("unbroken", "broken")
+    )
+    assert len(unbroken) > 30
+    assert broken == unbroken
+    first, second = (
+        checkpoints.state_dict_of(checkpoints.read(tmp_path / name / "iter_30.pth")) for name in ("unbroken", "broken")
+    )
+    assert all(torch.equal(second[name], weight) for name, weight in first.items())
+
+
+def answers(address: tuple[str, int]) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(address) == 0
+
+
 def wait_for(condition, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -123,6 +172,7 @@ def running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_segmentation(tmp_path, make_segmentation):
     """Cross-entropy that averages over all pixels; 3 images do not divide by 2 processes."""
     pytest.importorskip("mmseg")

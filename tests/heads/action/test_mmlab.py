@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 
 from visionattn.cli import main
-from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.weights import fit
 from visionattn.errors import ConfigError
 from visionattn.heads.action.heads import joint_loss
 from visionattn.heads.action.samples import LIMBS, build_moving_figures
@@ -115,7 +115,7 @@ def test_checkpoint_of_the_authors():
     source = timm.create_model("timesformer_tiny_patch16_224", **names, paab=(2,), num_classes=5).eval()
     weights = {f"model.{name}": value for name, value in source.state_dict().items()}
     model = build({"paab": (2,)})
-    assert checkpoints.fit(model, {"model_state": 1, "state_dict": weights}, "paab.pyth") == []
+    assert fit(model, {"model_state": 1, "state_dict": weights}, "paab.pyth").unmatched == ()
     clip, data = torch.randn(1, 1, 3, 2, 32, 32), sample()
     torch.testing.assert_close(model(clip, [data])[:, 0], source(clip[:, 0], data.pose_mask))
 

@@ -47,6 +47,17 @@ def pairs(tmp_path):
     return tmp_path
 
 
+def test_list_of_a_split_of_brgen(tmp_path):
+    for name in ("COCO_1", "COCO_2"):
+        for file in (f"Au/{name}.png", f"Tp/MAT_Stuff_{name}.png", f"Gt/MAT_Stuff_{name}_mask.png"):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / file), np.full((8, 8), 255, np.uint8))
+    (tmp_path / "train.txt").write_text("2.jpg\n")
+    assert len(ForgeryDataset("brgen", str(tmp_path))) == 4
+    data = ForgeryDataset("brgen", str(tmp_path), ann_file="train.txt")
+    assert data.check() == "2 images, 1 forged"
+
+
 def test_pairs(pairs):
     data = ForgeryDataset("pairs", str(pairs), pipeline=PIPELINE)
     assert data.metainfo["classes"] == ("authentic", "forged")

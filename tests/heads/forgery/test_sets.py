@@ -75,6 +75,36 @@ def test_brgen_names_and_balance(tmp_path):
     assert any(read_brgen(tmp_path, balanced=True, seed=s) != balanced for s in range(1, 6))
 
 
+def test_brgen_splits(tmp_path):
+    for name in ("COCO_00012", "COCO_00034", "Places_x_5"):
+        picture(tmp_path / "Au" / f"{name}.png")
+        picture(tmp_path / "Tp" / f"MAT_Stuff_{name}.png")
+        picture(tmp_path / "Gt" / f"MAT_Stuff_{name}_mask.png", 255)
+
+    def sources(content, name="list.txt"):
+        file = tmp_path / "lists" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(content, encoding="utf-8")
+        return [(i.source, i.mask is None) for i in read_brgen(tmp_path, names=file)]
+
+    both = [("COCO_00012", False), ("COCO_00012", True)]
+    assert sources("train2017/00012.jpg\n") == both  # the name of the original dataset
+    assert sources("\ufeffCOCO_00012.png\r\n\r\nunknown.jpg") == both
+    assert sources('["00012.jpg", "Places_x_5.png"]', "list.json") == [
+        ("COCO_00012", False), ("Places_x_5", False), ("COCO_00012", True), ("Places_x_5", True),
+    ]  # fmt: skip
+    (tmp_path / "lists" / "list.json").unlink()
+    (tmp_path / "lists" / "more").mkdir()
+    (tmp_path / "lists" / "more" / "Places_image_list.txt").write_text("x_5.jpg\n")
+    assert len(read_brgen(tmp_path, names=tmp_path / "lists")) == 4
+    with pytest.raises(DataError, match="none of its 1 names is an image of"):
+        sources("00099.jpg")
+    with pytest.raises(DataError, match="must contain names of images, got 7"):
+        sources("[7]", "list.json")
+    with pytest.raises(DataError, match=r"none\.txt: cannot be read as a list of names"):
+        read_brgen(tmp_path, names=tmp_path / "none.txt")
+
+
 def test_json(tmp_path):
     picture(tmp_path / "x" / "1.png")
     picture(tmp_path / "x" / "1m.png", 255)

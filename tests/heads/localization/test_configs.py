@@ -63,7 +63,7 @@ def home(tmp_path_factory) -> Path:
 def shrink(config) -> None:
     """Random weights and few narrow blocks; 64 pixels for 224."""
     backbone = config.model.backbone
-    if config.model.type == "visionattn.SAT":
+    if config.model.type in ("visionattn.SAT", "visionattn.DCAL"):
         backbone.update(pretrained=None, embed_dim=24, num_heads=2, depth=3)
     elif "pretrained" in backbone:
         backbone.update(pretrained=None, depths=(1, 1, 1, 1))
@@ -72,7 +72,7 @@ def shrink(config) -> None:
         for step in loader.dataset.pipeline:
             for key in ("scale", "crop_size"):
                 if key in step and step[key][0] > 64:
-                    step[key] = (64, 64) if step[key][0] == 224 else (72, 72)
+                    step[key] = (64, 64) if step[key][0] in (224, 448) else (72, 72)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
@@ -94,10 +94,15 @@ def test_config_trains_and_predicts(file, home, monkeypatch):
     model.train()
     losses = model.train_step(next(iter(train)), optim)
     names = {"loss_cls", "loss_area", "loss_norm"} if "sat" in file.stem else {"loss_cls"}
+    names = {"loss_sa", "loss_glca", "loss_pwca"} if "dcal" in file.stem else names
     assert names < set(losses)
     assert all(torch.isfinite(value).all() for value in losses.values())
     after = dict(model.named_parameters())
-    assert all(not torch.equal(before[n], after[n]) for n in before if n.startswith(("sat.head", "head.classifier.b")))
+    assert all(
+        not torch.equal(before[n], after[n])
+        for n in before
+        if n.startswith(("sat.head", "head.classifier.b", "dcal.glca_head"))
+    )
     model.eval()
     evaluator = Evaluator(config.val_evaluator)
     evaluator.dataset_meta = val.dataset.metainfo

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 
 from visionattn.cli import main
-from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.weights import fit
 from visionattn.errors import ConfigError, DataError
 from visionattn.heads.localization.mmlab import _of_picture
 from visionattn.heads.localization.mmlab_data import PackLocalizationInputs, TenCrop
@@ -25,6 +25,7 @@ SAT = {
                  "embed_dim": 24, "depth": 3, "num_heads": 3},
     "num_classes": 5,
 }  # fmt: skip
+DCAL = {**SAT, "type": "visionattn.DCAL", "share": 0.3}
 CAM = {
     "type": "visionattn.CAM",
     "backbone": {"type": "visionattn.Backbone", "model_name": "resnet10t", "channels": (8, 8, 8, 8), "stem_width": 4,
@@ -46,12 +47,12 @@ def sample(label=None, size=(64, 64), original=(100, 120)):
     return data
 
 
-@pytest.mark.parametrize("config", [SAT, CAM], ids=["SAT", "CAM"])
+@pytest.mark.parametrize("config", [SAT, CAM, DCAL], ids=["SAT", "CAM", "DCAL"])
 def test_modes(config):
     model = build(config)
     x = torch.randn(2, 3, 64, 64)
     losses = model(x, [sample(1), sample(4)], mode="loss")
-    assert losses["loss_cls"].requires_grad
+    assert losses["loss_sa" if config is DCAL else "loss_cls"].requires_grad
     output = model(x)
     first, _ = model(x, [sample(1), sample(4)], mode="predict")
     assert torch.allclose(first.pred_scores, output.logits.softmax(1)[0])
@@ -63,6 +64,18 @@ def test_modes(config):
     assert "true_map" not in without_label
     with pytest.raises(ValueError, match=r"`mode` must be .* got 'other'"):
         model(x, [sample(1), sample(4)], mode="other")
+
+
+def test_scores_and_map_of_dual_cross_attention():
+    model = build(DCAL)
+    x = torch.randn(1, 3, 64, 48)
+    (found,) = model(x, [sample(size=(64, 48))], mode="predict")
+    output = model.dcal(x)
+    mean = (output.logits.softmax(1) + output.local_logits.softmax(1)) / 2
+    torch.testing.assert_close(found.pred_scores, mean[0])
+    torch.testing.assert_close(found.pred_map, output.rollout.reshape(4, 3))
+    losses = model.train()(torch.randn(2, 3, 64, 64), [sample(1), sample(4)], mode="loss")
+    assert {"loss_sa", "loss_glca", "loss_pwca", "accuracy"} == set(losses)
 
 
 def test_map_of_the_true_class_is_not_that_of_the_best_one():
@@ -151,7 +164,7 @@ def test_checkpoint_of_the_authors_loads_by_its_own_names():
     names = {n: n.removeprefix("vit.").replace("smoothing", "weight") for n in source.state_dict()}
     weights = {f"module.{names[n]}": v for n, v in source.state_dict().items()}
     model = build(SAT)
-    assert checkpoints.fit(model, {"model": weights, "epoch": 3}, "best.pth") == []
+    assert fit(model, {"model": weights, "epoch": 3}, "best.pth").unmatched == ()
     assert torch.equal(model.sat.loc_token, source.loc_token)
     assert torch.equal(model.sat.vit.blocks[1].mlp.fc1.weight, source.vit.blocks[1].mlp.fc1.weight)
 
@@ -162,6 +175,8 @@ def test_checkpoint_of_the_authors_loads_by_its_own_names():
         (CAM, {"method": "cams"}, "`method` must be .* got 'cams'"),
         (CAM, {"level": 0}, "`level` must be -1 .* got 0"),
         (CAM, {"box_threshold": 1.5}, "`box_threshold` must be .* got 1.5"),
+        (DCAL, {"share": 0.0}, r"`share` must be in \(0, 1\], got 0"),
+        (DCAL, {"backbone": {**SAT["backbone"], "class_token": False, "global_pool": "avg"}}, "with a class token"),
         (SAT, {"aware_blocks": 9}, "`aware_blocks` must be .* got 9"),
         (SAT, {"backbone": CAM["backbone"]}, r"`backbone` must be a visionattn\.VisionTransformer"),
         (SAT, {"backbone": {**SAT["backbone"], "model_name": "vit_tyni"}}, "vit_tyni"),
@@ -181,9 +196,11 @@ def test_train_test_and_infer_from_the_command_line(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     options = ["train_cfg.max_iters=2", "train_cfg.val_interval=2", "train_dataloader.batch_size=4"]
     assert main(["train", str(config), "--work-dir", "run", "--cfg-options", *options]) == 0, capsys.readouterr().err
-    assert main(["test", "run", "--out", "measured"]) == 0, capsys.readouterr().err
+    assert main(["test", "run", "--out", "measured", "--report"]) == 0, capsys.readouterr().err
     metrics = json.loads(Path("measured/results.json").read_text())["metrics"]
     assert {"MaxBoxAccV2", "CentreBoxV2", "GTKnownLoc", "Top1"} <= set(metrics)
+    confusion = np.array(json.loads(Path("measured/analysis.json").read_text())["confusion"])
+    assert 100 * np.trace(confusion) / confusion.sum() == pytest.approx(metrics["Top1"])
     masks = ["test_dataloader.dataset.ann_file=metadata/test-masks"]
     assert main(["test", "run", "--out", "pixels", "--cfg-options", *masks]) == 0, capsys.readouterr().err
     assert 0 < json.loads(Path("pixels/results.json").read_text())["metrics"]["PxAP"] <= 100

@@ -20,6 +20,7 @@ from visionattn.engine.train.testing import test as measure
 from visionattn.engine.train.train import train
 from visionattn.errors import DataError
 from visionattn.inference import Predictor
+from visionattn.inference.analysis import Recorder
 
 CONFIGS = REPO / "configs"
 CONFIG = """
@@ -150,13 +151,19 @@ def test_loss_falls(run):
 
 def test_quality_is_measured_by_class(panoptic, run):
     assert next(iter(run.metrics)) == "PQ"
-    measured = measure(load_config(panoptic / "tiny.py"), run.checkpoint, panoptic / "out")
+    recorder = Recorder()
+    measured = measure(load_config(panoptic / "tiny.py"), run.checkpoint, panoptic / "out", recorder)
     assert measured.metrics == run.metrics
+    recorder.write(panoptic / "out", measured)
+    analysis = json.loads((panoptic / "out" / "analysis.json").read_text())["segments"]
     record = json.loads((panoptic / "out" / "results.json").read_text())
     rows = record["per_class"]["panoptic"]
     assert set(rows) == {"red", "blue", "ground"}
     means = np.mean([row["PQ"] for row in rows.values()])
     assert record["metrics"]["PQ"] == pytest.approx(means, abs=0.02)
+    assert {name: 100 * found["PQ"] for name, found in analysis.items()} == {
+        name: pytest.approx(row["PQ"], abs=0.01) for name, row in rows.items()
+    }
 
 
 def test_predictions_are_panoptic(panoptic, run):

@@ -37,23 +37,55 @@ def resources():
 
 
 @pytest.mark.parametrize(
-    ("shape", "kernel", "dim", "dtype", "capability"),
+    ("shape", "kernel", "dim", "dtype", "extra", "capability"),
     [
-        ((56, 56), 7, 32, torch.bfloat16, 90),
-        ((56, 56), 7, 32, torch.float32, 120),
-        ((16, 28, 28), 3, 64, torch.float16, 100),
-        ((4096,), 255, 128, torch.bfloat16, 80),
+        ((56, 56), 7, 32, torch.bfloat16, 0, 90),  # the kernels that loop over images
+        ((56, 56), 7, 32, torch.bfloat16, 0, 100),
+        ((56, 56), 7, 32, torch.float16, 0, 80),
+        ((56, 56), 7, 32, torch.bfloat16, 16, 90),
+        ((56, 56), 7, 32, torch.float32, 16, 120),
+        ((16, 28, 28), 3, 64, torch.float16, 16, 100),
+        ((4096,), 255, 128, torch.bfloat16, 16, 80),
     ],
 )
-def test_default_tiles_compile_without_spills(resources, shape, kernel, dim, dtype, capability):
+def test_default_tiles_compile_without_spills(resources, shape, kernel, dim, dtype, extra, capability):
     from visionattn.kernels.triton_aot import compile_launch
 
-    for launch in resources.launches(resources.problem(shape, kernel, 1, dim, dtype, rpb=True, extra=16)):
+    case = resources.Case(shape, kernel, dim=dim, dtype=dtype, extra=extra)
+    for launch in resources.launches(resources.problem_of(case)):
         found = compile_launch(launch, capability)
         name = launch.kernel.__name__
-        assert found.spill_bytes <= 8, (name, found)  # the assembler parks one address at times, registers free or not
+        assert name.startswith("image") == (not extra)
+        # The assembler parks single addresses at times, registers free or not.
+        assert found.spill_bytes <= (8 if extra else 64), (name, found)
         assert 0 < found.registers <= 255
         assert found.shared_bytes <= SHARED[capability], (name, found)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(batch=1, heads=1, rpb=True),
+        dict(batch=1, heads=1, rpb=False),
+        dict(batch=1, heads=1, rpb=True, extra=1),
+        dict(batch=1, heads=1, rpb=True, dtype=torch.float32),
+        dict(shape=(8, 9, 10), batch=1, heads=1, rpb=True),
+    ],
+)
+def test_integers_of_any_kind_compile(resources, options):
+    """One image and one head; kernels are not specialized for integers, whether 1, divisible by 16, or neither."""
+    from visionattn.kernels.neighborhood.triton.common import RUNTIME
+    from visionattn.kernels.triton_aot import compile_launch
+
+    for launch in resources.launches(resources.problem_of(resources.Case(**dict(shape=(16, 20), kernel=3) | options))):
+        assert compile_launch(launch, 90).registers > 0
+        integers = [
+            parameter for parameter in launch.kernel.params
+            if type(launch.arguments[parameter.name]) is int and not parameter.is_constexpr
+        ]  # fmt: skip
+        assert {parameter.name for parameter in integers} <= set(RUNTIME)
+        assert all(parameter.do_not_specialize for parameter in integers)
+        assert 1 in [launch.arguments[parameter.name] for parameter in integers]
 
 
 def test_options_compile(resources):
@@ -73,7 +105,7 @@ def test_options_compile(resources):
         for launch in resources.launches(case):
             assert launch.arguments["PRECISION"] == "tf32"
             wide = triton_launch.Launch(
-                launch.kernel, 1, launch.arguments | {"WIDE": True}, launch.warps, launch.stages
+                launch.kernel, (1,), launch.arguments | {"WIDE": True}, launch.warps, launch.stages
             )  # fmt: skip
             assert compile_launch(wide, 90).registers > 0
     finally:
@@ -89,6 +121,6 @@ def test_every_tile_compiles(resources, capability):
     for (shape, kernel, dilation), dim, dtype in itertools.product(
         resources.PROBLEMS, resources.DIMS, resources.DTYPES
     ):
-        case = resources.problem(shape, kernel, dilation, dim, dtype, rpb=True, extra=16)
-        for launch in resources.every_tile(case):
+        case = resources.Case(shape, kernel, dilation, dim=dim, dtype=dtype, extra=16)
+        for launch in resources.every_tile(resources.problem_of(case)):
             assert compile_launch(launch, capability).shared_bytes <= SHARED[capability], launch

@@ -27,6 +27,8 @@ def install() -> None:
       (`visionattn.engine.compat.checkpoint.load`). Schemes of internal file systems are refused.
     - ``save_checkpoint`` in mmengine's modules writes plain values only, atomically
       (`visionattn.engine.compat.checkpoint.write`).
+    - the initializer ``Pretrained``: converts published names and checks that models are loaded completely
+      (`visionattn.engine.compat.pretrained.Pretrained`).
     - ``sys.modules``: adds ``panopticapi``, ``panopticapi.utils`` and ``panopticapi.evaluation`` if that package is
       not installed, and sets the names that already imported modules of mmdet would have taken from it
       (`visionattn.engine.compat.panopticapi`).
@@ -42,12 +44,13 @@ def install() -> None:
     Raises:
         MissingDependencyError: OpenMMLab is not installed.
     """
-    from visionattn.engine.compat import category_order, checkpoint, config_text, images, panopticapi
+    from visionattn.engine.compat import category_order, checkpoint, config_text, images, panopticapi, pretrained
 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     for pattern in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
     checkpoint.install()
+    pretrained.install()
     panopticapi.install()
     config_text.install()
     category_order.install()

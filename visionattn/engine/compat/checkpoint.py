@@ -8,27 +8,30 @@ import os
 import re
 import sys
 import tempfile
-import urllib.error
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mm
-from torch import Tensor, nn
+from torch import Tensor
 
 from visionattn.errors import CheckpointError
-from visionattn.io.weights import read
+from visionattn.io.cache import fetch, name_of
+from visionattn.io.weights import read, state_dict_of
 
 __all__ = [
+    "adopted_arguments",
     "candidates",
-    "fit",
     "install",
     "load",
+    "meta_of",
     "newest",
     "plain",
     "read",
@@ -37,96 +40,32 @@ __all__ = [
     "write_text",
 ]
 
-WRAPPER_PREFIXES = (r"^(module\.|_orig_mod\.)+", "")
-"""Pattern and replacement that remove the prefixes of ``DistributedDataParallel`` and ``torch.compile``."""
+
+def meta_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the metadata of a checkpoint; empty if there are none, or if they are malformed."""
+    meta = checkpoint.get("meta")
+    return meta if isinstance(meta, Mapping) else {}
 
 
-def state_dict_of(
-    checkpoint: Mapping[str, Any], revise_keys: Sequence[tuple[str, str]] | None = None
-) -> "OrderedDict[str, Tensor]":
-    """Return the state dict in a checkpoint.
-
-    Args:
-        checkpoint: has the tensors under ``state_dict``, ``model`` or ``model_state_dict``, or at the top level.
-        revise_keys: regular expressions and their replacements in parameter names, applied in order. None removes
-            the prefixes ``module.`` of ``DistributedDataParallel`` and ``_orig_mod.`` of ``torch.compile``.
-    """
-    weights: Any = checkpoint
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(checkpoint.get(key), Mapping):
-            weights = checkpoint[key]
-            break
-    named = {k: v for k, v in weights.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    for pattern, replacement in [WRAPPER_PREFIXES] if revise_keys is None else revise_keys:
-        named = {re.sub(pattern, replacement, k): v for k, v in named.items()}
-    return OrderedDict(named)
-
-
-# --- fitting ---------------------------------------------------------------------------------------------------
-
-
-def fit(
-    model: nn.Module,
-    checkpoint: Mapping[str, Any],
-    path: str | os.PathLike,
-    strict: bool = True,
-    revise_keys: Sequence[tuple[str, str]] | None = None,
-) -> list[str]:
-    """Load the weights of a checkpoint into a model.
+def adopted_arguments(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments that a backbone had adopted from published weights when a checkpoint was saved.
 
     Args:
-        model: the model.
-        checkpoint: as returned by `read`.
-        path: path of the checkpoint, for error messages.
-        strict: names and shapes of all tensors must match.
-        revise_keys: see `state_dict_of`.
+        checkpoint: as returned by `read`; its metadata may contain anything.
 
     Returns:
-        One line for each tensor that was not loaded; always empty if ``strict``.
-
-    Raises:
-        CheckpointError: ``strict`` and a tensor does not match, or no tensor matches.
+        Values by key of the config, such as ``{"model.backbone.padding": "masked"}``.
     """
-    weights = state_dict_of(checkpoint, revise_keys)
-    if hasattr(model, "own_names"):  # a model whose authors published checkpoints under other names
-        weights = model.own_names(weights)
-    own = model.state_dict()
-    problems, usable = [], OrderedDict()
-    for name, tensor in own.items():
-        if name not in weights:
-            if not name.endswith("num_batches_tracked"):
-                problems.append(f"{name} is missing from the file")
-        elif weights[name].shape != tensor.shape:
-            problems.append(f"{name} is {list(weights[name].shape)} in the file and {list(tensor.shape)} in the model")
-        else:
-            usable[name] = weights[name]
-    problems += [f"{name} is in the file but not in the model" for name in weights if name not in own]
-    if problems and (strict or not usable):
-        shown = "; ".join(problems[:3])
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError(f"{path}: does not fit the model: {shown}{more}. {_origin(checkpoint)}")
-    try:
-        model.load_state_dict(usable, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit the model ({str(error).splitlines()[-1].strip()})") from error
-    return problems
+    given = meta_of(checkpoint).get("adopted")
+    pairs = given.items() if isinstance(given, Mapping) else ()
+    return {key: value for key, value in pairs if _is_word(key, _ARGUMENT) and _is_word(value, r"[\w-]{1,40}")}
 
 
-def _origin(checkpoint: Mapping[str, Any]) -> str:
-    """Return a sentence with the config and the classes that a checkpoint was saved with."""
-    meta = checkpoint.get("meta") if isinstance(checkpoint.get("meta"), Mapping) else {}
-    about = meta.get("dataset_meta")
-    classes = about.get("classes") if isinstance(about, Mapping) else None
-    classes = list(classes) if isinstance(classes, (list, tuple)) else []
-    known = []
-    if meta.get("config_name"):
-        known.append(f"by the config {meta['config_name']}")
-    if classes:
-        shown = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
-        known.append(f"for the {len(classes)} classes {shown}")
-    if known:
-        return f"It was saved {' '.join(known)}; use the config that it was trained with"
-    return "Use the config that it was trained with"
+_ARGUMENT = r"model\.(\w+\.)*backbone\.(?!type$|model_name$|pretrained$|init_cfg$)\w+"
+
+
+def _is_word(value: Any, pattern: str) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
@@ -313,26 +252,20 @@ def load_from_http(
     """Download a checkpoint unless it was downloaded before, and read it; replaces the function of mmengine.
 
     Args:
-        filename: URL.
+        filename: URL. If its last part is ``NAME-<first digits of the SHA-256>.pth``, the digest is checked.
         map_location: see `torch.load`.
-        model_dir: folder for the file; by default that of ``torch.hub``.
-        progress: show a progress bar.
+        model_dir: folder for the file; by default that of `visionattn.io.cache.models_dir`.
+        progress: has no effect; a progress bar is shown on a terminal.
 
     Raises:
         CheckpointError: the file cannot be downloaded or read.
     """
-    folder = Path(model_dir or os.path.join(torch.hub.get_dir(), "checkpoints"))
-    target = folder / Path(filename.split("?")[0]).name
-    if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        digest = re.search(r"-([a-f0-9]{8,})\.", target.name)
-        try:
-            torch.hub.download_url_to_file(filename, str(target), digest[1] if digest else None, progress=progress)
-        except (urllib.error.URLError, OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{filename}: cannot be downloaded ({error}); download it by other means and give the path of the file"
-            ) from error
-    return load_from_local(str(target), map_location)
+    if filename.startswith("file://"):
+        return load_from_local(url2pathname(urlsplit(filename).path), map_location)
+    digest = re.search(r"-([a-f0-9]{8,64})\.\w+$", filename.split("?")[0])
+    folder = Path(model_dir) if model_dir else None
+    file = fetch([filename], name_of(filename), folder=folder, sha256=digest[1] if digest else None)
+    return load_from_local(str(file), map_location)
 
 
 def _load_named(filename: str, map_location: Any = None) -> dict[str, Any]:

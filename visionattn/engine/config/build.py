@@ -4,18 +4,19 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from mmengine import registry as root
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 
 from visionattn.engine.config.options import accepted_arguments, close_matches, find_class
 from visionattn.errors import ConfigError, VisionattnError
 
-__all__ = ["building", "drop_initialisation", "quiet", "registered_names"]
+__all__ = ["building", "drop_initialisation", "keep_arguments", "quiet", "registered_names"]
 
 
 @contextmanager
@@ -117,3 +118,25 @@ def drop_initialisation(part: Any) -> None:
     elif isinstance(part, (list, tuple)):
         for value in part:
             drop_initialisation(value)
+
+
+def keep_arguments(config: Config, arguments: Mapping[str, Any]) -> bool:
+    """Set keys of a model config that it does not set, in place.
+
+    Args:
+        config: the whole config.
+        arguments: values by key, such as ``"model.backbone.padding"``. Those of a part that is absent are ignored.
+
+    Returns:
+        True if the config has changed.
+    """
+    changed = False
+    for key, value in arguments.items():
+        *path, last = key.split(".")
+        part: Any = {"model": config.model}
+        for word in path:
+            part = part.get(word) if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping) and part.get(last) is None:
+            part[last] = value
+            changed = True
+    return changed

@@ -148,12 +148,23 @@ def loader_check(check: _LoaderCheck) -> _LoaderCheck:
 
 
 def pipeline_steps(loader: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the transforms in the pipeline of a dataloader config, looking inside dataset wrappers."""
+    """Return the transforms of a dataloader config, inside dataset wrappers and transforms such as RandomChoice too."""
     dataset = loader.get("dataset")
     while isinstance(dataset, Mapping) and isinstance(dataset.get("dataset"), Mapping):
         dataset = dataset["dataset"]
     pipeline = dataset.get("pipeline") if isinstance(dataset, Mapping) else None
-    return [step for step in pipeline if isinstance(step, Mapping)] if isinstance(pipeline, (list, tuple)) else []
+    return list(_transforms(pipeline))
+
+
+def _transforms(pipeline: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the transforms in a pipeline, each before those inside of it (mmcv: RandomChoice, RandomApply, ...)."""
+    for step in pipeline if isinstance(pipeline, (list, tuple)) else ():
+        if isinstance(step, Mapping):
+            yield step
+            if not str(step.get("type")).endswith("Albu"):  # which contains transforms of albumentations
+                yield from _transforms(step.get("transforms"))
+        else:
+            yield from _transforms(step)
 
 
 def _shape_problems(config: Config) -> Iterator[str]:
@@ -161,10 +172,10 @@ def _shape_problems(config: Config) -> Iterator[str]:
     scope = config.get("default_scope")
     if scope is not None and not isinstance(scope, str):
         yield f"default_scope={scope!r} must be a string, such as 'mmdet'"
-    for key in ("model", "optim_wrapper", *SPLITS.values()):
+    for key in ("model", "optim_wrapper", "train_cfg", "randomness", "auto_scale_lr", "env_cfg", *SPLITS.values()):
         part = config.get(key)
         if part is not None and not isinstance(part, Mapping):
-            yield f"{key}={part!r} must be a dict"
+            yield f"{key}={part!r} must be a dict; options set its entries, as in {key}.NAME=VALUE"
         elif part is not None:
             yield from _no_dicts(part, key)
 
@@ -219,7 +230,7 @@ def _walk(node: Any, path: str, kinds: tuple[Registry, ...], scope: str) -> Iter
             if node["type"] == "visionattn.Albu":
                 yield from pipeline_problems(value, f"{path}.{key}")
             continue
-        if key in OWN_TYPES or key.endswith("_trans"):
+        if key in OWN_TYPES or key in getattr(cls, "own_types", ()) or key.endswith("_trans"):
             yield from text_problems(value, f"{path}.{key}", None) if isinstance(value, Mapping) else ()
             continue
         inner = REGISTRIES[key] if key in INNER and not path.startswith("model") else kinds

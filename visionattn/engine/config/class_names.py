@@ -13,7 +13,7 @@ from visionattn.engine.config.custom_data import SPLITS, coco_datasets
 from visionattn.engine.config.options import find_class
 from visionattn.errors import ConfigError
 
-__all__ = ["base_names", "checkpoint_classes", "dataset_classes", "follow_checkpoint"]
+__all__ = ["base_names", "checkpoint_classes", "config_classes", "dataset_classes", "follow_checkpoint"]
 
 
 def checkpoint_classes(checkpoint: Mapping[str, Any]) -> list[str]:
@@ -33,13 +33,26 @@ def dataset_classes(dataset: Mapping[str, Any], scope: str | None = None) -> lis
     return _names(classes)
 
 
+def config_classes(config: Mapping[str, Any]) -> list[str]:
+    """Return the class names of the test, validation or training data of a config, or an empty list."""
+    for key in ("test_dataloader", "val_dataloader", "train_dataloader"):
+        dataset = (config.get(key) or {}).get("dataset")
+        while isinstance(dataset, Mapping) and "dataset" in dataset:
+            dataset = dataset["dataset"]
+        if isinstance(dataset, Mapping) and (names := dataset_classes(dataset, config.get("default_scope"))):
+            return names
+    return []
+
+
 def base_names(dataset: Mapping[str, Any], scope: str | None = None) -> set[str]:
     """Return the names of a dataset's class and its base classes; Cityscapes and ADE20K instances derive from COCO."""
     return {base.__name__ for base in getattr(find_class(dataset.get("type"), scope), "__mro__", ())}
 
 
 def _names(classes: Any) -> list[str]:
-    return [classes] if isinstance(classes, str) else [str(name) for name in classes]
+    if isinstance(classes, str):
+        return [classes]
+    return [str(name) for name in classes] if isinstance(classes, (list, tuple)) else []  # else malformed metadata
 
 
 def follow_checkpoint(

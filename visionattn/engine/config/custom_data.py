@@ -1,18 +1,28 @@
 """The ``custom_data`` block of a config: train on your own data by setting one to three options.
 
-Detection and instance segmentation accept data in COCO format:
+Detection and instance segmentation accept COCO, YOLO, Pascal VOC, LabelMe and CVAT (docs/data.md):
 
 ```python
-custom_data = dict(root="", train_ann="train.json", val_ann="val.json")
+custom_data = dict(root="", train_ann="", val_ann="")
 ```
 
-The options that select the data are
+With ``custom_data.root=/data/cells`` alone, the format of the folder is recognized, and its annotations are
+converted to COCO files in the cache. COCO files can also be named:
 ``custom_data.root=/data/cells custom_data.train_ann=train.json custom_data.val_ann=val.json``. The keys are:
 
 root:
     data folder; the other paths are relative to it unless they are absolute.
 train_ann, val_ann, test_ann:
     COCO JSON files. Without ``test_ann``, the validation data is used for testing.
+format:
+    one of `visionattn.data.formats.detect.KINDS`, for folders with annotations in several formats.
+val_share:
+    fraction of the training images to draw for validation if the folder has no validation images; default 0.2. With 0,
+    the training images are used for validation.
+boxes_as_ignored:
+    True for instance segmentation if some objects have only a box: these become regions that are ignored.
+converted:
+    set to True if the annotation files are converted ones.
 train_img, val_img, test_img:
     image folders. None, the default, searches the folder of the annotation file, ``root``, and ``images``,
     ``train``, ``images/train``, ``train2017``, ... in it.
@@ -27,8 +37,8 @@ and 255 for ignored pixels. The block has a key ``train_mask``:
 custom_data = dict(root="", train_mask=None, val_mask=None)
 ```
 
-For a folder with ``images/train``, ``images/val``, ``masks/train``, ``masks/val`` and ``classes.json``, only
-``custom_data.root`` needs to be set. The other keys are:
+For a folder with ``images/train``, ``images/val``, ``masks/train``, ``masks/val`` and ``classes.json``, or with masks
+of Pascal VOC in ``SegmentationClass``, only ``custom_data.root`` needs to be set. The other keys are:
 
 train_img, val_img, test_img, train_mask, val_mask, test_mask:
     folders of images and masks, including their subfolders. None, the default, searches for ``images/train`` and
@@ -77,12 +87,21 @@ from typing import Any
 from mmengine.config import Config
 
 from visionattn.engine.config.custom_folders import class_names, find_class_folders
+from visionattn.engine.config.custom_formats import convert_folder, convert_mask_folder
 from visionattn.engine.config.custom_masks import find_masks, read_classes, under
 from visionattn.errors import ConfigError, DataError
 from visionattn.io.json import read_json
 from visionattn.io.names import place
 
-__all__ = ["SPLITS", "coco_datasets", "load_coco", "palette", "resolve_classes", "resolve_custom_data"]
+__all__ = [
+    "SPLITS",
+    "coco_datasets",
+    "load_coco",
+    "palette",
+    "resolve_classes",
+    "resolve_custom_data",
+    "set_num_classes",
+]
 
 SPLITS = {"train": "train_dataloader", "val": "val_dataloader", "test": "test_dataloader"}
 UNTOUCHED_HEADS = ("rpn_head", "backbone", "data_preprocessor")
@@ -150,13 +169,11 @@ def resolve_classes(config: Config, classes: Sequence[str]) -> None:
     for loader in SPLITS.values():
         for dataset in coco_datasets(config[loader]["dataset"], any_file=True) if config.get(loader) else ():
             dataset["metainfo"] = {"classes": tuple(classes), "palette": palette(len(classes))}
-    _set_num_classes(config["model"], len(classes))
+    set_num_classes(config["model"], len(classes))
 
 
 def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
-    for key in ("train_ann", "val_ann"):
-        if not block.get(key):
-            raise ConfigError(f"{name}: custom_data.{key} is not set; set it to a COCO JSON file")
+    convert_folder(block, root, name)
     if isinstance(block.get("classes"), str) and block["classes"] != "auto":
         given = under(root, block["classes"])
         block["classes"] = read_classes(block, root)[0] if given.suffix == ".json" else [block["classes"]]
@@ -182,10 +199,11 @@ def _resolve_coco(config: Config, block: Any, root: Path, name: str) -> None:
         for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
             if isinstance(evaluator, Mapping) and "Coco" in str(evaluator.get("type")):
                 evaluator["ann_file"] = str(ann)
-    _set_num_classes(config["model"], len(classes))
+    set_num_classes(config["model"], len(classes))
 
 
 def _resolve_masks(config: Config, block: Any, root: Path, name: str) -> None:
+    root = convert_mask_folder(block, root, name)
     splits = find_masks(block, root, name)
     classes, colors = read_classes(block, root)
     block["classes"], block["palette"] = classes, colors or palette(len(classes))
@@ -197,7 +215,7 @@ def _resolve_masks(config: Config, block: Any, root: Path, name: str) -> None:
             dataset["data_prefix"] = {"img_path": str(found.images), "seg_map_path": str(found.masks)}
             dataset["seg_map_suffix"] = block.get("mask_suffix") or ".png"
             dataset["metainfo"] = {"classes": tuple(classes), "palette": list(block["palette"])}
-    _set_num_classes(config["model"], len(classes))
+    set_num_classes(config["model"], len(classes))
 
 
 def _resolve_folders(config: Config, block: Any, root: Path, name: str) -> None:
@@ -210,7 +228,7 @@ def _resolve_folders(config: Config, block: Any, root: Path, name: str) -> None:
             dataset["data_prefix"] = {"img_path": str(found.images)}
             dataset["boxes"] = None if found.boxes is None else str(found.boxes)
             dataset["metainfo"] = {"classes": tuple(classes), "palette": palette(len(classes))}
-    _set_num_classes(config["model"], len(classes))
+    set_num_classes(config["model"], len(classes))
 
 
 def load_coco(path: Path) -> dict[str, Any]:
@@ -282,7 +300,8 @@ def coco_datasets(dataset: Any, any_file: bool = False) -> Iterator[Any]:
             yield dataset
 
 
-def _set_num_classes(part: Any, count: int) -> None:
+def set_num_classes(part: Any, count: int) -> None:
+    """Set the number of classes in all parts of a model config that depend on it, in place."""
     if isinstance(part, Mapping):
         if "num_things_classes" in part:
             part["num_things_classes"], part["num_stuff_classes"] = count, 0  # type: ignore[index]
@@ -294,7 +313,7 @@ def _set_num_classes(part: Any, count: int) -> None:
             if key == "num_classes":
                 part[key] = count  # type: ignore[index]
             elif key not in UNTOUCHED_HEADS:
-                _set_num_classes(value, count)
+                set_num_classes(value, count)
     elif isinstance(part, (list, tuple)):
         for item in part:
-            _set_num_classes(item, count)
+            set_num_classes(item, count)

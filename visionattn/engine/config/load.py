@@ -13,11 +13,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 
-from visionattn.engine.config.custom_data import resolve_custom_data
+from visionattn.engine.config.custom_data import SPLITS, resolve_custom_data
 from visionattn.engine.config.options import check_key, close_matches, is_known, resembles
 from visionattn.engine.config.schedules import fit_length
-from visionattn.engine.config.variables import read_with, unused_overrides, variables_read
+from visionattn.engine.config.variables import read_file, read_with, unused_overrides, variables_read
 from visionattn.errors import ConfigError, VisionattnError
+from visionattn.io.configs import PREFIX, config_folder, find_config
 
 __all__ = ["apply_options", "find_config", "load_config", "parse_options"]
 
@@ -34,7 +35,8 @@ def load_config(
 
     Args:
         path: the config file, ``.py`` in mmengine's text form (``_base_`` and plain variables), or the name of a config
-            of this package, such as ``"mask-rcnn_dinat-mini_fpn_ms-3x_coco"``.
+            of this package, such as ``"mask-rcnn_dinat-mini_fpn_ms-3x_coco"``. Its ``_base_`` may name files of this
+            package: ``"visionattn::_base_/default_runtime.py"``.
         cfg_options: ``{"train_cfg.max_iters": 100}`` or ``["train_cfg.max_iters=100"]``. Each key must exist in the
             config or be an argument of the class that it configures. A key may name a variable of the file from which
             other keys are computed, such as ``max_iters``; these follow. With another ``train_cfg.max_iters`` or
@@ -51,7 +53,7 @@ def load_config(
     """
     path = find_config(path)
     files = _check_file(path, [])
-    config = _read(path, lambda: Config.fromfile(str(path), lazy_import=False))
+    config = _read(path, lambda: read_file(path))
     if "model" not in config:
         raise ConfigError(f"{path}: has no key 'model'; only use it as the _base_ of other configs")
     _check_overrides(config, files)
@@ -61,25 +63,11 @@ def load_config(
     if resolve_data:
         resolve_custom_data(config, str(path))
         _check_kept(config, options)
+    for name in SPLITS.values():
+        loader = config.get(name)
+        if isinstance(loader, Mapping) and loader.get("num_workers") == 0 and "persistent_workers" in loader:
+            loader["persistent_workers"] = False  # which PyTorch refuses without workers
     return config
-
-
-def find_config(path: str | os.PathLike) -> Path:
-    """Return the path of a config file, or of the config of this package that has this name, with or without ``.py``.
-
-    A path is returned as it is if the file exists, or if there is no such config.
-    """
-    path = Path(path).expanduser()
-    if path.is_file() or path.name != str(path):
-        return path
-    name = path.name if path.suffix == ".py" else f"{path.name}.py"
-    return next((file for root in _config_folders() for file in sorted(root.rglob(name))), path)
-
-
-def _config_folders() -> list[Path]:
-    """Return the folder of the configs in an installed package, or in a clone."""
-    package = Path(__file__).resolve().parents[2]
-    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
 def _read(path: Path, read: Callable[[], Config]) -> Config:
@@ -134,6 +122,8 @@ def _check_file(path: Path, chain: list[Path]) -> list[Path]:
     for base in _bases(tree):
         if "::" not in base:
             files += _check_file(Path(os.path.normpath(path.parent / base)), [*chain, path.resolve()])
+        elif base.startswith(PREFIX):
+            files += _check_file(find_config(base), [*chain, path.resolve()])
     return files
 
 
@@ -149,13 +139,12 @@ def _bases(tree: ast.Module) -> list[str]:
 
 
 def _similar(path: Path) -> str:
-    """Return ``; did you mean ...?`` with similar names from the folder of the path and from the configs folders."""
-    files = list(path.parent.glob("*.py")) if path.parent.is_dir() else []
-    for root in (Path("configs"), *_config_folders()):
-        files += root.rglob("*.py")
-    known = {file.stem: file for file in reversed(files)}
-    close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(os.path.relpath(known[name]) for name in close)}?" if close else ""
+    """Return ``; did you mean ...?`` with similar files of the same folder, and similar names of the package."""
+    names = {file.stem: file.stem for file in config_folder().rglob("*.py") if "_base_" not in file.parts}
+    if path.parent.is_dir():
+        names |= {file.stem: os.path.relpath(file) for file in path.parent.glob("*.py")}
+    close = difflib.get_close_matches(path.stem, names, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(names[name] for name in close)}?" if close else ""
 
 
 def _place(path: Path, error: BaseException) -> str:

@@ -13,7 +13,7 @@ from visionattn.engine.config.custom_data import UNTOUCHED_HEADS
 from visionattn.engine.config.options import find_class
 from visionattn.errors import ConfigError
 
-__all__ = ["backbone_channels", "build_on_meta", "model_problems"]
+__all__ = ["backbone_channels", "build_on_meta", "class_counts", "model_problems"]
 
 PYRAMIDS = {"FPN", "PAFPN", "NASFPN", "CSPNeXtPAFPN", "YOLOXPAFPN", "ChannelMapper", "MultiLevelNeck"}
 """Necks with ``out_channels`` channels in each of their ``num_outs`` outputs (default: the number of inputs)."""
@@ -211,6 +211,15 @@ def _dataset_classes(info: Mapping[str, Any]) -> tuple[list[str], set[int]]:
         group: Sequence[str] = info.get(key) or ()
         counts |= {len(group)} - {0}
     return names, counts
+
+
+def class_counts(model: Mapping[str, Any]) -> set[int]:
+    """Return the numbers of classes that the heads of a model have."""
+    counts = {count for _, count in _num_classes({**model, "backbone": None}, "model")}
+    for head in (part for part in model.values() if isinstance(part, Mapping) and "num_things_classes" in part):
+        things, stuff = head["num_things_classes"], head.get("num_stuff_classes") or 0
+        counts |= {things, things + stuff}
+    return {count for count in counts if isinstance(count, int) and count > 0}
 
 
 def _num_classes(part: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -28,7 +28,9 @@ TOP = {
     "find_unused_parameters",
     "max_bad_samples",
     "model_wrapper_cfg",
+    "partial",
     "skip_nonfinite",
+    "start_from",
     "sync_bn",
     "task",
 }
@@ -65,10 +67,12 @@ KNOWN: dict[str, set[str]] = {
     "optim_wrapper.paramwise_cfg": {
         "lr_mult", "decay_mult", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult",
         "dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "custom_keys",
+        "layer_decay_rate",
     },
     "custom_data": {
         "root", "train_ann", "val_ann", "test_ann", "train_img", "val_img", "test_img", "classes",
         "train_mask", "val_mask", "test_mask", "train_list", "val_list", "test_list", "mask_suffix", "palette",
+        "format", "val_share", "boxes_as_ignored", "converted",
     },
 }  # fmt: skip
 

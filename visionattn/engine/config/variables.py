@@ -16,7 +16,9 @@ import mmengine.config.config as stock
 from mmengine.config import Config
 from mmengine.config.utils import RemoveAssignFromAST
 
-__all__ = ["changed", "read_with", "unused_overrides", "variables_read"]
+from visionattn.io.configs import PREFIX, find_config
+
+__all__ = ["changed", "read_file", "read_with", "unused_overrides", "variables_read"]
 
 _change: list[Callable[[str, Any], Any]] = []
 _BASE = re.compile(r"\{\{\s*_base_\.(\w+)")
@@ -60,6 +62,27 @@ def _parse(file: Path) -> ast.Module:
     return ast.parse(re.sub(r"\{\{.*?\}\}", "None", text), str(file))
 
 
+def read_file(path: Path) -> Config:
+    """Read a config file and its bases, which may be files of this package: ``_base_ = "visionattn::PATH"``."""
+    with _package_bases():
+        return Config.fromfile(str(path), lazy_import=False)
+
+
+@contextmanager
+def _package_bases() -> Iterator[None]:
+    """Let mmengine find the files of this package; it has a fixed list of the packages whose configs it finds."""
+    before = Config._get_cfg_path
+
+    def find(base: str, file: str) -> tuple[str, str | None]:
+        return (str(find_config(base)), None) if base.startswith(PREFIX) else before(base, file)
+
+    Config._get_cfg_path = staticmethod(find)
+    try:
+        yield
+    finally:
+        Config._get_cfg_path = staticmethod(before)
+
+
 def read_with(path: Path, change: Callable[[str, Any], Any], names: set[str]) -> Config:
     """Read a config file and its bases, changing the values of variables where they are assigned.
 
@@ -69,7 +92,7 @@ def read_with(path: Path, change: Callable[[str, Any], Any], names: set[str]) ->
         names: the variables to change.
     """
     with _inserting(change, names):
-        return Config.fromfile(str(path), lazy_import=False)
+        return read_file(path)
 
 
 def changed(name: str, value: Any) -> Any:

@@ -1,27 +1,28 @@
 """timm models as backbones of mmdet and mmseg models."""
 
 import dataclasses
-import difflib
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from visionattn.backbones import LoadReport, load_official
-from visionattn.backbones._conversion import OUT_NORM, backbone_tensors
-from visionattn.backbones._download import create_model
+from visionattn.backbones._conversion import OUT_NORM, Conversion, backbone_tensors
+from visionattn.backbones._weights import apply_settings, convert_for
 from visionattn.backbones.davit import is_davit, restore_drop_path
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat.pretrained import load_pretrained
+from visionattn.engine.parts.creation import bare_name, create_net
+from visionattn.engine.parts.depth import freeze_stages, layer_ids, no_weight_decay
+from visionattn.engine.parts.plugins import apply_plugins, changed_weights, load_changed, summary
 from visionattn.engine.registry import MODELS
-from visionattn.errors import CheckpointError, ConfigError
+from visionattn.errors import CheckpointError
 
 __all__ = ["Backbone"]
 
@@ -38,11 +39,15 @@ class Backbone(BaseModule):
         pretrained: None or False for random weights; True for the pretrained weights that timm downloads; or the path
             of a checkpoint, as published by its authors or saved by timm or this package.
         frozen_stages: -1 trains all layers; 0 freezes the layers before the first stage; N also freezes the first N
-            stages. Frozen layers stay in eval mode and receive no gradients.
+            stages, each of which is one block in plain transformers; ``"all"`` freezes the whole timm model. Frozen
+            layers stay in eval mode and receive no gradients. Output norms (`out_norm`) are always trained.
         norm_eval: keep batch norms in eval mode, so that their statistics do not change.
         out_norm: apply a LayerNorm over the channels to each output, named ``norm0`` and so on by level, as in the
             published dense models of NAT, DiNAT and DaViT. The input of the next level is not normalized. None, the
             default, enables it for channels-last models of this package (NAT, DiNAT, ...) and for all DaViT models.
+        plugins: attention modules that replace those of the timm model or are inserted into it, applied in order after
+            pretrained weights of the original model are loaded; see `visionattn.engine.parts.plugins`. ``pretrained``
+            may also be a checkpoint of the model with these modules. Frozen stages include their new modules.
         init_cfg: initialization of mmengine; ``dict(type="Pretrained", checkpoint=PATH)`` loads the weights of this
             module.
         **kwargs: arguments of ``timm.create_model``, such as ``drop_path_rate`` or ``dilations``.
@@ -55,27 +60,34 @@ class Backbone(BaseModule):
         CheckpointError: the weights cannot be read safely or do not match the model.
     """
 
-    open_arguments = True  # the arguments of timm models are checked in `_create`
+    open_arguments = True  # the arguments of timm models are checked in `create_net`
+    own_types = ("plugins",)  # arguments whose types are not those of a registry, checked by `apply_plugins`
+    freezes_all = True  # frozen_stages="all"
 
     def __init__(
         self,
         model_name: str,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         pretrained: bool | str | None = None,
-        frozen_stages: int = -1,
+        frozen_stages: int | str = -1,
         norm_eval: bool = False,
         out_norm: bool | None = None,
+        plugins: Sequence[Mapping[str, Any]] = (),
         init_cfg: dict | list | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(init_cfg)
         self.out_indices = tuple(out_indices)
         weights = _read_weights(pretrained)
-        self.net = restore_drop_path(_create(model_name, self.out_indices, pretrained, weights, kwargs))
+        self._created = (model_name, kwargs, plugins or ())
+        self.net, new, self._changes = self._make(pretrained, weights)
+        self.new_tensors = {f"net.{name}" for name in new}  # of plugins, which the pretrained weights do not contain
+        if self._changes and isinstance(pretrained, str) and not new:
+            self._changes += f"; all weights from {pretrained}"
         info = self.net.feature_info
         self.num_features: list[int] = list(info.channels())
         self.strides: list[int] = list(info.reduction())
-        entrypoint = timm.models.model_entrypoint(_bare(model_name))
+        entrypoint = timm.models.model_entrypoint(bare_name(model_name))
         own = entrypoint.__module__.startswith("visionattn.")
         if out_norm is None:  # models with `out_norms` have their own
             published = (own and _works_channels_last(self.net)) or is_davit(self.net)
@@ -88,11 +100,69 @@ class Backbone(BaseModule):
                 _load_norm(norm, f"norm{level}", weights)
         self.norm_eval = norm_eval
         self.frozen_stages = frozen_stages
-        self._frozen = _first_stages(self.net, frozen_stages)
-        for module in self._frozen:
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
+        self._frozen = freeze_stages(self.net, *self._created, frozen_stages)
+        self.register_load_state_dict_pre_hook(_accept_published)
         self.train()
+
+    def _make(self, pretrained: Any, weights: Mapping[str, Tensor]) -> tuple[nn.Module, set[str], str]:
+        """Create the timm model with its plugins, and load weights of the original model or of one with the plugins.
+
+        Returns:
+            The model, its tensors that the plugins have initialized, and a description of the plugins.
+        """
+        model_name, kwargs, plugins = self._created
+        found = changed_weights(*self._created, weights, str(pretrained)) if plugins and weights else None
+        original = (pretrained, weights) if found is None else (None, {})
+        net = restore_drop_path(create_net(model_name, self.out_indices, *original, kwargs))
+        reports = apply_plugins(net, plugins)
+        if found is None:
+            prefix = "model." if hasattr(net, "model") else ""
+            return net, {f"{prefix}{name}" for report in reports for name in report.new}, summary(plugins, reports)
+        load_changed(net, found, f"{pretrained}: does not match the backbone {model_name} with its plugins")
+        return net, set(), summary(plugins, reports)
+
+    def layer_ids(self) -> dict[str, int]:
+        """Number the layers by depth, for layer-wise learning rate decay.
+
+        Returns:
+            Parameter name to layer, from 0 for the stem. Output norms are not included.
+
+        Raises:
+            ConfigError: the timm model does not define its layers (``group_matcher``).
+        """
+        return {f"net.{name}": number for name, number in layer_ids(self.net, *self._created).items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters without weight decay according to the timm model, as fnmatch patterns."""
+        return {f"net.{name}" for name in no_weight_decay(self.net, *self._created)}
+
+    def load_weights(self, weights: Mapping[str, Tensor], source: str) -> list[str]:
+        """Load the backbone of a classifier, detector or segmentor, as published or as saved by timm.
+
+        Args:
+            weights: the state dict of the checkpoint.
+            source: its name, for error messages.
+
+        Returns:
+            The names of the parameters and buffers of this module that were loaded.
+
+        Raises:
+            CheckpointError: the weights do not fit.
+        """
+        prefix = "net.model." if hasattr(self.net, "model") else "net."
+        try:
+            if self._created[2]:
+                raise TypeError
+            report = self.load_official(weights)
+        except TypeError:  # a model of timm, or with plugins
+            net, new, _ = self._make(source, inside := _inside(weights))
+            self.net.load_state_dict(net.state_dict())
+            norms = [f"norm{level}" for level in self.out_indices if self.out_norm]
+            loaded = [norm for norm in norms if _load_norm(getattr(self, norm), norm, inside)]
+            own = [f"net.{name}" for name in net.state_dict() if name not in new]
+            return [*own, *(f"{norm}.{key}" for norm in loaded for key in ("weight", "bias"))]
+        own = self.state_dict()
+        return [name if name in own else f"{prefix}{name}" for name in report.loaded]
 
     def load_official(self, state_dict: Mapping[str, Any]) -> LoadReport:
         """Load a published checkpoint including its output norms; see `visionattn.backbones.load_official`.
@@ -117,8 +187,50 @@ class Backbone(BaseModule):
                 missing[name] = "the checkpoint has no output norm of this level; the weights are unchanged"
         return dataclasses.replace(report, loaded=tuple(loaded), dropped=dropped, missing=missing)
 
+    def convert_published(self, weights: Mapping[str, Tensor]) -> Conversion:
+        """Convert a published backbone to the parameter names of this module, without loading it.
+
+        Args:
+            weights: the weights of the backbone, by names without the prefix of a detector or segmentor. Other timm
+                models than those of `load_official` have the names of timm and of torchvision.
+
+        Raises:
+            CheckpointError: no weight belongs to this architecture.
+        """
+        own = self.state_dict()
+        inner = "net.model." if hasattr(self.net, "model") else "net."
+        known = backbone_tensors(weights)
+        try:
+            conversion, _ = convert_for(self.net, weights)
+        except TypeError:  # a model of timm
+            conversion = known
+            for name in list(conversion.state_dict):
+                flat = re.sub(r"^([a-z_]+)\.(\d+)\.", r"\1_\2.", name)  # timm's feature wrapper
+                conversion.rename(name, flat if f"{inner}{flat}" in own else name)
+            known = backbone_tensors(weights)
+        for name in list(conversion.state_dict):
+            if not OUT_NORM.fullmatch(name) or f"{inner}{name}" in own:
+                conversion.rename(name, f"{inner}{name}")
+        conversion.interpolated = {f"{inner}{name}": text for name, text in conversion.interpolated.items()}
+        original = {new: old for old, new in known.renamed.items()}
+        for name in (n for n in own if OUT_NORM.fullmatch(n)):
+            source = next((n for n in (name, _published_norm(name)) if n in known.state_dict), None)
+            if source is not None:
+                conversion.state_dict[name] = known.state_dict[source]
+                first = original.get(source, source)
+                conversion.dropped.pop(first, None)
+                if first != name:
+                    conversion.renamed[first] = name
+        if not conversion.state_dict.keys() & own.keys():
+            raise CheckpointError(
+                f"the checkpoint has no weight of {type(getattr(self.net, 'model', self.net)).__name__}"
+            )
+        return conversion
+
     def init_weights(self) -> None:
-        """Apply ``init_cfg``, if given. timm has initialized the weights when the model was created."""
+        """Apply ``init_cfg``, if given, and log the plugins. The model was initialized when it was created."""
+        if self._changes:
+            print_log(f"backbone plugins: {self._changes}", logger="current")
         given = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else list(self.init_cfg or ())
         pretrained = [item for item in given if str(item.get("type")).rsplit(".", 1)[-1] == "Pretrained"]
         if others := [item for item in given if item not in pretrained]:
@@ -128,18 +240,8 @@ class Backbone(BaseModule):
             finally:
                 self.init_cfg = given
         for item in pretrained:
-            self._load_pretrained(**{key: value for key, value in item.items() if key != "type"})
+            load_pretrained(self, **{key: value for key, value in item.items() if key != "type"})
         self._is_init = True
-
-    def _load_pretrained(self, checkpoint: str, prefix: str | None = None, map_location: Any = "cpu") -> None:
-        """Load weights as mmengine's ``PretrainedInit`` does, but without unpickling objects."""
-        weights = checkpoints.state_dict_of(checkpoints.load(checkpoint, map_location))
-        if prefix:
-            start = f"{prefix.removesuffix('.')}."
-            weights = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
-        skipped = checkpoints.fit(self, {"state_dict": weights}, checkpoint, strict=False)
-        if skipped:
-            print_log("\n".join([f"not loaded from {checkpoint}:", *skipped]), logger="current")
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set the mode of all modules except frozen layers and, with ``norm_eval``, batch norms."""
@@ -165,7 +267,7 @@ class Backbone(BaseModule):
         """
         outputs = []
         features = self.net(x, **{name: value for name, value in inputs.items() if value is not None})
-        channels_last = str(getattr(self.net.output_fmt, "value", "NCHW")) == "NHWC"
+        channels_last = str(getattr(getattr(self.net, "output_fmt", None), "value", "NCHW")) == "NHWC"
         for level, feature in zip(self.out_indices, features, strict=True):
             if channels_last:
                 feature = feature.permute(0, 3, 1, 2)
@@ -175,15 +277,31 @@ class Backbone(BaseModule):
         return tuple(outputs)
 
 
-def _bare(model_name: str) -> str:
-    return model_name.split(".", 1)[0]
+def _accept_published(
+    backbone: Backbone, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *messages: list[str]
+) -> None:
+    """Convert published weights in `load_state_dict`, so that other runners than this package's load them too."""
+    part = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    if not part or any(name.startswith("net.") for name in part):
+        return
+    try:
+        conversion = backbone.convert_published(part)
+    except CheckpointError:
+        return  # reported as missing and unexpected names
+    for name in part:
+        del state_dict[f"{prefix}{name}"]
+    state_dict.update({f"{prefix}{name}": value for name, value in conversion.state_dict.items()})
+    apply_settings(backbone.net, conversion)
 
 
 def _read_weights(pretrained: bool | str | None) -> dict[str, Tensor]:
     """Return the tensors in a checkpoint file, or those of the backbone if it has a detector or segmentor."""
     if not pretrained or pretrained is True:
         return {}
-    weights = checkpoints.state_dict_of(checkpoints.read(Path(str(pretrained)).expanduser()))
+    return _inside(checkpoints.state_dict_of(checkpoints.read(Path(str(pretrained)).expanduser())))
+
+
+def _inside(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     inside = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     return inside or dict(weights)
 
@@ -203,125 +321,6 @@ def _load_norm(norm: nn.Module, name: str, weights: dict[str, Tensor]) -> bool:
     return fits
 
 
-def _create(
-    model_name: str,
-    out_indices: tuple[int, ...],
-    pretrained: Any,
-    weights: dict[str, Tensor],
-    kwargs: dict[str, Any],
-) -> nn.Module:
-    if not timm.is_model(_bare(model_name)):
-        close = difflib.get_close_matches(_bare(model_name), timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
-        raise ConfigError(f"backbone model_name={model_name!r} is not known to timm; {hint}")
-    if "checkpoint_path" in kwargs:
-        raise ConfigError("backbone takes no argument `checkpoint_path`; use pretrained=PATH")
-    if (
-        not out_indices
-        or any(not isinstance(i, int) for i in out_indices)
-        or list(out_indices) != sorted(set(out_indices))
-    ):
-        raise ConfigError(f"backbone out_indices={out_indices} must be ascending integers, such as (0, 1, 2, 3)")
-    extra: dict[str, Any] = {}
-    if weights:
-        extra["pretrained_cfg_overlay"] = {
-            "state_dict": {re.sub(r"^net\.(model\.)?", "", k): v for k, v in weights.items()}
-        }
-    arguments = {"features_only": True, "out_indices": out_indices, **kwargs}
-    try:
-        if not extra:
-            return _with_download(model_name, bool(pretrained), arguments)
-        before = torch.get_rng_state()
-        fresh = timm.create_model(model_name, **arguments)
-        torch.set_rng_state(before)
-        loaded = timm.create_model(model_name, pretrained=True, **extra, **arguments)
-        _check_all_loaded(loaded, fresh, model_name, str(pretrained))
-        return loaded
-    except TypeError as error:
-        raise ConfigError(f"backbone {model_name}: {_argument_problem(model_name, kwargs, error)}") from error
-    except (AssertionError, IndexError) as error:
-        raise ConfigError(
-            f"backbone {model_name}: out_indices={out_indices} contains a level that the model does not have ({error})"
-        ) from error
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{pretrained}: does not match the backbone {model_name} ({reason})") from error
-
-
-def _with_download(model_name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
-    try:
-        return create_model(model_name, pretrained, **arguments)
-    except CheckpointError as error:
-        raise CheckpointError(f"backbone {error} with pretrained=PATH, or pretrained=None") from error
-
-
-def _check_all_loaded(loaded: nn.Module, fresh: nn.Module, model_name: str, path: str) -> None:
-    """Raise `CheckpointError` if weights still have their random initial values, since timm skips missing tensors."""
-    start = dict(fresh.named_parameters())
-    added = [part for module in loaded.modules() for part in getattr(module, "not_pretrained", ())]
-    weights = {  # not norms and biases, whose initial values may equal the pretrained ones
-        n: p for n, p in loaded.named_parameters() if p.ndim > 1 and not any(part in n for part in added)
-    }
-    missing = [n for n, p in weights.items() if torch.equal(p, start[n])]
-    if missing:
-        raise CheckpointError(
-            f"{path}: does not match the backbone {model_name}: {len(missing)} of {len(weights)} weights are missing, "
-            f"such as {missing[0]}; use a checkpoint of this model"
-        )
-
-
-def _argument_problem(model_name: str, kwargs: dict[str, Any], error: TypeError) -> str:
-    """Return a message that names the argument of the config which timm rejected."""
-    for name in kwargs:
-        if f"'{name}'" in str(error):
-            accepted = [a for a in _accepted_arguments(model_name) if a != name]
-            close = difflib.get_close_matches(name, accepted, n=2)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            return f"takes no argument {name!r}{hint}"
-    return str(error)
-
-
-def _accepted_arguments(model_name: str) -> list[str]:
-    module = inspect.getmodule(timm.models.model_entrypoint(_bare(model_name)))
-    names: set[str] = set()
-    for _, member in inspect.getmembers(module, inspect.isclass):
-        if issubclass(member, nn.Module) and member.__module__ == module.__name__:
-            names |= set(inspect.signature(member.__init__).parameters)
-    return sorted(names - {"self", "kwargs"})
-
-
 def _works_channels_last(net: nn.Module) -> bool:
     inner = getattr(net, "model", net)
     return str(getattr(inner, "output_fmt", "NCHW")).upper().endswith("NHWC")
-
-
-def _first_stages(net: nn.Module, count: int) -> list[nn.Module]:
-    """Return the leaf modules before the stages and in the first ``count`` stages, in timm's order of registration.
-
-    A stage is an entry of ``feature_info`` whose module has parameters. Entries without parameters, such as the
-    activation in the stem of a ResNet, belong to the stem.
-    """
-    if count < 0:
-        return []
-    inner = getattr(net, "model", net)
-    named = list(inner.named_modules())
-    names = [name for name, _ in named]
-    stages = []
-    for entry in net.feature_info.info:
-        # feature nets rename "stages.0" to "stages_0" where they flatten a Sequential
-        name = next((n for n in (entry["module"], entry["module"].replace(".", "_")) if n in names), None)
-        if name is not None and any(True for _ in inner.get_submodule(name).parameters()):
-            stages.append(name)
-    if count > len(stages):
-        raise ConfigError(f"backbone frozen_stages={count} must be -1 to {len(stages)}, the number of stages in use")
-    if not stages:
-        raise ConfigError("backbone frozen_stages must be -1, because the stages of this model are unknown")
-    if count == 0:
-        end = names.index(stages[0])
-    else:
-        last = stages[count - 1]
-        end = 1 + max(i for i, name in enumerate(names) if name == last or name.startswith(f"{last}."))
-    later = names[end:]
-    return [module for name, module in named[:end] if name and not any(other.startswith(f"{name}.") for other in later)]

@@ -98,6 +98,11 @@ def draw_curve(work_dir: str | os.PathLike, title: str = "") -> Path | None:
         right.set_ylabel("validation")
         fractions = all(value <= 1 for _, s in scores for value in s.values())
         right.set_ylim(0, 1 if fractions else None)
+    if stopped := next((r for r in records[-1:] if "stopped" in r), None):  # not if it was continued since
+        axes.set_title(f"{axes.get_title()}\n{stopped['stopped']}", fontsize="small")
+        if stopped["best_iter"]:  # 0: no validation was valid
+            label = f"best: iteration {stopped['best_iter']}"
+            handles.append(axes.axvline(stopped["best_iter"], color="black", linestyle=":", label=label))
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3), frameon=False)
     path = Path(work_dir) / "curve.png"

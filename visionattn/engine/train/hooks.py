@@ -4,6 +4,7 @@ import inspect
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import CheckpointHook as StockCheckpointHook
 from mmengine.hooks import EMAHook, Hook
 
@@ -22,7 +23,10 @@ from visionattn.engine.registry import HOOKS
 from visionattn.engine.train.loops import EpochLoop
 from visionattn.errors import ConfigError
 
-__all__ = ["CheckpointHook", "Interrupted", "StopHook", "any_rank", "stop_signals"]
+__all__ = ["EARLY_STOPPING", "CheckpointHook", "Interrupted", "SameBuffersHook", "StopHook", "any_rank", "stop_signals"]
+
+EARLY_STOPPING = "early_stopping"
+"""Entry of the message hub with the count of `visionattn.engine.train.finetune.early_stopping.EarlyStoppingHook`."""
 
 
 def any_rank(flag: bool) -> bool:
@@ -33,6 +37,10 @@ def any_rank(flag: bool) -> bool:
     value = torch.tensor([float(flag)], device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def _no_rule(metric: Any) -> str:
+    return f"`save_best`={metric!r} requires rule='greater' or rule='less' in CheckpointHook"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,9 +77,7 @@ class CheckpointHook(StockCheckpointHook):
         except ValueError as error:
             if "rule" not in str(error):
                 raise
-            raise ConfigError(
-                f"`save_best`={arguments.get('save_best')!r} requires rule='greater' or rule='less' in CheckpointHook"
-            ) from error
+            raise ConfigError(_no_rule(arguments.get("save_best"))) from error
 
     def before_train(self, runner: Any) -> None:
         """Restore the list of kept checkpoints when resuming."""
@@ -125,6 +131,41 @@ class CheckpointHook(StockCheckpointHook):
         self._save(runner, path.name, {"epoch": epoch, "iter": iteration}, everything=True)
         return path
 
+    def has_saved(self, runner: Any) -> bool:
+        """Return True if the last checkpoint is that of the current iteration, between two iterations."""
+        name = Path(runner.message_hub.runtime_info.get("last_ckpt") or "").name
+        return name in (self.filename_tmpl.format(self._step(runner)), f"iter_{runner.iter}.pth")
+
+    def criterion(self, metrics: dict[str, float]) -> tuple[str, str]:
+        """Return the first metric of ``save_best``, and whether it should be ``"greater"`` or ``"less"``.
+
+        Args:
+            metrics: results of a validation; ``save_best="auto"`` is the first one.
+
+        Raises:
+            ConfigError: the direction is unknown.
+        """
+        if "auto" in self.key_indicators:
+            key = next(iter(metrics))
+            try:
+                self._init_rule(self.rules, [key])
+            except ValueError as error:
+                raise ConfigError(_no_rule(key)) from error
+        return self.key_indicators[0], self.rules[0]
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float]) -> None:
+        """Save the best checkpoint, and save that of this iteration again if the state of the run has changed."""
+        before = dict(runner.message_hub.runtime_info)
+        super().after_val_epoch(runner, metrics)
+        after, step = runner.message_hub.runtime_info, self._step(runner)
+        changed = any(before.get(k) != v for k, v in after.items() if k.startswith("best_score"))
+        counted = (after.get(EARLY_STOPPING) or {}).get("seen") == runner.iter
+        if (changed or counted) and Path(self.last_ckpt or "").name == self.filename_tmpl.format(step):
+            self._save_checkpoint_with_step(runner, step, {"epoch": runner.epoch, "iter": runner.iter})
+
+    def _step(self, runner: Any) -> int:
+        return runner.epoch if self.by_epoch else runner.iter
+
     def _save(self, runner: Any, name: str, meta: dict, everything: bool) -> None:
         runner.save_checkpoint(
             self.out_dir,
@@ -154,12 +195,10 @@ class CheckpointHook(StockCheckpointHook):
     def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
         if not self.save_best:
             return
-        step = runner.epoch if self.by_epoch else runner.iter
+        step = self._step(runner)
         meta = {"epoch": runner.epoch, "iter": runner.iter}
-        if "auto" in self.key_indicators:
-            self._init_rule(self.rules, [next(iter(metrics))])
+        self.criterion(metrics)
         single = len(self.key_indicators) == 1
-        improved = False
         for key, rule in zip(self.key_indicators, self.rules, strict=True):
             if key not in metrics:
                 raise ConfigError(f"`save_best` must be one of the metrics {', '.join(metrics)}, got {key!r}")
@@ -169,7 +208,6 @@ class CheckpointHook(StockCheckpointHook):
             score = metrics[key]
             if score is None or not self.is_better_than[key](score, best):
                 continue
-            improved = True
             previous = self.best_ckpt_path if single else self.best_ckpt_path_dict[key]
             name = f"best_{key}_{self.filename_tmpl.format(step)}".replace("/", "_")
             path = str(Path(self.out_dir) / name)
@@ -183,8 +221,20 @@ class CheckpointHook(StockCheckpointHook):
             if previous and previous != path and is_main_process():
                 Path(previous).unlink(missing_ok=True)
             runner.logger.info(f"best so far: {key} {score:.4f}, saved as {name}")
-        if improved and self.last_ckpt is not None and Path(self.last_ckpt).name == self.filename_tmpl.format(step):
-            self._save_checkpoint_with_step(runner, step, meta)  # with the best score, for resuming
+
+
+class SameBuffersHook(Hook):
+    """Validate with the buffers of the first process, which are those in checkpoints.
+
+    Without SyncBN, the running statistics of batch norm differ between processes.
+    """
+
+    priority = "LOWEST"  # after the hook of averaged weights, which exchanges the buffers
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Copy the buffers."""
+        for buffer in runner.model.buffers():
+            broadcast(buffer)
 
 
 @HOOKS.register_module()
@@ -225,20 +275,25 @@ class StopHook(Hook):
 
 @contextmanager
 def stop_signals(hook: StopHook) -> Iterator[None]:
-    """Make the first SIGINT or SIGTERM request a stop from the hook, and the second one stop immediately."""
+    """Make the first SIGINT or SIGTERM request a stop from the hook, and the second one stop immediately.
+
+    Signals within a second count as one: ``timeout`` and the launcher of several processes send SIGTERM to a process
+    and to its group.
+    """
 
     owner = os.getpid()
+    first = 0.0
 
     def ask(number: int, frame: Any) -> None:
-        if (
-            os.getpid() != owner
-        ):  # a forked data worker: only its parent handles SIGINT, and SIGTERM comes from the parent
+        nonlocal first
+        if os.getpid() != owner:  # a forked process: only its parent handles SIGINT, and SIGTERM comes from the parent
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if hook.requested:
+        if not hook.requested:
+            hook.requested, first = number, time.monotonic()
+        elif time.monotonic() - first > 1:
             raise KeyboardInterrupt
-        hook.requested = number
 
     if threading.current_thread() is not threading.main_thread():
         yield

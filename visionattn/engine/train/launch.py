@@ -1,4 +1,4 @@
-"""Launch training in one or several processes on one machine, with NCCL on GPUs and gloo on CPUs."""
+"""Train or test in one or several processes, with NCCL on GPUs and gloo on CPUs."""
 
 import multiprocessing
 import os
@@ -6,6 +6,8 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +17,58 @@ import torch.multiprocessing as mp
 from visionattn import errors
 from visionattn.engine.config.load import load_config
 from visionattn.engine.train.hooks import Interrupted
-from visionattn.engine.train.train import TrainResult, train
+from visionattn.engine.train.processes import lost_connection
+from visionattn.engine.train.train import train
 from visionattn.errors import ConfigError, TrainingError
 
 __all__ = ["launch"]
 
 
-def launch(options: dict[str, Any], devices: int = 1) -> TrainResult | None:
-    """Load a config and train the model.
+def launch(options: dict[str, Any], devices: int = 1, task: Callable[..., Any] = train) -> Any:
+    """Load a config and train or test the model.
 
     Args:
         options: ``config`` and ``cfg_options``, see `visionattn.engine.config.load.load_config`, and the other
-            arguments of `visionattn.engine.train.train.train`.
+            arguments of `task`.
         devices: number of processes to start. Under torchrun, which sets ``WORLD_SIZE``, they are already started.
+        task: `visionattn.engine.train.train.train`, `visionattn.engine.train.testing.test` or another function of a
+            module, which takes the config and the argument ``distributed``.
 
     Returns:
-        The result, or None under torchrun for ranks above 0.
+        The result of the first process, or None under torchrun for ranks above 0.
 
     Raises:
-        ConfigError: ``devices`` is invalid; see also `load_config` and `train` for all errors.
+        ConfigError: ``devices`` is invalid; see also `load_config` and `task` for all errors.
+        TrainingError: another process has ended.
     """
     if devices < 1:
         raise ConfigError(f"`devices` must be at least 1, got {devices}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        result = _train(options, distributed=True)
+        result = _run(task, options, distributed=True)
         return result if int(os.environ.get("RANK", "0")) == 0 else None
     if devices == 1:
-        return _train(options, distributed=False)
+        return _run(task, options, distributed=False)
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         raise ConfigError(f"`devices` must be at most {torch.cuda.device_count()}, the number of GPUs, got {devices}")
     load_config(options["config"], options.get("cfg_options"))  # report errors once, before starting processes
-    return _several(options, devices)
+    return _several(task, options, devices)
 
 
-def _train(options: dict[str, Any], distributed: bool) -> TrainResult:
+def _run(task: Callable[..., Any], options: dict[str, Any], distributed: bool) -> Any:
     options = dict(options)
     config = load_config(options.pop("config"), options.pop("cfg_options", None))
-    return train(config, distributed=distributed, **options)
+    with lost_connection() if distributed else nullcontext():
+        return task(config, distributed=distributed, **options)
 
 
-def _several(options: dict[str, Any], count: int) -> TrainResult:
+def _several(task: Callable[..., Any], options: dict[str, Any], count: int) -> Any:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     workers = [
-        context.Process(target=_worker, args=(rank, count, port, options, results), daemon=False)
+        context.Process(target=_worker, args=(rank, count, port, task, options, results), daemon=False)
         for rank in range(count)
     ]
     for worker in workers:
@@ -105,7 +112,7 @@ def _several(options: dict[str, Any], count: int) -> TrainResult:
     return _outcome(outcome, workers)
 
 
-def _outcome(outcome: tuple[str, Any] | None, workers: list[Any]) -> TrainResult:
+def _outcome(outcome: tuple[str, Any] | None, workers: list[Any]) -> Any:
     kind, value = outcome or ("", None)
     if kind == "done":
         return value
@@ -115,7 +122,7 @@ def _outcome(outcome: tuple[str, Any] | None, workers: list[Any]) -> TrainResult
         raise value
     codes = [w.exitcode for w in workers]
     raise TrainingError(
-        f"a training process exited without an error message (exit codes {codes}); use `devices` 1 to see the error"
+        f"a process exited without an error message (exit codes {codes}); use `devices` 1 to see the error"
     )
 
 
@@ -127,7 +134,7 @@ def _follow_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _worker(rank: int, count: int, port: int, options: dict[str, Any], results: Any) -> None:
+def _worker(rank: int, count: int, port: int, task: Callable[..., Any], options: dict[str, Any], results: Any) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
@@ -138,7 +145,7 @@ def _worker(rank: int, count: int, port: int, options: dict[str, Any], results: 
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        result = _train(options, distributed=True)
+        result = _run(task, options, distributed=True)
         if rank == 0:
             results.put(("done", result))
     except Interrupted as stop:

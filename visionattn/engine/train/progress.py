@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from visionattn.engine.registry import HOOKS
-from visionattn.engine.train.curve import METRICS_FILE, short_names
+from visionattn.engine.train.curve import METRICS_FILE, read_records, short_names
 from visionattn.io.console import progress_bar
 
 __all__ = ["ProgressHook", "RecordHook", "format_metrics", "screen", "to_log"]
@@ -164,6 +164,17 @@ class ProgressHook(Hook):
         self.console.print(f"validation at iteration {done}: {text}")
         self._append(runner, {"iter": done, "val": self.last_metrics})
 
+    def write_stop(self, runner: Any, reason: str, best: int) -> None:
+        """Append a record that the run has stopped early, with the iteration of its best model.
+
+        All processes must call it: the losses since the last record are recorded as well.
+        """
+        if runner.iter > self._first and runner.iter % self.interval and runner.iter != runner.max_iters:
+            self._append(runner, self._record(runner, runner.iter))
+        record = {"iter": runner.iter, "stopped": reason, "best_iter": best}
+        if is_main_process() and read_records(runner.work_dir)[-1:] != [record]:
+            self._append(runner, record)
+
     # tests
 
     def before_test_epoch(self, runner: Any) -> None:
@@ -191,7 +202,8 @@ class ProgressHook(Hook):
         """Average all training scalars over the iterations since the last record and over the processes."""
         scalars = runner.message_hub.log_scalars
         window = (done - 1) % self.interval + 1
-        record: dict[str, Any] = {"iter": done, "lr": float(scalars["train/lr"].current())}
+        rate = scalars.get("train/base_lr", scalars["train/lr"])  # not that of the first parameter group
+        record: dict[str, Any] = {"iter": done, "lr": float(rate.current())}
         names = sorted((n for n in scalars if n.startswith("train/")), key=lambda n: (n != "train/loss", n))
         for name in names:
             short = name.removeprefix("train/")

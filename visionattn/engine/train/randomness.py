@@ -18,6 +18,7 @@ from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, Dataset
 
 from visionattn.engine.train.bad_samples import BadSample, BadSamples, Collate
+from visionattn.engine.train.processes import SignalSafeDataLoader
 from visionattn.errors import DataError, VisionattnError
 
 __all__ = [
@@ -261,7 +262,7 @@ def _like(loader: DataLoader, dataset: Dataset, batch_sampler: Any, tolerant: bo
             "persistent_workers": loader.persistent_workers,
             "multiprocessing_context": loader.multiprocessing_context,
         }
-    return DataLoader(
+    return SignalSafeDataLoader(
         dataset,
         batch_sampler=batch_sampler,
         num_workers=loader.num_workers,

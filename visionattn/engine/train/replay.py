@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.config.build import building, quiet
 from visionattn.engine.train.randomness import seed_iteration
+from visionattn.engine.weights import fit
 from visionattn.errors import CheckpointError, ConfigError, VisionattnError
 
 __all__ = ["FORMAT", "Replay", "decode", "encode", "replay", "write_dump"]
@@ -189,7 +190,7 @@ def replay(path: str | Path, config: Config, device: str | torch.device = "cpu")
     drop_initialisation(config["model"])
     with quiet(), building(name), DefaultScope.overwrite_default_scope(config.get("default_scope", "mmengine")):
         model = revert_sync_batchnorm(MODELS.build(config["model"])).to(device).train()
-    checkpoints.fit(model, dump, path)
+    fit(model, dump, path)
     modules: list[str] = []
     hooks = [m.register_forward_hook(_watch(n, modules)) for n, m in model.named_modules() if n]
     seed_iteration(seed, iteration - 1, rank)

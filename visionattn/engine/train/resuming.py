@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict, ZeroRedundancyOptimizer
 
 from visionattn.engine.train.loops import EpochLoop
 
@@ -55,6 +55,9 @@ def restore(runner: Any, optimizer: Any, schedulers: Any) -> Restored:
         runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
     planned = {name: [_options(group) for group in w.param_groups] for name, w in wrappers.items()}
     runner.optim_wrapper.load_state_dict(optimizer)
+    for wrapper in wrappers.values():
+        if isinstance(wrapper.optimizer, ZeroRedundancyOptimizer):
+            wrapper.optimizer.state.clear()  # copies of the state of its local optimizer
     saved = {name: [_options(group) for group in w.param_groups] for name, w in wrappers.items()}
     found, follows = Restored(), False
     for name in wrappers:

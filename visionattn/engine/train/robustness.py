@@ -12,6 +12,7 @@ from typing import Any
 
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 
 from visionattn.data.degrade import DEGRADATION_LEVELS, degrade
 from visionattn.engine.compat.checkpoint import write_text
@@ -49,6 +50,7 @@ def evaluate_robustness(
     out: str | os.PathLike,
     kinds: Sequence[str] = tuple(DEGRADATION_LEVELS),
     on_level: Callable[[str, float, dict[str, float]], None] = lambda kind, level, metrics: None,
+    distributed: bool = False,
 ) -> list[Path]:
     """Test a checkpoint on the original images and on every level of each degradation.
 
@@ -58,9 +60,10 @@ def evaluate_robustness(
         out: folder for ``robustness.json``, ``robustness.csv`` and ``robustness.png``.
         kinds: types of degradation.
         on_level: called with the type (``"clean"`` first), the level and the metrics after each test.
+        distributed: see `visionattn.engine.train.testing.test`.
 
     Returns:
-        The files.
+        The files; none in processes other than the first.
 
     Raises:
         ConfigError: a type is unknown, or the test pipeline does not load images.
@@ -74,11 +77,12 @@ def evaluate_robustness(
     rows: list[dict[str, Any]] = []
     for kind, level in [("clean", 0.0), *((k, level) for k in kinds for level in DEGRADATION_LEVELS[k])]:
         changed = config if kind == "clean" else _degraded(config, kind, level)
-        metrics = test(
-            changed, checkpoint, folder / "levels" / (kind if kind == "clean" else f"{kind}_{level:g}")
-        ).metrics
+        place = folder / "levels" / (kind if kind == "clean" else f"{kind}_{level:g}")
+        metrics = test(changed, checkpoint, place, distributed=distributed).metrics
         rows.append({"kind": kind, "level": level, **metrics})
         on_level(kind, level, metrics)
+    if not is_main_process():
+        return []
     write_text(folder / "robustness.json", json.dumps({"checkpoint": str(checkpoint), "levels": rows}, indent=1) + "\n")
     text = io.StringIO()
     names = list(dict.fromkeys(name for row in rows for name in row))

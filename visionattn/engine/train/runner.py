@@ -3,12 +3,16 @@
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
@@ -21,19 +25,28 @@ from torch.utils.data import DataLoader
 
 import visionattn
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.config.build import keep_arguments
+from visionattn.engine.config.class_names import config_classes
 from visionattn.engine.train.bad_samples import BadSamples
 from visionattn.engine.train.guard import FiniteGuard
-from visionattn.engine.train.hooks import CheckpointHook, StopHook
+from visionattn.engine.train.hooks import CheckpointHook, SameBuffersHook, StopHook
 from visionattn.engine.train.loops import EpochLoop, IterLoop
+from visionattn.engine.train.processes import connect
 from visionattn.engine.train.progress import ProgressHook, RecordHook
 from visionattn.engine.train.randomness import with_named_errors
 from visionattn.engine.train.resuming import restore
 from visionattn.engine.train.same_size import evaluate_by_size
-from visionattn.errors import CheckpointError
+from visionattn.engine.weights import convert, fit
+from visionattn.errors import CheckpointError, DataError
+from visionattn.io.images import image_size
+
+if TYPE_CHECKING:
+    from visionattn.engine.train.finetune.start import Started
 
 __all__ = ["Runner"]
 
 _COUNT = itertools.count()
+LOOKED_AT = 20
 
 # Entries of the message hub that belong to the current process and are not restored when resuming.
 _NOT_RESUMED = {
@@ -58,6 +71,31 @@ def dataset_meta(dataset: Any) -> dict[str, Any] | None:
     return {**meta, "category_ids": tuple(int(value) for value in ids)}
 
 
+def typical_size(dataset: Any) -> tuple[int, int] | None:
+    """Return the median width and height in pixels of up to `LOOKED_AT` images spread over a dataset, or None.
+
+    The sizes are those in the annotations, or in the headers of the files.
+    """
+    if not hasattr(dataset, "get_data_info") or not len(dataset):
+        return None
+    sizes = []
+    for index in sorted(set(np.linspace(0, len(dataset) - 1, LOOKED_AT).astype(int).tolist())):
+        info = dataset.get_data_info(index)
+        path = info.get("img_path") if isinstance(info, Mapping) else None
+        if path is None:
+            continue
+        try:
+            sizes.append(
+                (info["width"], info["height"]) if {"width", "height"} <= info.keys() else image_size(Path(path))[:2]
+            )
+        except DataError:  # reported where the image is used
+            continue
+    if not sizes:
+        return None
+    width, height = np.median(sizes, axis=0)
+    return int(width), int(height)
+
+
 class Runner(StockRunner):
     """A Runner with the arguments of mmengine's Runner and these differences:
 
@@ -70,12 +108,15 @@ class Runner(StockRunner):
     """
 
     bad_samples: BadSamples | None = None  # None: an unreadable sample stops the run
+    started: "Started | None" = None  # weights of another model to start from
+    _started_from: dict[str, Any] | None = None
+    adopted: Mapping[str, str] = MappingProxyType({})  # see `checkpoints.adopted_arguments`
     validated: frozenset[int] = frozenset()  # iterations with a recorded validation, when resuming
 
     def setup_env(self, env_cfg: dict) -> None:
-        """Set up the environment as mmengine does, but with the gloo backend for processes without CUDA."""
-        if self.distributed and not torch.distributed.is_initialized() and not torch.cuda.is_available():
-            torch.distributed.init_process_group("gloo")
+        """Set up the environment as mmengine does, but connect the processes with `processes.connect`."""
+        if self.distributed:
+            connect(self.cfg)
         super().setup_env(env_cfg)
         # Loggers, message hubs and visualizers are global and identified by name. Runs in one process must not share
         # them, even if they start within the same second.
@@ -113,6 +154,8 @@ class Runner(StockRunner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for distributed training as mmengine does, and evaluate images of each size separately."""
+        if self._train_dataloader is None:  # without training, nothing is synchronized
+            return evaluate_by_size(model.to(get_device()))
         return evaluate_by_size(super().wrap_model(model_wrapper_cfg, model))
 
     def build_train_loop(self, loop: Any) -> Any:
@@ -152,6 +195,7 @@ class Runner(StockRunner):
             self.bad_samples = BadSamples(limit, Path(self.work_dir), self.note)
         self.progress = ProgressHook(interval=interval)
         self.stopper = StopHook()
+        self.register_hook(SameBuffersHook())
         self.register_hook(self.guard)
         self.register_hook(RecordHook(self.progress))
         self.register_hook(self.progress)
@@ -161,6 +205,11 @@ class Runner(StockRunner):
         """Write a line to the log and the console."""
         self.logger.warning(line)
         self.progress.console.print(line, markup=False)
+
+    @property
+    def started_from(self) -> dict[str, Any] | None:
+        """The record of the weights that the run started from, also if it was resumed since."""
+        return self.started.record if self.started is not None else self._started_from
 
     @property
     def checkpoint_hook(self) -> CheckpointHook | None:
@@ -181,12 +230,15 @@ class Runner(StockRunner):
         strict: bool = False,
         revise_keys: Sequence[tuple[str, str]] | None = None,
     ) -> dict[str, Any]:
-        """Load weights. Without ``strict``, tensors that do not match the model are skipped and listed in the log.
+        """Load weights, with the names of this package or of published checkpoints.
+
+        The report is in the attribute ``weights``, in the log and, in short, on the console.
 
         Args:
             filename: a path, a URL, or a name such as ``torchvision://resnet50``.
             map_location: see `torch.load`.
-            strict: names and shapes of all tensors must match.
+            strict: names and shapes of all tensors must match. Otherwise, class layers may have another number of
+                classes, and, with the config key ``partial``, other tensors may be missing or differ as well.
             revise_keys: regular expressions and their replacements in parameter names. None removes the prefix
                 ``module.`` of ``DistributedDataParallel``.
 
@@ -194,27 +246,44 @@ class Runner(StockRunner):
             The checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read safely, no tensor matches, or ``strict`` and a tensor does
-                not match.
+            CheckpointError: the checkpoint cannot be read safely, or does not fit the model.
         """
         checkpoint = checkpoints.load(filename, map_location)
-        checkpoint.setdefault("state_dict", checkpoints.state_dict_of(checkpoint))  # read by hooks
+        converted = convert(self.bare_model, checkpoint, config_classes(self.cfg), revise_keys)
+        checkpoint["state_dict"] = OrderedDict(converted.weights)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        skipped = checkpoints.fit(self.bare_model, checkpoint, filename, strict, revise_keys)
+        converted.weights = dict(checkpoint["state_dict"])  # the hook of averaged weights exchanges them
+        self.weights = fit(
+            self.bare_model,
+            converted,
+            filename,
+            config=self.cfg,
+            finetune=not strict,
+            partial=not strict and bool(self.cfg.get("partial")),
+            meta=checkpoint.get("meta"),
+        )
         self._has_loaded = True
-        if skipped:
-            self.logger.info("not loaded from %s:\n%s", filename, "\n".join(skipped))
-            self.progress.console.print(
-                f"loaded {filename}; {len(skipped)} tensors do not match and keep their initial values (see the log)"
-            )
+        self.adopted = converted.arguments or checkpoints.adopted_arguments(checkpoint)
+        if keep_arguments(self.cfg, self.adopted):  # which the checkpoints of the run are used with
+            self.dump_config()
+        if lines := self.weights.lines():
+            self.logger.info(str(self.weights))
+            for line in lines:
+                self.progress.console.print(line, markup=False)
         return checkpoint
 
     def load_or_resume(self) -> None:
-        """Load or resume according to ``load_from`` and ``resume``.
+        """Load or resume according to ``started``, ``load_from`` and ``resume``.
 
         Without a path, the newest readable checkpoint in the work dir is resumed.
         """
         if self._has_loaded:
+            return
+        if self.started is not None:
+            self.bare_model.load_state_dict(self.started.weights, strict=False)
+            self.adopted = self.started.adopted
+            self.logger.info("\n".join(self.started.lines))
+            self._has_loaded = True
             return
         source = self._load_from
         if self._resume and source is None:
@@ -247,7 +316,7 @@ class Runner(StockRunner):
             CheckpointError: the file cannot be read, does not match the config, or has no training state.
         """
         checkpoint = self.load_checkpoint(filename, map_location, strict=True)
-        meta = checkpoint.get("meta") or {}
+        meta = checkpoints.meta_of(checkpoint)
         if "iter" not in meta or (resume_optimizer and "optimizer" not in checkpoint):
             raise CheckpointError(
                 f"{filename}: contains weights but no training state; resume from an iter_*.pth or epoch_*.pth file, "
@@ -255,6 +324,7 @@ class Runner(StockRunner):
             )
         if "ema_state_dict" in checkpoint and not any(isinstance(h, EMAHook) for h in self.hooks):
             raise CheckpointError(f"{filename}: was saved with averaged weights; resume with `ema`")
+        self._started_from = meta.get("started_from")
         loop = self.train_loop
         loop._epoch, loop._iter = int(meta.get("epoch", 0)), int(meta["iter"])
         length = meta.get("batches_per_epoch")
@@ -330,18 +400,24 @@ class Runner(StockRunner):
         """
         checkpoints.check_backend(file_client_args, backend_args)
         gradients = self._pending_gradients() if save_optimizer else {}
+        optimizer = self.optim_wrapper.state_dict() if save_optimizer else {}  # may be sharded over the processes
         if not is_main_process():
             return
         meta = dict(meta or {})
         meta.setdefault("epoch", self.epoch + 1 if by_epoch else self.epoch)
         meta.setdefault("iter", self.iter if by_epoch else self.iter + 1)
         dataset = self.train_dataloader.dataset
+        if self.started_from:
+            meta["started_from"] = self.started_from
+        if self.adopted:
+            meta["adopted"] = dict(self.adopted)
         meta.update(
             seed=self.seed,
             config_name=Path(self.cfg.filename).name if self.cfg.filename else None,
             config=self.cfg.pretty_text,
             batches_per_epoch=len(self.train_dataloader),
             dataset_meta=dataset_meta(dataset),
+            image_size=typical_size(dataset),
             time=time.strftime("%Y-%m-%d %H:%M:%S"),
             versions={"visionattn": visionattn.__version__, "torch": str(torch.__version__)},
         )
@@ -349,7 +425,7 @@ class Runner(StockRunner):
         hub["runtime_info"] = {k: v for k, v in hub["runtime_info"].items() if k not in _NOT_RESUMED}
         content: dict[str, Any] = {"meta": meta, "state_dict": self.bare_model.state_dict(), "message_hub": hub}
         if save_optimizer:
-            content["optimizer"] = self.optim_wrapper.state_dict()
+            content["optimizer"] = optimizer
             if gradients:
                 content["gradients"] = gradients
         if save_param_scheduler and self.param_schedulers is not None:

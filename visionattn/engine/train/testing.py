@@ -6,33 +6,40 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.evaluator import BaseMetric
 
 import visionattn
 from visionattn.data.panoptic import PanopticStats
+from visionattn.engine.amp import use_amp
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.compat import install
 from visionattn.engine.compat.checkpoint import write_text
-from visionattn.engine.config.build import building, quiet
+from visionattn.engine.config.build import building, keep_arguments, quiet
 from visionattn.engine.config.checks import check_config
 from visionattn.engine.config.class_names import checkpoint_classes, follow_checkpoint
 from visionattn.engine.config.data_checks import check_data
 from visionattn.engine.train.curve import short_names
+from visionattn.engine.train.experiments.options import drop_backends
+from visionattn.engine.train.processes import connect
 from visionattn.engine.train.progress import to_log
 from visionattn.engine.train.record import describe_dataset, file_sha256, keep_class_iou, versions
 from visionattn.engine.train.runner import Runner
+from visionattn.engine.train.same_size import by_size
 from visionattn.engine.train.train import plain_errors
+from visionattn.engine.weights import FitReport, fit
 from visionattn.errors import ConfigError, require
 
-__all__ = ["TestResult", "machine", "test"]
+__all__ = ["Substitute", "TestObserver", "TestResult", "machine", "test"]
 
 TRAINING_KEYS = (
     "train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "auto_scale_lr",
@@ -52,6 +59,9 @@ class TestResult:
         images: number of test images.
         seconds: wall time of loading, inference and evaluation.
         files: ``results.json`` and the predictions in COCO format.
+        weights: report of the conversion of the checkpoint's names; None for a program.
+        annotations: annotation file of each COCO metric by the type of prediction, ``bbox`` or ``segm``.
+        record: contents of ``results.json``.
     """
 
     __test__ = False  # not a pytest class
@@ -61,18 +71,77 @@ class TestResult:
     images: int
     seconds: float
     files: list[Path]
+    weights: FitReport | None = None
+    annotations: dict[str, str] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
 
 
-def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) -> TestResult:
+class TestObserver(Protocol):
+    """Receives each prediction of a test."""
+
+    __test__ = False  # not a pytest class
+
+    def start(self, model: Any, config: Config, meta: Mapping[str, Any]) -> None:
+        """Start with the network, the whole config, and the meta information of the test data."""
+
+    def add(self, sample: Mapping[str, Any]) -> None:
+        """Add one data sample with its prediction, as a dict."""
+
+
+class _ObserverMetric(BaseMetric):
+    """Passes each data sample to an observer, and computes nothing."""
+
+    def __init__(self, observer: TestObserver) -> None:
+        super().__init__()
+        self.observer = observer
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            self.observer.add(sample)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        return {}
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        return {}
+
+
+class Substitute(Protocol):
+    """A program that is tested in place of the model of a config.
+
+    Attributes:
+        path: its file.
+        classes: class names by label.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+
+    def test_step(self, batch: dict[str, Any]) -> list[Any]:
+        """Return the data samples of a batch with their predictions, as a model of mmengine does."""
+
+
+def test(
+    config: Config,
+    checkpoint: str | os.PathLike | Substitute,
+    out: str | os.PathLike,
+    observer: TestObserver | None = None,  # noqa: PT028  not a pytest function
+    amp: bool = False,  # noqa: PT028
+    distributed: bool = False,  # noqa: PT028
+) -> TestResult:
     """Run a checkpoint on ``test_dataloader`` and evaluate it with ``test_evaluator``.
 
     `visionattn.engine.compat.install` is called first.
 
     Args:
         config: the config.
-        checkpoint: the weights.
+        checkpoint: the weights, or a program that is tested instead, such as an exported file.
         out: folder for ``results.json`` and, for COCO metrics, ``predictions.bbox.json`` and
             ``predictions.segm.json``.
+        observer: receives each prediction.
+        amp: compute in half precision, see `visionattn.engine.amp.use_amp`; not for a program.
+        distributed: this is one of several processes, and the environment variables of torchrun are set. Each tests a
+            part of the images. The first one writes the files, and only its result has ``per_class`` and ``files``.
 
     Raises:
         ConfigError: the config has no test data or evaluator, or is invalid.
@@ -80,28 +149,47 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         DataError: the test data is invalid.
     """
     install()
+    if distributed:
+        connect(config)
     name = Path(config.filename).name if config.filename else "config"
     for key in ("test_dataloader", "test_evaluator"):
         if not config.get(key):
             raise ConfigError(f"{name}: has no key {key!r}, which testing requires")
-    check_config(config, ("test",), name)
-    loaded = checkpoints.read(checkpoint)
+    if is_main_process():
+        check_config(config, ("test",), name)
+    program = None if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+    if program is None:
+        loaded = checkpoints.read(checkpoint)
+    else:
+        checkpoint, loaded = program.path, {"meta": {"dataset_meta": {"classes": program.classes}}}
     config = deepcopy(config)
+    keep_arguments(config, checkpoints.adopted_arguments(loaded))
     follow_checkpoint(config, checkpoint_classes(loaded), ("test",), str(checkpoint))
-    check_data(config, ("test",))
+    if is_main_process():
+        check_data(config, ("test",))
     folder = Path(out)
     cfg = deepcopy(config)
     for key in TRAINING_KEYS:
         cfg.pop(key, None)
-    cfg.work_dir, cfg.resume, cfg.launcher = str(folder), False, "none"
+    cfg.work_dir, cfg.resume, cfg.launcher = str(folder), False, "pytorch" if distributed else "none"
     # the weights in a checkpoint are the averaged ones
     cfg.custom_hooks = [h for h in cfg.get("custom_hooks") or [] if not str(h.get("type")).endswith("EMAHook")]
     cfg.setdefault("test_cfg", {})
+    drop_backends(cfg)
     coco = _prepare_evaluators(cfg, folder / "predictions")
     with quiet(), building(name):
         runner = Runner.from_cfg(cfg)
-    checkpoints.fit(runner.bare_model, loaded, checkpoint)
+    if program is None:
+        report = fit(runner.bare_model, loaded, checkpoint, config=config)
+        if amp:
+            use_amp(runner.bare_model)
+    else:
+        report, runner.model.test_step = None, by_size(program.test_step)
     runner._has_loaded = True
+    if observer is not None:
+        observer.start(runner.bare_model, config, runner.test_dataloader.dataset.metainfo)
+        # the first one, as the panoptic metric of mmdet changes the maps of the samples
+        runner.test_evaluator.metrics.insert(0, _ObserverMetric(observer))
     started = time.monotonic()
     try:
         with to_log(runner.logger), building(name), plain_errors(name):
@@ -110,7 +198,9 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
     finally:
         runner.progress.close()
     seconds = time.monotonic() - started
-    images = len(runner.test_dataloader.dataset)
+    images, metrics = len(runner.test_dataloader.dataset), short_names(raw)
+    if not is_main_process():
+        return TestResult(metrics, {}, images, seconds, [], report)
     per_class, files = panoptic, []
     for kind, ann_file in coco.items():
         predictions = folder / f"predictions.{kind}.json"
@@ -119,8 +209,7 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
             files.append(predictions)
     if iou:
         per_class["semantic"] = iou
-    metrics = short_names(raw)
-    meta = loaded.get("meta") if isinstance(loaded.get("meta"), Mapping) else {}
+    meta = checkpoints.meta_of(loaded)
     record = {
         "metrics": metrics,
         "per_class": per_class,
@@ -128,17 +217,20 @@ def test(config: Config, checkpoint: str | os.PathLike, out: str | os.PathLike) 
         "checkpoint": str(checkpoint),
         "checkpoint_sha256": file_sha256(checkpoint),
         "checkpoint_iteration": meta.get("iter"),
+        "started_from": meta.get("started_from"),
         "averaged_weights": "ema_state_dict" in loaded,
+        "amp": amp,
         "images": images,
         "dataset": describe_dataset(config, runner),
         "seconds": round(seconds, 2),
         "seconds_per_image": round(seconds / max(images, 1), 4),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "processes": runner.world_size,
         "machine": machine(),
         "versions": versions(),
     }
     write_text(folder / "results.json", json.dumps(record, indent=1) + "\n")
-    return TestResult(metrics, per_class, images, seconds, [folder / "results.json", *files])
+    return TestResult(metrics, per_class, images, seconds, [folder / "results.json", *files], report, coco, record)
 
 
 def _prepare_evaluators(cfg: Config, prefix: Path) -> dict[str, str]:

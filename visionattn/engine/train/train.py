@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,25 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.registry import MODELS, DefaultScope
 
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.compat import install
-from visionattn.engine.config.build import building, quiet
+from visionattn.engine.compat.checkpoint import write_text
+from visionattn.engine.config.build import building, keep_arguments, quiet
 from visionattn.engine.config.checks import check_config
 from visionattn.engine.config.class_names import checkpoint_classes, follow_checkpoint
 from visionattn.engine.config.data_checks import check_data
 from visionattn.engine.config.schedules import fitted_line
 from visionattn.engine.train import train_options
 from visionattn.engine.train.curve import METRICS_FILE, cut_records, draw_curve, read_records
+from visionattn.engine.train.experiments.options import drop_backends, use_mlflow, use_wandb
+from visionattn.engine.train.finetune import sources
+from visionattn.engine.train.finetune.early_stopping import EarlyStoppingHook
+from visionattn.engine.train.finetune.start import Started
+from visionattn.engine.train.finetune.start import start_from as select_weights
 from visionattn.engine.train.hooks import stop_signals
+from visionattn.engine.train.processes import check_shared, connect, from_first
 from visionattn.engine.train.progress import screen, to_log
 from visionattn.engine.train.runner import Runner
 from visionattn.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -45,6 +54,7 @@ class TrainResult:
         seconds: wall time, without the part before resuming.
         metrics: metrics of the last validation under short names (``AP``, ``AP50``).
         best_metrics: metrics of the validation with the best first metric.
+        stopped: why the run ended before its last iteration, or None.
     """
 
     work_dir: Path
@@ -57,6 +67,7 @@ class TrainResult:
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
     best_metrics: dict[str, float] = field(default_factory=dict)
+    stopped: str | None = None
 
 
 def train(
@@ -69,9 +80,16 @@ def train(
     ema: bool | float = False,
     accumulate: int | None = None,
     wandb: bool | str = False,
+    mlflow: bool | str = False,
     skip_nonfinite: int = 0,
     max_bad_samples: int = 0,
     deterministic: bool = False,
+    partial: bool = False,
+    start_from: str | os.PathLike | None = None,
+    freeze: int | str | None = None,
+    patience: int | None = None,
+    layer_decay: float | None = None,
+    shard_optimizer: bool = False,
     distributed: bool = False,
 ) -> TrainResult:
     """Train the model of a config.
@@ -91,10 +109,20 @@ def train(
             0.0002). It is used for validation and as the weights in checkpoints.
         accumulate: number of iterations per optimizer step. Schedules remain in units of iterations.
         wandb: also log to this project of Weights & Biases (True: WANDB_PROJECT).
+        mlflow: also log to this experiment of MLflow (True: MLFLOW_EXPERIMENT_NAME, or ``visionattn``).
         skip_nonfinite: number of iterations with a NaN or infinite loss or gradient that are skipped; a further one
             stops the run.
         max_bad_samples: number of different unreadable training samples that are skipped; a further one stops the run.
         deterministic: only use deterministic algorithms, on GPUs as well.
+        partial: load the tensors of ``load_from`` that match the model, and keep the initial values of the others. By
+            default, only class layers of another number of classes may differ.
+        start_from: weights to start from: the folder of a run (its best checkpoint), the name of a model of this
+            package, a file, or the name of a pretrained timm model; see `visionattn.engine.train.finetune.sources`. By
+            default, ``start_from`` and ``load_from`` of the config decide. A resumed run does not load it again.
+        freeze: freeze the stem and this number of stages of the backbone, or ``"all"``.
+        patience: stop after this number of validations without an improvement of the metric of ``save_best``.
+        layer_decay: factor of the learning rate from each layer of the backbone to the one below it.
+        shard_optimizer: divide the state of the optimizer among the processes, which changes no result.
         distributed: this is one of several processes, and the environment variables of torchrun are set.
 
     Returns:
@@ -106,17 +134,23 @@ def train(
         Interrupted: stopped by SIGINT (Ctrl-C) or SIGTERM; the state was saved.
     """
     install()
+    if distributed:
+        connect(config)
     console = screen()
     name = Path(config.filename).name if config.filename else "config"
     _check_trainable(config, name)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_main_process():
         check_config(config, name=name)
     folder = Path(work_dir or config.get("work_dir") or Path("work_dirs") / Path(name).stem)
     config.work_dir = str(folder)
     if resume is False and config.get("resume"):  # as in mmengine
         resume = config.get("load_from") or True
-    source = _resume_source(folder, resume, console)
+    source = from_first(_resume_source(folder, resume, console) if is_main_process() else None)
+    if resume is True:
+        source = folder / source.name if source is not None else None
+        check_shared(source, folder)
     config.resume = source is not None
+    origin = _origin(config, start_from, source, name, console)
     if source is not None:
         config.load_from = str(source)
     if source is not None or (config.get("load_from") and "://" not in str(config.load_from)):
@@ -131,21 +165,34 @@ def train(
         train_options.use_ema(config, None if ema is True else ema)
     if accumulate is not None:
         train_options.accumulate(config, accumulate, name)
+    if freeze is not None:
+        train_options.freeze(config, freeze, name)
+    if layer_decay is not None:
+        train_options.use_layer_decay(config, layer_decay, name)
+    if patience is not None:
+        train_options.stop_early(config, patience, name)
+    train_options.shard_optimizer(config, shard_optimizer, distributed, name)
     train_options.tolerate(config, skip_nonfinite, max_bad_samples)
+    if partial:
+        config.partial = True
     if deterministic:
         train_options.be_deterministic(config)
-    if wandb is not False and int(os.environ.get("RANK", 0)) == 0:
-        train_options.use_wandb(config, None if wandb is True else wandb, folder, source is not None)
+    drop_backends(config)
+    if wandb is not False and is_main_process():
+        use_wandb(config, None if wandb is True else wandb, folder, source is not None)
+    if mlflow is not False and is_main_process():
+        use_mlflow(config, None if mlflow is True else mlflow, folder, source is not None)
     config.launcher = "pytorch" if distributed else "none"
     if distributed and not torch.cuda.is_available():
         config.model_wrapper_cfg = {
             "type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False,
             "find_unused_parameters": config.get("find_unused_parameters", False),
         }  # fmt: skip
+    started = None if origin is None else _start(config, origin, name)  # before anything is written
     known_bad: dict[str, str] = {}
     tolerant = bool(config.get("max_bad_samples"))
     data = []
-    if tolerant or int(os.environ.get("RANK", 0)) == 0:  # each process must know which files to skip
+    if tolerant or is_main_process():  # each process must know which files to skip
         data = check_data(config, bad=known_bad if tolerant else None)
     if len(known_bad) > (config.get("max_bad_samples") or 0):
         raise DataError(
@@ -153,22 +200,25 @@ def train(
             f"{config.max_bad_samples}"
         )
 
+    earlier = _config_of_run(folder)
     with quiet(), building(name):
-        runner = Runner.from_cfg(config)
+        runner = Runner.from_cfg(config)  # writes the config
+    runner.started = started
     if runner.bad_samples is not None:
         runner.bad_samples.known = known_bad
-    if source is not None and source.parent.resolve() == folder.resolve():  # the same for all processes
-        runner.validated = frozenset(r["iter"] for r in read_records(folder) if "val" in r)
+    if source is not None:
+        own = source.parent.resolve() == folder.resolve()
+        runner.validated = from_first(frozenset(r["iter"] for r in read_records(folder) if own and "val" in r))
     if is_main_process():
-        _prepare_folder(folder, source, runner)
+        _prepare_folder(folder, source, runner, earlier)
     parameters = sum(p.numel() for p in runner.bare_model.parameters())
     console.print(f"{name}: {runner.model_name}, {parameters / 1e6:.2f} M parameters, on {_device(runner)}")
-    for line in data:
-        console.print(line)
+    for line in [*(started.lines if started is not None else []), *data]:
+        console.print(line, markup=False)
     if line := fitted_line(config):
         console.print(line)
     console.print(f"work dir {folder}")
-    started = time.monotonic()
+    begin = time.monotonic()
     try:
         with to_log(runner.logger), stop_signals(runner.stopper), building(name), plain_errors(name):
             runner.train()
@@ -176,13 +226,45 @@ def train(
         runner.progress.close()
         if is_main_process() and read_records(folder):
             draw_curve(folder, Path(name).stem)
-    return _result(runner, folder, name, time.monotonic() - started)
+    return _result(runner, folder, name, time.monotonic() - begin)
 
 
 def _check_trainable(config: Config, name: str) -> None:
     for key in ("train_dataloader", "train_cfg", "optim_wrapper"):
         if not config.get(key):
             raise ConfigError(f"{name}: has no key {key!r}, which training requires")
+
+
+def _origin(
+    config: Config, given: str | os.PathLike | None, resumed: Path | None, name: str, console: Any
+) -> sources.Source | None:
+    """Return the weights that a new run starts from, or None; note them in the config."""
+    if given is not None:
+        config.start_from = str(given)
+    if resumed is not None:
+        checkpoint = checkpoints.read(resumed)
+        recorded = checkpoints.meta_of(checkpoint).get("started_from") or {}
+        if given is not None:
+            console.print(f"the weights of {given} are not loaded again, as the run is resumed", markup=False)
+        config.start_from = recorded.get("source")
+        keep_arguments(config, checkpoints.adopted_arguments(checkpoint))
+    if not config.get("start_from") or resumed is not None:
+        return None
+    config.load_from = None
+    source = sources.find_source(config.start_from)
+    if source.file is None:
+        sources.use_pretrained(config, source)
+    else:  # instead of other pretrained weights
+        sources.drop_pretrained(config)
+    return source
+
+
+def _start(config: Config, origin: sources.Source, name: str) -> Started:
+    """Select the weights of a source with a model of its own, so that errors come before the folder of the run."""
+    scope = config.get("default_scope", "mmengine")
+    with quiet(), building(name), DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(deepcopy(config.model))  # constructors change their config
+    return select_weights(model, config, origin)
 
 
 def _resume_source(folder: Path, resume: bool | str | os.PathLike, console: Any) -> Path | None:
@@ -202,7 +284,7 @@ def _resume_source(folder: Path, resume: bool | str | os.PathLike, console: Any)
 
 def _seed(config: Config, seed: int | None, source: Path | None) -> int:
     if source is not None:
-        saved = (checkpoints.read(source).get("meta") or {}).get("seed")
+        saved = checkpoints.meta_of(checkpoints.read(source)).get("seed")
         if saved is not None:
             if seed is not None and seed != saved:
                 raise ConfigError(f"{source}: `seed` must be {saved}, that of the run, or None, got {seed}")
@@ -214,10 +296,19 @@ def _seed(config: Config, seed: int | None, source: Path | None) -> int:
     return 0 if seed is None else int(seed)
 
 
-def _prepare_folder(folder: Path, source: Path | None, runner: Runner) -> None:
+def _config_of_run(folder: Path) -> tuple[Path, str] | None:
+    """Return the config of the run in a folder and its text, or None. Other Python files may be next to it."""
+    for file in sorted(folder.glob("*.py"), key=lambda p: -p.stat().st_mtime_ns):
+        text = file.read_text(errors="replace")
+        if re.search(r"^work_dir = ", text, re.MULTILINE):  # as in all configs that a runner writes
+            return file, text
+    return None
+
+
+def _prepare_folder(folder: Path, source: Path | None, runner: Runner, earlier: tuple[Path, str] | None) -> None:
     """Move the files of an earlier run to a subfolder, or delete records after the iteration that is resumed."""
     if source is not None:
-        meta = checkpoints.read(source).get("meta") or {}
+        meta = checkpoints.meta_of(checkpoints.read(source))
         if source.parent.resolve() == folder.resolve():
             cut_records(folder, int(meta.get("iter", 0)))
         return
@@ -228,6 +319,14 @@ def _prepare_folder(folder: Path, source: Path | None, runner: Runner) -> None:
         for file in [*old, folder / "last_checkpoint", folder / "curve.png"]:
             if file.is_file():
                 file.rename(aside / file.name)
+        if earlier is not None:
+            file, text = earlier
+            write_text(aside / file.name, text)
+            if file.name != Path(runner.cfg.filename or "config.py").with_suffix(".py").name:  # not overwritten
+                file.unlink()
+        tested = folder / "test"
+        if any((tested / name).is_file() for name in ("results.json", "robustness.json")):
+            tested.rename(aside / "test")
         runner.progress.console.print(f"moved the files of an earlier run to {aside}")
 
 
@@ -283,4 +382,5 @@ def _result(runner: Runner, folder: Path, name: str, seconds: float) -> TrainRes
         seconds=seconds,
         metrics=scored[-1] if scored else {},
         best_metrics=best,
+        stopped=next((h.reason for h in runner.hooks if isinstance(h, EarlyStoppingHook)), None),
     )

@@ -1,37 +1,37 @@
-"""Training options that change the config: mixed precision, EMA, gradient accumulation, Weights & Biases."""
+"""Training options that change the config: mixed precision, EMA, accumulation, fine-tuning."""
 
-import importlib.util
+import inspect
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
-from mmengine.visualization import WandbVisBackend
 from torch import nn
 
-from visionattn.engine.registry import OPTIM_WRAPPERS, VISBACKENDS
-from visionattn.errors import ConfigError, MissingDependencyError
+from visionattn.engine.config.options import find_class
+from visionattn.engine.registry import OPTIM_WRAPPERS
+from visionattn.errors import ConfigError
 
 __all__ = [
     "EMA_MOMENTUM",
     "BF16OptimWrapper",
-    "WandbBackend",
     "accumulate",
     "be_deterministic",
+    "freeze",
+    "shard_optimizer",
+    "stop_early",
     "tolerate",
     "use_amp",
     "use_ema",
-    "use_wandb",
+    "use_layer_decay",
 ]
 
 EMA_MOMENTUM = 0.0002
-WANDB_ID = "wandb_id"
-"""File in the work dir with the id of the W&B run, for resuming."""
+DEFAULT_CONSTRUCTOR = "DefaultOptimWrapperConstructor"
+SHARDED = "ZeroRedundancyOptimizer"
+LAYER_DECAY = "visionattn.LayerDecayOptimizerConstructor"
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -48,15 +48,6 @@ class BF16OptimWrapper(OptimWrapper):
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield
-
-
-@VISBACKENDS.register_module()
-class WandbBackend(WandbVisBackend):
-    """The W&B backend of mmengine, without uploading all Python files in the current folder."""
-
-    def add_config(self, config: Config, **kwargs: Any) -> None:  # the signature of mmengine, which passes no kwargs
-        """Log the config, which may differ from that of the run that is resumed."""
-        self.experiment.config.update(config.to_dict(), allow_val_change=True)
 
 
 def use_amp(config: Config, name: str) -> None:
@@ -138,6 +129,108 @@ def accumulate(config: Config, count: int, name: str) -> None:
     config.optim_wrapper.accumulative_counts = count
 
 
+def freeze(config: Config, stages: int | str, name: str) -> None:
+    """Freeze the first stages of the backbone.
+
+    Args:
+        config: changed in place.
+        stages: number of stages; 0 freezes only the stem, ``"all"`` the whole backbone.
+        name: name of the config in error messages.
+
+    Raises:
+        ConfigError: the value is neither, or the backbone cannot be frozen. The number of stages is checked when the
+            model is built.
+    """
+    if stages != "all" and (isinstance(stages, (bool, str)) or stages < 0):
+        raise ConfigError(f"`freeze` must be a number of stages from 0, or 'all', got {stages!r}")
+    backbone = config.model.get("backbone")
+    kind = find_class((backbone or {}).get("type"), config.get("default_scope"))
+    accepted = set() if kind is None else set(inspect.signature(kind).parameters)
+    if "frozen_stages" not in accepted:
+        what = f"model.backbone ({backbone['type']}) has no `frozen_stages`" if backbone else "has no model.backbone"
+        raise ConfigError(f"{name}: `freeze` is not possible, as {what}")
+    if stages == "all" and not getattr(kind, "freezes_all", False):
+        raise ConfigError(f"{name}: `freeze`='all' requires a visionattn.Backbone, got {backbone['type']}")
+    backbone.frozen_stages = stages
+
+
+def use_layer_decay(config: Config, rate: float, name: str) -> None:
+    """Use `visionattn.engine.train.finetune.layer_decay.LayerDecayOptimizerConstructor`.
+
+    Args:
+        config: changed in place.
+        rate: factor of the learning rate from each layer to the one below it.
+        name: name of the config in error messages.
+
+    Raises:
+        ConfigError: the rate is not in (0, 1], or the config constructs its optimizer in another way.
+    """
+    if not 0 < rate <= 1:
+        raise ConfigError(f"`layer_decay` must be in (0, 1], got {rate:g}")
+    wrapper = config.optim_wrapper
+    before = str(wrapper.get("constructor") or DEFAULT_CONSTRUCTOR).rsplit(".", 1)[-1]
+    if before not in (DEFAULT_CONSTRUCTOR, LAYER_DECAY.rsplit(".", 1)[-1]) or not wrapper.get("optimizer"):
+        raise ConfigError(f"{name}: `layer_decay` cannot be combined with optim_wrapper.constructor={before!r}")
+    wrapper.constructor = LAYER_DECAY
+    wrapper.paramwise_cfg = {**(wrapper.get("paramwise_cfg") or {}), "layer_decay_rate": rate}
+
+
+def shard_optimizer(config: Config, wanted: bool, distributed: bool, name: str) -> None:
+    """Divide the state of the optimizer among the processes with `torch.distributed.optim.ZeroRedundancyOptimizer`.
+
+    Results and checkpoints are those of the optimizer itself, so that a run can be resumed with and without it, and
+    with another number of processes. With one process, the optimizer itself is used.
+
+    Args:
+        config: changed in place.
+        wanted: use it if the config does not already.
+        distributed: there are several processes.
+        name: name of the config in error messages.
+
+    Raises:
+        ConfigError: the optimizer is not one of `torch.optim`, or there are several.
+    """
+    optimizer = config.optim_wrapper.get("optimizer")
+    if isinstance(optimizer, Mapping) and str(optimizer.get("type")).rsplit(".", 1)[-1] == SHARDED:
+        inner = {key: value for key, value in optimizer.items() if key != "optimizer_type"}
+        inner["type"] = optimizer.get("optimizer_type")
+    elif not wanted:
+        return
+    else:
+        inner = dict(optimizer or {})
+    kind = str(inner.get("type")).rsplit(".", 1)[-1]
+    if not hasattr(torch.optim, kind):
+        what = repr(kind) if optimizer else "several optimizers"
+        raise ConfigError(f"{name}: `shard_optimizer` requires one optimizer of torch.optim, got {what}")
+    inner["type"] = kind
+    config.optim_wrapper.optimizer = {**inner, "type": SHARDED, "optimizer_type": kind} if distributed else inner
+
+
+def stop_early(config: Config, patience: int, name: str) -> None:
+    """Stop when the validation metric of ``save_best`` does not improve, and save the best checkpoint.
+
+    Args:
+        config: changed in place.
+        patience: number of validations without improvement.
+        name: name of the config in error messages.
+
+    Raises:
+        ConfigError: the number is below 1, or the config does not validate.
+    """
+    if patience < 1:
+        raise ConfigError(f"`patience` must be at least 1, got {patience}")
+    if not all(config.get(key) for key in ("val_dataloader", "val_evaluator")) or config.get("val_cfg") is None:
+        raise ConfigError(f"{name}: `patience` requires a validation; set val_dataloader, val_evaluator and val_cfg")
+    hooks = dict(config.get("default_hooks") or {})
+    saver = hooks.get("checkpoint", {"type": "CheckpointHook", "interval": 1})
+    if not isinstance(saver, Mapping):
+        raise ConfigError(f"{name}: `patience` requires the checkpoint hook, but default_hooks.checkpoint is {saver!r}")
+    config.default_hooks = {**hooks, "checkpoint": {**saver, "save_best": saver.get("save_best") or "auto"}}
+    kind = "EarlyStoppingHook"
+    others = [h for h in config.get("custom_hooks") or [] if str(h.get("type")).rsplit(".", 1)[-1] != kind]
+    config.custom_hooks = [*others, dict(type=f"visionattn.{kind}", patience=patience)]
+
+
 def tolerate(config: Config, skip_nonfinite: int, max_bad_samples: int) -> None:
     """Allow a number of iterations with NaN or infinite values and a number of unreadable samples.
 
@@ -160,30 +253,3 @@ def be_deterministic(config: Config) -> None:
     """Use deterministic algorithms of PyTorch, cuDNN and cuBLAS. Operators that have none raise an error."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is initialized
     config.randomness = {**(config.get("randomness") or {}), "deterministic": True}
-
-
-def use_wandb(config: Config, project: str | None, folder: Path, resumed: bool) -> None:
-    """Log losses, metrics and the config to Weights & Biases (W&B), in addition to the files in the work dir.
-
-    Args:
-        config: changed in place.
-        project: name of the W&B project; None uses WANDB_PROJECT or the default of wandb.
-        folder: the work dir.
-        resumed: continue the W&B run of the work dir.
-
-    Raises:
-        MissingDependencyError: wandb is not installed.
-    """
-    if importlib.util.find_spec("wandb") is None:
-        raise MissingDependencyError("`wandb` requires the package wandb; run: pip install wandb")
-    file = folder / WANDB_ID
-    if not (resumed and file.is_file()):
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(uuid.uuid4().hex[:12])
-    init = {"id": file.read_text().strip(), "name": folder.name, "resume": "allow"}
-    if project:
-        init["project"] = project
-    visualizer = dict(config.get("visualizer") or {"type": "Visualizer"})
-    backends = [b for b in visualizer.get("vis_backends") or [] if "Wandb" not in str(b.get("type"))]
-    visualizer["vis_backends"] = [*backends, {"type": "visionattn.WandbBackend", "init_kwargs": init}]
-    config.visualizer = visualizer

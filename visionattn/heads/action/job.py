@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,13 @@ class ActionJob(Job):
     records = "images"
     accepts_video = True
     max_batch_size = 1  # the views of a video already form a batch
+    record_types: ClassVar[Mapping[str, Any]] = {
+        "action": str,
+        "action_score": float,
+        "class_scores": {str: float},
+        "with_pose": bool,
+        "frames": [int],
+    }
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:

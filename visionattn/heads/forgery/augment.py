@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.errors import require
-from visionattn.heads.forgery.synthesis import Donor, ForgerySynthesis
+from visionattn.heads.forgery.create.synthesis import Donor, ForgerySynthesis
 
 albumentations = require("albumentations")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from visionattn.errors import DataError, require
-from visionattn.heads.forgery.donors import read_photo
+from visionattn.heads.forgery.create.donors import read_photo
 from visionattn.heads.forgery.sets import ForgeryItem, read_truth
 
 __all__ = ["ForgeryImages", "edge_mask", "train_augmentations"]

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from visionattn.kernels.exporting import maximum
+
 __all__ = ["ForgeryHead", "ForgeryOutput", "FusionHead", "forgery_losses", "label_decoder"]
 
 
@@ -161,7 +163,7 @@ class ForgeryHead(nn.Module):
         label = self.cls_decoder(features[-1])
         if self.mask_to_label is not None:
             values = coarse.flatten(1)
-            strongest = values.topk(max(1, values.shape[1] // 20), dim=1).values
+            strongest = values.topk(maximum(1, values.shape[1] // 20), dim=1).values
             label = label + self.mask_to_label(torch.stack([strongest[:, 0], strongest.mean(1)], 1))
         if self.regions_to_label is not None:
             weights = coarse.flatten(2).softmax(2)

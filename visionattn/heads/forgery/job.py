@@ -1,19 +1,59 @@
-"""The job of forgery detection."""
+"""The job of forgery detection, and its prediction for one image."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
+from torch import nn
 
-from visionattn.heads.forgery.results import ForgeryPrediction
+from visionattn.heads.forgery.analysis import ForgeryAnalysis
+from visionattn.heads.forgery.export import ForgeryOutputs, restore_forgery
+from visionattn.inference.analysis.base import TestData
 from visionattn.inference.blending import MapCanvas, ViewSum
 from visionattn.inference.decoding import pixel_logits, to_array
+from visionattn.inference.draw import class_color, draw_prediction
+from visionattn.inference.export.outputs import FinalOutputs
 from visionattn.inference.image_job import ImageJob
 from visionattn.inference.job import Merger, RunTotals, View
+from visionattn.inference.onnx.model import Geometry, RawOutput
+from visionattn.inference.options import ExportOptions
+from visionattn.inference.results import Prediction
 from visionattn.inference.tiling import Tile
 
-__all__ = ["JOBS", "ForgeryJob"]
+__all__ = ["JOBS", "ForgeryJob", "ForgeryPrediction"]
+
+
+@dataclass(frozen=True)
+class ForgeryPrediction(Prediction):
+    """Prediction of forged pixels and of whether the image is forged.
+
+    Attributes:
+        heatmap: probability that a pixel is forged, float32 ``[H, W]``.
+        semantic: 1 where a pixel is forged, 0 elsewhere, ``[H, W]``.
+        image_scores: probability that the image is authentic, and that it is forged.
+        threshold: images with a higher probability are forged.
+    """
+
+    threshold: float = 0.5
+
+    @property
+    def forgery_score(self) -> float:
+        """Probability that any part of the image is forged."""
+        return float(self.image_scores[1])
+
+    @property
+    def forged(self) -> bool:
+        """True if the probability that the image is forged exceeds the threshold."""
+        return self.forgery_score > self.threshold
+
+    def _overlay(self, image: np.ndarray) -> np.ndarray:
+        """Draw the forged regions, and the image-level decision in the upper left corner."""
+        label = int(self.forged)
+        color = class_color(label) if self.colors is None else tuple(self.colors[label])[::-1]
+        title = f"{self.classes[label]} {self.forgery_score:.2f}"
+        return draw_prediction(image, replace(self, heatmap=None), (title, color))
 
 
 class ForgeryJob(ImageJob):
@@ -21,6 +61,27 @@ class ForgeryJob(ImageJob):
 
     name = "forgery"
     tiles = views = styled = dataset_colors = True
+    record_types: ClassVar[Mapping[str, Any]] = {"forgery_score": float, "forged": bool, "forged_share": float}
+
+    @property
+    def threshold_names(self) -> tuple[str, ...]:
+        """Names of the thresholds: of the probability of the image, and of those of the pixels."""
+        return ("image", "pixels")
+
+    @classmethod
+    def analysis(cls, data: TestData) -> ForgeryAnalysis:
+        """Return the analysis of images and pixels."""
+        return ForgeryAnalysis(data)
+
+    @classmethod
+    def exported(cls, model: nn.Module, options: ExportOptions) -> FinalOutputs:
+        """Return the final outputs."""
+        return ForgeryOutputs(model)
+
+    @classmethod
+    def restored(cls, outputs: Mapping[str, np.ndarray], about: Mapping[str, Any], geometry: Geometry) -> RawOutput:
+        """Return the output of the model for one image from those of an exported program."""
+        return restore_forgery(outputs, about, geometry)
 
     def prediction(self, output: Any, size: tuple[int, int]) -> ForgeryPrediction:
         """Return the probability of each pixel and of the image."""
@@ -29,11 +90,13 @@ class ForgeryJob(ImageJob):
 
     def from_heatmap(self, heatmap: np.ndarray, score: float) -> ForgeryPrediction:
         """Return the prediction for the probabilities of the pixels and of the image."""
+        limits = self.options.score_thr if isinstance(self.options.score_thr, Mapping) else {}
         return ForgeryPrediction(
             heatmap.shape,
             heatmap=heatmap,
-            semantic=(heatmap > float(self.model.model.threshold)).astype(np.int64),
+            semantic=(heatmap > limits.get("pixels", float(self.model.model.threshold))).astype(np.int64),
             image_scores=np.array([1 - score, score], np.float32),
+            threshold=limits.get("image", ForgeryPrediction.threshold),
             **self.common(),
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
 from visionattn.errors import ConfigError
-from visionattn.heads.forgery import mmlab_checks, mmlab_data, mmlab_metric  # noqa: F401  (registered with this module)
+from visionattn.heads.forgery import mmlab_data, mmlab_metric  # noqa: F401  (registered with this module)
 from visionattn.heads.forgery.heads import ForgeryOutput, forgery_losses
 from visionattn.heads.forgery.net import ForgeryNet
 from visionattn.heads.forgery.nfa_vit import NFAViT

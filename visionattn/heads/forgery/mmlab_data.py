@@ -1,6 +1,6 @@
 """Forgery datasets and transforms for mmseg's pipelines; class 1 is forged, 255 is ignored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,13 +9,14 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmseg.datasets.transforms import PackSegInputs
 
+from visionattn.engine.config.checks import loader_check, pipeline_steps
 from visionattn.engine.registry import DATASETS, FUNCTIONS, TRANSFORMS
 from visionattn.errors import ConfigError, DataError
 from visionattn.heads.forgery import sets as forgery_sets
-from visionattn.heads.forgery.donors import FolderDonors, find_photos
-from visionattn.heads.forgery.regions import REGION_SHAPES
+from visionattn.heads.forgery.create.donors import FolderDonors, find_photos
+from visionattn.heads.forgery.create.regions import REGION_SHAPES
+from visionattn.heads.forgery.create.synthesis import OPERATIONS, ForgerySynthesis
 from visionattn.heads.forgery.sets import BalancedSets, ForgeryItem, check_items, read_truth
-from visionattn.heads.forgery.synthesis import OPERATIONS, ForgerySynthesis
 from visionattn.io.console import count_of
 from visionattn.io.images import jpeg_round_trip
 
@@ -38,8 +39,8 @@ class ForgeryDataset(BaseDataset):
 
     Args:
         layout: ``"pairs"`` (``images/`` and ``masks/``), ``"mani"`` (``Tp/`` and ``Gt/``), ``"brgen"`` (``Au/``,
-            ``Tp/``, ``Gt/``), ``"json"`` (a list of IMDLBenCo, given by ``ann_file``), or ``"photos"`` (authentic
-            photographs, to be forged by `ForgeImage`).
+            ``Tp/``, ``Gt/``; ``ann_file`` can name a list of the authentic images of a split), ``"json"`` (a list of
+            IMDLBenCo, given by ``ann_file``), or ``"photos"`` (authentic photographs, to be forged by `ForgeImage`).
         data_root: root folder.
         folders: for ``"photos"``, folders below ``data_root``; empty for all of it.
         with_authentic: for ``"mani"``, also use the images in ``Au/``.
@@ -89,7 +90,7 @@ class ForgeryDataset(BaseDataset):
         if self.layout == "mani":
             return forgery_sets.read_mani(root, self.with_authentic)
         if self.layout == "brgen":
-            return forgery_sets.read_brgen(root, self.balanced, self.draw_seed)
+            return forgery_sets.read_brgen(root, self.balanced, self.draw_seed, self.ann_file or None)
         return forgery_sets.read_pairs(root)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -214,7 +215,7 @@ class ForgeryAugment(BaseTransform):
 @TRANSFORMS.register_module()
 class ForgeImage(BaseTransform):
     """Randomly forge a region of the image and create its mask; see
-    `visionattn.heads.forgery.synthesis.ForgerySynthesis`.
+    `visionattn.heads.forgery.create.synthesis.ForgerySynthesis`.
 
     Crop before this transform: later steps such as resizing alter the traces that a model should detect.
 
@@ -222,7 +223,8 @@ class ForgeImage(BaseTransform):
         donors: folders of donor photographs for splicing; empty to splice from the image itself.
         objects: COCO instance files of the donors.
         root: root folder of relative paths in ``donors`` and ``objects``.
-        operations, probability, area, quality, feather, colour_match, geometry, shapes: see `ForgerySynthesis`.
+        operations, probability, area, quality, feather, colour_match, geometry, shapes, max_seam: see
+            `ForgerySynthesis`.
         paired: forge every image, and also keep the authentic image with the same compression, for `PackForgeryPair`.
     """
 
@@ -241,13 +243,14 @@ class ForgeImage(BaseTransform):
         colour_match: float = 0.3,
         geometry: float = 0.5,
         shapes: Sequence[str] = REGION_SHAPES,
+        max_seam: float | None = None,
         paired: bool = False,
     ) -> None:
         base, self.paired = Path(root), paired
         donor = FolderDonors([base / d for d in donors], [base / o for o in objects]) if donors else None
         self.synthesis = ForgerySynthesis(
             operations, probability, tuple(area), tuple(shapes), feather=feather, colour_match=colour_match,
-            geometry=geometry, quality=None if quality is None else tuple(quality), donor=donor,
+            geometry=geometry, quality=None if quality is None else tuple(quality), max_seam=max_seam, donor=donor,
         )  # fmt: skip
 
     def transform(self, results: dict) -> dict:
@@ -295,3 +298,22 @@ class PackForgeryPair(BaseTransform):
 def collate_pairs(samples: Sequence[Sequence[dict]]) -> dict:
     """Collate all samples of all pairs with mmengine's ``pseudo_collate``."""
     return pseudo_collate([sample for pair in samples for sample in pair])
+
+
+@loader_check
+def pair_problems(loader: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Check that pairs are created by one transform, packed by another and collated by the dataloader."""
+    steps = pipeline_steps(loader)
+    packed = any(step.get("type") == "visionattn.PackForgeryPair" for step in steps)
+    created = any(step.get("type") == "visionattn.ForgeImage" and step.get("paired") for step in steps)
+    collate = loader.get("collate_fn")
+    collated = isinstance(collate, Mapping) and collate.get("type") == "visionattn.collate_pairs"
+    if packed and not created:
+        yield f"{path}.dataset.pipeline: visionattn.PackForgeryPair requires visionattn.ForgeImage with paired=True"
+    if packed != collated:
+        parts = [
+            f"{path}.dataset.pipeline with visionattn.PackForgeryPair",
+            f"{path}.collate_fn=dict(type='visionattn.collate_pairs')",
+        ]
+        given, missing = parts if packed else reversed(parts)
+        yield f"{given} requires {missing}"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from visionattn.heads.forgery.branches import STRIDES, NFABlock, NoiseBranch, NoiseExtractor
 from visionattn.heads.forgery.heads import ForgeryHead, ForgeryOutput, FusionHead, forgery_losses
 from visionattn.heads.forgery.noise import HighPassResidual, NoiseFeatures, NoiseStatistics
+from visionattn.kernels.exporting import extend_to_multiple
 
 __all__ = ["ForgeryNet"]
 
@@ -117,9 +118,7 @@ class ForgeryNet(nn.Module):
             noise_masks: four masks ``[B, heads_i or 1, H_i * W_i, M_i]`` that replace those of the noise branch.
         """
         size = (image.shape[2], image.shape[3])
-        rest = [-side % self.multiple for side in size]
-        if any(rest):
-            image = F.pad(image, (0, rest[1], 0, rest[0]), mode="replicate")
+        image = extend_to_multiple(image, self.multiple)
         padded = (image.shape[2], image.shape[3])
         content = image
         if self.image_scale != 1:

@@ -13,7 +13,7 @@ from visionattn.backbones._weights import LoadReport
 from visionattn.errors import CheckpointError
 from visionattn.heads.forgery.branches import ImageBranch, NoiseBranch, NoiseExtractor
 from visionattn.heads.forgery.heads import ForgeryOutput, FusionHead, forgery_losses, label_decoder
-from visionattn.io.weights import check_tensor
+from visionattn.io.weights import check_finite, check_tensor, entry_of
 
 __all__ = ["NFAViT", "NFA_ViT"]
 
@@ -295,12 +295,10 @@ NFA_ViT = NFAViT
 
 
 def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    for key in ("model", "state_dict"):
-        if isinstance(state_dict.get(key), Mapping):
-            state_dict = state_dict[key]
-    given = {k: v for k, v in state_dict.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    given = {k: v for k, v in entry_of(state_dict)[1].items() if isinstance(k, str) and isinstance(v, Tensor)}
     for name, tensor in given.items():
         check_tensor(tensor, name)
+    check_finite(given)
     return {k.removeprefix("module."): v for k, v in given.items()}
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionattn.kernels.exporting import extend_to_multiple
 from visionattn.kernels.transforms import full_precision
 
 __all__ = ["HighPassResidual", "NoiseFeatures", "NoiseStatistics"]
@@ -141,10 +142,7 @@ class NoiseStatistics(nn.Module):
     @torch.no_grad()
     def quantities(self, x: Tensor) -> Tensor:
         """Compute the sixteen statistics, float32 ``[B, 16, ceil(H / 8) * 2, ceil(W / 8) * 2]``."""
-        x = x.float()
-        rest = [-side % 8 for side in x.shape[2:]]
-        if any(rest):
-            x = F.pad(x, (0, rest[1], 0, rest[0]), mode="replicate")
+        x = extend_to_multiple(x.float(), 8)
         std, mean = (x.new_tensor(v).view(1, 3, 1, 1) for v in (STD, MEAN))
         luma = ((x * std + mean) * self.luma).sum(1, keepdim=True) * 255
         residual = self.highpass.residuals(x)
@@ -260,9 +258,7 @@ class NoiseFeatures(nn.Module):
         Returns:
             ``[B, 48 + learned, ceil(H / 8) * 2, ceil(W / 8) * 2]``, the statistics followed by the learned maps.
         """
-        rest = [-side % 8 for side in x.shape[2:]]
-        if any(rest):
-            x = F.pad(x, (0, rest[1], 0, rest[0]), mode="replicate")
+        x = extend_to_multiple(x, 8)
         with torch.no_grad(), full_precision(x.device.type):
             residual = self.residual(x.float())
         return torch.cat([self.statistics(x), self.network(residual)], 1)

@@ -102,16 +102,23 @@ def read_mani(folder: str | Path, with_authentic: bool = False) -> list[ForgeryI
     return items
 
 
-def read_brgen(folder: str | Path, balanced: bool = False, seed: int = 0) -> list[ForgeryItem]:
+def read_brgen(
+    folder: str | Path, balanced: bool = False, seed: int = 0, names: str | Path | None = None
+) -> list[ForgeryItem]:
     """Read a BR-Gen folder: ``Au/NAME``, ``Tp/METHOD_REGION_NAME``, ``Gt/METHOD_REGION_NAME_mask.png``.
 
     Args:
         folder: folder with ``Tp`` and ``Gt``, and optionally ``Au`` (BRGen-Stuff-Val has none).
         balanced: randomly draw as many forged images as there are authentic ones, as the authors do.
         seed: random seed of ``balanced``.
+        names: list of the authentic images of a split, to which the images and their forgeries are restricted: a text
+            file with one file name per line, as the ``*_image_list.txt`` of the dataset, a JSON list of names, or a
+            folder of such files. Directories and suffixes of the names are ignored, and so is the prefix of the
+            origin, such as ``COCO_``, if they have none.
 
     Raises:
-        DataError: if a folder or mask is missing, or the name of a forged image has another format.
+        DataError: if a folder, mask or list is missing or malformed, the name of a forged image has another format, or
+            no image is in the list.
     """
     folder = Path(folder)
     authentic = _files(folder / "Au") if (folder / "Au").is_dir() else []
@@ -121,12 +128,43 @@ def read_brgen(folder: str | Path, balanced: bool = False, seed: int = 0) -> lis
         if len(parts) < 3:
             raise DataError(f"{image}: forged images of BR-Gen must be named METHOD_REGION_<authentic image name>")
         forged.append(ForgeryItem(image, mask, source=parts[2], kind=f"{parts[0]}_{parts[1]}"))
+    if names is not None:
+        listed = _listed(Path(names))
+        authentic = [path for path in authentic if _is_listed(path.stem, listed)]
+        forged = [item for item in forged if _is_listed(item.source or "", listed)]
+        if not forged and not authentic:
+            raise DataError(f"{names}: none of its {len(listed)} names is an image of {folder}")
     if balanced and len(forged) > len(authentic):
         if not authentic:
             raise DataError(f"{folder}: `balanced` needs authentic images in Au/, got none")
         chosen = np.random.default_rng(seed).permutation(len(forged))[: len(authentic)]
         forged = [forged[i] for i in sorted(chosen)]
     return [*forged, *(ForgeryItem(path, None, source=path.stem, kind="authentic") for path in authentic)]
+
+
+def _listed(path: Path) -> set[str]:
+    """Return the names in a list, or in all lists of a folder, without directories and suffixes."""
+    files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".json")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path}: contains no .txt or .json files")
+    found: list[str] = []
+    for file in files:
+        if file.suffix == ".json":
+            content = _read(file)
+            found += list(content) if isinstance(content, (list, dict)) else [content]
+        else:
+            try:
+                found += file.read_text(encoding="utf-8-sig").split("\n")
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{file}: cannot be read as a list of names ({error})") from error
+    if wrong := next((name for name in found if not isinstance(name, str)), None):
+        raise DataError(f"{path}: must contain names of images, got {str(wrong)[:60]}")
+    names = {Path(name.strip().replace("\\", "/")).stem for name in found}
+    return names - {""}
+
+
+def _is_listed(stem: str, names: set[str]) -> bool:
+    return stem in names or stem.partition("_")[2] in names
 
 
 def read_json(file: str | Path, root: str | Path | None = None) -> list[ForgeryItem]:

@@ -1,10 +1,10 @@
 """The job of object detection in point clouds."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +57,11 @@ class PointJob(Job):
     records = "frames"
     thresholded = True
     max_batch_size = 4
+    record_types: ClassVar[Mapping[str, Any]] = {
+        "points": int,
+        "dropped_points": int,
+        "detections": [{"class": str, "box": [float], "score": float, "velocity": [float]}],
+    }
 
     def __init__(self, model: TrainedModel, options: Options, own: PointOptions | None = None) -> None:
         super().__init__(model, options, own)
@@ -119,7 +124,7 @@ class PointJob(Job):
         """Return the boxes above the score threshold."""
         found = output.pred_instances
         scores = to_array(found.scores, np.float32)
-        kept = scores >= self.options.score_thr
+        kept = scores >= self.class_thresholds[to_array(found.labels, np.int64)]
         boxes = to_array(found.boxes, np.float32)[kept]
         return PointPrediction(
             item["points"],
@@ -155,7 +160,8 @@ class PointJob(Job):
         """Write the page with the 3-D view, if the option ``html`` is set."""
         if not self.own.html:
             return {}
-        write_cloud_html(out / f"{name}.html", prediction, score=self.options.score_thr)
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        write_cloud_html(out / f"{name}.html", prediction, score=float(self.class_thresholds.min()))
         return {"page": f"{name}.html"}
 
     def describe_model(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Weakly supervised localization models for mmengine: SAT and class activation maps."""
+"""Weakly supervised localization models for mmengine: SAT, class activation maps, and dual cross-attention."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -20,8 +20,9 @@ from visionattn.heads.localization import mmlab_data, mmlab_metric  # noqa: F401
 from visionattn.heads.localization.cam import CAMHead, CAMOutput, grad_cam
 from visionattn.heads.localization.metrics_sat import box_of_largest_region, normalize_map
 from visionattn.heads.localization.sat import SpatialAwareToken, SpatialAwareTokenOutput
+from visionattn.layers import DualCrossAttention
 
-__all__ = ["CAM", "SAT", "VisionTransformer"]
+__all__ = ["CAM", "DCAL", "SAT", "VisionTransformer"]
 
 
 @MODELS.register_module()
@@ -212,13 +213,9 @@ class SAT(Localizer):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(box_threshold, data_preprocessor, init_cfg)
-        vit = MODELS.build(backbone)
-        if not isinstance(vit, VisionTransformer):
-            raise ConfigError(f"model: `backbone` must be a visionattn.VisionTransformer, got {backbone.get('type')!r}")
+        vit = _build_vit(backbone)
         try:
-            self.sat = SpatialAwareToken(
-                vit.net, num_classes, aware_blocks=aware_blocks, area=area, sync_area=sync_area
-            )
+            self.sat = SpatialAwareToken(vit, num_classes, aware_blocks=aware_blocks, area=area, sync_area=sync_area)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
         if pretrained:
@@ -239,6 +236,72 @@ class SAT(Localizer):
 
     def _predict(self, inputs: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         output = self.sat(inputs)
+        return output.logits, output.maps, output.maps
+
+
+def _build_vit(config: Mapping[str, Any]) -> timm.models.VisionTransformer:
+    backbone = MODELS.build(config)
+    if not isinstance(backbone, VisionTransformer):
+        raise ConfigError(f"model: `backbone` must be a visionattn.VisionTransformer, got {config.get('type')!r}")
+    return backbone.net
+
+
+class DCALOutput(NamedTuple):
+    """Output of `DCAL`.
+
+    Attributes:
+        logits: logarithm of the class probabilities, the mean of both branches, ``[B, classes]``.
+        maps: attention rollout from the class token to the patches, ``[B, 1, h, w]``; the same for all classes.
+    """
+
+    logits: Tensor
+    maps: Tensor
+
+
+@MODELS.register_module()
+class DCAL(Localizer):
+    """Fine-grained classifier with dual cross-attention; see `visionattn.layers.DualCrossAttention`.
+
+    Its map is the attention rollout, from which the patches of the local branch are selected.
+
+    Args:
+        backbone: config of a ``visionattn.VisionTransformer`` with a class token.
+        num_classes: number of classes, at least 1.
+        share: fraction of the patches that are queries of the local branch.
+        box_threshold: threshold on the normalized map for the predicted box.
+        data_preprocessor: config of the data preprocessor. Defaults to mmengine's ``ImgDataPreprocessor``.
+        init_cfg: see ``mmengine.model.BaseModule``.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        num_classes: int,
+        share: float = 0.1,
+        box_threshold: float = 0.4,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(box_threshold, data_preprocessor, init_cfg)
+        vit = _build_vit(backbone)
+        vit.reset_classifier(num_classes)
+        try:
+            self.dcal = DualCrossAttention(vit, share)
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+
+    def _tensor(self, inputs: Tensor) -> DCALOutput:
+        output = self.dcal(inputs)
+        rows, columns = self.dcal.vit.patch_embed.dynamic_feat_size(inputs.shape[-2:])
+        logits = self.dcal.probabilities(output).clamp(min=1e-30).log()
+        return DCALOutput(logits, output.rollout.reshape(-1, 1, rows, columns))
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        output = self.dcal(inputs)
+        return self.dcal.loss(output, labels), self.dcal.probabilities(output)
+
+    def _predict(self, inputs: Tensor, truth: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        output = self._tensor(inputs)
         return output.logits, output.maps, output.maps
 
 

@@ -18,6 +18,7 @@ from visionattn.backbones._conversion import Conversion, backbone_tensors
 from visionattn.backbones._download import create_model
 from visionattn.errors import CheckpointError
 from visionattn.heads.localization.batch_mean import batch_mean
+from visionattn.io.weights import check_finite
 from visionattn.kernels.transforms import full_precision
 
 __all__ = ["SpatialAwareToken", "SpatialAwareTokenOutput", "create_sat", "spatially_aware_attention"]
@@ -208,6 +209,7 @@ class SpatialAwareToken(nn.Module):
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise CheckpointError(f"the checkpoint does not match SpatialAwareToken: {'; '.join(problems[:3])}{more}")
+        check_finite(given, own=own, names={new: old for old, new in conversion.renamed.items()})
         self.load_state_dict(given, strict=False)
         return LoadReport(tuple(given), conversion.renamed, conversion.interpolated, conversion.dropped, missing)
 

@@ -2,17 +2,27 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from torch import nn
 
 from visionattn.data.panoptic import id2rgb
+from visionattn.data.recipes import DataSummary, Recipe, Request
+from visionattn.heads.segmentation.analysis import PanopticAnalysis, SemanticAnalysis
+from visionattn.heads.segmentation.export import restore_map, restore_panoptic
 from visionattn.heads.segmentation.panoptic_tiles import merge_panoptic_tiles
+from visionattn.heads.segmentation.recipe import semantic_recipe
+from visionattn.heads.segmentation.segments import decode_segments
+from visionattn.inference.analysis.base import TestData
 from visionattn.inference.blending import MapCanvas, ViewSum
 from visionattn.inference.decoding import look_up, pixel_logits, to_array
+from visionattn.inference.export.outputs import FinalOutputs
 from visionattn.inference.image_job import ImageJob
 from visionattn.inference.job import Merger, RunTotals, View
-from visionattn.inference.results import InstanceMasks, Prediction
+from visionattn.inference.onnx.model import Geometry, RawOutput
+from visionattn.inference.options import ExportOptions
+from visionattn.inference.results import Prediction
 from visionattn.inference.tiling import Tile
 
 __all__ = ["JOBS", "PanopticJob", "SemanticJob"]
@@ -22,6 +32,7 @@ class _MapJob(ImageJob):
     """A job that predicts the class of each pixel."""
 
     tiles = styled = dataset_colors = True  # semantic maps are usually shown in the colors of their dataset
+    record_types: ClassVar[Mapping[str, Any]] = {"pixel_shares": {str: float}}
 
     @classmethod
     def matches(cls, model: type, config: Mapping[str, Any]) -> bool:
@@ -59,6 +70,29 @@ class SemanticJob(_MapJob):
 
     name = "semantic"
     views = True
+    trains_on = "maps"
+
+    @classmethod
+    def recipe(cls, data: DataSummary, request: Request) -> Recipe:
+        """Return how a segmentor is trained on the data."""
+        return semantic_recipe(data, request)
+
+    @classmethod
+    def analysis(cls, data: TestData) -> SemanticAnalysis:
+        """Return the analysis of pixels."""
+        return SemanticAnalysis(data)
+
+    @classmethod
+    def exported(cls, model: nn.Module, options: ExportOptions) -> FinalOutputs:
+        """Return the final outputs."""
+        from visionattn.heads.segmentation.mmlab_export import final_outputs
+
+        return final_outputs(model, options)
+
+    @classmethod
+    def restored(cls, outputs: Mapping[str, np.ndarray], about: Mapping[str, Any], geometry: Geometry) -> RawOutput:
+        """Return the output of the model for one image from those of an exported program."""
+        return restore_map(outputs, about, geometry)
 
     def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
         """Return the map of classes."""
@@ -91,6 +125,16 @@ class PanopticJob(_MapJob):
 
     name = "panoptic"
     thresholded = True
+    record_types: ClassVar[Mapping[str, Any]] = {
+        **ImageJob.record_types,
+        **_MapJob.record_types,
+        "segments_info": [{"id": int, "category_id": int, "area": int}],
+    }
+
+    @classmethod
+    def analysis(cls, data: TestData) -> PanopticAnalysis:
+        """Return the analysis of segments."""
+        return PanopticAnalysis(data)
 
     @property
     def pixel_bytes(self) -> int:
@@ -99,13 +143,25 @@ class PanopticJob(_MapJob):
         masks = test_cfg.get("max_per_image") or 100
         return super().pixel_bytes + 12 * int(masks)
 
+    @classmethod
+    def exported(cls, model: nn.Module, options: ExportOptions) -> FinalOutputs:
+        """Return the final outputs."""
+        from visionattn.heads.segmentation.mmlab_export import final_outputs
+
+        return final_outputs(model, options)
+
+    @classmethod
+    def restored(cls, outputs: Mapping[str, np.ndarray], about: Mapping[str, Any], geometry: Geometry) -> RawOutput:
+        """Return the output of the model for one image from those of an exported program."""
+        return restore_panoptic(outputs, about, geometry)
+
     def prediction(self, output: Any, size: tuple[int, int]) -> Prediction:
         """Return the segments: one mask, box and label each, with a score of 1.
 
         Pixels without a class have the number of classes as their value in ``semantic``.
         """
         ids = to_array(output.pred_panoptic_seg.sem_seg[0], np.int64)
-        return Prediction(size, **_segments(ids, len(self.classes)), **self.common())
+        return Prediction(size, **decode_segments(ids, len(self.classes)), **self.common())
 
     def merger(self, item: np.ndarray, views: Sequence[View], overlap: int) -> "PanopticMerger":
         """Return a merger that matches segments in the overlap of tiles."""
@@ -186,28 +242,6 @@ class PanopticMerger(Merger):
 def _semantic_map(output: Any) -> np.ndarray:
     data = output.pred_sem_seg
     return to_array(data.data if "data" in data else data.sem_seg, np.int64)[0]
-
-
-def _segments(segments: np.ndarray, count: int) -> dict[str, Any]:
-    """Decode mmdet's panoptic ids, which are label + 1000 * number."""
-    crops, labels, boxes = [], [], []
-    for code in np.unique(segments):
-        label = int(code) % 1000
-        if label >= count:
-            continue
-        mask = segments == code
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        crops.append(mask[y0:y1, x0:x1].copy())
-        labels.append(label)
-        boxes.append((x0, y0, x1, y1))
-    return {
-        "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
-        "scores": np.ones(len(labels), np.float32),
-        "labels": np.asarray(labels, np.int64),
-        "masks": InstanceMasks(crops, [(int(x), int(y)) for x, y, _, _ in boxes], segments.shape),
-        "semantic": np.minimum(segments % 1000, count).astype(np.int64),
-    }
 
 
 JOBS = (SemanticJob, PanopticJob)

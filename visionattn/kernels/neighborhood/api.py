@@ -8,13 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from visionattn.kernels import backends
+from visionattn.errors import BackendError
+from visionattn.kernels import backends, natten
 from visionattn.kernels.neighborhood.gather import neighborhood_attention_gather
 from visionattn.kernels.neighborhood.ops import neighborhood_attention
 from visionattn.kernels.neighborhood.reference import neighborhood_attention_reference
 from visionattn.kernels.transforms import full_precision, is_transformed
 
-__all__ = ["na1d", "na2d", "na3d"]
+__all__ = ["na1d", "na2d", "na3d", "packed_attention"]
 
 _ARGUMENTS = """
     Each query attends to a window of ``kernel_size`` positions per axis around it. Near a border the window is shifted
@@ -39,14 +40,15 @@ _ARGUMENTS = """
         additional_keys: ``[batch, extra, heads_kv, head_dim]``, keys that all queries attend to in addition.
         additional_values: ``[batch, extra, heads_kv, value_dim]``, required with ``additional_keys``.
         return_lse: also return the log-sum-exp of the scores.
-        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best available one (see
-            `kernels.backends.explain`).
+        backend: ``"triton"``, ``"torch"``, ``"reference"``, ``"natten"`` for the NATTEN library, or None or ``"auto"``
+            for the best available one (see `kernels.backends.explain`). With the environment variable
+            ``VISIONATTN_NATTEN=1``, that is NATTEN where it can run.
 
     Returns:
         ``[batch, {axes}, heads, value_dim]`` in the dtype of the query. With ``return_lse`` also
         ``[batch, {axes}, heads]``, the natural logarithm of the softmax denominator over all attended keys, in float32
         (float64 for float64). Sums are accumulated in at least float32. NaN or infinity in one key or value reaches
-        only the queries that attend to it; in a value, with the Triton backend, also other queries of the same tile.
+        only the queries that attend to it; with the Triton backend also other queries of the same tile.
 
     Raises:
         ValueError: invalid arguments.
@@ -158,7 +160,9 @@ class _Call(NamedTuple):
     backend: str
 
 
-def _resolve(rank: int, kernel_size, stride, dilation, is_causal, scale, backend, default, *specs) -> _Call:
+def _resolve(
+    rank: int, kernel_size, stride, dilation, is_causal, scale, return_lse, backend, default, prefer_natten, *specs
+) -> _Call:
     query, key, value, rpb, extra_k, extra_v = (None if x is None else _Spec(*x) for x in specs)
     kernel_size = _per_axis("kernel_size", kernel_size, rank, int)
     stride = _per_axis("stride", stride, rank, int)
@@ -172,7 +176,14 @@ def _resolve(rank: int, kernel_size, stride, dilation, is_causal, scale, backend
         _check_additional(extra_k, extra_v, query, key, value)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     width = max(query.shape[-1], value.shape[-1])
-    chosen = backends.select(f"na{rank}d", query.device, query.dtype, backend or default, head_dim=width)
+    named = backend or default
+    if named == "natten" or (named is None and prefer_natten):
+        reason = natten.refused(rank, query.device, query.dtype, kernel_size, rpb is not None, return_lse)
+        if named is None:
+            named = None if reason else "natten"
+        elif reason:
+            raise BackendError(f"na{rank}d: backend 'natten' cannot run: {reason}")
+    chosen = backends.select(f"na{rank}d", query.device, query.dtype, named, head_dim=width)
     return _Call(kernel_size, stride, dilation, is_causal, scale, chosen)
 
 
@@ -197,8 +208,9 @@ def _join_additional(
 
 
 def _attention(
-    rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v, return_lse, backend
-):
+    rank, query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, extra_k, extra_v, return_lse,
+    backend, packed=None,
+):  # fmt: skip
     device = query.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and query.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
@@ -220,30 +232,63 @@ def _attention(
                 extra_v,
                 return_lse,
                 backend,
+                packed if packed is None else packed.to(dtype),
             )
     if scale is not None:
         scale = float(scale)
     specs = [None if x is None else (x.shape, x.dtype, x.device) for x in (query, key, value, rpb, extra_k, extra_v)]
-    problem = (rank, kernel_size, stride, dilation, is_causal, scale, backend, os.environ.get("VISIONATTN_BACKEND"))
+    backend = None if backend == "auto" else backend
+    default, prefer_natten = os.environ.get("VISIONATTN_BACKEND") or None, natten.is_preferred()
+    problem = (rank, kernel_size, stride, dilation, is_causal, scale, return_lse, backend, default, prefer_natten)
     # While compiling, sizes may be symbolic, and the availability of a given backend may change.
     if backend is None and not torch.compiler.is_compiling() and list not in map(type, problem):  # not hashable
         call = _resolve_once(*problem, *specs)
     else:
         call = _resolve(*problem, *specs)
-    geometry = call[:5]
+    # Not a slice of the named tuple, which torch.compile of PyTorch 2.8 cannot trace.
+    geometry = (call.kernel_size, call.stride, call.dilation, call.is_causal, call.scale)
     if call.backend == "reference":
         *axes, scale = geometry
         return neighborhood_attention_reference(query, key, value, *axes, scale, rpb, extra_k, extra_v)
+    if call.backend == "natten":
+        return natten.neighborhood_attention_natten(query, key, value, extra_k, extra_v, *geometry, return_lse)
     if is_transformed(query, key, value, rpb, extra_k, extra_v):
         return neighborhood_attention_gather(query, key, value, rpb, extra_k, extra_v, *geometry)
     if call.backend == "triton":
-        from visionattn.kernels.neighborhood.triton.ops import neighborhood_attention_triton  # imports Triton
+        from visionattn.kernels.neighborhood.triton.ops import (  # imports Triton
+            neighborhood_attention_triton,
+            neighborhood_attention_triton_packed,
+        )
 
+        if packed is not None and packed.requires_grad and torch.is_grad_enabled():
+            return neighborhood_attention_triton_packed(packed, rpb, *geometry)
         return neighborhood_attention_triton(query, key, value, rpb, extra_k, extra_v, *geometry)
     out, lse = neighborhood_attention(query, key, value, rpb, *geometry, return_lse or extra_k is not None)
     if extra_k is not None:
         out, lse = _join_additional(out, lse, query, extra_k, extra_v, call.scale)
     return out, lse
+
+
+def packed_attention(
+    qkv: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    is_causal: bool | Sequence[bool] = False,
+    *,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Neighborhood attention of ``qkv`` of shape ``[batch, *axes, 3, heads, head_dim]``: queries, keys and values.
+
+    The same as `na1d`, `na2d` or `na3d` with ``*qkv.unbind(-3)``. With the Triton backend the backward pass writes the
+    gradient of ``qkv`` directly, without concatenating three gradients. Other arguments and errors as there.
+    """
+    rank = qkv.dim() - 4
+    return _attention(
+        rank, *qkv.unbind(-3), kernel_size, stride, dilation, is_causal, scale, rpb, None, None, False, backend, qkv
+    )[0]
 
 
 def _define(rank: int, axes: str, table: str):

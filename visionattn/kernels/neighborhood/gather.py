@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["gather_attention", "neighborhood_attention_gather"]
+__all__ = ["axis_neighbors", "gather_attention", "neighborhood_attention_gather"]
 
 
-def _axis_neighbors(
+def axis_neighbors(
     length: int, kernel: int, stride: int, dilation: int, causal: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return key positions, indices into the position bias and a validity mask for one axis, each ``[length, kernel]``.
@@ -61,10 +61,10 @@ def gather_attention(
     """
     rank = len(kernel_size)
     device = q.device
-    position, offset, valid = _axis_neighbors(q.shape[1], kernel_size[0], stride[0], dilation[0], is_causal[0], device)
+    position, offset, valid = axis_neighbors(q.shape[1], kernel_size[0], stride[0], dilation[0], is_causal[0], device)
     for axis in range(1, rank):
         length = q.shape[axis + 1]
-        position_n, offset_n, valid_n = _axis_neighbors(
+        position_n, offset_n, valid_n = axis_neighbors(
             length, kernel_size[axis], stride[axis], dilation[axis], is_causal[axis], device
         )
         position = position[:, None, :, None] * length + position_n[None, :, None, :]

@@ -12,7 +12,7 @@ from visionattn.kernels.transforms import is_differentiated_again, is_plain, rec
 __all__ = ["neighborhood_attention"]
 
 NAME = "visionattn::neighborhood_attention"
-GEOMETRY = "int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, float scale"
+GEOMETRY = "int[] kernel_size, int[] stride, SymInt[] dilation, int[] is_causal, float scale"
 
 torch.library.define(
     NAME, f"(Tensor q, Tensor k, Tensor v, Tensor? rpb, {GEOMETRY}, bool return_lse) -> (Tensor, Tensor)"

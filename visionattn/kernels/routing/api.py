@@ -8,10 +8,10 @@ from torch import Tensor
 
 from visionattn.kernels import backends
 from visionattn.kernels.routing.gather import attend_gather
-from visionattn.kernels.routing.ops import routing_attention_torch, routing_attention_triton
+from visionattn.kernels.routing.ops import region_means_triton, routing_attention_torch, routing_attention_triton
 from visionattn.kernels.routing.reference import attend_reference, route_reference
 from visionattn.kernels.routing.regions import region_size
-from visionattn.kernels.transforms import full_precision, is_transformed
+from visionattn.kernels.transforms import autocast_dtype, full_precision, is_transformed
 
 __all__ = ["bilevel_routing_attention", "route_regions"]
 
@@ -121,6 +121,20 @@ def _route(query, key, regions, topk, padding_mask) -> tuple[Tensor, Tensor]:
     """The selected regions ``[B, regions, topk]``, and the affinities of all ``[B, regions, regions]``."""
     q, _ = _means(query, regions, padding_mask)
     k, empty = _means(key, regions, padding_mask)
+    return _select(q, k, empty, topk)
+
+
+def _route_triton(query, key, regions, topk, padding_mask) -> tuple[Tensor, Tensor]:
+    """As `_route`, without float32 copies of queries and keys; not differentiable."""
+    height, width = query.shape[1:3]
+    size = region_size(height, width, regions)
+    q, k, count = region_means_triton(query, key, padding_mask, regions)
+    all_filled = (regions[0] - 1) * size[0] < height and (regions[1] - 1) * size[1] < width
+    return _select(q, k, None if all_filled and padding_mask is None else (count == 0)[:, None], topk)
+
+
+def _select(q: Tensor, k: Tensor, empty: Tensor | None, topk: int) -> tuple[Tensor, Tensor]:
+    """The routing from the means, and a mask of regions without tokens or None."""
     logits = q @ k.transpose(1, 2)
     if empty is not None:
         logits = logits.masked_fill(empty, -torch.inf)
@@ -237,16 +251,14 @@ def bilevel_routing_attention(
             f"got {list(key.shape)}"
         )
     device = query.device.type
-    dtype = query.dtype
-    autocast = torch.amp.is_autocast_available(device)  # not available for meta tensors
-    if dtype != torch.float64 and autocast and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(device, query.dtype)
     head_dim = max(query.shape[-1], value.shape[-1])
     chosen = backends.select(OPERATOR, query.device, dtype, backend, head_dim=head_dim)
     with full_precision(device):
         if key_regions is None:
             with torch.no_grad():
-                step = route_reference if chosen == "reference" else _route
+                step = _route_triton if chosen == "triton" and not is_transformed(query, key) else _route
+                step = route_reference if chosen == "reference" else step
                 key_regions = step(query.detach(), key.detach(), regions, topk, padding_mask)[0]
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         scale = query.shape[-1] ** -0.5 if scale is None else float(scale)

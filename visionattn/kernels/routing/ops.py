@@ -9,7 +9,7 @@ from visionattn.kernels.routing.torch import chunks as torch_chunks
 from visionattn.kernels.routing.torch import dense as torch_dense
 from visionattn.kernels.transforms import is_differentiated_again, is_plain, recomputed_gradients
 
-__all__ = ["routing_attention_torch", "routing_attention_triton"]
+__all__ = ["region_means_triton", "routing_attention_torch", "routing_attention_triton"]
 
 INPUTS = "Tensor q, Tensor k, Tensor v, Tensor key_regions, Tensor? padding_mask"
 PROBLEM = "int rows, int columns, float scale"
@@ -86,7 +86,8 @@ torch.library.register_autograd(TORCH, _differentiate, setup_context=_setup_cont
 def _triton_forward(q, k, v, key_regions, padding_mask, rows, columns, scale):
     from visionattn.kernels.routing.triton import launch as triton_launch  # imports Triton on the first call
 
-    return triton_launch.forward(q, k, v, key_regions, padding_mask, (rows, columns), scale)
+    with torch.cuda.device_of(q):
+        return triton_launch.forward(q, k, v, key_regions, padding_mask, (rows, columns), scale)
 
 
 @torch.library.register_fake(TRITON)
@@ -99,7 +100,8 @@ def _(q, k, v, key_regions, padding_mask, rows, columns, scale):
 def _triton_backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, rows, columns, scale):
     from visionattn.kernels.routing.triton import launch as triton_launch
 
-    return triton_launch.backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, (rows, columns), scale)
+    with torch.cuda.device_of(q):
+        return triton_launch.backward(grad_out, q, k, v, key_regions, padding_mask, out, lse, (rows, columns), scale)
 
 
 @torch.library.register_fake(f"{TRITON}_backward")
@@ -123,6 +125,34 @@ def _differentiate_triton(ctx, grad_out, _):
 
 
 torch.library.register_autograd(TRITON, _differentiate_triton, setup_context=_setup_triton_context)
+
+
+MEANS = "visionattn::region_means_triton"
+torch.library.define(
+    MEANS, "(Tensor q, Tensor k, Tensor? padding_mask, int rows, int columns) -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.impl(MEANS, "CompositeExplicitAutograd")
+def _triton_means(q, k, padding_mask, rows, columns):
+    from visionattn.kernels.routing.triton import launch as triton_launch
+
+    with torch.cuda.device_of(q):
+        return triton_launch.means(q, k, padding_mask, (rows, columns))
+
+
+@torch.library.register_fake(MEANS)
+def _(q, k, padding_mask, rows, columns):
+    regions = rows * columns
+    q_means, k_means = (q.new_empty(q.shape[0], regions, x.shape[3] * x.shape[4], dtype=torch.float32) for x in (q, k))
+    return q_means, k_means, q.new_empty(q.shape[0], regions, dtype=torch.int32)
+
+
+def region_means_triton(
+    q: Tensor, k: Tensor, padding_mask: Tensor | None, regions: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of queries and keys of each region, and its number of tokens, see `triton.launch.means`; no gradients."""
+    return torch.ops.visionattn.region_means_triton(q, k, padding_mask, *regions)
 
 
 def routing_attention_torch(

@@ -10,7 +10,7 @@ from visionattn.kernels.scattered.ops import linear_attention_torch, linear_atte
 from visionattn.kernels.scattered.reference import attend_reference
 from visionattn.kernels.scattered.sums import attend_sums
 from visionattn.kernels.scattered.windows import check_offsets
-from visionattn.kernels.transforms import full_precision, is_transformed
+from visionattn.kernels.transforms import autocast_dtype, full_precision, is_transformed
 
 __all__ = ["scattered_linear_attention"]
 
@@ -95,10 +95,7 @@ def scattered_linear_attention(
     if not (eps > 0 and math.isfinite(eps)):
         raise ValueError(f"`eps` must be a positive number, got {eps!r}")
     device = query.device.type
-    dtype = query.dtype
-    autocast = torch.amp.is_autocast_available(device)  # not available for meta tensors
-    if dtype != torch.float64 and autocast and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(device, query.dtype)
     head_dim = max(query.shape[-1], value.shape[-1])
     chosen = backends.select(OPERATOR, query.device, dtype, backend, head_dim=head_dim)
     with full_precision(device):

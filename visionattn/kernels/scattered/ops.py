@@ -43,14 +43,16 @@ def _triton_forward(q, k, v, offsets, eps):
 
     if offsets.device.type == "cpu":
         check_offsets(offsets, q.shape[0])
-    return triton_launch.forward(q, k, v, offsets, eps)
+    with torch.cuda.device_of(q):
+        return triton_launch.forward(q, k, v, offsets, eps)
 
 
 @torch.library.impl(f"{TRITON}_backward", "CompositeExplicitAutograd")
 def _triton_backward(grad_out, q, k, v, offsets, eps):
     from visionattn.kernels.scattered.triton import launch as triton_launch
 
-    return triton_launch.backward(grad_out, q, k, v, offsets, eps)
+    with torch.cuda.device_of(q):
+        return triton_launch.backward(grad_out, q, k, v, offsets, eps)
 
 
 def _shape_of_output(q, k, v, offsets, eps):

@@ -14,7 +14,8 @@ def attend_reference(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor,
     """
     exact = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (x.to(exact) for x in (query, key, value))
-    lengths = offsets.diff().tolist() or [0]  # without windows, one empty window
+    # By item, since `tolist` fails inside of transforms in PyTorch 2.8. Without windows, one empty window.
+    lengths = [int(length) for length in offsets.diff()] or [0]
     windows = []
     for q_w, k_w, v_w in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
         kv = torch.einsum("nhi,nhj->hij", k_w, v_w)

@@ -3,14 +3,26 @@
 import torch
 from torch import Tensor
 
+from visionattn.kernels import backends
 from visionattn.kernels.sparse_conv.neighbors import Neighbors
+from visionattn.kernels.sparse_conv.ops import sparse_conv_triton
 from visionattn.kernels.sparse_conv.torch.pairs import Convolution, DepthwiseConvolution, convolve
-from visionattn.kernels.transforms import is_transformed
+from visionattn.kernels.transforms import autocast_dtype, is_transformed
 
 __all__ = ["sparse_conv3d", "sparse_depthwise_conv3d"]
 
 
-def sparse_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbors, bias: Tensor | None = None) -> Tensor:
+OPERATOR = "sparse_conv3d"
+
+
+def sparse_conv3d(
+    features: Tensor,
+    weight: Tensor,
+    neighbors: Neighbors,
+    bias: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Sparse 3D convolution: ``out[p] = sum over offsets o of weight[o] in[p * stride - padding + o]``.
 
     Absent voxels count as zero (Graham et al., CVPR 2018; spconv).
@@ -20,12 +32,15 @@ def sparse_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbors, bias: 
         weight: ``[C', kD, kH, kW, C]``, as in spconv.
         neighbors: the neighbors of the voxels for the kernel, which all layers with this kernel can share.
         bias: ``[C']``, added at the output voxels, or None.
+        backend: ``"triton"``, ``"torch"``, ``"reference"``, or None for the best available one (see
+            `kernels.backends.explain`).
 
     Returns:
         ``[M, C']``, in the order of ``neighbors.coords``.
 
     Raises:
         ValueError: invalid arguments.
+        BackendError: the given backend cannot run.
     """
     _check(features, weight, neighbors)
     if weight.dim() != 5 or weight.shape[4] != features.shape[1] or tuple(weight.shape[1:4]) != neighbors.kernel_size:
@@ -40,23 +55,27 @@ def sparse_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbors, bias: 
         )
     features, weight = _cast(features, weight)
     flat = weight.permute(1, 2, 3, 4, 0).reshape(-1, weight.shape[4], weight.shape[0])
-    out = _apply(Convolution, features, flat, neighbors)
+    out = _apply(Convolution, features, flat, neighbors, backend)
     return out if bias is None else out + bias.to(out.dtype)
 
 
-def sparse_depthwise_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbors) -> Tensor:
+def sparse_depthwise_conv3d(
+    features: Tensor, weight: Tensor, neighbors: Neighbors, *, backend: str | None = None
+) -> Tensor:
     """Depthwise version of `sparse_conv3d`.
 
     Args:
         features: ``[N, C]``.
         weight: ``[kD, kH, kW, C]``, as in ScatterFormer.
         neighbors: the neighbors of the voxels for the kernel.
+        backend: as in `sparse_conv3d`.
 
     Returns:
         ``[M, C]``, in the order of ``neighbors.coords``.
 
     Raises:
         ValueError: invalid arguments.
+        BackendError: the given backend cannot run.
     """
     _check(features, weight, neighbors)
     if tuple(weight.shape) != (*neighbors.kernel_size, features.shape[1]):
@@ -64,12 +83,24 @@ def sparse_depthwise_conv3d(features: Tensor, weight: Tensor, neighbors: Neighbo
             f"`weight` must have shape {[*neighbors.kernel_size, features.shape[1]]}, got {list(weight.shape)}"
         )
     features, weight = _cast(features, weight)
-    return _apply(DepthwiseConvolution, features, weight.flatten(0, 2), neighbors)
+    return _apply(DepthwiseConvolution, features, weight.flatten(0, 2), neighbors, backend)
 
 
-def _apply(function: type[torch.autograd.Function], features: Tensor, weight: Tensor, neighbors: Neighbors) -> Tensor:
-    if is_transformed(features, weight) or torch.jit.is_tracing():
+def _apply(
+    function: type[torch.autograd.Function],
+    features: Tensor,
+    weight: Tensor,
+    neighbors: Neighbors,
+    backend: str | None,
+) -> Tensor:
+    chosen = backends.select(OPERATOR, features.device, features.dtype, backend)
+    if chosen == "reference" or is_transformed(features, weight) or torch.jit.is_tracing():
         return convolve(features, weight, neighbors)
+    if chosen == "triton":
+        # The transposed table is for the gradient of the features only.
+        wanted = torch.is_grad_enabled() and features.requires_grad
+        transposed = neighbors.transposed_table if wanted else neighbors.table
+        return sparse_conv_triton(features, weight, neighbors.table, transposed)
     return function.apply(features, weight, neighbors)
 
 
@@ -92,8 +123,5 @@ def _check(features: Tensor, weight: Tensor, neighbors: Neighbors) -> None:
 
 def _cast(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Cast to the dtype of autocast if it is enabled, like the convolutions of PyTorch."""
-    device = features.device.type
-    dtype = features.dtype
-    if dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(features.device.type, features.dtype)
     return features.to(dtype), weight.to(dtype)

@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import SupportsIndex
 
@@ -41,6 +42,16 @@ class Neighbors:
     def num_outputs(self) -> int:
         """Number of output voxels."""
         return self.coords.shape[0]
+
+    @cached_property
+    def table(self) -> Tensor:
+        """Row of the input for each output voxel and offset, -1 where there is none; int32 ``[M, offsets]``."""
+        return _table(self.sources, self.targets, self.num_outputs)
+
+    @cached_property
+    def transposed_table(self) -> Tensor:
+        """Row of the output for each input voxel and offset, -1 where there is none; int32 ``[N, offsets]``."""
+        return _table(self.targets, self.sources, self.num_inputs)
 
     @classmethod
     def submanifold(cls, coords: Tensor, spatial_shape: Sequence[int], kernel_size: int | Sequence[int]) -> "Neighbors":
@@ -110,6 +121,15 @@ class Neighbors:
         unique, inverse = torch.unique(torch.cat(keys), sorted=True, return_inverse=True)
         targets = inverse.split([len(r) for r in rows])
         return cls(size, _coords_of(unique, out), out, len(coords), tuple(rows), tuple(targets), False)
+
+
+def _table(values: Sequence[Tensor], rows: Sequence[Tensor], count: int) -> Tensor:
+    """Values at (row, offset), each of which occurs at most once, -1 elsewhere."""
+    offsets = len(rows)
+    table = torch.full((count * offsets,), -1, dtype=torch.int32, device=rows[0].device)
+    places = torch.cat([row * offsets + offset for offset, row in enumerate(rows)])
+    table[places] = torch.cat(tuple(values)).to(torch.int32)
+    return table.view(count, offsets)
 
 
 def voxel_keys(coords: Tensor, shape: Sequence[int], check: bool = True) -> Tensor:

@@ -15,6 +15,7 @@ from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.config.build import building
 from visionattn.engine.config.load import load_config
 from visionattn.engine.train.curve import read_records
+from visionattn.engine.weights import fit
 from visionattn.errors import CheckpointError, ConfigError
 from visionattn.heads.lidar.mmlab.detector import PointDataPreprocessor, SparseBackbone
 from visionattn.heads.lidar.rotated_boxes import bev_iou
@@ -87,7 +88,7 @@ def test_frames_without_points_or_boxes(pillars, config, seeds):
 def test_predictions_of_a_sample_do_not_depend_on_its_batch(pillars, pillars_run):
     model = MODELS.build(load_config(next(pillars_run.glob("*.py"))).model)
     checkpoint = next(pillars_run.glob("epoch_*.pth"))
-    checkpoints.fit(model, checkpoints.read(checkpoint), checkpoint)
+    fit(model, checkpoints.read(checkpoint), checkpoint)
     model.eval()
     alone = model.test_step(batch(pillars, (1001,)))[0].pred_instances
     together = model.test_step(batch(pillars, (1000, 1001)))[1].pred_instances

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from visionattn.kernels.neighborhood.triton.common import (
     LOG2E,
+    RUNTIME,
     bias_offsets,
     dot,
     first_query,
@@ -21,7 +22,9 @@ from visionattn.kernels.neighborhood.triton.common import (
     locate,
     masked_bias,
     pack,
+    pair_bias,
     rows_of,
+    store_rows,
     token_of,
     unflatten,
     window_end,
@@ -31,7 +34,7 @@ from visionattn.kernels.neighborhood.triton.common import (
 __all__ = ["key_kernel", "key_step", "query_kernel"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def query_kernel(
     q_ptr,
     k_ptr,
@@ -42,7 +45,7 @@ def query_kernel(
     out_ptr,
     lse_ptr,
     grad_out_ptr,
-    grad_lse_ptr,
+    grad_lse_ptr,  # contiguous, or None
     grad_q_ptr,
     delta_ptr,
     q_strides,  # batch, three axes, heads, head_dim, three axes times dilation; same below
@@ -51,10 +54,16 @@ def query_kernel(
     extra_k_strides,  # batch, extra, heads, head_dim
     extra_v_strides,
     grad_out_strides,
-    grad_lse_strides,  # the entry of head_dim is 0
-    lengths,
-    dilation,
-    tiles,
+    grad_q_strides,
+    length0,
+    length1,
+    length2,
+    dilation0,
+    dilation1,
+    dilation2,
+    tiles0,
+    tiles1,
+    tiles2,
     heads,
     extra,
     scale,
@@ -76,6 +85,7 @@ def query_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    lengths, dilation, tiles = (length0, length1, length2), (dilation0, dilation1, dilation2), (tiles0, tiles1, tiles2)
     pid = tl.program_id(0)
     head, rest = pid % heads, pid // heads
     index2, rest = rest % tiles[2], rest // tiles[2]
@@ -120,14 +130,13 @@ def query_kernel(
     out = load_rows(out_ptr + row * VALUE_DIM, 1, VALUE_DIM, BLOCK_VALUE)
     delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1)
     if HAS_GRAD_LSE:  # its gradient for each score is the probability, like that of -delta
-        lse_base = group_of(grad_lse_ptr, batch, g0, g1, g2, head, grad_lse_strides)
-        delta -= tl.load(rows_of(lse_base, p0, p1, p2, grad_lse_strides, WIDE)).to(tl.float32)
+        delta -= tl.load(grad_lse_ptr + row).to(tl.float32)
     tl.store(delta_ptr + row, delta, mask=exists)
     lse = tl.load(lse_ptr + row) * LOG2E
     if HAS_RPB:
         table = rpb_ptr + head * ((2 * KERNEL[0] - 1) * (2 * KERNEL[1] - 1) * (2 * KERNEL[2] - 1))
         query_offset = bias_offsets(p0 - origin0, p1 - origin1, p2 - origin2, KERNEL)
-    grad_q = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK_DIM], tl.float32)
+    grad_q = tl.full([TILE[0] * TILE[1] * TILE[2], BLOCK_DIM], 0, tl.float32)
     for chunk in range(0, keys, BLOCK):
         j0, j1, j2 = unflatten(chunk + tl.arange(0, BLOCK), HALO)
         x0 = tl.minimum(origin0 + j0, n0 - 1)
@@ -160,12 +169,9 @@ def query_kernel(
             grad_p = dot(grad_out, tl.trans(v), None, PRECISION)
             grad_s = p * (grad_p - delta[:, None])
             grad_q = dot(grad_s.to(k.dtype), k, grad_q, PRECISION)
-    column = tl.arange(0, BLOCK_DIM)
-    tl.store(
-        grad_q_ptr + row[:, None] * DIM + column[None, :],
-        (grad_q * scale).to(grad_q_ptr.dtype.element_ty),
-        mask=exists[:, None] & (column[None, :] < DIM),
-    )
+    grad_base = group_of(grad_q_ptr, batch, g0, g1, g2, head, grad_q_strides)
+    grad_rows = rows_of(grad_base, p0, p1, p2, grad_q_strides, WIDE)
+    store_rows(grad_rows, grad_q_strides[5], grad_q * scale, exists, DIM, BLOCK_DIM)
 
 
 @triton.jit
@@ -187,7 +193,7 @@ def _clip(start, end, first, TILE: tl.constexpr):
     return low, tl.where(meets, tl.minimum(end - 1 - first, TILE), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def key_kernel(
     q_ptr,
     k_ptr,
@@ -202,9 +208,17 @@ def key_kernel(
     k_strides,
     v_strides,
     grad_out_strides,
-    lengths,
-    dilation,
-    tiles,
+    grad_k_strides,
+    grad_v_strides,
+    length0,
+    length1,
+    length2,
+    dilation0,
+    dilation1,
+    dilation2,
+    tiles0,
+    tiles1,
+    tiles2,
     heads,
     scale,
     REPEAT: tl.constexpr,
@@ -223,6 +237,7 @@ def key_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    lengths, dilation, tiles = (length0, length1, length2), (dilation0, dilation1, dilation2), (tiles0, tiles1, tiles2)
     pid = tl.program_id(0)
     heads_kv = heads // REPEAT
     head_kv, rest = pid % heads_kv, pid // heads_kv
@@ -250,8 +265,8 @@ def key_kernel(
     final = tl.minimum(first0 + (TILE[0] - 1), n0 - 1)
     rows = last_query(final, n0, KERNEL[0], STRIDE[0], CAUSAL[0]) - origin0 + 1
     key_offset = bias_offsets(t0, t1, t2, KERNEL)
-    grad_k = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK_DIM], tl.float32)
-    grad_v = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK_VALUE], tl.float32)
+    grad_k = tl.full([TILE[0] * TILE[1] * TILE[2], BLOCK_DIM], 0, tl.float32)
+    grad_v = tl.full([TILE[0] * TILE[1] * TILE[2], BLOCK_VALUE], 0, tl.float32)
     for repeat in range(0, REPEAT):
         head = head_kv * REPEAT + repeat
         q_base = group_of(q_ptr, batch, g0, g1, g2, head, q_strides)
@@ -279,21 +294,13 @@ def key_kernel(
             s = dot(k, tl.trans(q), None, PRECISION) * scale
             if HAS_RPB:
                 query_offset = bias_offsets(p0 - first0, p1 - first1, p2 - first2, KERNEL)
-                s += masked_bias(table, key_offset[:, None], query_offset[None, :], allowed, KERNEL)
-            else:
-                s = tl.where(allowed, s, float("-inf"))
+                s += pair_bias(table, key_offset[:, None], query_offset[None, :], KERNEL)
+            s = tl.where(allowed, s, float("-inf"))
             lse, delta = tl.load(lse_ptr + row), tl.load(delta_ptr + row)
             grad_k, grad_v = key_step(s, q, v, grad_out, lse, delta, grad_k, grad_v, PRECISION)
-    row = token_of(batch, lengths, g0, g1, g2, x0, x1, x2, dilation) * heads_kv + head_kv
-    column = tl.arange(0, BLOCK_DIM)
-    tl.store(
-        grad_k_ptr + row[:, None] * DIM + column[None, :],
-        (grad_k * scale).to(grad_k_ptr.dtype.element_ty),
-        mask=exists[:, None] & (column[None, :] < DIM),
-    )
-    column = tl.arange(0, BLOCK_VALUE)
-    tl.store(
-        grad_v_ptr + row[:, None] * VALUE_DIM + column[None, :],
-        grad_v.to(grad_v_ptr.dtype.element_ty),
-        mask=exists[:, None] & (column[None, :] < VALUE_DIM),
-    )
+    grad_base = group_of(grad_k_ptr, batch, g0, g1, g2, head_kv, grad_k_strides)
+    grad_rows = rows_of(grad_base, x0, x1, x2, grad_k_strides, WIDE)
+    store_rows(grad_rows, grad_k_strides[5], grad_k * scale, exists, DIM, BLOCK_DIM)
+    grad_base = group_of(grad_v_ptr, batch, g0, g1, g2, head_kv, grad_v_strides)
+    grad_rows = rows_of(grad_base, x0, x1, x2, grad_v_strides, WIDE)
+    store_rows(grad_rows, grad_v_strides[5], grad_v, exists, VALUE_DIM, BLOCK_VALUE)

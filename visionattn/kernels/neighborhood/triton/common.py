@@ -11,6 +11,7 @@ import triton.language as tl
 
 __all__ = [
     "LOG2E",
+    "RUNTIME",
     "bias_offsets",
     "dot",
     "first_query",
@@ -21,13 +22,21 @@ __all__ = [
     "locate",
     "masked_bias",
     "pack",
+    "pair_bias",
     "rows_of",
+    "store_rows",
     "token_of",
     "unflatten",
     "window_end",
     "window_start",
 ]
 
+# Integers that differ between maps and batches. Kernels are not specialized on their values (whether they are 1 or
+# divisible by 16), which would compile many variants; the values inside of tuples always are.
+RUNTIME = (
+    "length0", "length1", "length2", "dilation0", "dilation1", "dilation2", "tiles0", "tiles1", "tiles2", "heads",
+    "batch_size", "extra", "chunks", "share", "blocks", "height", "width", "items",
+)  # fmt: skip
 LOG2E = tl.constexpr(1.4426950408889634)
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
@@ -128,6 +137,14 @@ def token_of(batch, lengths, g0, g1, g2, x0, x1, x2, dilation):
 
 
 @triton.jit
+def store_rows(rows, step, values, keep, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """Store ``values [rows, BLOCK]`` to pointers to rows that are to be kept, without the columns from ``DIM`` on."""
+    column = tl.arange(0, BLOCK)
+    pointers = rows[:, None] + column[None, :] * step
+    tl.store(pointers, values.to(rows.dtype.element_ty), mask=keep[:, None] & (column[None, :] < DIM))
+
+
+@triton.jit
 def load_rows(rows, step, DIM: tl.constexpr, BLOCK: tl.constexpr):
     """Load ``[rows, BLOCK]`` from pointers to rows, which must be valid; columns from ``DIM`` on are zero."""
     column = tl.arange(0, BLOCK)
@@ -166,6 +183,16 @@ def bias_offsets(x0, x1, x2, K: tl.constexpr):
 @triton.jit
 def masked_bias(table, key_offset, query_offset, allowed, K: tl.constexpr):
     """Bias of each pair, -inf where not allowed. One of the offsets is a column vector, the other a row vector."""
-    centre: tl.constexpr = ((K[0] - 1) * (2 * K[1] - 1) + K[1] - 1) * (2 * K[2] - 1) + K[2] - 1
-    index = key_offset - query_offset + centre
+    index = key_offset - query_offset + ((2 * K[0] - 1) * (2 * K[1] - 1) * (2 * K[2] - 1) - 1) // 2
     return tl.load(table + index, mask=allowed, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def pair_bias(table, key_offset, query_offset, K: tl.constexpr):
+    """The same without a mask, with any entry for pairs outside the table.
+
+    A mask may be in another layout than the scores, in which case the compiler computes it and the index twice.
+    """
+    LAST: tl.constexpr = (2 * K[0] - 1) * (2 * K[1] - 1) * (2 * K[2] - 1) - 1
+    index = key_offset - query_offset + LAST // 2
+    return tl.load(table + tl.minimum(tl.maximum(index, 0), LAST)).to(tl.float32)

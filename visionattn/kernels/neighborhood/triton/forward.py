@@ -10,6 +10,7 @@ import triton.language as tl
 
 from visionattn.kernels.neighborhood.triton.common import (
     LOG2E,
+    RUNTIME,
     bias_offsets,
     dot,
     group_of,
@@ -19,6 +20,7 @@ from visionattn.kernels.neighborhood.triton.common import (
     masked_bias,
     pack,
     rows_of,
+    store_rows,
     token_of,
     unflatten,
     window_end,
@@ -42,7 +44,7 @@ def _update(s, v, acc, m, l, factor, PRECISION: tl.constexpr):
     return acc, m_new, l
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def forward_kernel(
     q_ptr,
     k_ptr,
@@ -57,9 +59,15 @@ def forward_kernel(
     v_strides,
     extra_k_strides,  # batch, extra, heads, head_dim
     extra_v_strides,
-    lengths,
-    dilation,
-    tiles,  # tiles of each axis, over all dilation groups
+    length0,
+    length1,
+    length2,
+    dilation0,
+    dilation1,
+    dilation2,
+    tiles0,  # tiles of each axis, over all dilation groups
+    tiles1,
+    tiles2,
     heads,
     extra,
     scale,
@@ -83,6 +91,7 @@ def forward_kernel(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    lengths, dilation, tiles = (length0, length1, length2), (dilation0, dilation1, dilation2), (tiles0, tiles1, tiles2)
     # Heads are the fastest dimension, because they share the cache lines of a token.
     pid = tl.program_id(0)
     head, rest = pid % heads, pid // heads
@@ -139,8 +148,9 @@ def forward_kernel(
     if HAS_RPB and LATE_SCALE:
         inverse_scale = 1.0 / scale
     m = tl.full([TILE[0] * TILE[1] * TILE[2]], -1e30, tl.float32)  # finite for chunks without keys of a query
-    l = tl.zeros([TILE[0] * TILE[1] * TILE[2]], tl.float32)
-    acc = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK_VALUE], tl.float32)
+    # Not tl.zeros, which in Triton 3.4 and 3.5 does not accept a computed size.
+    l = tl.full([TILE[0] * TILE[1] * TILE[2]], 0, tl.float32)
+    acc = tl.full([TILE[0] * TILE[1] * TILE[2], BLOCK_VALUE], 0, tl.float32)
     for chunk in range(0, keys, BLOCK):
         j0, j1, j2 = unflatten(chunk + tl.arange(0, BLOCK), HALO)
         # Keys past the end of the group or the halo are masked and read the last key instead.
@@ -190,10 +200,5 @@ def forward_kernel(
 
     acc = acc / l[:, None]
     row = token_of(batch, lengths, g0, g1, g2, p0, p1, p2, dilation) * heads + head
-    column = tl.arange(0, BLOCK_VALUE)
-    tl.store(
-        out_ptr + row[:, None] * VALUE_DIM + column[None, :],
-        acc.to(out_ptr.dtype.element_ty),
-        mask=exists[:, None] & (column[None, :] < VALUE_DIM),
-    )
+    store_rows(out_ptr + row * VALUE_DIM, 1, acc, exists, VALUE_DIM, BLOCK_VALUE)
     tl.store(lse_ptr + row, m * (factor / LOG2E) + tl.log(l), mask=exists)

@@ -10,6 +10,7 @@ import triton.language as tl
 from visionattn.kernels.neighborhood.triton.backward import key_step
 from visionattn.kernels.neighborhood.triton.common import (
     LOG2E,
+    RUNTIME,
     bias_offsets,
     dot,
     group_of,
@@ -19,6 +20,7 @@ from visionattn.kernels.neighborhood.triton.common import (
     masked_bias,
     pack,
     rows_of,
+    store_rows,
     token_of,
     unflatten,
     window_start,
@@ -64,7 +66,7 @@ def _add_diagonals(
         tl.store(pointers, tl.load(pointers, mask=entry < ENTRIES) + total, mask=entry < ENTRIES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def bias_kernel(
     q_ptr,
     k_ptr,
@@ -78,9 +80,15 @@ def bias_kernel(
     k_strides,
     v_strides,
     grad_out_strides,
-    lengths,
-    dilation,
-    tiles,
+    length0,
+    length1,
+    length2,
+    dilation0,
+    dilation1,
+    dilation2,
+    tiles0,
+    tiles1,
+    tiles2,
     batch_size,
     heads,
     scale,
@@ -106,6 +114,7 @@ def bias_kernel(
     Gradients of scores are accumulated in place while tiles have the same offset to their halos, and are added to the
     table when the offset changes.
     """
+    lengths, dilation, tiles = (length0, length1, length2), (dilation0, dilation1, dilation2), (tiles0, tiles1, tiles2)
     pid = tl.program_id(0)
     head, rest = pid % heads, pid // heads
     index, split = rest % chunks, rest // chunks
@@ -118,7 +127,7 @@ def bias_kernel(
     j0, j1, j2 = unflatten(chunk + tl.arange(0, BLOCK), HALO)
     keys = pack(j0, j1, j2, BITS)
     key_offset = bias_offsets(j0, j1, j2, KERNEL)
-    acc = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK], tl.float32)
+    acc = tl.full([TILE[0] * TILE[1] * TILE[2], BLOCK], 0, tl.float32)
     shift0, shift1, shift2 = split * 0, split * 0, split * 0
     begin = split.to(tl.int64) * share
     end = tl.minimum(begin + share, batch_size.to(tl.int64) * tiles[0] * tiles[1] * tiles[2])
@@ -139,7 +148,7 @@ def bias_kernel(
         origin2 = window_start(first2, n2, KERNEL[2], STRIDE[2], False)
         if (origin0 - first0 != shift0) | (origin1 - first1 != shift1) | (origin2 - first2 != shift2):
             _add_diagonals(partial, acc, shift0, shift1, shift2, chunk, KERNEL, TILE, HALO, BLOCK, BLOCK_TABLE)
-            acc = tl.zeros([TILE[0] * TILE[1] * TILE[2], BLOCK], tl.float32)
+            acc = tl.full([TILE[0] * TILE[1] * TILE[2], BLOCK], 0, tl.float32)
         shift0, shift1, shift2 = origin0 - first0, origin1 - first1, origin2 - first2
         low = pack(start0 - origin0, start1 - origin1, start2 - origin2, BITS)
         high = low + pack(KERNEL[0] - 1, KERNEL[1] - 1, KERNEL[2] - 1, BITS)
@@ -168,21 +177,23 @@ def bias_kernel(
     _add_diagonals(partial, acc, shift0, shift1, shift2, chunk, KERNEL, TILE, HALO, BLOCK, BLOCK_TABLE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUNTIME)
 def extra_kernel(
     q_ptr,
-    k_ptr,
-    v_ptr,
+    extra_k_ptr,
+    extra_v_ptr,
     lse_ptr,
     delta_ptr,
     grad_out_ptr,
-    grad_k_ptr,  # [splits, batch, extra, heads_kv, head_dim], float32
-    grad_v_ptr,
+    partial_k_ptr,  # [splits, batch, extra, heads_kv, head_dim], float32
+    partial_v_ptr,
     q_strides,
-    k_strides,  # batch, extra, heads, head_dim
-    v_strides,
+    extra_k_strides,  # batch, extra, heads, head_dim
+    extra_v_strides,
     grad_out_strides,
-    lengths,
+    length0,
+    length1,
+    length2,
     batch_size,
     heads,
     extra,
@@ -206,13 +217,13 @@ def extra_kernel(
     batch, split = rest % batch_size, rest // batch_size
     j = block * BLOCK_EXTRA + tl.arange(0, BLOCK_EXTRA)
     x = tl.minimum(j, extra - 1)
-    k_base = k_ptr + batch.to(tl.int64) * k_strides[0] + head_kv.to(tl.int64) * k_strides[2]
-    v_base = v_ptr + batch.to(tl.int64) * v_strides[0] + head_kv.to(tl.int64) * v_strides[2]
-    k = load_rows(k_base + x * k_strides[1], k_strides[3], DIM, BLOCK_DIM)
-    v = load_rows(v_base + x * v_strides[1], v_strides[3], VALUE_DIM, BLOCK_VALUE)
+    k_base = extra_k_ptr + batch.to(tl.int64) * extra_k_strides[0] + head_kv.to(tl.int64) * extra_k_strides[2]
+    v_base = extra_v_ptr + batch.to(tl.int64) * extra_v_strides[0] + head_kv.to(tl.int64) * extra_v_strides[2]
+    k = load_rows(k_base + x * extra_k_strides[1], extra_k_strides[3], DIM, BLOCK_DIM)
+    v = load_rows(v_base + x * extra_v_strides[1], extra_v_strides[3], VALUE_DIM, BLOCK_VALUE)
     grad_k = tl.zeros([BLOCK_EXTRA, BLOCK_DIM], tl.float32)
     grad_v = tl.zeros([BLOCK_EXTRA, BLOCK_VALUE], tl.float32)
-    tokens = lengths[0] * lengths[1] * lengths[2]
+    tokens = length0 * length1 * length2
     end = tl.minimum((split + 1) * share, tokens)
     zero = pid * 0
     for repeat in range(0, REPEAT):
@@ -223,9 +234,9 @@ def extra_kernel(
             token = first + tl.arange(0, BLOCK)
             here = token < end
             token = tl.minimum(token, tokens - 1)
-            line = token // lengths[2]
-            x0, x1 = (line // lengths[1]).to(tl.int64), (line % lengths[1]).to(tl.int64)
-            x2 = (token % lengths[2]).to(tl.int64)
+            line = token // length2
+            x0, x1 = (line // length1).to(tl.int64), (line % length1).to(tl.int64)
+            x2 = (token % length2).to(tl.int64)
             q = load_rows(
                 q_base + (x0 * q_strides[1] + x1 * q_strides[2] + x2 * q_strides[3]), q_strides[5], DIM, BLOCK_DIM
             )
@@ -237,8 +248,5 @@ def extra_kernel(
             s = tl.where(here[None, :], s, float("-inf"))
             grad_k, grad_v = key_step(s, q, v, grad_out, lse, delta, grad_k, grad_v, PRECISION)
     row = ((split.to(tl.int64) * batch_size + batch) * extra + x) * heads_kv + head_kv
-    column = tl.arange(0, BLOCK_DIM)
-    keep = (j < extra)[:, None]
-    tl.store(grad_k_ptr + row[:, None] * DIM + column[None, :], grad_k * scale, mask=keep & (column[None, :] < DIM))
-    column = tl.arange(0, BLOCK_VALUE)
-    tl.store(grad_v_ptr + row[:, None] * VALUE_DIM + column[None, :], grad_v, mask=keep & (column[None, :] < VALUE_DIM))
+    store_rows(partial_k_ptr + row * DIM, 1, grad_k * scale, j < extra, DIM, BLOCK_DIM)
+    store_rows(partial_v_ptr + row * VALUE_DIM, 1, grad_v, j < extra, VALUE_DIM, BLOCK_VALUE)

@@ -14,6 +14,7 @@ from visionattn.kernels.neighborhood.geometry import axis_groups, axis_windows
 
 __all__ = [
     "KERNELS",
+    "PARTIAL_BYTES",
     "Geometry",
     "Tile",
     "blocks_of",
@@ -43,6 +44,7 @@ TIGHTER = {
     (4, "query"): {256: (16, (16,))},
     (4, "key"): {128: (32, (32,))},
 }
+PARTIAL_BYTES = 1 << 26  # limit of the partial sums of a reduction in two stages
 SHARED_LIMIT = 99 * 1024  # the limit of sm_86, sm_89 and sm_120; sm_80, sm_90 and sm_100 have more
 
 # Picoseconds on a full H100, from the instructions of the compiled kernels and the throughput of the hardware.
@@ -187,7 +189,8 @@ def legal_tiles(geometry: Geometry, kernel: str, dim: int, value_dim: int, items
             fits = shared_bytes(shape, block, dim, value_dim, itemsize, kernel, stages) <= SHARED_LIMIT
             small = block == blocks[0] or prod(shape) * block * max(width, 64) <= 1 << 18
             if prod(shape) <= largest and small and fits:
-                extent = halo(geometry, shape, kernel)
+                # Halos that differ by one share a kernel.
+                extent = tuple(n + n % 2 if n > 8 else n for n in halo(geometry, shape, kernel))
                 tiles.append(Tile(shape, block, _warps(prod(shape), width, itemsize, kernel), stages, extent))
     order = {tile: _estimate(geometry, tile, kernel, dim, value_dim, itemsize) for tile in tiles}
     return tuple(sorted(tiles, key=order.__getitem__))

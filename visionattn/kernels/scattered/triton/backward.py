@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from visionattn.kernels.scattered.triton.common import (
+    SCALARS,
     add_sums,
     load_rows,
     load_sums,
@@ -94,7 +95,7 @@ def differentiate_keys(
         store_rows(dv_ptr, token, stop, dv_strides, dv, VALUE_DIM, BLOCK_VALUE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCALARS)
 def window_backward_kernel(
     q_ptr,
     k_ptr,
@@ -115,10 +116,10 @@ def window_backward_kernel(
     dv_strides,
     tokens,
     windows,
-    heads,
     places,
     search_steps,
     eps,
+    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -128,7 +129,7 @@ def window_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    head, item = pid % heads, pid // heads
+    head, item = pid % HEADS, pid // HEADS
     is_chunk = item < places
     if is_chunk:
         start, stop, first_place, chunks = locate_chunk(offsets_ptr, item, windows, search_steps, tokens, CHUNK)
@@ -144,7 +145,7 @@ def window_backward_kernel(
     )  # fmt: skip
     if is_chunk:
         if stop > start:
-            place = item.to(tl.int64) * heads + head
+            place = item.to(tl.int64) * HEADS + head
             store_sums(sums_ptr + place * (BLOCK_DIM * BLOCK_VALUE + BLOCK_DIM), kv, k_sum, BLOCK_DIM, BLOCK_VALUE)
     else:
         d_kv, d_k_sum = differentiate_queries(
@@ -170,8 +171,8 @@ def query_backward_kernel(
     q_strides,
     grad_strides,
     dq_strides,
-    heads,
     eps,
+    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -180,19 +181,19 @@ def query_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    head, item = pid % heads, pid // heads
+    head, item = pid % HEADS, pid // HEADS
     start, stop = tl.load(table_ptr + item * 4), tl.load(table_ptr + item * 4 + 1)
     if stop > start:
         head64 = head.to(tl.int64)
         size: tl.constexpr = BLOCK_DIM * BLOCK_VALUE + BLOCK_DIM
-        place = tl.load(table_ptr + item * 4 + 2) * heads + head
+        place = tl.load(table_ptr + item * 4 + 2) * HEADS + head
         kv, k_sum = load_sums(sums_ptr + place * size, BLOCK_DIM, BLOCK_VALUE)
         d_kv, d_k_sum = differentiate_queries(
             q_ptr + head64 * q_strides[1], grad_ptr + head64 * grad_strides[1], dq_ptr + head64 * dq_strides[1],
             q_strides, grad_strides, dq_strides, start, stop, kv, k_sum, eps,
             DIM, VALUE_DIM, BLOCK_DIM, BLOCK_VALUE, BLOCK_M, PRECISION,
         )  # fmt: skip
-        store_sums(d_sums_ptr + (item.to(tl.int64) * heads + head) * size, d_kv, d_k_sum, BLOCK_DIM, BLOCK_VALUE)
+        store_sums(d_sums_ptr + (item.to(tl.int64) * HEADS + head) * size, d_kv, d_k_sum, BLOCK_DIM, BLOCK_VALUE)
 
 
 @triton.jit
@@ -207,7 +208,7 @@ def key_backward_kernel(
     v_strides,
     dk_strides,
     dv_strides,
-    heads,
+    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -216,11 +217,11 @@ def key_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    head, item = pid % heads, pid // heads
+    head, item = pid % HEADS, pid // HEADS
     start, stop = tl.load(table_ptr + item * 4), tl.load(table_ptr + item * 4 + 1)
     if stop > start:
         head64 = head.to(tl.int64)
-        place = tl.load(table_ptr + item * 4 + 2) * heads + head
+        place = tl.load(table_ptr + item * 4 + 2) * HEADS + head
         d_kv, d_k_sum = load_sums(d_sums_ptr + place * (BLOCK_DIM * BLOCK_VALUE + BLOCK_DIM), BLOCK_DIM, BLOCK_VALUE)
         differentiate_keys(
             k_ptr + head64 * k_strides[1], v_ptr + head64 * v_strides[1],

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "SCALARS",
     "add_sums",
     "load_rows",
     "load_sums",
@@ -22,6 +23,9 @@ __all__ = [
     "store_rows",
     "store_sums",
 ]
+
+SCALARS = ["tokens", "windows", "places", "search_steps"]
+"""Arguments of the kernels that are not specialized for their values, since they vary between frames."""
 
 
 @triton.jit

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from visionattn.kernels.scattered.triton.common import (
+    SCALARS,
     add_sums,
     load_rows,
     load_sums,
@@ -44,7 +45,7 @@ def attend(
         store_rows(out_ptr, token, stop, out_strides, numerator / denominator[:, None], VALUE_DIM, BLOCK_VALUE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SCALARS)
 def window_kernel(
     q_ptr,
     k_ptr,
@@ -59,10 +60,10 @@ def window_kernel(
     out_strides,
     tokens,
     windows,
-    heads,
     places,  # number of places for chunks
     search_steps,
     eps,
+    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -73,7 +74,7 @@ def window_kernel(
 ):
     # Chunks come first, since they take longest. Heads are the fastest dimension, because they share cache lines.
     pid = tl.program_id(0)
-    head, item = pid % heads, pid // heads
+    head, item = pid % HEADS, pid // HEADS
     is_chunk = item < places
     if is_chunk:
         start, stop, first_place, chunks = locate_chunk(offsets_ptr, item, windows, search_steps, tokens, CHUNK)
@@ -88,7 +89,7 @@ def window_kernel(
     )  # fmt: skip
     if is_chunk:
         if stop > start:
-            place = item.to(tl.int64) * heads + head
+            place = item.to(tl.int64) * HEADS + head
             store_sums(sums_ptr + place * (BLOCK_DIM * BLOCK_VALUE + BLOCK_DIM), kv, k_sum, BLOCK_DIM, BLOCK_VALUE)
     else:
         attend(
@@ -101,8 +102,8 @@ def window_kernel(
 def reduce_kernel(
     sums_ptr,
     table_ptr,
-    heads,
-    tiles,
+    HEADS: tl.constexpr,
+    TILES: tl.constexpr,
     SIZE: tl.constexpr,  # size of the sums of a chunk and head
     TILE: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
@@ -110,8 +111,8 @@ def reduce_kernel(
 ):
     """Add the sums of the chunks of a window in a fixed order and store them at the place of its first chunk."""
     pid = tl.program_id(0)
-    tile, rest = pid % tiles, pid // tiles
-    head, item = rest % heads, rest // heads
+    tile, rest = pid % TILES, pid // TILES
+    head, item = rest % HEADS, rest // HEADS
     chunks = tl.load(table_ptr + item * 4 + 3)
     if chunks > 0:
         start = tl.load(table_ptr + item * 4)
@@ -120,9 +121,9 @@ def reduce_kernel(
         for first in range(0, chunks, BLOCK_CHUNKS):
             chunk = first + tl.arange(0, BLOCK_CHUNKS)
             place = tl.where(chunk == 0, item.to(tl.int64), (start // CHUNK + chunk) * 2)
-            pointers = sums_ptr + (place[:, None] * heads + head) * SIZE + column[None, :]
+            pointers = sums_ptr + (place[:, None] * HEADS + head) * SIZE + column[None, :]
             total += tl.sum(tl.load(pointers, mask=(chunk < chunks)[:, None] & (column[None, :] < SIZE), other=0.0), 0)
-        tl.store(sums_ptr + (item.to(tl.int64) * heads + head) * SIZE + column, total, mask=column < SIZE)
+        tl.store(sums_ptr + (item.to(tl.int64) * HEADS + head) * SIZE + column, total, mask=column < SIZE)
 
 
 @triton.jit
@@ -133,8 +134,8 @@ def query_kernel(
     table_ptr,
     q_strides,
     out_strides,
-    heads,
     eps,
+    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -144,11 +145,11 @@ def query_kernel(
 ):
     """Outputs of the tokens of a chunk, from the sums of its window."""
     pid = tl.program_id(0)
-    head, item = pid % heads, pid // heads
+    head, item = pid % HEADS, pid // HEADS
     start, stop = tl.load(table_ptr + item * 4), tl.load(table_ptr + item * 4 + 1)
     if stop > start:
         head64 = head.to(tl.int64)
-        place = tl.load(table_ptr + item * 4 + 2) * heads + head
+        place = tl.load(table_ptr + item * 4 + 2) * HEADS + head
         kv, k_sum = load_sums(sums_ptr + place * (BLOCK_DIM * BLOCK_VALUE + BLOCK_DIM), BLOCK_DIM, BLOCK_VALUE)
         attend(
             q_ptr + head64 * q_strides[1], out_ptr + head64 * out_strides[1], q_strides, out_strides, start, stop,

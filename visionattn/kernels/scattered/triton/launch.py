@@ -1,7 +1,7 @@
 """Launches of the Triton kernels: block sizes, arguments, intermediate tensors. Nothing here needs a GPU.
 
-A `Launch` can be run, or compiled ahead of time for a GPU that is not present (`triton_aot`). The values of the offsets
-are not read, so there is no synchronization.
+The values of the offsets are not read, so there is no synchronization. Launches do not depend on the numbers of tokens
+and windows, which vary between frames and are passed with each call.
 """
 
 from dataclasses import dataclass
@@ -11,155 +11,196 @@ import torch
 import triton
 from torch import Tensor
 
+from visionattn.kernels.precision import float32_precision
 from visionattn.kernels.scattered.triton.backward import (
     key_backward_kernel,
     query_backward_kernel,
     window_backward_kernel,
 )
 from visionattn.kernels.scattered.triton.forward import query_kernel, reduce_kernel, window_kernel
+from visionattn.kernels.triton_launch import Launch, Layout, Pointer, Prepared, plan_cache
 
-__all__ = ["Launch", "backward", "backward_launches", "forward", "forward_launches"]
+__all__ = ["Problem", "backward", "backward_launches", "forward", "forward_launches"]
 
 TILE, BLOCK_CHUNKS = 512, 16  # for the kernel that adds the sums of chunks
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel, its grid and its arguments."""
-
-    kernel: Any
-    programs: int
-    arguments: dict[str, Any]
-    warps: int
-    stages: int
-
-    def run(self) -> None:
-        if self.programs:
-            self.kernel[(self.programs,)](**self.arguments, num_warps=self.warps, num_stages=self.stages)
-
+MOST_VALUES = 64  # value dimensions that the kernels of the backward pass process at once
 
 # Tokens per block and per chunk, warps and stages, by padded head dimension: without spilled registers and within
-# 99 KB of shared memory for compute capability 8.0, 9.0, 10.0 and 12.0.
+# 99 KB of shared memory for compute capability 8.0, 8.9, 9.0, 10.0 and 12.0.
 _HALF = {
     "forward": {32: (64, 256, 4, 2), 64: (32, 256, 4, 2), 128: (16, 512, 4, 1)},
-    "backward": {32: (32, 256, 4, 2), 64: (32, 256, 4, 1), 128: (16, 512, 16, 1)},
+    "backward": {32: (32, 256, 4, 2), 64: (32, 256, 4, 1), 128: (16, 512, 8, 1)},
 }
 _SINGLE = {
     "forward": {32: (32, 256, 4, 2), 64: (32, 256, 8, 1), 128: (16, 512, 8, 1)},
-    "backward": {32: (32, 256, 4, 2), 64: (32, 256, 8, 1), 128: (16, 512, 16, 1)},
+    "backward": {32: (32, 256, 4, 2), 64: (32, 256, 8, 1), 128: (16, 512, 8, 1)},
 }
 
 
-class _Problem:
-    """Arguments shared by the kernels of one pass."""
+@dataclass(frozen=True)
+class Problem:
+    """What the launches of one pass depend on.
 
-    def __init__(self, q: Tensor, v: Tensor, offsets: Tensor, direction: str) -> None:
-        self.block_dim, self.block_value = (max(16, triton.next_power_of_2(x.shape[-1])) for x in (q, v))
-        width = max(self.block_dim, self.block_value)
-        ways = (_SINGLE if q.element_size() == 4 else _HALF)[direction]
-        self.block, self.chunk, self.warps, self.stages = next(way for most, way in ways.items() if width <= most)
-        # Float32 products use full precision unless TF32 is enabled in PyTorch. Half-precision inputs are exact in
-        # TF32, which is precise enough for their sums. The matrices of the widest heads fit into shared memory only
-        # once, not also in the layout of tensor cores.
-        full = q.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-        precision = "ieee" if full or (direction == "backward" and width == 128) else "tf32"
-        tokens, self.heads = q.shape[:2]
-        windows = offsets.shape[0] - 1 if tokens else 0
-        # At most two chunks start in a range of chunk size; with fewer tokens no window has several chunks.
-        self.places = 2 * triton.cdiv(tokens, self.chunk) if windows and tokens > self.chunk else 0
-        self.programs = (windows + self.places) * self.heads
-        self.sums_size = self.block_dim * self.block_value + self.block_dim
-        self.table = torch.empty(self.places, 4, dtype=torch.int64, device=q.device)
-        self.shared = {
-            "heads": self.heads,
-            "DIM": q.shape[-1],
-            "VALUE_DIM": v.shape[-1],
-            "BLOCK_DIM": self.block_dim,
-            "BLOCK_VALUE": self.block_value,
-            "BLOCK_M": self.block,
-            "PRECISION": precision,
-        }
-        self.search = {
-            "offsets_ptr": offsets.contiguous(),
-            "table_ptr": self.table,
-            "tokens": tokens,
-            "windows": windows,
-            "places": self.places,
-            "search_steps": max(1, windows.bit_length()),
-            "CHUNK": self.chunk,
-        }
+    Args:
+        maps: layouts of ``[tokens, heads, dim]`` by name, without the number of tokens: ``"q"``, ``"k"``, ``"v"``, and
+            others of the pass.
+        index: dtype of the offsets.
+        precision: of products of float32.
+    """
 
-    def sums(self, like: Tensor) -> Tensor:
-        return like.new_empty(self.places, self.heads, self.sums_size, dtype=torch.float32)
+    direction: str
+    maps: tuple[tuple[str, Layout], ...]
+    index: torch.dtype
+    eps: float
+    precision: str
 
-    def launch(self, kernel: Any, programs: int, **arguments: Any) -> Launch:
-        for name, x in list(arguments.items()):
-            if name.endswith("_ptr") and name.removesuffix("_ptr") in ("q", "k", "v", "grad", "out", "dq", "dk", "dv"):
-                arguments[name.replace("_ptr", "_strides")] = x.stride()
-        return Launch(kernel, programs, {**self.shared, **arguments}, self.warps, self.stages)
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Padded head dimensions of keys and values."""
+        maps = dict(self.maps)
+        return tuple(max(16, triton.next_power_of_2(maps[name][0][-1])) for name in ("q", "v"))
 
-    def chunk_launch(self, kernel: Any, **arguments: Any) -> Launch:
-        return self.launch(kernel, self.places * self.heads, table_ptr=self.table, **arguments)
+    @property
+    def way(self) -> tuple[int, int, int, int]:
+        """Tokens per block and per chunk, warps and stages."""
+        ways = (_SINGLE if dict(self.maps)["q"][2].itemsize == 4 else _HALF)[self.direction]
+        return next(way for most, way in ways.items() if max(self.blocks) <= most)
 
-    def reduce(self, sums: Tensor) -> Launch:
-        tiles = triton.cdiv(self.sums_size, TILE)
+    @property
+    def sums_size(self) -> int:
+        """Numbers per chunk and head."""
+        return self.blocks[0] * self.blocks[1] + self.blocks[0]
+
+    def launches(self, kernels: tuple[Any, ...]) -> list[Launch]:
+        """Launches with pointers, and with grids and numbers of one token."""
+        maps = dict(self.maps)
+        (_, heads, dim), _, dtype, _ = maps["q"]
+        block, chunk, warps, stages = self.way
+        # Half-precision inputs are exact in TF32, which is precise enough for their sums. The gradients of the widest
+        # heads would spill registers in the layout of tensor cores.
+        wide = self.direction == "backward" and max(self.blocks) == 128
+        precision = "ieee" if wide else self.precision if dtype == torch.float32 else "tf32"
+        sums, table = Pointer(torch.float32), Pointer(torch.int64)
         arguments = {
-            "sums_ptr": sums,
-            "table_ptr": self.table,
-            "heads": self.heads,
-            "tiles": tiles,
-            "SIZE": self.sums_size,
-            "TILE": TILE,
-            "BLOCK_CHUNKS": BLOCK_CHUNKS,
-            "CHUNK": self.chunk,
+            **{f"{name}_ptr": Pointer(x[2]) for name, x in maps.items()},
+            **{f"{name}_strides": x[1] for name, x in maps.items()},
+            **dict(sums_ptr=sums, d_sums_ptr=sums, table_ptr=table, offsets_ptr=Pointer(self.index)),
+            **dict(tokens=1, windows=1, places=1, search_steps=1, eps=self.eps, HEADS=heads),
+            **dict(DIM=dim, VALUE_DIM=maps["v"][0][-1], BLOCK_DIM=self.blocks[0], BLOCK_VALUE=self.blocks[1]),
+            **dict(BLOCK_M=block, CHUNK=chunk, PRECISION=precision),
+            **dict(SIZE=self.sums_size, TILES=triton.cdiv(self.sums_size, TILE), TILE=TILE, BLOCK_CHUNKS=BLOCK_CHUNKS),
         }
-        return Launch(reduce_kernel, self.places * self.heads * tiles, arguments, 4, 2)
+        return [
+            Launch(kernel, (1,), {name: arguments[name] for name in kernel.arg_names}, *options)
+            for kernel in kernels
+            for options in [(4, 2) if kernel is reduce_kernel else (warps, stages)]
+        ]
 
 
-def forward_launches(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> tuple[list[Launch], Tensor]:
-    """The launches in order, and their output; arguments as in `reference.attend_reference`."""
-    problem = _Problem(q, v, offsets, "forward")
-    out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    sums = problem.sums(q)
-    both = dict(q_ptr=q, out_ptr=out, sums_ptr=sums, eps=eps)
-    launches = [
-        problem.launch(window_kernel, problem.programs, k_ptr=k, v_ptr=v, **both, **problem.search),
-        problem.reduce(sums),
-        problem.chunk_launch(query_kernel, **both),
-    ]
-    return launches, out
+class Plan:
+    """What calls with the same layouts share: the launches, tokens per chunk, numbers per chunk and head."""
+
+    def __init__(self, problem: Problem) -> None:
+        launches = forward_launches(problem) if problem.direction == "forward" else backward_launches(problem)
+        self.launches = [Prepared(launch) for launch in launches]
+        self.chunk, self.sums_size = problem.way[1], problem.sums_size
+        self.tiles = triton.cdiv(self.sums_size, TILE)
 
 
-def backward_launches(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float
-) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
-    """The launches in order, and the gradients of q, k and v that they compute."""
-    problem = _Problem(q, v, offsets, "backward")
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    sums, d_sums = problem.sums(q), problem.sums(q)
-    queries = dict(q_ptr=q, grad_ptr=grad_out, dq_ptr=dq, sums_ptr=sums, eps=eps)
-    keys = dict(k_ptr=k, v_ptr=v, dk_ptr=dk, dv_ptr=dv)
-    launches = [
-        problem.launch(window_backward_kernel, problem.programs, **queries, **keys, **problem.search),
-        problem.reduce(sums),
-        problem.chunk_launch(query_backward_kernel, d_sums_ptr=d_sums, **queries),
-        problem.reduce(d_sums),
-        problem.chunk_launch(key_backward_kernel, d_sums_ptr=d_sums, **keys),
-    ]
-    return launches, (dq, dk, dv)
+class Work:
+    """Numbers that vary between frames, and the grids of the kernels."""
+
+    def __init__(self, plan: Plan, tokens: int, heads: int, windows: int) -> None:
+        chunk = plan.chunk
+        windows = windows if tokens else 0
+        # At most two chunks start in a range of chunk size; with fewer tokens no window has several chunks.
+        self.places = 2 * triton.cdiv(tokens, chunk) if windows and tokens > chunk else 0
+        self.numbers = dict(
+            tokens=tokens, windows=windows, places=self.places, search_steps=max(1, windows.bit_length())
+        )  # fmt: skip
+        self.windows = ((windows + self.places) * heads,)
+        self.chunks = (self.places * heads,)
+        self.reduce = (self.places * heads * plan.tiles,)
 
 
-def forward(*arguments: Any) -> Tensor:
-    """The output; arguments as in `forward_launches`."""
-    launches, out = forward_launches(*arguments)
-    for launch in launches:
-        launch.run()
+def forward_launches(problem: Problem) -> list[Launch]:
+    """Sums of windows or chunks, sums of the chunks of a window, outputs of the tokens of chunks."""
+    return problem.launches((window_kernel, reduce_kernel, query_kernel))
+
+
+def backward_launches(problem: Problem) -> list[Launch]:
+    """As the forward pass, for the gradients; `reduce_kernel` runs twice."""
+    return problem.launches((window_backward_kernel, reduce_kernel, query_backward_kernel, key_backward_kernel))
+
+
+@plan_cache
+def _plan(direction: str, names: tuple[str, ...], layouts: tuple[Layout, ...], *rest: Any) -> Plan:
+    return Plan(Problem(direction, tuple(zip(names, layouts, strict=True)), *rest))
+
+
+def _plan_of(direction: str, maps: dict[str, Tensor], offsets: Tensor, eps: float) -> Plan:
+    layouts = tuple(
+        ((1, *x.shape[1:]), x.stride(), x.dtype, x.data_ptr() % 16 == 0) for x in maps.values()
+    )  # fmt: skip
+    return _plan(direction, tuple(maps), layouts, offsets.dtype, eps, float32_precision())
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float) -> Tensor:
+    """The output; arguments as in `reference.attend_reference`."""
+    tokens, heads, _ = q.shape
+    out = torch.empty((tokens, heads, v.shape[-1]), dtype=q.dtype, device=q.device)
+    maps = dict(q=q, k=k, v=v, out=out)
+    plan = _plan_of("forward", maps, offsets, eps)
+    work = Work(plan, tokens, heads, offsets.shape[0] - 1)
+    tensors = dict(q_ptr=q, k_ptr=k, v_ptr=v, out_ptr=out) | _scratch(plan, work, q, offsets, ("sums_ptr",))
+    by_window, reduce, by_query = plan.launches
+    by_window(tensors, work.windows, work.numbers)
+    if work.places:
+        reduce(tensors, work.reduce)
+        by_query(tensors, work.chunks)
     return out
 
 
-def backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; arguments as in `backward_launches`."""
-    launches, gradients = backward_launches(*arguments)
-    for launch in launches:
-        launch.run()
-    return gradients
+def backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    if v.shape[-1] <= MOST_VALUES:
+        _backward(dict(q=q, k=k, v=v, grad=grad_out, dq=dq, dk=dk, dv=dv), offsets, eps)
+        return dq, dk, dv
+    # The output of a value dimension depends on no other one, so the gradients of queries and keys are sums over them.
+    dq, dk = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k))
+    part_q, part_k = torch.empty_like(dq), torch.empty_like(dk)
+    for parts in zip(*(x.split(MOST_VALUES, -1) for x in (v, grad_out, dv)), strict=True):
+        part_v, grad, part_dv = parts
+        _backward(dict(q=q, k=k, v=part_v, grad=grad, dq=part_q, dk=part_k, dv=part_dv), offsets, eps)
+        dq += part_q
+        dk += part_k
+    return dq.to(q.dtype), dk.to(k.dtype), dv
+
+
+def _backward(maps: dict[str, Tensor], offsets: Tensor, eps: float) -> None:
+    """Write the gradients of the maps, at most `MOST_VALUES` value dimensions."""
+    q = maps["q"]
+    plan = _plan_of("backward", maps, offsets, eps)
+    work = Work(plan, q.shape[0], q.shape[1], offsets.shape[0] - 1)
+    tensors = {f"{name}_ptr": x for name, x in maps.items()}
+    tensors |= _scratch(plan, work, q, offsets, ("sums_ptr", "d_sums_ptr"))
+    by_window, reduce, by_query, by_key = plan.launches
+    by_window(tensors, work.windows, work.numbers)
+    if work.places:
+        reduce(tensors, work.reduce)
+        by_query(tensors, work.chunks)
+        reduce(tensors | dict(sums_ptr=tensors["d_sums_ptr"]), work.reduce)
+        by_key(tensors, work.chunks)
+
+
+def _scratch(plan: Plan, work: Work, q: Tensor, offsets: Tensor, sums: tuple[str, ...]) -> dict[str, Tensor]:
+    """The offsets, and uninitialized tensors that the kernels share."""
+    shape = (work.places, q.shape[1], plan.sums_size)
+    return {
+        "offsets_ptr": offsets.contiguous(),
+        "table_ptr": torch.empty((work.places, 4), dtype=torch.int64, device=q.device),
+        **{name: torch.empty(shape, dtype=torch.float32, device=q.device) for name in sums},
+    }

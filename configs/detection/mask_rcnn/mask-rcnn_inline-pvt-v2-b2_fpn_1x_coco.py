@@ -1,0 +1,21 @@
+# InLine attention (arXiv 2412.06590) over the whole maps of timm's PVT v2-b2.
+# The authors of InLine attention have not published configs for COCO; this is the schedule of Agent-PVT-S.
+# The published models are based on PVT v1, which timm does not have, and start from their own ImageNet weights; this
+# one starts from those of PVT v2, of which the projections are kept.
+_base_ = [
+    "../../_base_/models/mask-rcnn_fpn.py",
+    "../../_base_/datasets/coco_instance.py",
+    "../../_base_/schedules/adamw_1x.py",
+    "../../_base_/epoch_runtime.py",
+]
+model = dict(
+    backbone=dict(
+        model_name="pvt_v2_b2.in1k",
+        drop_path_rate=0.2,
+        plugins=[dict(type="inline")],
+    ),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)
+optim_wrapper = dict(
+    optimizer=dict(lr=2e-4, weight_decay=1e-4), paramwise_cfg=None
+)  # published: weight decay for all parameters

@@ -1,0 +1,1 @@
+"""Read the annotation formats of other tools, and convert them to COCO JSON."""

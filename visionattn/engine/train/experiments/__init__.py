@@ -1,0 +1,1 @@
+"""Tracking of experiments with Weights & Biases and MLflow."""

@@ -1,0 +1,1 @@
+"""ONNX implementations of neighborhood attention; imported only when ONNX files are written."""
