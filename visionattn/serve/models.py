@@ -63,12 +63,14 @@ class ServedModel:
         source: name of the method of `Predictor` that loads it, for examples of code.
         predictor: the model with the default options.
         sample: an image to try it on, or None.
+        about: a sentence about it, or an empty text.
     """
 
     name: str
     source: str
     predictor: Predictor
     sample: Path | None = None
+    about: str = ""
     _others: "OrderedDict[str, Predictor]" = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -131,6 +133,7 @@ class ServedModel:
             "task": job.name,
             "input": job.noun,
             "records": job.records,
+            "about": self.about,
             "source": self.source,
             "classes": list(self.predictor.classes),
             "colors": [None if label not in colors else list(colors[label][::-1]) for label in range(len(job.classes))],
@@ -193,8 +196,9 @@ def load_models(
         for name in dict.fromkeys(names if names or runs else model_names()):
             with given_file(name, None):
                 predictor = Predictor(*resolve(name), where, **options)
-            sample = find_model(name).sample if name in model_names() else None
-            found[name] = ServedModel(name, "from_pretrained", predictor, sample)
+            shipped = find_model(name) if name in model_names() else None
+            more = () if shipped is None else (shipped.sample, shipped.summary)
+            found[name] = ServedModel(name, "from_pretrained", predictor, *more)
         for run in runs:
             stem = Path(run).expanduser().resolve().name
             name, number = stem, 2

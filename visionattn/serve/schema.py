@@ -29,6 +29,7 @@ class ModelInfo(BaseModel):
     name: str
     task: str = Field(description="kind of prediction, such as instance or semantic")
     input: str = Field(description="image, frame (a point cloud) or video")
+    about: str
     records: str = Field(description="name of the list of records in answers")
     source: str = Field(description="method of visionattn.inference.Predictor that loads it")
     classes: list[str]

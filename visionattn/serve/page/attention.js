@@ -43,13 +43,16 @@ export async function attend(x, y, changed, report) {
   if (names.length && mine === asked) report(`Attention from ${Math.round(x)}, ${Math.round(y)} is shown.`);
 }
 
+/** Return the square roots of weights, so that small ones remain visible. */
+const shades = (weights, peak) => Uint8Array.from(weights, value => Math.round(255 * Math.sqrt(value / peak)));
+
 async function readLayer(layer) {
   const [rows, columns] = layer.grid;
   const heads = (await Promise.all(layer.maps.map(grayPixels))).map(map => map.gray);
   const mean = new Float32Array(rows * columns);
   heads.forEach((head, number) => head.forEach((value, i) => { mean[i] += value * layer.maxima[number]; }));
   const peak = mean.reduce((a, b) => Math.max(a, b), 1e-12);
-  return { ...layer, rows, columns, heads, mean: Uint8Array.from(mean, value => Math.round(255 * value / peak)) };
+  return { ...layer, rows, columns, heads: heads.map(head => shades(head, 255)), mean: shades(mean, peak) };
 }
 
 function choose(name, layers) {
@@ -85,7 +88,8 @@ function show(changed) {
         element("output", {}, `${pick.layer + 1} of ${entry.layers.length}`), slider),
       element("p", { className: "faint" }, text),
       element("div", { className: "heads", role: "group", "aria-label": "Heads" }, ...heads),
-      element("img", { className: "scale", src: "page/colors.png", alt: "Colors from 0 to the largest weight" }));
+      element("img", { className: "scale", src: "page/colors.png", alt: "" }),
+      element("p", { className: "faint" }, "From 0 to the largest weight of the head, by its square root."));
   }));
 }
 

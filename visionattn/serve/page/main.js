@@ -1,16 +1,16 @@
 // The page: reads pictures, asks for predictions, and connects the views and the panel.
-import { getBlob, getJson, post } from "./api.js";
+import { getBlob, getJson } from "./api.js";
 import { attend, attentionOf, clearAttention } from "./attention.js";
 import { loadHeatColors } from "./decode.js";
-import { compose, readRecord } from "./layers.js";
+import { compose } from "./layers.js";
 import { paint } from "./paint.js";
+import { predictAll, readPicture, unfinished } from "./predict.js";
 import { describe, layersOn, showLayers, showResults } from "./results.js";
 import { listenForTabs, saveJson, savePng, showCode } from "./save.js";
 import { listenForFiles } from "./sources.js";
-import { at, element, hiddenOf, LOWEST, modelOf, optionsFor, resultKey, resultOf, state } from "./state.js";
+import { at, countOf, element, hiddenOf, LOWEST, modelOf, resultOf, state } from "./state.js";
 import { STEP, Transform, View } from "./view.js";
 
-const TOGETHER = 2; // requests at one time
 let views = [];
 const transform = new Transform(() => {
   views.forEach(view => view.draw());
@@ -28,22 +28,19 @@ const announce = text => { at("status").textContent = text; };
 
 async function add(files) {
   report(null);
-  const added = [];
-  for (const file of files) {
-    const picture = { name: file.name || "pasted.png", file, bitmap: null, width: 0, height: 0, results: new Map() };
-    try {
-      await setBitmap(picture, file);
-    } catch { /* the server returns a preview, or it is no image */ }
-    state.pictures.push(picture);
-    added.push(picture);
-  }
+  const added = await Promise.all(files.map(readPicture));
+  state.pictures.push(...added);
   if (added.length) select(added[0]);
-  for (const picture of added) predictAll(picture);
+  for (const picture of added) predictAll(picture, predicted);
 }
 
-async function setBitmap(picture, blob) {
-  picture.bitmap = await createImageBitmap(blob);
-  Object.assign(picture, { width: picture.bitmap.width, height: picture.bitmap.height });
+function predicted(picture) {
+  if (picture && picture === state.current) {
+    const { preview, view } = resultOf(picture, state.names[0])?.made?.record ?? {};
+    if (preview || view) createViews();
+    if (transform.fitted) fit();
+  }
+  show();
 }
 
 function select(picture) {
@@ -53,7 +50,7 @@ function select(picture) {
   clearAttention();
   createViews();
   fit();
-  if (picture) predictAll(picture);
+  if (picture) predictAll(picture, predicted);
   show();
 }
 
@@ -62,63 +59,6 @@ function remove(picture) {
   state.pictures.splice(index, 1);
   if (state.current === picture) select(state.pictures[Math.min(index, state.pictures.length - 1)] ?? null);
   else show();
-}
-
-// Predictions
-
-const waiting = [];
-let running = 0;
-
-function predictAll(picture) {
-  for (const name of state.names) {
-    if (!resultOf(picture, name)) {
-      const result = {};
-      picture.results.set(resultKey(name), result);
-      waiting.push(() => predict(picture, name, result, optionsFor(name)));
-    }
-  }
-  work();
-}
-
-async function work() {
-  while (running < TOGETHER && waiting.length) {
-    running++;
-    waiting.shift()().finally(() => {
-      running--;
-      show();
-      work();
-    });
-  }
-  show();
-}
-
-async function predict(picture, name, result, options) {
-  const model = modelOf(name), ask = { model: name, view: model.input !== "image", ...options };
-  if (model.options.includes("score_thr")) ask.score_thr = LOWEST;
-  try {
-    let answer = await post("predict", picture.file, picture.name, { ...ask, preview: !picture.bitmap });
-    let record = answer[model.records][0];
-    const turned = picture.bitmap && record.width && (record.width !== picture.width || record.height !== picture.height);
-    if (turned) { // the browser decodes this file in another way
-      answer = await post("predict", picture.file, picture.name, { ...ask, preview: true });
-      record = answer[model.records][0];
-    }
-    if (record.preview) await setBitmap(picture, await (await fetchUrl(record.preview)));
-    const { [model.records]: _, ...head } = answer;
-    Object.assign(result, { head, made: await readRecord(record, model) });
-    compose(result.made, state.threshold, hiddenOf(name));
-  } catch (error) {
-    result.error = error.message;
-  }
-  if (picture === state.current) {
-    if (!views.length || result.made?.record.view || result.made?.record.preview) createViews();
-    if (transform.fitted) fit();
-  }
-}
-
-function fetchUrl(url) { // a data URL as a blob; fetch() would need a weaker content policy
-  const [head, content] = url.split(","), bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
-  return new Blob([bytes], { type: head.slice(5).split(";")[0] });
 }
 
 // Views
@@ -271,8 +211,8 @@ function show() {
   at("save").hidden = !done;
   at("png").hidden = !current?.bitmap;
   at("attend").setAttribute("aria-pressed", String(state.attending));
-  at("attend").hidden = !state.names.some(name => modelOf(name).attention);
-  const open = running + waiting.length;
+  at("attend").hidden = at("rule").hidden = !state.names.some(name => modelOf(name).attention);
+  const open = unfinished();
   at("busy").hidden = !open;
   at("busytext").textContent = open > 1 ? `predicting, ${open} left` : "predicting";
   at("thresholdvalue").value = state.threshold.toFixed(2);
@@ -284,7 +224,9 @@ function show() {
     + `${describe()}. Arrow keys move, plus and minus zoom, 0 fits, A starts attention.`));
   showLayers(show);
   showResults(recompose, mark);
+  at("shown").hidden ||= state.attending;
   showStrip();
+  showAbout();
   if (done) showCode();
   for (const row of document.querySelectorAll("[data-option]")) {
     row.hidden = !state.names.some(name => modelOf(name).options.includes(row.dataset.option));
@@ -311,6 +253,18 @@ function showStrip() {
   }));
 }
 
+function showAbout() {
+  at("about").hidden = Boolean(state.current);
+  if (state.current) return;
+  at("about").replaceChildren(element("h2", {}, "Models"), ...state.names.map(modelOf).map(model => {
+    const names = model.classes.slice(0, 12).join(", ") + (model.classes.length > 12 ? ", …" : "");
+    const parts = [element("h3", {}, `${model.name}: ${model.task.replace("_", " ")}`)];
+    if (model.about) parts.push(element("p", {}, model.about));
+    if (names) parts.push(element("p", { className: "faint" }, `${countOf(model.classes.length, "class", "classes")}: ${names}`));
+    return element("section", { className: "block" }, ...parts);
+  }));
+}
+
 function chooseModels() {
   state.names = [at("model").value, at("other").value].filter((name, index, all) => name && all.indexOf(name) === index);
   at("sample").hidden = !modelOf(at("model").value).sample;
@@ -321,7 +275,7 @@ function chooseModels() {
   if (state.attending && !state.names.some(name => modelOf(name).attention)) state.attending = false;
   createViews();
   fit();
-  if (state.current) predictAll(state.current);
+  if (state.current) predictAll(state.current, predicted);
   show();
 }
 
@@ -346,7 +300,7 @@ function listen() {
     at(id).addEventListener("change", () => {
       if (at(id).checked) state.options[id] = value;
       else delete state.options[id];
-      if (state.current) predictAll(state.current);
+      if (state.current) predictAll(state.current, predicted);
       show();
     });
   }

@@ -3,6 +3,7 @@ import { colorOf, defaultLayers, LAYERS, legend, visible } from "./layers.js";
 import { at, countOf, css, element, hiddenOf, modelOf, resultOf, state } from "./state.js";
 
 const MOST = 300; // entries of the list
+const MIXED = "conic-gradient(#e34, #ec4, #3c6, #39e, #a4d, #e34)"; // each object has its own color
 
 /** Return the layers that are shown for a result. */
 export function layersOn(made) {
@@ -14,10 +15,12 @@ export function layersOn(made) {
 const madeOf = name => resultOf(state.current, name)?.made;
 
 export function showLayers(changed) {
-  const kinds = Object.keys(LAYERS).filter(kind => state.names.some(name => madeOf(name)?.kinds.includes(kind)));
-  const on = new Set(state.names.flatMap(name => (madeOf(name) ? [...layersOn(madeOf(name))] : [])));
+  const all = state.names.map(madeOf).filter(Boolean);
+  const kinds = Object.keys(LAYERS).filter(kind => all.some(made => made.kinds.includes(kind)));
   at("layers").replaceChildren(at("layers").firstElementChild, ...kinds.map(kind => {
-    const box = element("input", { type: "checkbox", checked: on.has(kind), name: kind });
+    const those = all.filter(made => made.kinds.includes(kind)), on = those.filter(made => layersOn(made).has(kind)).length;
+    const box = element("input", { type: "checkbox", checked: on > 0, name: kind });
+    box.indeterminate = on > 0 && on < those.length;
     box.addEventListener("change", () => {
       state.layers.set(kind, box.checked);
       changed();
@@ -29,7 +32,7 @@ export function showLayers(changed) {
 }
 
 export function describe() {
-  if (!state.current) return "No picture yet.";
+  if (!state.current) return "Results will appear here.";
   return state.names.map(name => {
     const result = resultOf(state.current, name), made = result?.made;
     const who = state.names.length > 1 ? `${name}: ` : "";
@@ -57,8 +60,7 @@ function block(name, changed, mark) {
   const parts = [element("div", { className: "row" }, title, facts)];
   const scores = Object.entries(made.record.image_scores ?? made.record.class_scores ?? {});
   const best = scores.sort((a, b) => b[1] - a[1]).slice(0, 5).map(([text, score]) => `${text} ${score.toFixed(3)}`);
-  const words = best.length ? best : entries.length ? [] : made.lines;
-  if (words.length) parts.push(element("p", { className: "lines" }, words.join(", ")));
+  if (best.length) parts.push(element("p", { className: "lines" }, best.join(", ")));
   if (entries.length) {
     parts.push(element("ul", { className: "legend", "aria-label": `Classes of ${name}` },
       ...entries.map(entry => classRow(made, entry, hidden, changed))));
@@ -93,7 +95,8 @@ function classRow(made, entry, hidden, changed) {
     changed();
   });
   const swatch = element("span", { className: "swatch" }), color = made.model.colors[entry.label];
-  swatch.style.background = color ? css(color) : "transparent";
+  swatch.style.background = made.kinds.includes("masks") && made.model.classes.length === 1 ? MIXED
+    : color ? css(color) : "transparent";
   return element("li", {}, element("label", { className: "check" }, box, swatch,
     element("span", { className: "label" }, made.model.classes[entry.label] ?? "?"),
     element("span", { className: "count" }, entry.text)));

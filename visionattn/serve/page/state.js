@@ -43,6 +43,6 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-export const countOf = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+export const countOf = (count, noun, plural = `${noun}s`) => `${count} ${count === 1 ? noun : plural}`;
 
 export const css = color => `rgb(${color[0]} ${color[1]} ${color[2]})`;

@@ -1,5 +1,6 @@
 // A canvas that shows a picture, with zoom and pan by wheel, drag, pinch and keyboard. Views side by side share these.
 const LARGEST = 60, STEP = 1.25, PAN = 48, MOVED = 4;
+const TOOLS = 72, EDGE = 12; // space for the toolbar, and beside the picture
 
 export class Transform {
   constructor(changed) {
@@ -7,10 +8,10 @@ export class Transform {
   }
 
   fit(width, height, picture) {
-    const across = width / picture.width, down = height / picture.height;
-    this.k = Math.min(across, down, 16) * (Math.min(width, height) > 300 ? 0.94 : 1);
+    const across = Math.max(32, width - 2 * EDGE), down = Math.max(32, height - EDGE - TOOLS);
+    this.k = Math.min(across / picture.width, down / picture.height, 16);
     this.x = (width - this.k * picture.width) / 2;
-    this.y = (height - this.k * picture.height) / 2;
+    this.y = EDGE + (down - this.k * picture.height) / 2;
     this.fitted = true;
     this.changed();
   }
