@@ -54,6 +54,11 @@ class PredictFields(BaseModel):
     preview: bool = Field(False, description="add the input as it was read, as a data URL")
     view: bool = Field(False, description="add the address of a page with a 3-D view of a point cloud")
 
+    @field_validator("scales", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:  # runs after the validator below
+        return value if value is None or isinstance(value, list) else [value]
+
     @field_validator("score_thr", "scales", mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
@@ -67,11 +72,6 @@ class PredictFields(BaseModel):
                 raise ValueError("is not valid JSON") from error
         parts = value.replace(",", " ").split()
         return parts if len(parts) > 1 else value
-
-    @field_validator("scales", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        return value if value is None or isinstance(value, list) else [value]
 
 
 class AttentionFields(BaseModel):
