@@ -137,14 +137,14 @@ def test_threshold_and_classes_need_no_request(page, as_png, tmp_path):
     assert page.locator(".found li").all_inner_texts()[0].startswith("blue 0.98")
     assert sent(page) == 1
     with page.expect_download() as started:
-        page.get_by_role("button", name="JSON").click()
+        page.get_by_role("button", name="JSON", exact=True).click()
     started.value.save_as(tmp_path / "x.json")
     content = json.loads((tmp_path / "x.json").read_text())
     (record,) = content["images"]
     assert content["settings"]["score_thr"] == 0.9
     assert [entry["bbox"] for entry in record["detections"]] == [[20, 8, 20, 12]]
     with page.expect_download() as started:
-        page.get_by_role("button", name="PNG").click()
+        page.get_by_role("button", name="PNG", exact=True).click()
     started.value.save_as(tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes()[16:24] == (96).to_bytes(4, "big") + (64).to_bytes(4, "big")
     code = page.locator("#code").inner_text()

@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _serve(models: dict, limits, host: str, port: int, token: str) -> None:
+    import logging
     import socket
 
     import uvicorn
@@ -86,6 +87,7 @@ def _serve(models: dict, limits, host: str, port: int, token: str) -> None:
     print(f"models: {', '.join(models)} ({first.device})")
     print(f"page: http://{shown}:{listening.getsockname()[1]}/", flush=True)
     print("stop: Ctrl-C" if not token else f"requests need the token in {TOKEN}; stop: Ctrl-C", flush=True)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it prints a line for each malformed form
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none",
         timeout_graceful_shutdown=5,
