@@ -1,6 +1,7 @@
 """Servers with models that find red and blue rectangles."""
 
 import io
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -68,7 +69,7 @@ def slow_model() -> SlowModel:
 
 @pytest.fixture
 def attention_model() -> AttentionModel:
-    return AttentionModel()
+    return AttentionModel(with_masks=True)
 
 
 @pytest.fixture
@@ -90,3 +91,26 @@ def serve() -> Iterator[Callable[..., TestClient]]:
     yield start
     for client in clients:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def serve_http(serve) -> Iterator[Callable[[dict], int]]:
+    """Start a server for models by name that listens on loopback, and return its port."""
+    import uvicorn
+
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(models: dict) -> int:
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = uvicorn.Server(uvicorn.Config(serve(models).app, log_level="error", lifespan="off", ws="none"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        running.append((server, thread))
+        return listening.getsockname()[1]
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(10)

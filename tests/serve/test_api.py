@@ -3,12 +3,10 @@
 import base64
 import io
 import json
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from fixtures.rectangles import RectangleModel, paint
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -16,7 +14,8 @@ from pycocotools import mask as coco_mask
 from visionattn.errors import CheckpointError
 from visionattn.inference import Predictor
 from visionattn.inference.explain.attention import record_attention
-from visionattn.serve.models import Limits
+from visionattn.serve.app import create_app
+from visionattn.serve.models import Limits, load_models
 
 IMAGE = paint(60, 80, ("red", 5, 6, 25, 30), ("blue", 40, 8, 60, 20))
 BOXES = {(1, 5, 6, 20, 24), (2, 40, 8, 20, 12)}  # category, x, y, width, height
@@ -220,53 +219,6 @@ def test_no_file_of_the_server_is_read(serve, as_png, tmp_path):
     assert client.get("/page/..%2fapp.py").status_code == 404
 
 
-def test_requests_that_wait_share_a_call(serve, as_png, slow_model):
-    client = serve({"boxes": slow_model}, Limits(batch_size=4))
-    with ThreadPoolExecutor(10) as pool:
-        first = pool.submit(client.post, "/predict", files=form(as_png(IMAGE)))
-        assert slow_model.started.wait(10)
-        others = [pool.submit(client.post, "/predict", files=form(as_png(IMAGE))) for _ in range(6)]
-        until(lambda: len(client.app.state.server.worker._tasks) == 6)
-        slow_model.released.set()
-        answers = [future.result() for future in (first, *others)]
-    assert [found(answer.json()["images"][0]) for answer in answers] == [BOXES] * 7
-    assert [len(batch) for batch in slow_model.batches] == [1, 4, 2]
-
-
-def until(condition, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_a_full_queue(serve, as_png, slow_model):
-    client = serve({"boxes": slow_model}, Limits(queue=3, max_files=3))
-    with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(client.post, "/predict", files=form(*[as_png(IMAGE)] * count)) for count in (1, 2)]
-        until(lambda: client.get("/health").json()["waiting"] == 3)
-        refused = client.post("/predict", files=form(as_png(IMAGE)))
-        assert refused.status_code == 503
-        assert int(refused.headers["retry-after"]) > 0
-        assert "3 of 3 places" in refused.json()["error"]
-        slow_model.released.set()
-        assert [future.result().status_code for future in waiting] == [200, 200]
-    assert client.post("/predict", files=form(as_png(IMAGE))).status_code == 200
-
-
-def test_the_time_limit(serve, as_png, slow_model):
-    client = serve({"boxes": slow_model}, Limits(timeout=0.4))
-    with ThreadPoolExecutor(3) as pool:
-        late = [pool.submit(client.post, "/predict", files=form(as_png(IMAGE))) for _ in range(3)]
-        answers = [future.result() for future in late]
-    assert [answer.status_code for answer in answers] == [504] * 3
-    assert "more than 0.4 seconds" in answers[0].json()["error"]
-    slow_model.released.set()
-    until(lambda: client.get("/health").json()["waiting"] == 0)
-    assert client.post("/predict", files=form(as_png(IMAGE))).status_code == 200
-    assert sum(map(len, slow_model.batches)) <= 3, "requests that were given up are not predicted"
-
-
 class FailingModel(RectangleModel):
     """Fails for images that are less than 40 pixels high, and for all with a bright corner."""
 
@@ -357,17 +309,27 @@ def test_the_description_is_served_without_a_page_from_elsewhere(serve):
     assert {client.get(path).status_code for path in ("/docs", "/redoc")} == {404}
 
 
-def test_many_mixed_requests_are_all_answered(serve, as_png):
-    client, good = serve({"boxes": RectangleModel()}), as_png(IMAGE)
-    threads = threading.active_count()
-
-    def send(number: int) -> int:
-        files = form(good if number % 3 else good[: 40 + number])
-        return client.post("/predict", files=files).status_code
-
-    with ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(send, range(60)))
-    assert all(status == 200 for number, status in enumerate(statuses) if number % 3)
-    assert all(status in (415, 422) for number, status in enumerate(statuses) if number % 3 == 0)
-    assert client.get("/health").json()["waiting"] == 0
-    assert threading.active_count() < threads + 12
+def test_point_clouds(pillars_run, scans_dir):
+    """A trained LiDAR model."""
+    limits = Limits()
+    models = load_models([], [pillars_run], "cpu", limits)
+    scan = sorted((scans_dir / "val").glob("*.bin"))[0]
+    with TestClient(create_app(models, limits), base_url="http://localhost") as client:
+        (listed,) = client.get("/models").json()
+        assert (listed["input"], listed["records"], listed["attention"]) == ("frame", "frames", False)
+        assert {"columns", "intensity_max"} <= set(listed["options"])
+        assert "html" not in listed["options"]
+        files = {"files": (scan.name, scan.read_bytes())}
+        answer = client.post("/predict", files=files, data={"view": "true", "columns": "4"})
+        (record,) = answer.json()["frames"]
+        assert record["frame_id"] == 0
+        assert record["points"] > 500
+        expected = models[listed["name"]].predictor(scan)
+        assert [entry["box"] for entry in record["detections"]] == [entry["box"] for entry in expected.to_records()]
+        view = client.get(record["view"])
+        assert "cloud" in view.text
+        wrong = client.post("/predict", files={"files": ("x.png", b"x")})
+        assert (wrong.status_code, wrong.json()["error"]) == (
+            415, "x.png: unknown point cloud format; supported are .bin, .pcd, .npy, .npz"
+        )  # fmt: skip
+        assert client.post("/attention", files=files, data={"x": 1, "y": 1}).status_code == 422

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -54,19 +52,9 @@ def browser() -> Iterator:
 
 
 @pytest.fixture
-def address(serve, attention_model) -> Iterator[str]:
+def address(serve_http, attention_model) -> str:
     """The address of a running server with a model of boxes, which has attention, and a semantic one."""
-    import uvicorn
-
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    models = {"boxes": attention_model, "map": RectangleModel(job="semantic")}
-    server = uvicorn.Server(uvicorn.Config(serve(models).app, log_level="error", lifespan="off", ws="none"))
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    server.should_exit = True
-    thread.join(10)
+    return f"http://127.0.0.1:{serve_http({'boxes': attention_model, 'map': RectangleModel(job='semantic')})}/"
 
 
 @pytest.fixture
@@ -128,10 +116,17 @@ def test_threshold_and_classes_need_no_request(page, as_png, tmp_path):
     assert page.locator(".legend .count").all_inner_texts() == ["2", "1"]
     assert sent(page) == 1
     assert shade(page, 42.06, 30) != shade(page, 60, 30), "the border of the box is drawn"
+    assert shade(page, 60, 30) == pytest.approx([19, 70, 255], abs=2), "half of the color of the class"
+    set_slider(page, "opacity", 0)
+    page.wait_for_timeout(100)
+    assert shade(page, 60, 30) == [0, 0, 255]
+    set_slider(page, "opacity", 1)
+    page.wait_for_timeout(100)
+    assert shade(page, 60, 30) == [38, 139, 255]
     set_slider(page, "threshold", 0.9)
     status_is(page, "2 objects with a score of at least 0.90")
     page.wait_for_timeout(100)
-    assert shade(page, 42.06, 30) == shade(page, 60, 30)
+    assert shade(page, 42.06, 30) == shade(page, 60, 30) == [0, 0, 255]
     page.get_by_role("checkbox", name="red").uncheck()
     status_is(page, "1 of 2 objects")
     assert page.locator(".found li").all_inner_texts()[0].startswith("blue 0.98")

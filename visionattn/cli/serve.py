@@ -79,6 +79,7 @@ def _serve(models: dict, limits, host: str, port: int, token: str) -> None:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host.strip("[]"), port))
+        listening.listen()
     except OSError as error:
         raise ConfigError(f"`host` {host} and `port` {port} cannot be used ({error.strerror or error})") from error
     app = create_app(models, limits, host, token)

@@ -5,7 +5,7 @@ import functools
 import os
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -41,6 +41,8 @@ __all__ = ["create_app"]
 T = TypeVar("T")
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 KEPT_VIEWS = 8
+CHECKED = 0.5
+"""Seconds after which a waiting request is checked for a client that has gone."""
 VIEW_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; sandbox allow-scripts; " \
     "frame-ancestors 'self'"  # fmt: skip
 ERRORS = {
@@ -102,6 +104,9 @@ class Server:
     async def predict(self, request: Request) -> str:
         """Return the answer to a request for predictions as JSON."""
         fields, uploads = await parse(request, PredictFields, self.limits)
+        return await _while_connected(request, self._predict(fields, uploads))
+
+    async def _predict(self, fields: PredictFields, uploads: list[Upload]) -> str:
         served = self.model(fields.model)
         wanted = fields.model_dump(include={"overlay", "maps", "preview", "view"})
         with self.worker.admit(len(uploads)):
@@ -141,6 +146,9 @@ class Server:
     async def attend(self, request: Request) -> str:
         """Return the answer to a request for attention maps as JSON."""
         fields, uploads = await parse(request, AttentionFields, self.limits)
+        return await _while_connected(request, self._attend(fields, uploads))
+
+    async def _attend(self, fields: AttentionFields, uploads: list[Upload]) -> str:
         if len(uploads) > 1:
             raise HTTPException(422, f"one file is required, got {len(uploads)}")
         served = self.model(fields.model)
@@ -165,6 +173,19 @@ class Server:
             text = f"{self.worker.admitted} of {self.worker.capacity} places in the queue are taken; try again later"
             raise HTTPException(503, text, RETRY_AFTER) from error
         return Response(text, media_type="application/json")
+
+
+async def _while_connected(request: Request, action: Coroutine[Any, Any, T]) -> T:
+    """Return the result of an action, or cancel it when the client has gone; the body must have been read."""
+    task = asyncio.ensure_future(action)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=CHECKED)
+            if not task.done() and await request.is_disconnected():
+                raise HTTPException(499, "the client has gone")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def _status(error: Exception) -> int:

@@ -24,7 +24,7 @@ export async function readRecord(record, model) {
   });
   const { width, height } = record;
   const made = { record, model, detections, width, height, kinds: ["picture"], lines: record.lines ?? [] };
-  if (record.overlay) {
+  if (record.overlay && record.scale) {
     made.enlarged = await loadImage(record.overlay);
     made.kinds.push("enlarged");
   }

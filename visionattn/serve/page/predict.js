@@ -46,7 +46,8 @@ function work(changed) {
 }
 
 async function predict(picture, name, result, options) {
-  const model = modelOf(name), ask = { model: name, view: model.input !== "image", ...options };
+  const model = modelOf(name), other = model.input !== "image"; // a point cloud or a video
+  const ask = { model: name, view: other, overlay: other, ...options };
   if (model.options.includes("score_thr")) ask.score_thr = LOWEST;
   const send = async preview => {
     const { [model.records]: [record], ...head } = await post("predict", picture.file, picture.name, { ...ask, preview });
@@ -58,7 +59,8 @@ async function predict(picture, name, result, options) {
     if (picture.bitmap && record.width && (record.width !== picture.width || record.height !== picture.height)) {
       record = await send(true); // the browser decodes this file in another way
     }
-    if (record.preview) await setBitmap(picture, blobOf(record.preview));
+    const shown = record.preview ?? (other ? record.overlay : null);
+    if (shown) await setBitmap(picture, blobOf(shown));
     result.made = await readRecord(record, model);
     compose(result.made, state.threshold, hiddenOf(name));
   } catch (error) {
