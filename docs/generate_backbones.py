@@ -19,6 +19,8 @@ from visionattn.zoo.backbones import TOP1, all_backbones
 TARGET = Path(__file__).with_name("backbones.md")
 # Models whose full-size outputs and gradients are tested against recordings of the authors' code.
 RECORDED = {"nat_mini", "dinat_mini", "dinat_s_tiny", "dinat_isotropic_small", "biformer_tiny", "davit_tiny"}
+# Backbones whose weights are published only as a part of a detector.
+IN_DETECTORS = {"scatterformer_nuscenes": "[in the detector](lidar.md)"}
 
 DENSE = (
     ("Mask R-CNN, COCO, 3x", "nat_mini 46.5/41.7, nat_tiny 47.7/42.6, nat_small 48.4/43.2, dinat_mini 47.2/42.5, "
@@ -79,7 +81,7 @@ def row(name: str) -> str:
     if cfg.hf_hub_id:
         weights = f"[hub](https://huggingface.co/timm/{name})"
     else:
-        weights = f"[file]({cfg.url})" if cfg.url else "none released"
+        weights = f"[file]({cfg.url})" if cfg.url else IN_DETECTORS.get(arch, "none released")
     has_weights = cfg.hf_hub_id or cfg.url
     stated = cfg.license if cfg.hf_hub_id else f"not stated (code: {cfg.license})" if cfg.license else "not stated"
     license = stated if has_weights else "–"

@@ -60,6 +60,7 @@ PUBLISHED = {
 }
 
 PUBLISHED_BY_NAME = {
+    "scatterformer_8xb4-20e_nuscenes": ("68.3/72.4", "[2401.00912](https://arxiv.org/abs/2401.00912)"),
     "scatterformer_8xb4-24e_waymo": (
         "L2 mAP 75.7, mAPH 73.8 (val)",
         "[2401.00912](https://arxiv.org/abs/2401.00912)",
@@ -126,8 +127,9 @@ edit; the files that it inherits from remain in the package (`_base_ = "visionat
 
 - **Published** is the result of the authors, not measured here: box AP / mask AP or box AP on COCO val2017, mIoU of one
   scale on ADE20K validation; of Mask2Former, mask AP of instances, and PQ / mask AP / mIoU of panoptic models; of SAT,
-  GT-known / Top-1 / Top-5 localization on the test images. These configs follow their schedules in batch size,
-  optimizer, learning rate and stochastic depth; the authors trained some models in mixed precision (here `--amp`).
+  GT-known / Top-1 / Top-5 localization on the test images; on nuScenes validation, mAP / NDS. These configs follow
+  their schedules in batch size, optimizer, learning rate and stochastic depth; the authors trained some models in mixed
+  precision (here `--amp`).
 - **Ours** is the result of training this config with this package; a dash means that it has not been trained.
 - The published schedules start from ImageNet weights, which `pretrained=True` downloads; those of Agent-Swin have to be
   downloaded from the authors' page. To train from random weights, use

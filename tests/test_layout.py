@@ -18,7 +18,7 @@ def test_folders_are_short():
 def test_no_code_outside_of_the_jobs_knows_a_job_by_name():
     names = "detection|instance|semantic|panoptic|localization|forgery|action|points"
     pattern = re.compile(rf"""(task|job|job\.name) (==|!=|in) [(\["']*({names})\b""")
-    folders = ("inference", "engine", "cli", "openmmlab", "data", "io")
+    folders = ("inference", "engine", "cli", "serve", "openmmlab", "data", "io")
     files = [path for folder in folders for path in (PACKAGE / folder).rglob("*.py")]
     assert len(files) > 80
     assert [path for path in files if pattern.search(path.read_text())] == []

@@ -22,6 +22,7 @@ pytest.importorskip("hatch_fancy_pypi_readme")
 
 from visionattn import __version__
 
+SUFFIXES = (".py", ".html", ".css", ".js", ".safetensors")
 CONFIG = "atss_dinat-pico_fpn_coco_custom"
 
 
@@ -66,12 +67,12 @@ def test_content(wheel):
         text = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"visionattn", f"visionattn-{__version__}.dist-info"}
-    files = [path for path in (REPO / "visionattn").rglob("*") if path.suffix in (".py", ".html", ".safetensors")]
+    files = [path for path in (REPO / "visionattn").rglob("*") if path.suffix in SUFFIXES]
     wanted = {path.relative_to(REPO).as_posix() for path in files}
     wanted |= {f"visionattn/{path.relative_to(REPO).as_posix()}" for path in (REPO / "configs").rglob("*.py")}
     assert wanted | {"visionattn/py.typed", "visionattn/configs/index.json"} <= set(names)
     assert {Path(name).suffix for name in names if name.startswith("visionattn/")} <= {
-        ".csv", ".py", ".json", ".typed", ".html", ".md", ".safetensors", ".jpg", ".png", ".txt"
+        *SUFFIXES, ".csv", ".json", ".typed", ".md", ".jpg", ".png", ".txt"
     }  # fmt: skip
     assert "License-Expression: Apache-2.0" in text
     assert "# visionattn" in text

@@ -15,6 +15,8 @@ __all__ = [
     "ConfigError",
     "ConfigProblemsError",
     "DataError",
+    "FormatError",
+    "LimitError",
     "MismatchError",
     "MissingDependencyError",
     "OutOfMemoryError",
@@ -111,6 +113,14 @@ class MismatchError(CheckpointError):
 
 class DataError(VisionattnError):
     """An image, annotation file or dataset folder is missing, unreadable or inconsistent."""
+
+
+class FormatError(DataError):
+    """A file is of a format that is not supported."""
+
+
+class LimitError(DataError):
+    """A file is larger than a limit."""
 
 
 class TrainingError(VisionattnError):

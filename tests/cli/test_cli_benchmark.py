@@ -86,6 +86,9 @@ def test_dry_run_lists_the_tiles_and_marks_the_default(dtype, capsys, monkeypatc
         (["--model", "dinat_picos"], ["no such --model", "dinat_pico"]),
         (["--model", "dinat_pico", "--size", "8"], ["--size must be at least 32, got 8"]),
         (["--model", "dinat_pico", "--modes", "graph", "--device", "cpu"], ["CUDA graphs need a CUDA --device"]),
+        (["--model", "dinat_pico", "--shape", "8", "8"], ["--shape is an option of operators"]),
+        (["na2d", "--shape", "8", "8", "--size", "64"], ["--size is an option of models"]),
+        (["--model", "dinat_pico", "--csv", "/nowhere/times.csv"], ["the folder does not exist"]),
     ],
 )
 def test_bad_arguments(argv, words, capsys):

@@ -12,8 +12,9 @@ from visionattn.heads.forgery.branches import ImageBranch, NFABlock, NoiseBranch
 from visionattn.heads.forgery.heads import FusionHead
 from visionattn.heads.forgery.net import ForgeryNet
 from visionattn.heads.forgery.nfa_vit import NFAViT
-from visionattn.heads.lidar.center_head import CenterHead, Decoding
+from visionattn.heads.lidar.center_head import CenterHead
 from visionattn.heads.lidar.data.voxelize import voxelize
+from visionattn.heads.lidar.decoding import Decoding
 from visionattn.heads.lidar.neck import CascadeDED
 from visionattn.heads.lidar.rotated_boxes import iou_3d
 from visionattn.heads.lidar.targets import BEVGrid

@@ -91,7 +91,7 @@ def test_scores_are_those_of_the_configs():
             found = [float(number) for number in index[model.config].removesuffix(" multi-scale").split("/")]
             assert found == scores, model.name
             compared += 1
-    assert compared == 59
+    assert compared == 60
 
 
 # --- use by name -----------------------------------------------------------------------------------------------
@@ -128,11 +128,29 @@ def test_resolve(server: Server, small, folder, tmp_path):
     assert resolve("atss_small")[1] == file
 
 
-def test_errors_of_resolve(tmp_path, folder, small, monkeypatch):
+@pytest.fixture
+def unusable(monkeypatch) -> str:
+    """The name of a published model that the package cannot build."""
+    model = catalog.PublishedModel(
+        "some_model_coco",
+        "dinat",
+        "detection",
+        "COCO",
+        {},
+        None,
+        None,
+        ("https://host/a",),
+        unusable="its head is absent",
+    )
+    monkeypatch.setitem(published_models(), model.name, model)
+    return model.name
+
+
+def test_errors_of_resolve(tmp_path, folder, small, monkeypatch, unusable):
     for name, message in (
         ("mask-rcnn_dinat-mini_3x_coc", "did you mean mask-rcnn_dinat-mini_3x_coco"),
         ("zzzz", "`visionattn models` lists"),
-        ("scatterformer-transfusion_nuscenes", "cannot be used, since its TransFusion head is not in this package"),
+        (unusable, "cannot be used, since its head is absent"),
     ):
         with pytest.raises(ConfigError, match=message):
             resolve(name)
@@ -275,7 +293,7 @@ def test_filters(capsys):
         assert message in capsys.readouterr().err
 
 
-def test_details(small, capsys, folder):
+def test_details(small, capsys, folder, unusable):
     assert main(["models", "atss_small"]) == 0
     text = capsys.readouterr().out
     assert f"{folder / 'atss_small.pth'} (not downloaded)" in text
@@ -292,7 +310,7 @@ def test_details(small, capsys, folder):
         "browser",
     ):
         assert part in text
-    assert main(["models", "scatterformer-transfusion_nuscenes"]) == 0
+    assert main(["models", unusable]) == 0
     assert "visionattn infer" not in capsys.readouterr().out
     assert main(["models", "biformer_tiny.in1k"]) == 0
     text = capsys.readouterr().out

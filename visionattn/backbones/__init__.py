@@ -3,6 +3,7 @@
 from visionattn.backbones import biformer as biformer
 from visionattn.backbones import davit as davit
 from visionattn.backbones import dinat as dinat
+from visionattn.backbones import dinat_hybrid as dinat_hybrid
 from visionattn.backbones import dinat_isotropic as dinat_isotropic
 from visionattn.backbones import dinat_s as dinat_s
 from visionattn.backbones import pose_vit as pose_vit

@@ -24,6 +24,7 @@ COMMANDS = {
     "tune": "train a model repeatedly to find the best values of config keys",
     "test": "evaluate a checkpoint on the test data of a config",
     "infer": "predict on images, videos or point clouds with a trained model",
+    "serve": "serve trained models: a page for the browser and a JSON API",
     "configs": "list the configs of the package, or copy one to edit",
     "models": "list the trained models, and the details of one",
     "attention": "draw attention and relevance maps of an image, or measure the heads over a folder",
@@ -41,7 +42,7 @@ COMMANDS = {
 }
 
 
-OPENMMLAB = {"train", "tune", "test", "infer", "replay", "export", "check", "browse"}
+OPENMMLAB = {"train", "tune", "test", "infer", "serve", "replay", "export", "check", "browse"}
 """Commands that use OpenMMLab; `export` only for trained models, and `infer` not for exported ones."""
 
 

@@ -9,13 +9,12 @@ import numpy as np
 from visionattn.errors import DataError
 from visionattn.io.console import count_of
 from visionattn.io.images import image_size, open_image
-from visionattn.io.inputs import OPTIONAL_SUFFIXES, UNSUPPORTED_SUFFIXES, walk_files
+from visionattn.io.inputs import IMAGE_SUFFIXES, OPTIONAL_SUFFIXES, UNSUPPORTED_SUFFIXES, walk_files
 
-__all__ = ["IGNORED", "IMAGE_SUFFIXES", "check_masks", "pair_masks", "read_names", "unused_files"]
+__all__ = ["IGNORED", "check_masks", "pair_masks", "read_names", "unused_files"]
 
 IGNORED = 255
 """Pixels with this value are ignored in training and evaluation."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def read_names(file: Path) -> list[str]:
@@ -67,7 +66,7 @@ def pair_masks(
     if names is not None:
         found = {key: _listed(images, found, key) for key in map(_without_suffix, names)}
     if not found:
-        raise DataError(f"{images}: the folder contains no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"{images}: the folder contains no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     pairs = [(path, masks / f"{key}{mask_suffix}") for key, path in sorted(found.items())]
     lacking = [(image, mask) for image, mask in pairs if not mask.is_file()]
     if lacking:

@@ -323,6 +323,10 @@ class Job(ABC):
         """Return per-pixel results by kind; see `visionattn.inference.writing.MAP_FOLDERS` for the kinds."""
         return {}
 
+    def view(self, prediction: Any) -> str | None:
+        """Return a self-contained HTML page with an interactive view of a prediction, or None if there is none."""
+        return None
+
     def write(self, out: Path, name: str, prediction: Any) -> dict[str, Any]:
         """Write the result files of one input except the overlay, and return their entries of the record."""
         return write_maps(out, name, self.maps(prediction))

@@ -18,6 +18,8 @@ from visionattn.io.inputs import Source
 __all__ = [
     "MAP_FOLDERS",
     "JsonRecords",
+    "encode_png",
+    "map_pixels",
     "output_names",
     "remove_unfinished",
     "temporary_name",
@@ -106,6 +108,19 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def encode_png(image: np.ndarray, name: str = "image") -> bytes:
+    """Return a BGR or gray image with 8 or 16 bits per channel as PNG; ``name`` starts the message of the error.
+
+    Raises:
+        DataError: the image has another type or shape.
+    """
+    cv2 = require("cv2")
+    done, data = cv2.imencode(".png", image)
+    if not done:
+        raise DataError(f"{name}: an image of shape {list(image.shape)} cannot be written as PNG")
+    return data.tobytes()
+
+
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write a BGR or gray image with 8 or 16 bits per channel as PNG. The file appears when it is complete.
 
@@ -114,10 +129,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    cv2 = require("cv2")
-    done, data = cv2.imencode(".png", image)
-    if not done:
-        raise DataError(f"{path}: an image of shape {list(image.shape)} cannot be written as PNG")
+    data = encode_png(image, str(path))
     temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,12 +158,13 @@ def write_maps(out: Path, name: str, maps: Mapping[str, np.ndarray]) -> dict[str
     written = {}
     for kind, values in maps.items():
         folder = MAP_FOLDERS[kind]
-        write_png(out / folder / f"{name}.png", _pixels(kind, values))
+        write_png(out / folder / f"{name}.png", map_pixels(kind, values))
         written[kind] = f"{folder}/{name}.png"
     return written
 
 
-def _pixels(kind: str, values: np.ndarray) -> np.ndarray:
+def map_pixels(kind: str, values: np.ndarray) -> np.ndarray:
+    """Return a per-pixel result as the pixels of a PNG file, see `MAP_FOLDERS`."""
     if kind == "map":
         return values.astype(np.uint8 if values.max() <= 255 else np.uint16)
     if kind == "heatmap":

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.errors import DataError, require
+from visionattn.errors import DataError, FormatError, LimitError, require
 
 __all__ = [
     "FORMATS",
@@ -189,8 +189,9 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         max_pixels: limit on height times width.
 
     Raises:
-        DataError: the file is missing, empty, not an image, too large, damaged or truncated, or its values cannot be
-            converted to 8-bit colors.
+        DataError: the file is missing, empty, damaged or truncated, or its values cannot be converted to 8-bit colors.
+        FormatError: the file is not an image of a supported format.
+        LimitError: the image is too large.
     """
     image_module = require("PIL.Image")
     path = Path(path)
@@ -208,10 +209,10 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return to_bgr(image, str(path), _decode_deep(path, image.size) if deep else None)
     except DataError as error:
         text = str(error)
-        raise DataError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+        raise type(error)(text if text.startswith(str(path)) else f"{path}: {text}") from error
     except image_module.UnidentifiedImageError as error:
         kinds = ", ".join(known_formats())
-        raise DataError(f"{path}: not an image, or its header is damaged; supported formats are {kinds}") from error
+        raise FormatError(f"{path}: not an image, or its header is damaged; supported formats are {kinds}") from error
     except PermissionError as error:
         raise DataError(f"{path}: no permission to read the file") from error
     except Exception as error:  # a decoder may raise any type for damaged data
@@ -220,11 +221,16 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
-    """Raise `DataError` for an image without pixels or with more than ``max_pixels``; ``name`` starts the message."""
+    """Check the size of an image; ``name`` starts the message.
+
+    Raises:
+        DataError: the image has no pixels.
+        LimitError: it has more than ``max_pixels``.
+    """
     if width < 1 or height < 1:
         raise DataError(f"{name}: the image has no pixels ({width}x{height})")
     if width * height > max_pixels:
-        raise DataError(
+        raise LimitError(
             f"{name}: {width}x{height} is {width * height / 1e6:.0f} megapixels, more than the limit `max_pixels` of "
             f"{max_pixels / 1e6:.0f} megapixels; increase it if you trust the file"
         )

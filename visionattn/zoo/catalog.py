@@ -12,7 +12,6 @@ from visionattn.io.links import link_note
 
 __all__ = ["FAMILIES", "Family", "PublishedModel", "published_models"]
 
-_NOT_CHECKED = "no"
 _NAMES = "names and shapes of the parameters; the file was not available here, so its scores were not measured"
 
 
@@ -54,7 +53,6 @@ FAMILIES = {
         "https://github.com/skyhehe123/ScatterFormer",
         "Apache-2.0",
         ("https://drive.google.com/open?id=",),
-        checked=_NOT_CHECKED,
     ),
     "sat": Family(
         "https://arxiv.org/abs/2303.10438",

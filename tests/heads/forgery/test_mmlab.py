@@ -8,6 +8,7 @@ pytest.importorskip("mmseg")
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
+from visionattn.engine.weights import fit
 from visionattn.errors import CheckpointError, ConfigError
 from visionattn.heads.forgery.mmlab import ForgeryLocalizer, NFAViTLocalizer
 from visionattn.heads.forgery.nfa_vit import NFAViT
@@ -98,3 +99,17 @@ def test_wrong_arguments():
         build(noise="x")
     with pytest.raises(ConfigError, match=r"model.net: .*official"):
         NFAViTLocalizer(net=dict(train_noise="official"))
+
+
+def test_a_file_of_the_official_code_is_loaded_by_its_names():
+    torch.manual_seed(0)
+    published = NFAViT(official=True, **NET).eval()
+    checkpoint = {"model": {f"module.{name}": tensor for name, tensor in published.state_dict().items()}, "epoch": 199}
+    model = NFAViTLocalizer(net=dict(official=True, **NET)).eval()
+    report = fit(model, checkpoint, "checkpoint-199.pth")
+    assert len(report.loaded) == len(published.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(model(image), published(image).mask_logits)
+    with pytest.raises(CheckpointError, match="use the config nfa-vit-published"):
+        fit(NFAViTLocalizer(net=NET), checkpoint, "checkpoint-199.pth")

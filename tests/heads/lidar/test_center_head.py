@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from visionattn.heads.lidar.center_head import CenterHead, Decoding
+from visionattn.heads.lidar.center_head import CenterHead
+from visionattn.heads.lidar.decoding import Decoding
 from visionattn.heads.lidar.rotated_boxes import iou_3d
 from visionattn.heads.lidar.targets import BEVGrid, center_targets
 

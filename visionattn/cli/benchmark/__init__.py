@@ -8,6 +8,7 @@ with --train a training step.
 """
 
 import argparse
+from types import ModuleType
 
 from visionattn.cli.benchmark import models, operators
 from visionattn.errors import ConfigError
@@ -34,4 +35,14 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("batch", 1), ("rounds", 2)):
         if getattr(args, name) < least:
             raise ConfigError(f"`{name}` must be at least {least}, got {getattr(args, name)}")
-    return operators.run(args) if args.model is None else models.run(args)
+    kind, other = (operators, models) if args.model is None else (models, operators)
+    if unused := _given(other, args):
+        raise ConfigError(f"`{unused[0]}` is an option of {'models' if other is models else 'operators'}")
+    return kind.run(args)
+
+
+def _given(part: ModuleType, args: argparse.Namespace) -> list[str]:
+    """Return the names of the options of `part` that differ from their defaults."""
+    parser = argparse.ArgumentParser(add_help=False)
+    part.add_arguments(parser)
+    return [name for name, default in vars(parser.parse_args([])).items() if getattr(args, name) != default]

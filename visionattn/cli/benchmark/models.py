@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """Time the models and return 0."""
     if args.size is not None and args.size < 32:
         raise ConfigError(f"`size` must be at least 32, got {args.size}")
+    if args.csv and not Path(args.csv).absolute().parent.is_dir():
+        raise ConfigError(f"{args.csv}: the folder does not exist")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("PyTorch has no CUDA device available")

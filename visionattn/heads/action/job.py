@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from visionattn.errors import DataError
+from visionattn.errors import DataError, FormatError
 from visionattn.heads.action.draw import draw_keypoints, draw_sheet
 from visionattn.heads.action.results import ActionPrediction, find_points
 from visionattn.inference.decoding import to_array
@@ -63,13 +63,14 @@ class ActionJob(Job):
         """Return the paths of a video and of its keypoints; the test pipeline reads them.
 
         Raises:
-            DataError: there is no such video, it is an image, or it has no keypoints.
+            DataError: there is no such video, or it has no keypoints.
+        FormatError: it is an image.
         """
         path = Path(source)
         if not path.is_file():
             raise DataError(f"{path}: no such file")
         if not find_inputs([path])[0].is_video:
-            raise DataError(f"{path}: is not a video; this model classifies videos")
+            raise FormatError(f"{path}: is not a video; this model classifies videos")
         points = find_points(path, self.own.points)
         return {"video_path": str(path), "points_path": None if points is None else str(points)}
 

@@ -2,25 +2,29 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
 
+from visionattn.errors import require
 from visionattn.heads.forgery.analysis import ForgeryAnalysis
 from visionattn.heads.forgery.export import ForgeryOutputs, restore_forgery
 from visionattn.inference.analysis.base import TestData
 from visionattn.inference.blending import MapCanvas, ViewSum
 from visionattn.inference.decoding import pixel_logits, to_array
-from visionattn.inference.draw import class_color, draw_prediction
+from visionattn.inference.draw import draw_areas
 from visionattn.inference.export.outputs import FinalOutputs
 from visionattn.inference.image_job import ImageJob
 from visionattn.inference.job import Merger, RunTotals, View
 from visionattn.inference.onnx.model import Geometry, RawOutput
 from visionattn.inference.options import ExportOptions
-from visionattn.inference.results import Prediction
+from visionattn.inference.results import InstanceMasks, Prediction
 from visionattn.inference.tiling import Tile
+
+FORGED, AUTHENTIC = (30, 40, 224), (90, 130, 0)
+"""Colors (blue, green, red) of forged areas and of the title of authentic images: the red and green of the palette."""
 
 __all__ = ["JOBS", "ForgeryJob", "ForgeryPrediction"]
 
@@ -48,12 +52,38 @@ class ForgeryPrediction(Prediction):
         """True if the probability that the image is forged exceeds the threshold."""
         return self.forgery_score > self.threshold
 
+    def areas(self) -> Prediction:
+        """Return each connected area of forged pixels as a mask with its box, the largest first.
+
+        The score of an area is the mean probability of its pixels.
+        """
+        cv2 = require("cv2")
+        count, numbers, stats, _ = cv2.connectedComponentsWithStats((self.semantic == 1).astype(np.uint8))
+        order = [index for index in np.argsort(-stats[:, cv2.CC_STAT_AREA], kind="stable").tolist() if index]
+        corners, sizes = stats[order, :2], stats[order, 2:4]
+        windows = [(slice(y, y + h), slice(x, x + w)) for (x, y), (w, h) in zip(corners, sizes, strict=True)]
+        crops = [numbers[window] == index for window, index in zip(windows, order, strict=True)]
+        scores = [self.heatmap[window][crop].mean() for window, crop in zip(windows, crops, strict=True)]
+        return Prediction(
+            self.image_size,
+            self.classes,
+            boxes=np.concatenate([corners, corners + sizes], axis=1).astype(np.float32),
+            scores=np.array(scores, np.float32),
+            labels=np.ones(count - 1, np.int64),
+            masks=InstanceMasks(crops, [(int(x), int(y)) for x, y in corners], self.image_size),
+            opacity=self.opacity,
+            line_width=self.line_width,
+            hide_labels=self.hide_labels,
+        )
+
     def _overlay(self, image: np.ndarray) -> np.ndarray:
-        """Draw the forged regions, and the image-level decision in the upper left corner."""
-        label = int(self.forged)
-        color = class_color(label) if self.colors is None else tuple(self.colors[label])[::-1]
-        title = f"{self.classes[label]} {self.forgery_score:.2f}"
-        return draw_prediction(image, replace(self, heatmap=None), (title, color))
+        """Draw the areas of forged pixels with their scores, and the decision for the image as its title.
+
+        In an image that is authentic by its score, the areas are only outlined.
+        """
+        values = (f"forgery score {self.forgery_score:.2f}", f"{self.forgery_score:.2f}", "")
+        title = self.classes[int(self.forged)], values, FORGED if self.forged else AUTHENTIC
+        return draw_areas(image, self.areas(), FORGED, title, filled=self.forged)
 
 
 class ForgeryJob(ImageJob):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visionattn.engine.compat import checkpoint as checkpoints
 from visionattn.engine.registry import MODELS
-from visionattn.errors import ConfigError
+from visionattn.errors import CheckpointError, ConfigError
 from visionattn.heads.forgery import mmlab_data, mmlab_metric  # noqa: F401  (registered with this module)
 from visionattn.heads.forgery.heads import ForgeryOutput, forgery_losses
 from visionattn.heads.forgery.net import ForgeryNet
@@ -179,3 +179,18 @@ class NFAViTLocalizer(ForgeryModel):
         if given:
             built.load_branches(**given)
         super().__init__(built, data_preprocessor, loss, threshold, score_from_mask, init_cfg)
+
+    def own_names(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a file of the official code under the names of this model; others are unchanged.
+
+        Raises:
+            CheckpointError: this model is not the published one, see the argument ``official`` of `NFAViT`.
+        """
+        if not any(name.startswith("seg_decoder.") for name in weights):
+            return dict(weights)
+        if not self.net.official:
+            raise CheckpointError(
+                "the file has the names of the official code of NFA-ViT, but the config is not the published model; "
+                "use the config nfa-vit-published_4xb16-200e_brgen-512x512 or model.official_checkpoint"
+            )
+        return {f"net.{name}": tensor for name, tensor in weights.items()}

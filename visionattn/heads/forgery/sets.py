@@ -12,6 +12,7 @@ import numpy as np
 
 from visionattn.errors import DataError, require
 from visionattn.io.images import decode_image, image_size
+from visionattn.io.inputs import IMAGE_SUFFIXES
 from visionattn.io.json import read_json as load_json
 from visionattn.io.names import place
 
@@ -27,7 +28,6 @@ __all__ = [
     "read_truth",
 ]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 MASK_ENDINGS = ("_mask", "_gt", "_edgemask")
 NEGATIVE = "Negative"
 
@@ -52,7 +52,7 @@ class ForgeryItem:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: folder not found")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
 def _by_stem(folder: Path, endings: Sequence[str] = MASK_ENDINGS) -> dict[str, Path]:

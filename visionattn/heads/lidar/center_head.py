@@ -4,75 +4,18 @@ Parameter names match OpenPCDet's ``CenterHead``, so its checkpoints load.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from visionattn.heads.lidar.decoding import BEVDetections, Decoding
 from visionattn.heads.lidar.losses import REGRESSION, center_losses, decode_cells
-from visionattn.heads.lidar.rotated_boxes import rotated_nms
 from visionattn.heads.lidar.targets import BEVGrid, center_targets
 
-__all__ = ["BEVDetections", "CenterHead", "Decoding"]
+__all__ = ["CenterHead"]
 
 CHANNELS = {"center": 2, "center_z": 1, "dim": 3, "rot": 2, "vel": 2, "iou": 1}
-
-
-@dataclass
-class BEVDetections:
-    """Detections of one sample.
-
-    Attributes:
-        boxes: float32 ``[N, 7]``: x, y, z of the center, dx, dy, dz in meters, heading counter-clockwise from +x.
-        scores: float32 ``[N]``, in descending order.
-        labels: int64 ``[N]``.
-        velocity: float32 ``[N, 2]`` in meters per second, or None.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    velocity: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """Post-processing options of `CenterHead`.
-
-    Attributes:
-        max_candidates: number of cells kept per class and then over all classes.
-        score_threshold: minimum heatmap score, before rectification.
-        post_range: minimum x, y, z and maximum x, y, z of box centers, in meters; None keeps all.
-        rectify: exponent of the predicted IoU, one for each class or one for all:
-            score = heatmap ** (1 - rectify) * iou ** rectify.
-        nms_iou: IoU threshold of non-maximum suppression, one for each class or one for all.
-        nms_pre: maximum number of boxes per class before suppression.
-        max_boxes: maximum number of boxes per class after suppression.
-    """
-
-    max_candidates: int = 500
-    score_threshold: float = 0.1
-    post_range: Sequence[float] | None = None
-    rectify: Sequence[float] | float = 0.0
-    nms_iou: Sequence[float] | float = 0.7
-    nms_pre: int = 4096
-    max_boxes: int = 500
-
-    def __post_init__(self) -> None:
-        if self.post_range is not None and len(self.post_range) != 6:
-            raise ValueError(f"`post_range` must be 6 numbers, got {list(self.post_range)}")
-        rectify = [self.rectify] if isinstance(self.rectify, (int, float)) else self.rectify
-        if not all(0 <= value <= 1 for value in rectify):
-            raise ValueError(f"`rectify` must be in [0, 1], got {self.rectify}")
-
-    def for_classes(self, name: str, count: int) -> list[float]:
-        """Values of ``rectify`` or ``nms_iou``, one for each class."""
-        value = getattr(self, name)
-        values = [float(value)] * count if isinstance(value, (int, float)) else [float(v) for v in value]
-        if len(values) != count:
-            raise ValueError(f"`{name}` must have one value for each of {count} classes, got {len(values)}")
-        return values
 
 
 def _branch(channels: int, out_channels: int, convs: int, heatmap: bool) -> nn.Sequential:
@@ -137,10 +80,7 @@ class CenterHead(nn.Module):
             raise ValueError(f"`convs` must be at least 1, got {convs}")
         self.num_classes, self.grid, self.groups = num_classes, grid, groups
         self.decoding = decoding or Decoding()
-        self.rectify = self.decoding.for_classes("rectify", num_classes)
-        self.nms_iou = self.decoding.for_classes("nms_iou", num_classes)
-        if any(self.rectify) and not iou:
-            raise ValueError(f"`rectify` must be 0 without the IoU branch (`iou`), got {self.decoding.rectify}")
+        self.decoding.check(num_classes, iou)
         self.with_velocity, self.loss_weights = velocity, dict(loss or {})
         self.target_options = dict(max_objects=max_objects, overlap=overlap, min_radius=min_radius)
         self.shared_conv = _conv_norm(in_channels, shared_channels)
@@ -209,11 +149,16 @@ class CenterHead(nn.Module):
         samples = []
         for number in range(len(outputs[0]["hm"])):
             parts = [self._candidates(out, group, number) for out, group in zip(outputs, self.groups, strict=True)]
-            samples.append(self._suppress(*(torch.cat(part) for part in zip(*parts, strict=True))))
+            boxes, scores, labels, iou = zip(*parts, strict=True)
+            ratings = None if iou[0] is None else torch.cat(iou)
+            found = torch.cat(boxes), torch.cat(scores), torch.cat(labels)
+            samples.append(self.decoding.select(*found, ratings, self.num_classes))
         return samples
 
-    def _candidates(self, output: dict[str, Tensor], group: list[int], number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (with velocities), scores and labels of one sample and class group, before suppression."""
+    def _candidates(
+        self, output: dict[str, Tensor], group: list[int], number: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Boxes (with velocities), scores, labels and predicted IoU of one sample and class group."""
         heat = output["hm"][number].float().sigmoid()
         columns = heat.shape[-1]
         score, index = heat.flatten(1).topk(min(self.decoding.max_candidates, heat[0].numel()))
@@ -224,23 +169,5 @@ class CenterHead(nn.Module):
         values = torch.cat([output[name][number].flatten(1) for name in names])[:, index].T
         boxes = decode_cells(values, index, columns, self.grid)
         label = torch.tensor(group, device=label.device)[label]
-        kept = score > self.decoding.score_threshold
-        if self.decoding.post_range is not None:
-            limits = boxes.new_tensor(list(self.decoding.post_range))
-            kept &= ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(1)
-        if any(self.rectify):
-            share = score.new_tensor(self.rectify)[label]
-            rated = output["iou"][number].float().flatten()[index]
-            score = score.pow(1 - share) * ((rated + 1) / 2).clamp(0, 1).pow(share)
-        return boxes[kept], score[kept], label[kept]
-
-    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> BEVDetections:
-        kept = []
-        for label, threshold in enumerate(self.nms_iou):
-            mine = (labels == label).nonzero().squeeze(1)
-            mine = mine[scores[mine].sort(descending=True, stable=True).indices[: self.decoding.nms_pre]]
-            kept.append(mine[rotated_nms(boxes[mine], scores[mine], threshold, max_boxes=self.decoding.max_boxes)])
-        every = torch.cat(kept)
-        every = every[scores[every].sort(descending=True, stable=True).indices]
-        velocity = boxes[every, 7:9] if self.with_velocity else None
-        return BEVDetections(boxes[every, :7], scores[every], labels[every], velocity)
+        iou = output["iou"][number].float().flatten()[index] if "iou" in output else None
+        return boxes, score, label, iou

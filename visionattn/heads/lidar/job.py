@@ -13,7 +13,7 @@ from visionattn.heads.lidar.data.files import SUFFIXES
 from visionattn.heads.lidar.data.folders import read_point_file
 from visionattn.heads.lidar.data.frames import PointCloudSet
 from visionattn.heads.lidar.draw import draw_bev, shown_area
-from visionattn.heads.lidar.page import write_cloud_html
+from visionattn.heads.lidar.page import cloud_html, write_cloud_html
 from visionattn.heads.lidar.results import PointPrediction
 from visionattn.inference.decoding import to_array
 from visionattn.inference.job import Job, TrainedModel, View
@@ -155,6 +155,10 @@ class PointJob(Job):
             "dropped_points": prediction.dropped,
             "detections": prediction.to_records(),
         }
+
+    def view(self, prediction: PointPrediction) -> str:
+        """Return the page with the 3-D view."""
+        return cloud_html(prediction, score=float(self.class_thresholds.min()))
 
     def write(self, out: Path, name: str, prediction: PointPrediction) -> dict[str, Any]:
         """Write the page with the 3-D view, if the option ``html`` is set."""

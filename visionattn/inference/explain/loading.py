@@ -1,6 +1,7 @@
 """Load a backbone whose attention is drawn, and prepare its input."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import timm
@@ -11,7 +12,11 @@ from visionattn.backbones import load_official
 from visionattn.backbones._download import create_model
 from visionattn.errors import CheckpointError, ConfigError, require, summary
 
-__all__ = ["RunBackbone", "load_backbone", "load_run", "prepare"]
+if TYPE_CHECKING:
+    from visionattn.engine.model import LoadedModel
+    from visionattn.inference.job import Job
+
+__all__ = ["RunBackbone", "load_backbone", "load_run", "prepare", "run_backbone"]
 
 
 def load_backbone(name: str, checkpoint: str | None, pretrained: bool, device: str = "cpu") -> nn.Module:
@@ -89,13 +94,35 @@ def load_run(
         CheckpointError: the checkpoint does not fit the model.
     """
     from visionattn.engine.model import load_model
-    from visionattn.inference.image_job import ImageJob
     from visionattn.inference.job import job_of
 
     loaded = load_model(config, checkpoint, device)
+    return run_backbone(loaded, job_of(type(loaded.model), loaded.cfg), image, size, str(config))
+
+
+def run_backbone(
+    loaded: "LoadedModel", job: "type[Job]", image: np.ndarray, size: int | None = None, name: str = "the model"
+) -> tuple[RunBackbone, Tensor]:
+    """Return the backbone of a loaded model, and an image prepared as its test pipeline does.
+
+    Args:
+        loaded: the model.
+        job: its job.
+        image: BGR uint8 ``[H, W, 3]``.
+        size: shorter side of the input in pixels; None is the size that the model is tested at.
+        name: start of the message of the error.
+
+    Returns:
+        The backbone and its input ``[1, 3, h, w]``.
+
+    Raises:
+        ConfigError: the model has no backbone that takes images.
+    """
+    from visionattn.inference.image_job import ImageJob
+
     backbone = getattr(loaded.model, "backbone", None)
-    if not isinstance(backbone, nn.Module) or not issubclass(job_of(type(loaded.model), loaded.cfg), ImageJob):
-        raise ConfigError(f"{config}: {type(loaded.model).__name__} has no `backbone` that takes images")
+    if not isinstance(backbone, nn.Module) or not issubclass(job, ImageJob):
+        raise ConfigError(f"{name}: {type(loaded.model).__name__} has no `backbone` that takes images")
     tensor = loaded.image_tensor(image)
     if size is not None:
         tensor = loaded.image_tensor(image, size / min(tensor.shape[2:]))

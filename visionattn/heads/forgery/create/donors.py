@@ -9,9 +9,8 @@ import numpy as np
 from visionattn.data.coco import segmentation_fault
 from visionattn.errors import DataError, require
 from visionattn.heads.forgery.create.synthesis import Donor
-from visionattn.heads.forgery.sets import SUFFIXES
 from visionattn.io.images import read_image
-from visionattn.io.inputs import walk_files
+from visionattn.io.inputs import IMAGE_SUFFIXES, walk_files
 from visionattn.io.json import read_json
 
 __all__ = ["FolderDonors", "find_photos", "read_photo"]
@@ -31,7 +30,7 @@ def find_photos(folders: str | Path | Sequence[str | Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder")
-        found += sorted(walk_files(folder, SUFFIXES))
+        found += sorted(walk_files(folder, IMAGE_SUFFIXES))
     if not found:
         raise DataError(f"{', '.join(map(str, folders))}: holds no images")
     return found

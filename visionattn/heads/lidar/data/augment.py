@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from visionattn.heads.lidar.data.boxes import points_in_box, wrap_angle
+from visionattn.heads.lidar.data.frames import BOX_KEYS
 
 __all__ = [
     "Compose",
@@ -27,11 +28,10 @@ __all__ = [
 
 Item = dict[str, Any]
 Transform = Callable[[Item, np.random.Generator], Item]
-_BOX_KEYS = ("boxes", "labels", "difficulty", "velocity")
 
 
 def move(item: Item, matrix: np.ndarray) -> Item:
-    """Apply a transform to an item.
+    """Apply a transform to an item; ``bike_racks``, ``to_global`` and ``ego``, which only evaluation uses, are dropped.
 
     Args:
         item: the item; it is not modified.
@@ -40,7 +40,7 @@ def move(item: Item, matrix: np.ndarray) -> Item:
     matrix = np.asarray(matrix, np.float64)
     linear, shift = matrix[:3, :3], matrix[:3, 3]
     scale = abs(np.linalg.det(linear)) ** (1 / 3)
-    moved = dict(item)
+    moved = {key: value for key, value in item.items() if key not in ("bike_racks", "to_global", "ego")}
     moved["points"] = np.array(item["points"])
     moved["points"][:, :3] = item["points"][:, :3] @ linear.T + shift
     for key in ("boxes", "ignore_boxes"):
@@ -173,7 +173,7 @@ class RangeFilter:
             inside &= ~poor
         else:
             poor = np.zeros(len(inside), bool)
-        for key in _BOX_KEYS:
+        for key in BOX_KEYS:
             if key in item:
                 changed[key] = item[key][inside]
         ignored = self._inside(item["ignore_boxes"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionattn.errors import DataError
+from visionattn.errors import DataError, FormatError
 from visionattn.heads.lidar.data.pcd import read_pcd
 from visionattn.io.npz import read_arrays
 
@@ -44,13 +44,14 @@ def read_points(path: str | Path, columns: int | None = None) -> PointCloud:
 
     Raises:
         ValueError: if ``columns`` is less than 3.
-        DataError: if the file is missing, truncated, of another format, or inconsistent with its header.
+        DataError: if the file is missing, truncated, or inconsistent with its header.
+        FormatError: if the suffix is none of `SUFFIXES`.
     """
     path = Path(path)
     if columns is not None and columns < 3:
         raise ValueError(f"`columns` must be at least 3 (x, y, z), got {columns}")
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: unknown point cloud format; supported are {', '.join(SUFFIXES)}")
+        raise FormatError(f"{path}: unknown point cloud format; supported are {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"{path}: file not found")
     readers = {".bin": _read_bin, ".pcd": _read_pcd, ".npy": _read_npy, ".npz": _read_npz}

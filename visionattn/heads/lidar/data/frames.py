@@ -18,10 +18,13 @@ from visionattn.heads.lidar.data.boxes import wrap_angle
 from visionattn.heads.lidar.data.camera_view import CameraView
 from visionattn.heads.lidar.data.files import PointCloud, read_points
 
-__all__ = ["PointCloudFrame", "PointCloudSet", "turn_boxes", "turn_points"]
+__all__ = ["BOX_KEYS", "PointCloudFrame", "PointCloudSet", "turn_boxes", "turn_points"]
 
 
 _TO_FORWARD = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float64)
+
+BOX_KEYS = ("boxes", "labels", "difficulty", "velocity", "attributes")
+"""Entries of an item that have one row for each box."""
 
 
 def _no_boxes() -> np.ndarray:
@@ -47,6 +50,11 @@ class PointCloudFrame:
         intensity_scale: intensity in the file that is scaled to 1.
         x_right: whether the axes of the file are x right, y forward.
         read: custom function that loads the points, such as several sweeps; None reads ``path``.
+        attributes: int64 ``[M]``, indices into `visionattn.heads.lidar.data.nuscenes_results.ATTRIBUTES`, -1 for none;
+            None if the dataset has no attributes.
+        bike_racks: float32 ``[R, 7]``, bicycle racks of nuScenes, in which bicycles and motorcycles are not evaluated.
+        to_global: float64 ``[4, 4]``, transform from the frame of the file to the global frame; None if unknown.
+        ego: float64 ``[3]``, origin of the vehicle in the frame of the file; None for that of the sensor.
     """
 
     name: str
@@ -62,6 +70,10 @@ class PointCloudFrame:
     intensity_scale: float = 1.0
     x_right: bool = False
     read: Callable[[], PointCloud] | None = None
+    attributes: np.ndarray | None = None
+    bike_racks: np.ndarray = field(default_factory=_no_boxes)
+    to_global: np.ndarray | None = None
+    ego: np.ndarray | None = None
 
 
 class PointCloudSet(Dataset):
@@ -69,7 +81,8 @@ class PointCloudSet(Dataset):
 
     An item is a dict: ``points`` float32 ``[N, C]`` (x, y, z, intensity in [0, 1], then further columns), ``boxes``
     float32 ``[M, 7]``, ``labels`` int64 ``[M]``, ``difficulty`` int64 ``[M]``, ``ignore_boxes`` float32 ``[I, 7]``,
-    ``ignore_labels`` int64 ``[I]`` (-1 for all classes), ``velocity`` float32 ``[M, 2]`` if available,
+    ``ignore_labels`` int64 ``[I]`` (-1 for all classes), ``velocity`` float32 ``[M, 2]`` and ``attributes`` int64
+    ``[M]`` if available, ``bike_racks`` float32 ``[R, 7]``, ``to_global`` and ``ego`` (float64 or None),
     ``labelled_region`` (a `CameraView` or None), ``frame``, ``path`` and ``dropped`` (number of non-finite points).
 
     Transforms get a generator seeded from NumPy's global random state, so an item is determined by that state.
@@ -130,7 +143,7 @@ class PointCloudSet(Dataset):
         if self.crop_to_view and region is not None:
             points = points[region.sees(points)]
             inside = region.sees(item["boxes"])
-            for key in ("boxes", "labels", "difficulty", "velocity"):
+            for key in BOX_KEYS:
                 if key in item:
                     item[key] = item[key][inside]
         return {"points": points, **item, "dropped": cloud.dropped}
@@ -153,14 +166,27 @@ class PointCloudSet(Dataset):
         }
         if frame.velocity is not None:
             item["velocity"] = frame.velocity[known].astype(np.float32)
+        if frame.attributes is not None:
+            item["attributes"] = frame.attributes[known]
+        item |= {"bike_racks": frame.bike_racks, "to_global": frame.to_global, "ego": frame.ego}
+        item["labelled_region"] = frame.labelled_region
         if self.x_forward and frame.x_right:
-            item["boxes"], item["ignore_boxes"] = turn_boxes(item["boxes"]), turn_boxes(item["ignore_boxes"])
-            if "velocity" in item:
-                item["velocity"] = turn_points(item["velocity"])
-        region = frame.labelled_region
-        if self.x_forward and frame.x_right and region is not None:
-            region = region.moved(_TO_FORWARD)
-        return {**item, "labelled_region": region, "frame": frame.name, "path": str(frame.path)}
+            _turn_forward(item)
+        return {**item, "frame": frame.name, "path": str(frame.path)}
+
+
+def _turn_forward(item: dict[str, Any]) -> None:
+    """Rotate the labels of an item from x right, y forward to x forward, y left."""
+    for key in ("boxes", "ignore_boxes", "bike_racks"):
+        item[key] = turn_boxes(item[key])
+    if "velocity" in item:
+        item["velocity"] = turn_points(item["velocity"])
+    if item["to_global"] is not None:
+        item["to_global"] = item["to_global"] @ _TO_FORWARD.T
+    if item["ego"] is not None:
+        item["ego"] = _TO_FORWARD[:3, :3] @ item["ego"]
+    if item["labelled_region"] is not None:
+        item["labelled_region"] = item["labelled_region"].moved(_TO_FORWARD)
 
 
 def turn_points(points: np.ndarray) -> np.ndarray:

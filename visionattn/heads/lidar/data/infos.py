@@ -16,7 +16,8 @@ from visionattn.io.pickles import read_plain_pickle
 
 __all__ = ["read_mmdet3d_infos"]
 
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # raised by malformed content
+# raised by malformed content
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, np.linalg.LinAlgError)
 
 
 def read_mmdet3d_infos(
@@ -90,6 +91,8 @@ def _frame(
         velocity.append(np.array(instance.get("velocity", (np.nan, np.nan)), np.float32)[:2])
         valid.append(bool(instance.get("bbox_3d_isvalid", True)))
     kept = np.array(valid, bool)
+    to_ego = _matrix(lidar, "lidar2ego")
+    to_map = _matrix(info, "ego2global")
     stacked = np.array(boxes, np.float32).reshape(-1, 7)
     return PointCloudFrame(
         str(info.get("token", info.get("sample_idx", path.name))),
@@ -99,11 +102,18 @@ def _frame(
         ignore_boxes=stacked[~kept],
         ignore_classes=tuple(n for n, keep in zip(classes, kept, strict=True) if not keep),
         velocity=np.array(velocity, np.float32).reshape(-1, 2)[kept],
+        to_global=None if to_ego is None or to_map is None else to_map @ to_ego,
+        ego=None if to_ego is None else np.linalg.inv(to_ego)[:3, 3],
         columns=columns,
         intensity_scale=255.0 if x_right else 1.0,
         x_right=x_right,
         read=SweepReader(path, tuple(before), columns) if x_right else None,
     )
+
+
+def _matrix(entry: dict[str, Any], name: str) -> np.ndarray | None:
+    """A transform ``[4, 4]``, or None if the entry does not have it."""
+    return np.array(entry[name], np.float64).reshape(4, 4) if entry.get(name) is not None else None
 
 
 def _place(root: Path, folders: tuple[str, str], name: str, annotated: bool) -> Path:

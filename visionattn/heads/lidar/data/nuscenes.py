@@ -14,6 +14,7 @@ import numpy as np
 
 from visionattn.errors import DataError
 from visionattn.heads.lidar.data.frames import PointCloudFrame
+from visionattn.heads.lidar.data.nuscenes_results import ATTRIBUTES
 from visionattn.heads.lidar.data.sweeps import Sweep, SweepReader, rotation_matrix, transform
 from visionattn.io.json import read_json
 from visionattn.io.names import place
@@ -47,6 +48,7 @@ CATEGORIES = {
 MINI_VAL = ("scene-0103", "scene-0916")
 """The validation scenes of v1.0-mini."""
 
+_BIKE_RACK = "static_object.bicycle_rack"
 _CHANNEL = "LIDAR_TOP"
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)  # raised by malformed content
 _MAX_INTERVAL = 1.5  # maximum seconds between two annotations for a velocity estimate
@@ -150,7 +152,10 @@ class _Tables:
         data = self.key.get(sample["token"])
         if data is None:
             raise DataError(f"{self.folder / 'sample_data'}.json: has no {_CHANNEL} for the sample {sample['token']!r}")
-        from_global = np.linalg.inv(self.to_global(data))
+        to_global = self.to_global(data)
+        from_global = np.linalg.inv(to_global)
+        mounted = self.row("calibrated_sensor", data["calibrated_sensor_token"])
+        to_ego = transform(mounted["rotation"], mounted["translation"])
         where = f"{self.folder / 'sample_data'}.json"
         path = place(data["filename"], self.root, where)
         earlier, at = [], data
@@ -158,14 +163,18 @@ class _Tables:
             at = self.data[at["prev"]]
             age = (data["timestamp"] - at["timestamp"]) / 1e6
             earlier.append(Sweep(place(at["filename"], self.root, where), from_global @ self.to_global(at), age))
-        rows, classes, velocities, seen = [], [], [], []
+        rows, classes, velocities, seen, attributes, racks = [], [], [], [], [], []
         for annotation in self.boxes.get(sample["token"], []):
             instance = self.row("instance", annotation["instance_token"])
-            name = CATEGORIES.get(self.row("category", instance["category_token"])["name"])
+            category = self.row("category", instance["category_token"])["name"]
+            name = CATEGORIES.get(category)
+            if category == _BIKE_RACK:
+                racks.append(_box(annotation, from_global))
             if name is not None:
                 rows.append(_box(annotation, from_global))
                 classes.append(name)
                 velocities.append((from_global[:3, :3] @ self.velocity(annotation))[:2])
+                attributes.append(self.attribute(annotation))
                 seen.append(annotation.get("num_lidar_pts", 1) + annotation.get("num_radar_pts", 0) > 0)
         kept = np.array(seen, bool)
         boxes = np.array(rows, np.float32).reshape(-1, 7)
@@ -177,11 +186,21 @@ class _Tables:
             ignore_boxes=boxes[~kept],
             ignore_classes=tuple(n for n, keep in zip(classes, kept, strict=True) if not keep),
             velocity=np.array(velocities, np.float32).reshape(-1, 2)[kept],
+            attributes=np.array(attributes, np.int64)[kept],
+            bike_racks=np.array(racks, np.float32).reshape(-1, 7),
+            to_global=to_global,
+            ego=np.linalg.inv(to_ego)[:3, 3],
             columns=5,
             intensity_scale=255.0,
             x_right=True,
             read=SweepReader(path, tuple(earlier)),
         )
+
+    def attribute(self, annotation: dict[str, Any]) -> int:
+        """Index of an annotation's attribute in `ATTRIBUTES`, -1 if it has none of them."""
+        tokens = annotation.get("attribute_tokens") or ()
+        names = [self.row("attribute", token)["name"] for token in tokens]
+        return ATTRIBUTES.index(names[0]) if len(names) == 1 and names[0] in ATTRIBUTES else -1
 
     def velocity(self, annotation: dict[str, Any]) -> np.ndarray:
         """Velocity ``[3]`` in meters per second in the global frame, from the previous and next annotations.

@@ -215,4 +215,6 @@ class ObjectPaste:
         if "velocity" in item:
             unknown = np.full((len(chosen), 2), np.nan, np.float32)
             changed["velocity"] = np.concatenate([item["velocity"], unknown])
+        if "attributes" in item:
+            changed["attributes"] = np.concatenate([item["attributes"], np.full(len(chosen), -1)])
         return changed

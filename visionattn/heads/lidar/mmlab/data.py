@@ -15,7 +15,7 @@ from visionattn.engine.registry import DATASETS, TRANSFORMS
 from visionattn.errors import ConfigError, DataError
 from visionattn.heads.lidar.data import augment as point_augment
 from visionattn.heads.lidar.data.files import read_points
-from visionattn.heads.lidar.data.frames import PointCloudFrame, PointCloudSet
+from visionattn.heads.lidar.data.frames import BOX_KEYS, PointCloudFrame, PointCloudSet
 from visionattn.heads.lidar.data.layouts import LAYOUTS, known_classes, read_frames
 from visionattn.heads.lidar.data.object_database import ObjectDatabase, ObjectPaste
 from visionattn.io.console import count_of, examples
@@ -221,10 +221,14 @@ class PackPoints(BaseTransform):
     """Pack the points as a tensor and the labels as a data sample.
 
     The sample has ``gt_instances`` (``boxes`` ``[M, 7]``, ``labels``, ``difficulty`` and, if available,
-    ``velocity``); its meta information describes the frame, the ignored boxes and the labeled region.
+    ``velocity`` and ``attributes``); its meta information describes the frame, the ignored boxes, the labeled region
+    and the pose.
     """
 
-    META: Sequence[str] = ("frame", "path", "sample_idx", "ignore_boxes", "ignore_labels", "labelled_region")
+    META: Sequence[str] = (
+        "frame", "path", "sample_idx", "ignore_boxes", "ignore_labels", "labelled_region", "bike_racks", "to_global",
+        "ego",
+    )  # fmt: skip
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Pack an item of `visionattn.heads.lidar.data.frames.PointCloudSet`."""
@@ -232,7 +236,6 @@ class PackPoints(BaseTransform):
         meta = {key: results[key] for key in self.META if key in results}
         sample = BaseDataElement(metainfo=meta | {"img_path": str(Path(results.get("path", "points")))})
         if "boxes" in results:
-            names = ("boxes", "labels", "difficulty", "velocity")
-            values = {name: torch.from_numpy(np.asarray(results[name])) for name in names if name in results}
+            values = {name: torch.from_numpy(np.asarray(results[name])) for name in BOX_KEYS if name in results}
             sample.set_field(InstanceData(**values), "gt_instances")
         return {"inputs": {"points": points}, "data_samples": sample}

@@ -1,4 +1,4 @@
-"""LiDAR detector for mmengine: voxelization, voxel encoder, sparse backbone, dense neck and center head."""
+"""LiDAR detector for mmengine: voxelization, voxel encoder, sparse backbone, dense neck and head."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from visionattn.engine.registry import MODELS
 from visionattn.errors import CheckpointError, ConfigError
-from visionattn.heads.lidar.center_head import CenterHead, Decoding
+from visionattn.heads.lidar.center_head import CenterHead
 from visionattn.heads.lidar.data.voxelize import Voxels, grid_size, voxelize
+from visionattn.heads.lidar.decoding import Decoding
 from visionattn.heads.lidar.neck import CascadeDED
 from visionattn.heads.lidar.targets import BEVGrid
+from visionattn.heads.lidar.transfusion_head import TransFusionHead
 from visionattn.heads.lidar.voxel_encoder import VoxelEncoder
 
 __all__ = ["BEVDetector", "PointDataPreprocessor", "SparseBackbone"]
@@ -24,6 +26,7 @@ OFFICIAL = {"vfe": "voxel_encoder", "backbone_3d": "backbone.net", "backbone_2d"
 
 MODELS.register_module(name="VoxelEncoder", module=VoxelEncoder)
 MODELS.register_module(name="CenterHead", module=CenterHead)
+MODELS.register_module(name="TransFusionHead", module=TransFusionHead)
 MODELS.register_module(name="CascadeDED", module=CascadeDED)
 
 
@@ -112,7 +115,7 @@ class SparseBackbone(BaseModule):
 
 @MODELS.register_module()
 class BEVDetector(BaseModel):
-    """LiDAR detector with a center head.
+    """LiDAR detector.
 
     In ``"predict"`` mode, each data sample gets ``pred_instances`` with ``boxes`` ``[N, 7]``, ``scores``, ``labels``
     and, if the head predicts it, ``velocity``.
@@ -123,8 +126,8 @@ class BEVDetector(BaseModel):
         voxel_size: voxel size along x, y, z in meters; passed on likewise.
         voxel_encoder: config of the voxel encoder.
         backbone: config of the backbone, which maps voxel features to bird's-eye-view features.
-        bbox_head: config of a ``visionattn.CenterHead``; its ``decoding`` has the fields of
-            `visionattn.heads.lidar.center_head.Decoding`.
+        bbox_head: config of a ``visionattn.CenterHead`` or ``visionattn.TransFusionHead``; its ``decoding`` has the
+            fields of `visionattn.heads.lidar.decoding.Decoding`.
         neck: config of the neck, such as ``visionattn.CascadeDED``; None for no neck.
         data_preprocessor: further arguments of `PointDataPreprocessor`.
         stride: voxels per cell of the backbone's output.
@@ -187,7 +190,7 @@ class BEVDetector(BaseModel):
             mode: ``"loss"``, ``"predict"`` or ``"tensor"``.
 
         Returns:
-            A dict of losses, the data samples with ``pred_instances``, or the maps of the head.
+            A dict of losses, the data samples with ``pred_instances``, or the outputs of the head.
         """
         outputs = self.bbox_head(self.extract(inputs["voxels"]))
         if mode == "loss":

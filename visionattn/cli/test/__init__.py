@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if args.robustness is not None:
         if args.amp:
             raise ConfigError("`amp` and `robustness` cannot be combined")
-        from visionattn.cli.robustness import run_ladders
+        from visionattn.cli.test.robustness import run_ladders
 
         launch({**options, "kinds": args.robustness}, args.devices, run_ladders)
         return 0

@@ -1,0 +1,103 @@
+"""Labels of the regions of a map, and a legend of the classes that no label names."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from visionattn.errors import require
+from visionattn.inference.drawing.cards import Row, label_size
+from visionattn.inference.drawing.colors import Color
+from visionattn.inference.drawing.labels import Labels, sums
+
+cv2 = require("cv2")
+
+__all__ = ["label_regions"]
+
+INSIDE = 0.75
+"""Smallest fraction of a label that is inside its region."""
+LARGEST_IN_REGION = 0.5
+"""Largest fraction of its region that a label may cover."""
+SAMPLED = 512
+"""Positions are found on a map with about this many pixels along the longer side; they need not be exact."""
+
+
+def label_regions(
+    labels: Labels,
+    regions: np.ndarray,
+    classes: tuple[str, ...],
+    shown: dict[int, Color],
+    owners: Sequence[int] | np.ndarray | None = None,
+) -> None:
+    """Label each region of a map with its class and its share of the image, far from its borders, if the label fits.
+
+    The classes that no label names follow in a legend, with their shares.
+
+    Args:
+        labels: the labels of the image.
+        regions: region number of each pixel ``[H, W]``.
+        classes: class names by label.
+        shown: color of each class that is labeled.
+        owners: class of each region; None means that regions are classes.
+    """
+    owners = np.arange(len(classes)) if owners is None else np.asarray(owners)
+    count = len(owners)
+    regions = np.where((regions >= 0) & (regions < count), regions, count)
+    shares = np.bincount(regions.ravel(), minlength=count + 1)[:count] / regions.size
+    step = max(1, max(regions.shape) // SAMPLED)
+    small = regions[::step, ::step]
+    font, named = labels.scale.font, set()
+    for region in np.argsort(-shares, kind="stable").tolist():
+        owner = int(owners[region])
+        if shares[region] == 0 or owner not in shown:
+            continue
+        text, value = labels.fit(classes[owner], font, 0.6), _percent(shares[region])
+        size = label_size(text, value, font)
+        if not text or size[0] * size[1] > LARGEST_IN_REGION * shares[region] * regions.size:
+            continue
+        spot = _inside(small == region, size, step, labels)
+        if spot is not None:
+            labels.place(*spot, text, value, shown[owner], rounded=True)
+            named.add(owner)
+    totals = np.bincount(owners, weights=shares, minlength=len(classes))
+    left = [i for i in np.argsort(-totals, kind="stable").tolist() if totals[i] and i in shown and i not in named]
+    if left:
+        sizes = np.bincount(small.ravel(), minlength=count + 1)
+        weights = cv2.integral((1 / sizes.clip(min=1))[small])  # hiding a whole small region is worse than a part
+        rows = [Row(classes[i], _percent(totals[i]), shown[i]) for i in left]
+        labels.add_legend(rows, lambda spots: sums(weights, spots / step))
+
+
+def _percent(share: float) -> str:
+    return "<1 %" if share < 0.01 else f"{100 * share:.0f} %"
+
+
+def _inside(mask: np.ndarray, size: tuple[int, int], step: int, labels: Labels) -> tuple[int, int] | None:
+    """Return the upper left corner, in pixels, of the label that is the most inside a region, and the deepest.
+
+    Args:
+        mask: the region, every `step`-th pixel of the image, bool ``[h, w]``.
+        size: width and height of the label in pixels.
+        step: distance of the pixels of `mask` in the image.
+        labels: labels that must not be overlapped, in an image that must not be left.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    top, left = rows[0], columns[0]
+    crop = mask[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.uint8)
+    width, height = (max(1, round(side / step)) for side in size)
+    cover = cv2.boxFilter(crop, cv2.CV_32F, (width, height), normalize=True, borderType=cv2.BORDER_CONSTANT)
+    # the upper left corner of a label whose middle is at each pixel
+    xs = (np.arange(crop.shape[1]) + left - width // 2) * step
+    ys = (np.arange(crop.shape[0]) + top - height // 2) * step
+    cover[:, (xs < 0) | (xs + size[0] > labels.width)] = -1
+    cover[(ys < 0) | (ys + size[1] > labels.height)] = -1
+    for x0, y0, x1, y1 in labels.taken():
+        cover[np.ix_((ys < y1) & (ys + size[1] > y0), (xs < x1) & (xs + size[0] > x0))] = -1
+    if cover.max() < INSIDE:
+        return None
+    depth = cv2.distanceTransform(np.pad(crop, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]  # the image border is one of the region
+    depth[cover < cover.max() - 0.02] = -1
+    roomy = np.argwhere(depth >= 0.95 * depth.max())
+    row, column = roomy[np.abs(roomy - roomy.mean(axis=0)).sum(axis=1).argmin()].tolist()
+    return int(xs[column]), int(ys[row])
