@@ -58,14 +58,12 @@ def draw_prediction(image: np.ndarray, prediction: "Prediction") -> np.ndarray:
 
 def _draw_instances(out: np.ndarray, prediction: "Prediction", labels: Labels) -> None:
     """Draw masks and boxes on an image, in place, and add their labels."""
-    crowd, scale = labels.texts(prediction) is None, labels.scale
+    crowd, scale = labels.texts(prediction)[0] is None, labels.scale
     colors = [class_color(int(label)) for label in prediction.labels]
     order = np.argsort(prediction.scores, kind="stable")  # the highest score on top
     if prediction.masks is not None:
-        outlines = fills = colors
-        if not crowd:
-            fills = _shades(prediction, colors)
-        elif len(np.unique(prediction.labels)) == 1:
+        outlines, fills = colors, colors if crowd else _shades(prediction, colors)
+        if crowd and len(np.unique(prediction.labels)) == 1:
             outlines = fills = [class_color(int(i)) for i in spread(prediction.boxes, len(PALETTE_RGB))]
         default = CROWD_OPACITY if crowd else MASK_OPACITY
         opacity = default if prediction.opacity is None else prediction.opacity
