@@ -75,7 +75,7 @@ def _profiles(sigma: float, width: float) -> tuple[np.ndarray, np.ndarray]:
     normal = NormalDist(sigma=sigma)
     values = [normal.inv_cdf(value / 255) for value in range(1, 255)]
     distance = np.array([-np.inf, *values, np.inf], np.float32)
-    return (distance + 0.5).clip(0, 1), (width / 2 + 0.5 - abs(distance)).clip(0, 1)
+    return (distance + 0.5).clip(0, 1), (width / 2 + 0.5 - abs(distance)).clip(0, min(1.0, width))
 
 
 def _soft_masks(
