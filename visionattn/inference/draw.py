@@ -42,15 +42,15 @@ def draw_prediction(image: np.ndarray, prediction: "Prediction") -> np.ndarray:
     opacity = prediction.opacity
     out = image.copy() if prediction.heatmap is None else paint_heatmap(image, prediction.heatmap, opacity)
     scale = Scale.of(prediction, prediction.line_width)
-    labels = Labels(out.shape[0], out.shape[1], scale)
+    labels, panoptic = Labels(out.shape[0], out.shape[1], scale), prediction.panoptic
     if prediction.semantic is not None:
         shown, regions, owners = map_colors(prediction.classes, prediction.colors), prediction.semantic, None
-        if prediction.panoptic is not None:
-            regions, owners = prediction.panoptic.segments - 1, prediction.labels
+        if panoptic is not None:
+            regions, owners = panoptic.segments - 1, prediction.labels
         paint_map(out, prediction.semantic, shown, regions, MAP_OPACITY if opacity is None else opacity, scale.line)
         if not prediction.hide_labels:
             label_regions(labels, regions, prediction.classes, shown, owners)
-    if len(prediction) and prediction.panoptic is None:  # segments fill the image; their boxes would add nothing
+    if len(prediction) and panoptic is None:  # segments fill the image; their boxes would add nothing
         _draw_instances(out, prediction, labels)
     labels.paint(out)
     return out
