@@ -57,6 +57,7 @@ train_dataloader = dict(
         ann_file="train_scenes.txt",
         metainfo=metainfo,
         columns=5,
+        balanced=True,
         pipeline=[paste, *augment],
     ),
 )

@@ -187,6 +187,11 @@ def test_config_trains_and_is_measured(file, home, monkeypatch, pillars):
                 evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
     figures = evaluator.evaluate(len(val.dataset))
     assert any(name.startswith("mAP") for name in figures)
+    if "nuscenes" in file.stem:
+        assert 0 <= figures["NDS"] <= 100
+        assert set(json.loads(Path("results_nusc.json").read_text())["results"]) == {"s0", "s1"}
+    if "waymo" in file.stem:
+        assert {"mAP_L1", "mAPH_L2"} <= set(figures)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
