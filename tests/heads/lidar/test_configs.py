@@ -141,6 +141,8 @@ def shrink(config) -> None:
     """A range of 32 x 32 voxels around the objects, one unit of the neck."""
     low, size = config.model.point_cloud_range, config.model.voxel_size
     near = [0.0, -16 * size[1], low[2], 32 * size[0], 16 * size[1], low[5]]
+    if config.model.get("x_right"):  # the range is symmetric
+        near = [-32 * size[0], -32 * size[1], low[2], 32 * size[0], 32 * size[1], low[5]]
     config.model.point_cloud_range = near
     config.model.neck.num_units = 1
     for loader in (config.train_dataloader, config.val_dataloader):

@@ -179,7 +179,7 @@ def balanced_frames(frames: Sequence[PointCloudFrame], classes: Sequence[str], s
     """Resample frames so that rare classes occur as often as others (class-balanced sampling, CBGS, arXiv 1908.09492).
 
     From the frames with each class, the same number is drawn with replacement: the mean over the classes of the number
-    of frames with the class, at least 1. nuScenes has about 4.4 times as many frames afterwards. Classes without frames are
+    of frames with the class, at least 1. nuScenes then has about 4.4 times as many frames. Classes without frames are
     skipped, and frames without any class are dropped.
 
     Args:
