@@ -49,7 +49,7 @@ class PointOptions:
 
 
 class PointJob(Job):
-    """3-D boxes with classes and, from heads that predict it, velocity."""
+    """3-D boxes with classes and, from heads that predict it, velocity and, for nuScenes, attributes."""
 
     name = "points"
     OwnOptions = PointOptions
@@ -60,7 +60,7 @@ class PointJob(Job):
     record_types: ClassVar[Mapping[str, Any]] = {
         "points": int,
         "dropped_points": int,
-        "detections": [{"class": str, "box": [float], "score": float, "velocity": [float]}],
+        "detections": [{"class": str, "box": [float], "score": float, "velocity": [float], "attribute": str}],
     }
 
     def __init__(self, model: TrainedModel, options: Options, own: PointOptions | None = None) -> None:
