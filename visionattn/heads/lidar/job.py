@@ -17,7 +17,7 @@ from visionattn.heads.lidar.page import cloud_html, write_cloud_html
 from visionattn.heads.lidar.results import PointPrediction
 from visionattn.inference.decoding import to_array
 from visionattn.inference.job import Job, TrainedModel, View
-from visionattn.inference.options import Options
+from visionattn.inference.options import SCORE_THR, Options
 from visionattn.io.inputs import Source, find_files
 
 __all__ = ["JOBS", "PointJob", "PointOptions"]
@@ -157,8 +157,8 @@ class PointJob(Job):
         }
 
     def view(self, prediction: PointPrediction) -> str:
-        """Return the page with the 3-D view."""
-        return cloud_html(prediction, score=float(self.class_thresholds.min()))
+        """Return the page with the 3-D view, which at first shows boxes with a score of at least `SCORE_THR`."""
+        return cloud_html(prediction, score=max(SCORE_THR, float(self.class_thresholds.min())))
 
     def write(self, out: Path, name: str, prediction: PointPrediction) -> dict[str, Any]:
         """Write the page with the 3-D view, if the option ``html`` is set."""
