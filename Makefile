@@ -1,4 +1,5 @@
-# make demo | node | test | test-fast | fuzz | gpu | gpu-tests | reliability | check | lint | audit | licenses | format | clean
+# make demo | node | site | test | test-fast | fuzz | gpu | gpu-tests | reliability | check | lint | audit | licenses |
+# format | clean
 # Each target first creates the virtual environment if it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ STAMP  := $(VENV)/.installed
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: install demo node test test-fast fuzz gpu reliability check lint audit licenses format clean
+.PHONY: install demo node site test test-fast fuzz gpu reliability check lint audit licenses format clean
 
 install: $(STAMP)
 
@@ -38,6 +39,12 @@ NODE := $(VENV)/node
 node: $(STAMP)
 	@test -d $(NODE)/node_modules/onnxruntime-web || \
 		npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(NODE) onnxruntime-web@1.30.0
+
+# The documentation as pages in docs/_build/html, without network. The notebooks are executed once, which takes about four
+# minutes; VISIONATTN_NOTEBOOKS=off leaves out their outputs.
+site: $(STAMP)
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 # All tests.
 test: $(STAMP)
@@ -99,4 +106,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist work_dirs outputs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist work_dirs outputs docs/_build docs/_generated .pytest_cache .ruff_cache .import_linter_cache

@@ -227,7 +227,7 @@ def record_reconstruction(model: nn.Module) -> Iterator[list[Tensor]]:
 
     The mask predictors get a gradient from these losses only. The published recipe trains with them for 5 epochs with
     all tokens (``keep_rate=1``), then for 45 epochs with masks, with cross entropy (weight 1), distillation of logits
-    and tokens from the dense model (0.5 each) and these losses (0.01).
+    and tokens from the dense model (0.5 each) and these losses (0.01)::
 
         with record_reconstruction(model) as losses:
             logits = model(images)

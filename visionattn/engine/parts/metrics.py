@@ -39,7 +39,7 @@ class CocoMetric(coco_metric.CocoMetric):
 
     Args:
         proposal_nums: three ascending numbers of detections per image. The metrics use the last one.
-        *args, **kwargs: arguments of ``mmdet.CocoMetric``.
+        args, kwargs: arguments of ``mmdet.CocoMetric``.
 
     Raises:
         ConfigError: ``proposal_nums`` are not three ascending numbers.

@@ -100,8 +100,8 @@ class ForgeryLocalizer(ForgeryModel):
 
     Args:
         backbone: config of the backbone, such as ``dict(type="visionattn.Backbone", model_name="dinat_mini")``.
-        noise, noise_branch, guided, fuse_noise, embed_dim, label_from_mask, compare_regions, image_scale,
-            residual_maps, aux: see `ForgeryNet`.
+        noise, noise_branch, guided, fuse_noise, embed_dim: see `ForgeryNet`.
+        label_from_mask, compare_regions, image_scale, residual_maps, aux: see `ForgeryNet`.
         data_preprocessor, loss, threshold, score_from_mask, init_cfg: see `ForgeryModel`.
 
     Raises:
