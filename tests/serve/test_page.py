@@ -125,7 +125,7 @@ def test_threshold_and_classes_need_no_request(page, as_png, tmp_path):
     assert shade(page, 60, 30) == [0, 0, 255]
     set_slider(page, "opacity", 1)
     page.wait_for_timeout(100)
-    assert shade(page, 60, 30) == [38, 139, 255]
+    assert shade(page, 60, 30) == [red, green, blue]
     set_slider(page, "threshold", 0.9)
     status_is(page, "2 objects with a score of at least 0.90")
     page.wait_for_timeout(100)
