@@ -22,7 +22,7 @@ pytest.importorskip("hatch_fancy_pypi_readme")
 
 from visionattn import __version__
 
-SUFFIXES = (".py", ".html", ".css", ".js", ".safetensors")
+SUFFIXES = (".py", ".html", ".css", ".js", ".svg", ".safetensors")
 CONFIG = "atss_dinat-pico_fpn_coco_custom"
 
 

@@ -26,12 +26,12 @@ def test_pictures(config, tmp_path, capsys):
 
 
 def test_annotations_have_no_score(config, tmp_path, monkeypatch):
-    from visionattn.inference import draw
+    from visionattn.inference.drawing import cards
 
     written = []
-    original = draw.cv2.putText
+    original = cards.cv2.putText
     monkeypatch.setattr(
-        draw.cv2, "putText", lambda image, text, *a: (written.append(text), original(image, text, *a))[1]
+        cards.cv2, "putText", lambda image, text, *a: (written.append(text), original(image, text, *a))[1]
     )
     assert main(["browse", str(config), "--out", str(tmp_path / "o"), "--number", "2"]) == 0
     assert written

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from visionattn.errors import CheckpointError
 from visionattn.inference import Predictor
+from visionattn.inference.draw import class_color
 from visionattn.inference.explain.attention import record_attention
 from visionattn.serve.app import create_app
 from visionattn.serve.models import Limits, load_models
@@ -112,7 +113,7 @@ def test_two_models(serve, as_png):
     assert [(model["name"], model["task"], model["input"]) for model in listed] == [
         ("boxes", "detection", "image"), ("map", "semantic", "image")
     ]  # fmt: skip
-    assert listed[0]["colors"] == [[255, 82, 70], [38, 139, 255]]
+    assert listed[0]["colors"] == [list(class_color(0)[::-1]), list(class_color(1)[::-1])]
     assert "score_thr" in listed[0]["options"]
     assert "score_thr" not in listed[1]["options"]
     assert "detections" in client.post("/predict", files=form(as_png(IMAGE))).json()["images"][0]

@@ -113,7 +113,8 @@ val_dataloader = dict(batch_size=3, num_workers=0, sampler=dict(type="DefaultSam
                       dataset=dict(data_prefix=dict(pts="val"), pipeline=pipeline, **dataset))
 test_dataloader = val_dataloader
 val_evaluator = dict(type="visionattn.BEVMetric", iou=0.5, levels=("all",))
-test_evaluator = [val_evaluator, dict(type="visionattn.BEVDistanceMetric")]
+test_evaluator = [val_evaluator, dict(type="visionattn.BEVDistanceMetric"),
+                  dict(type="visionattn.WaymoMetric", iou=0.5)]
 train_cfg = dict(by_epoch=True, max_epochs={epochs}, val_interval={epochs})
 val_cfg = dict()
 test_cfg = dict()

@@ -18,10 +18,12 @@ SHORTEST_TOKEN = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn serve``."""
     parser.add_argument(
-        "--model", nargs="+", default=[], metavar="NAME",
+        "--model", nargs="+", action="extend", default=[], metavar="NAME",
         help="trained models, see visionattn models (default: those of the package)",
     )  # fmt: skip
-    parser.add_argument("--run", dest="runs", nargs="+", default=[], metavar="DIR", help="folders of training runs")
+    parser.add_argument(
+        "--run", dest="runs", nargs="+", action="extend", default=[], metavar="DIR", help="folders of training runs"
+    )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine only")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0 chooses a free one")
     parser.add_argument(

@@ -42,15 +42,15 @@ def draw_prediction(image: np.ndarray, prediction: "Prediction") -> np.ndarray:
     opacity = prediction.opacity
     out = image.copy() if prediction.heatmap is None else paint_heatmap(image, prediction.heatmap, opacity)
     scale = Scale.of(prediction, prediction.line_width)
-    labels = Labels(out.shape[0], out.shape[1], scale)
+    labels, panoptic = Labels(out.shape[0], out.shape[1], scale), prediction.panoptic
     if prediction.semantic is not None:
         shown, regions, owners = map_colors(prediction.classes, prediction.colors), prediction.semantic, None
-        if prediction.panoptic is not None:
-            regions, owners = prediction.panoptic.segments - 1, prediction.labels
+        if panoptic is not None:
+            regions, owners = panoptic.segments - 1, prediction.labels
         paint_map(out, prediction.semantic, shown, regions, MAP_OPACITY if opacity is None else opacity, scale.line)
         if not prediction.hide_labels:
             label_regions(labels, regions, prediction.classes, shown, owners)
-    if len(prediction) and prediction.panoptic is None:  # segments fill the image; their boxes would add nothing
+    if len(prediction) and panoptic is None:  # segments fill the image; their boxes would add nothing
         _draw_instances(out, prediction, labels)
     labels.paint(out)
     return out
@@ -58,14 +58,12 @@ def draw_prediction(image: np.ndarray, prediction: "Prediction") -> np.ndarray:
 
 def _draw_instances(out: np.ndarray, prediction: "Prediction", labels: Labels) -> None:
     """Draw masks and boxes on an image, in place, and add their labels."""
-    crowd, scale = labels.texts(prediction) is None, labels.scale
+    crowd, scale = labels.texts(prediction)[0] is None, labels.scale
     colors = [class_color(int(label)) for label in prediction.labels]
     order = np.argsort(prediction.scores, kind="stable")  # the highest score on top
     if prediction.masks is not None:
-        outlines = fills = colors
-        if not crowd:
-            fills = _shades(prediction, colors)
-        elif len(np.unique(prediction.labels)) == 1:
+        outlines, fills = colors, colors if crowd else _shades(prediction, colors)
+        if crowd and len(np.unique(prediction.labels)) == 1:
             outlines = fills = [class_color(int(i)) for i in spread(prediction.boxes, len(PALETTE_RGB))]
         default = CROWD_OPACITY if crowd else MASK_OPACITY
         opacity = default if prediction.opacity is None else prediction.opacity

@@ -193,7 +193,9 @@ def load_models(
     found: dict[str, ServedModel] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecation warnings of OpenMMLab
-        for name in dict.fromkeys(names if names or runs else model_names()):
+        # the page shows the first model, which should have a sample image
+        shown = sorted(model_names(), key=lambda name: find_model(name).sample is None)
+        for name in dict.fromkeys(names if names or runs else shown):
             with given_file(name, None):
                 predictor = Predictor(*resolve(name), where, **options)
             shipped = find_model(name) if name in model_names() else None

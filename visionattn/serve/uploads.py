@@ -1,7 +1,7 @@
 """The files and the options of a request.
 
-Files are written to a folder that exists only for the request, under names that the server chooses, and are read by the
-job of the model as those of ``visionattn infer``. A request never names a file of the server.
+Files are written to a folder that exists only for the request, under names without special characters, and are read by
+the job of the model as those of ``visionattn infer``. A request never names a file of the server.
 """
 
 import base64
@@ -96,11 +96,12 @@ class Upload:
 
     Attributes:
         label: its name in answers.
-        suffix: suffix of the name, or an empty text.
+        stem, suffix: parts of the name, with letters, digits and underscores only; the suffix may be empty.
         content: the bytes.
     """
 
     label: str
+    stem: str
     suffix: str
     content: bytes
 
@@ -110,7 +111,9 @@ class Upload:
         label = re.split(r"[\\/]", name or "")[-1]
         label = "".join(c for c in label if c.isprintable())[-LONGEST_NAME:] or f"file {number}"
         found = SUFFIX.search(label)
-        return cls(label, found[0].lower() if found else "", content)
+        suffix = found[0] if found else ""
+        stem = re.sub(r"[^A-Za-z0-9]+", "_", label.removesuffix(suffix)) or "file"
+        return cls(label, stem, suffix.lower(), content)
 
 
 def given_options(fields: PredictFields) -> dict[str, Any]:
@@ -218,7 +221,7 @@ def read(job: Job, folder: Path, upload: Upload) -> Any:
         DataError: the file cannot be read; the message names the upload.
     """
     folder.mkdir()
-    path = folder / f"upload{upload.suffix}"
+    path = folder / f"{upload.stem}{upload.suffix}"
     path.write_bytes(upload.content)
     try:
         return job.read(path)

@@ -43,10 +43,8 @@ paste = dict(
         traffic_cone=2,
     ),
 )
-test_pipeline = [
-    dict(type="visionattn.PointRangeFilter", point_cloud_range=point_cloud_range),
-    dict(type="visionattn.PackPoints"),
-]
+# All labels are evaluated; the points outside the range are dropped with the voxels.
+test_pipeline = [dict(type="visionattn.PackPoints")]
 train_dataloader = dict(
     batch_size=4,
     num_workers=4,
@@ -59,6 +57,7 @@ train_dataloader = dict(
         ann_file="train_scenes.txt",
         metainfo=metainfo,
         columns=5,
+        balanced=True,
         pipeline=[paste, *augment],
     ),
 )
@@ -79,5 +78,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="visionattn.BEVDistanceMetric")
-test_evaluator = val_evaluator
+val_evaluator = dict(type="visionattn.BEVDistanceMetric", all_classes=True)
+test_evaluator = dict(type="visionattn.BEVDistanceMetric", all_classes=True, results_file="results_nusc.json")

@@ -17,10 +17,8 @@ paste = dict(
     database=data_root + "/objects.npz",
     up_to=dict(vehicle=15, pedestrian=10, cyclist=10),
 )
-test_pipeline = [
-    dict(type="visionattn.PointRangeFilter", point_cloud_range=point_cloud_range),
-    dict(type="visionattn.PackPoints"),
-]
+# All labels are evaluated; the points outside the range are dropped with the voxels.
+test_pipeline = [dict(type="visionattn.PackPoints")]
 train_dataloader = dict(
     batch_size=4,
     num_workers=4,
@@ -53,7 +51,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    type="visionattn.BEVMetric", iou=dict(vehicle=0.7, pedestrian=0.5, cyclist=0.5), levels=("L1", "L2")
-)
+val_evaluator = dict(type="visionattn.WaymoMetric", iou=dict(vehicle=0.7, pedestrian=0.5, cyclist=0.5))
 test_evaluator = val_evaluator

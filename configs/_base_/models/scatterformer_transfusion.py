@@ -4,6 +4,8 @@ model = dict(
     type="visionattn.BEVDetector",
     point_cloud_range=[-54.0, -54.0, -5.0, 54.0, 54.0, 3.0],
     voxel_size=[0.3, 0.3, 0.2],
+    x_right=True,  # the authors trained in the axes of the sensor,
+    data_preprocessor=dict(intensity_max=255.0),  # with its intensities
     voxel_encoder=dict(type="visionattn.VoxelEncoder", in_channels=5),
     backbone=dict(type="visionattn.SparseBackbone", model_name="scatterformer_nuscenes"),
     neck=dict(type="visionattn.CascadeDED", in_channels=128, channels=128, num_units=4),

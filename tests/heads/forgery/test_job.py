@@ -1,5 +1,7 @@
 """Records, files and overlays of forgery predictions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,36 @@ def test_overlay_marks_only_what_is_forged():
 def test_colors_of_the_data_mark_the_verdict_and_the_region():
     image = np.full((120, 160, 3), 128, np.uint8)
     drawn = region(colors=((0, 0, 0), (255, 82, 70))).draw(image).astype(int)
-    assert drawn[1, 1].tolist() == [70, 82, 255]
+    assert (drawn[:30, :60] == [70, 82, 255]).all(axis=2).sum() > 100
     red = drawn[62:70, 62:70]
     assert (red[..., 2] > red[..., 0] + 20).all()
+
+
+def test_connected_areas_have_their_mean_probability():
+    heatmap = np.zeros((60, 80), np.float32)
+    heatmap[10:20, 10:20], heatmap[10:20, 20:30] = 0.6, 0.8
+    heatmap[40:45, 60:70] = 0.9
+    found = replace(region(), image_size=(60, 80), heatmap=heatmap, semantic=(heatmap > 0.5).astype(np.int64))
+    areas = found.areas()
+    np.testing.assert_allclose(areas.scores, [0.7, 0.9], rtol=1e-6)
+    np.testing.assert_array_equal(areas.boxes, [[10, 10, 30, 20], [60, 40, 70, 45]])
+    np.testing.assert_array_equal(np.asarray(areas.masks).any(axis=0), heatmap > 0.5)
+
+
+def test_authentic_images_say_so_and_have_no_filled_area(monkeypatch):
+    from visionattn.inference.drawing import cards
+
+    written = []
+    monkeypatch.setattr(cards.cv2, "putText", lambda image, text, *rest: written.append(text))
+    image = np.full((120, 160, 3), 128, np.uint8)
+    forged = region().draw(image)
+    assert written == ["forged", "0.90", "1.00"]  # the title is short in a small image
+    written.clear()
+    authentic = replace(region(), image_scores=np.array([0.8, 0.2])).draw(image)
+    assert written == ["authentic", "0.20", "1.00"]
+    assert (forged[85, 100] != 128).any()
+    assert (authentic[85, 100] == 128).all()
+    assert (authentic[85, 57:63] != 128).any(), "the outline"
+    written.clear()
+    region(hide_labels=True).draw(image)
+    assert not written

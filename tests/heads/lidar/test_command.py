@@ -1,6 +1,7 @@
 """The commands on point clouds, from testing to inference."""
 
 import json
+import re
 
 import pytest
 
@@ -47,6 +48,10 @@ def test_test_measures_by_overlap_and_distance(pillars_run, tmp_path, capsys):
     assert metrics["mAP_bev_all"] > 80
     assert metrics["mAP"] > 50
     assert "mATE" in metrics
+    assert metrics["mAP_L1"] > metrics["mAPH_L1"] > 20  # front and back of the blocks look alike
+    shown = capsys.readouterr().out
+    for row in (r"class +AP +ATE +ASE +AOE +AVE +AAE", r"class +AP L1 +APH L1 +AP L2 +APH L2"):
+        assert re.search(row.replace(" +", r"\W+"), shown)
 
 
 def test_browse_draws_what_the_pipeline_gives(pillars_run, tmp_path, capsys):

@@ -15,10 +15,20 @@ def test_records_are_plain_values():
     assert record["class"] == "tram"
     assert record["score"] == 0.75
     assert record["velocity"] == [1.0, -2.0]
+    assert "attribute" not in record  # trams are not a class of nuScenes
     assert record["box"] == pytest.approx(BOX[0].tolist(), abs=1e-4)
     assert all(type(value) is float for value in record["box"])
     assert len(prediction) == 1
     assert PointPrediction(np.zeros((0, 4)), ("car",)).to_records() == []
+
+
+def test_attributes_of_nuscenes_classes():
+    boxes, velocity = np.repeat(BOX, 3, 0), np.array([[0.0, 0.1], [3.0, 0.0], [0.0, 1.0]], np.float32)
+    scores, labels = np.ones(3, np.float32), np.array([0, 0, 1])
+    prediction = PointPrediction(np.zeros((0, 4)), ("car", "barrier"), boxes, scores, labels, velocity)
+    assert prediction.attributes == ["vehicle.parked", "vehicle.moving", ""]
+    assert [record["attribute"] for record in prediction.to_records()] == prediction.attributes
+    assert PointPrediction(np.zeros((0, 4)), ("car",), BOX, scores[:1], labels[:1]).attributes is None
 
 
 def test_arrays_that_do_not_fit_are_refused():

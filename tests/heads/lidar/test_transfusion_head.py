@@ -157,6 +157,20 @@ def test_frames_without_objects_and_more_objects_than_proposals():
     sum(none.values()).backward()
 
 
+def test_bfloat16_autocast():
+    torch.manual_seed(0)
+    head = TransFusionHead(4, 2, GRID, num_proposals=8, dropout=0.0, **SMALL)
+    x = torch.randn(1, 4, *SIZE)
+    plain = head.loss(head(x), [BOXES], [LABELS])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (outputs,) = half_outputs = head(x)
+        half = head.loss(half_outputs, [BOXES], [LABELS])
+    assert outputs["center"].dtype == torch.float32
+    for name, value in plain.items():
+        assert half[name].dtype == torch.float32
+        assert half[name].item() == pytest.approx(value.item(), rel=0.2, abs=0.2), name
+
+
 def test_it_learns_one_map():
     torch.manual_seed(0)
     head = TransFusionHead(

@@ -55,10 +55,11 @@ class TestResult:
         metrics: metrics of the evaluator under short names (``AP``, ``AP50``, ``mIoU``).
         per_class: for COCO metrics ``{"bbox": {class: {"AP": .., "AP50": ..}}}``; for semantic segmentation, in
             percent, ``{"semantic": {class: {"IoU": .., "Acc": .., "pixels": ..}}}``; for panoptic segmentation, in
-            percent, ``{"panoptic": {class: {"PQ": .., "SQ": .., "RQ": ..}}}``. The values are -1 for absent classes.
+            percent, ``{"panoptic": {class: {"PQ": .., "SQ": .., "RQ": ..}}}``. Other metrics with an attribute
+            ``per_class`` add theirs. The values are -1 for absent classes.
         images: number of test images.
         seconds: wall time of loading, inference and evaluation.
-        files: ``results.json`` and the predictions in COCO format.
+        files: ``results.json``, the predictions in COCO format, and those in the attribute ``files`` of a metric.
         weights: report of the conversion of the checkpoint's names; None for a program.
         annotations: annotation file of each COCO metric by the type of prediction, ``bbox`` or ``segm``.
         record: contents of ``results.json``.
@@ -186,6 +187,9 @@ def test(
     else:
         report, runner.model.test_step = None, by_size(program.test_step)
     runner._has_loaded = True
+    for metric in runner.test_evaluator.metrics:
+        if hasattr(metric, "output_folder"):
+            metric.output_folder = folder
     if observer is not None:
         observer.start(runner.bare_model, config, runner.test_dataloader.dataset.metainfo)
         # the first one, as the panoptic metric of mmdet changes the maps of the samples
@@ -209,6 +213,9 @@ def test(
             files.append(predictions)
     if iou:
         per_class["semantic"] = iou
+    for metric in runner.test_evaluator.metrics:
+        per_class |= getattr(metric, "per_class", {})
+        files += getattr(metric, "files", [])
     meta = checkpoints.meta_of(loaded)
     record = {
         "metrics": metrics,

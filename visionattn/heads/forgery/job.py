@@ -24,7 +24,8 @@ from visionattn.inference.results import InstanceMasks, Prediction
 from visionattn.inference.tiling import Tile
 
 FORGED, AUTHENTIC = (30, 40, 224), (90, 130, 0)
-"""Colors (blue, green, red) of forged areas and of the title of authentic images: the red and green of the palette."""
+"""Colors (blue, green, red) of forged areas, unless the data set has one, and of the title of authentic images: the red
+and green of the palette."""
 
 __all__ = ["JOBS", "ForgeryJob", "ForgeryPrediction"]
 
@@ -81,9 +82,10 @@ class ForgeryPrediction(Prediction):
 
         In an image that is authentic by its score, the areas are only outlined.
         """
+        red = FORGED if self.colors is None else tuple(self.colors[1])[::-1]
         values = (f"forgery score {self.forgery_score:.2f}", f"{self.forgery_score:.2f}", "")
-        title = self.classes[int(self.forged)], values, FORGED if self.forged else AUTHENTIC
-        return draw_areas(image, self.areas(), FORGED, title, filled=self.forged)
+        title = self.classes[int(self.forged)], values, red if self.forged else AUTHENTIC
+        return draw_areas(image, self.areas(), red, title, filled=self.forged)
 
 
 class ForgeryJob(ImageJob):

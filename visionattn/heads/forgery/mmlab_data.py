@@ -54,7 +54,7 @@ class ForgeryDataset(BaseDataset):
         DataError: if the files do not match the layout.
     """
 
-    METAINFO: ClassVar[dict] = dict(classes=("authentic", "forged"), palette=[[0, 0, 0], [255, 82, 70]])
+    METAINFO: ClassVar[dict] = dict(classes=("authentic", "forged"), palette=[[0, 0, 0], [224, 40, 30]])
 
     def __init__(
         self,

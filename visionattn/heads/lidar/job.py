@@ -17,7 +17,7 @@ from visionattn.heads.lidar.page import cloud_html, write_cloud_html
 from visionattn.heads.lidar.results import PointPrediction
 from visionattn.inference.decoding import to_array
 from visionattn.inference.job import Job, TrainedModel, View
-from visionattn.inference.options import Options
+from visionattn.inference.options import SCORE_THR, Options
 from visionattn.io.inputs import Source, find_files
 
 __all__ = ["JOBS", "PointJob", "PointOptions"]
@@ -49,7 +49,7 @@ class PointOptions:
 
 
 class PointJob(Job):
-    """3-D boxes with classes and, from heads that predict it, velocity."""
+    """3-D boxes with classes and, from heads that predict it, velocity and, for nuScenes, attributes."""
 
     name = "points"
     OwnOptions = PointOptions
@@ -60,7 +60,7 @@ class PointJob(Job):
     record_types: ClassVar[Mapping[str, Any]] = {
         "points": int,
         "dropped_points": int,
-        "detections": [{"class": str, "box": [float], "score": float, "velocity": [float]}],
+        "detections": [{"class": str, "box": [float], "score": float, "velocity": [float], "attribute": str}],
     }
 
     def __init__(self, model: TrainedModel, options: Options, own: PointOptions | None = None) -> None:
@@ -157,8 +157,8 @@ class PointJob(Job):
         }
 
     def view(self, prediction: PointPrediction) -> str:
-        """Return the page with the 3-D view."""
-        return cloud_html(prediction, score=float(self.class_thresholds.min()))
+        """Return the page with the 3-D view, which at first shows boxes with a score of at least `SCORE_THR`."""
+        return cloud_html(prediction, score=max(SCORE_THR, float(self.class_thresholds.min())))
 
     def write(self, out: Path, name: str, prediction: PointPrediction) -> dict[str, Any]:
         """Write the page with the 3-D view, if the option ``html`` is set."""

@@ -92,8 +92,7 @@ class DistancePrecision:
         if boxes.shape[1] == 7:
             boxes = np.concatenate([boxes, np.full((len(boxes), 2), np.nan)], 1)
         labels = labels.astype(np.int64)
-        speed = boxes[:, 7:9]
-        names = attribute_names([self.classes[label] for label in labels], speed)
+        names = attribute_names(self.classes, labels, boxes[:, 7:9])
         kept = self._evaluated(boxes, labels, truth)
         region = truth.get("labelled_region")
         if region is not None:

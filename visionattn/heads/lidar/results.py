@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.heads.lidar.data.nuscenes_results import attribute_names
+
 __all__ = ["PointPrediction"]
 
 
@@ -66,6 +68,14 @@ class PointPrediction:
         """The class name of each box."""
         return [self.classes[label] for label in self.labels]
 
+    @property
+    def attributes(self) -> list[str] | None:
+        """The nuScenes attribute of each box, ``""`` for none; None without velocities or with other classes.
+
+        See `visionattn.heads.lidar.data.nuscenes_results.attribute_names`.
+        """
+        return None if self.velocity is None else attribute_names(self.classes, self.labels, self.velocity)
+
     def draw(self, image: np.ndarray | None = None) -> np.ndarray:
         """Return the bird's-eye view, BGR uint8 ``[H, W, 3]``.
 
@@ -77,7 +87,8 @@ class PointPrediction:
         return draw_bev(self, self.area)
 
     def to_records(self) -> list[dict[str, Any]]:
-        """Return each box as plain values: class, box, score and, if predicted, velocity."""
+        """Return each box as plain values: class, box, score and, if predicted, velocity and attribute."""
+        attributes = self.attributes
         records = []
         for index, name in enumerate(self.names):
             record: dict[str, Any] = {
@@ -87,5 +98,7 @@ class PointPrediction:
             }
             if self.velocity is not None:
                 record["velocity"] = [round(float(value), 4) for value in self.velocity[index]]
+            if attributes is not None:
+                record["attribute"] = attributes[index]
             records.append(record)
         return records

@@ -42,7 +42,10 @@ class _PositionEmbedding(nn.Module):
         )
 
     def forward(self, positions: Tensor) -> Tensor:
-        return self.position_embedding_head(positions.transpose(1, 2)).transpose(1, 2)
+        # bfloat16 has no halves above 128.
+        with torch.autocast(positions.device.type, enabled=False):
+            positions = positions.to(self.position_embedding_head[0].weight.dtype)
+            return self.position_embedding_head(positions.transpose(1, 2)).transpose(1, 2)
 
 
 class _DecoderLayer(nn.Module):
@@ -81,7 +84,7 @@ class _DecoderLayer(nn.Module):
             cells: column and row of the cell of each query, int64 ``[B, P, 2]``.
         """
         batch, channels, rows, columns = features.shape
-        where = self.self_posembed((cells + 0.5).to(query.dtype))
+        where = self.self_posembed(cells + 0.5)
         x = query + where
         if self.radius is None:
             x = _attend(self.self_attn, x, x)
@@ -90,7 +93,7 @@ class _DecoderLayer(nn.Module):
             x = _attend(self.self_attn, x, x).view_as(query)
         query = self.norm1(query + self._drop(x))
         y, x = torch.meshgrid(*(torch.arange(n, device=features.device) for n in (rows, columns)), indexing="ij")
-        grid = torch.stack([x, y], -1).view(1, -1, 2).to(query.dtype) + 0.5
+        grid = torch.stack([x, y], -1).view(1, -1, 2) + 0.5
         keys = features.flatten(2).transpose(1, 2) + self.cross_posembed(grid.expand(batch, -1, -1))
         mask = None if self.radius is None else _neighborhood(cells, rows, columns, self.radius)
         query = self.norm2(query + self._drop(_attend(self.multihead_attn, query + where, keys, mask)))

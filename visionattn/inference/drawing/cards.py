@@ -49,8 +49,9 @@ class Label:
         start, base = self.x + padding(self.font), self.y + _baseline(self.height, self.font)
         color = ink(self.color)
         cv2.putText(out, self.text, (start, base), color, _font(), self.font, NAME_WEIGHT)
-        start += _measure(self.text, self.font, NAME_WEIGHT) + _gap(self.font)
-        cv2.putText(out, self.value, (start, base), color, _font(), self.font, VALUE_WEIGHT)
+        if self.value:
+            start += _measure(self.text, self.font, NAME_WEIGHT) + _gap(self.font)
+            cv2.putText(out, self.value, (start, base), color, _font(), self.font, VALUE_WEIGHT)
 
 
 @dataclass(frozen=True)

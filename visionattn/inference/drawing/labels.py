@@ -1,5 +1,6 @@
 """Labels that never overlap each other, and legends for what has no label."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,13 +21,13 @@ __all__ = ["Labels", "Scale", "sums"]
 SMALLEST_FONT = 10
 MAX_LABELED = 0.25
 """Labels that would cover more than this fraction of the image are replaced by a legend."""
+MAX_EQUAL = 0.12
+"""The same for `MANY` or more objects of a single class, whose labels say little."""
 LARGEST_LABEL = 0.8
 """So are the labels of `MANY` or more objects if they are larger than this fraction of the median object."""
 MANY = 5
 LARGEST_LEGEND = 0.25
 """Largest fraction of the image that a legend may cover; it names as many classes as this permits."""
-ASIDE = 0.1
-"""How much more a legend must hide in a corner to be placed next to another label instead, in fractions of a region."""
 SMALLEST_AREA = 0.25
 """Masks that are smaller than this fraction of the label of their score get none."""
 
@@ -43,7 +44,7 @@ class Scale:
     @property
     def outline(self) -> float:
         """Width of the outline of a mask."""
-        return max(1.0, self.line / 2)
+        return max(1.4, self.line / 2)  # a thinner line would be faint where it divides pixels
 
     @classmethod
     def of(cls, prediction: "Prediction", line_width: int | None = None) -> "Scale":
@@ -98,12 +99,11 @@ class Labels:
 
     def add_boxes(self, prediction: "Prediction") -> None:
         """Label boxes with class and score in descending order of score, or add a legend if labels cover too much."""
-        texts = self.texts(prediction)
+        texts, font = self.texts(prediction)
         boxes = prediction.boxes.astype(np.float64)
         if texts is None:
             self.add_legend(_counts(prediction), lambda spots: _hidden(spots, boxes))
             return
-        font = self.scale.label_font
         for index in np.argsort(-prediction.scores, kind="stable").tolist():
             name, value = texts[index]
             for shown in dict.fromkeys((value, "")) if name else ():
@@ -127,22 +127,27 @@ class Labels:
                 self.place(*spot, f"{score:.2f}", "", color, rounded=True)
                 room -= size[0] * size[1]
 
-    def texts(self, prediction: "Prediction") -> list[tuple[str, str]] | None:
-        """Return class and score for each box, or the class and no score; None if both would cover too much."""
-        font = self.scale.label_font
+    def texts(self, prediction: "Prediction") -> tuple[list[tuple[str, str]] | None, int]:
+        """Return class and score for each box, or the class and no score, and the font size.
+
+        The first is None if the labels would cover too much, in a smaller font and without scores too.
+        """
+        normal = self.scale.label_font
         ids = [-1] * len(prediction) if prediction.track_ids is None else prediction.track_ids
         full = [f"#{track} {name}" if track >= 0 else name for track, name in zip(ids, prediction.names, strict=True)]
-        names = [self.fit(name, font, 0.5) for name in full]
-        limit = MAX_LABELED * self.width * self.height
-        if len(names) >= MANY:
-            limit = min(limit, LARGEST_LABEL * _median_area(prediction) * len(names))
         scores = [f"{score:.2f}" if np.isfinite(score) else "" for score in prediction.scores]  # none of annotations
-        for values in (scores, [""] * len(names)):
-            if sum(np.prod(label_size(*pair, font)) for pair in zip(names, values, strict=True)) <= limit:
-                return list(zip(names, values, strict=True))
-            if len(set(names)) == 1:  # a legend is clearer than many equal labels
-                break
-        return None
+        several, many = len(set(full)) > 1, len(full) >= MANY
+        limit = (MAX_EQUAL if many and not several else MAX_LABELED) * self.width * self.height
+        if many:
+            limit = min(limit, LARGEST_LABEL * _median_area(prediction) * len(full))
+        choices = [(scores, normal)]
+        if several:  # a legend is clearer than many equal labels
+            choices += [(scores, max(SMALLEST_FONT, round(0.75 * normal))), ([""] * len(full), normal)]
+        for values, font in choices:
+            names = [self.fit(name, font, 0.5) for name in full]
+            if sum(math.prod(label_size(*pair, font)) for pair in zip(names, values, strict=True)) <= limit:
+                return list(zip(names, values, strict=True)), font
+        return None, normal
 
     def spot(
         self, boxes: np.ndarray, index: int, size: tuple[int, int], covered: np.ndarray | None = None
@@ -173,19 +178,15 @@ class Labels:
         spots[:, 0] = spots[:, 0].round().clip(0, max(0, self.width - width))
         spots[:, 1] = spots[:, 1].round().clip(0, max(0, self.height - height))
         rectangles = np.concatenate([spots, spots + np.array(size)], axis=1)
-        free = self._free(rectangles)
+        free = np.ones(len(spots), dtype=bool)
+        if self.placed:
+            free = _overlap(rectangles, self.taken()).sum(axis=1) == 0
         if covered is not None:
             free &= sums(covered, rectangles) == 0
         # covering a small box is worse than covering a corner of a large one
         cost = _hidden(rectangles, boxes) + 0.03 * np.arange(len(spots)) + np.where(free, 0, np.inf)
         x, y = spots[int(np.argmin(cost))]
         return (int(x), int(y)) if free.any() else None
-
-    def _free(self, rectangles: np.ndarray) -> np.ndarray:
-        """Return whether each rectangle ``[N, 4]`` overlaps no label."""
-        if not self.placed:
-            return np.ones(len(rectangles), dtype=bool)
-        return _overlap(rectangles, self.taken()).sum(axis=1) == 0
 
     def taken(self) -> np.ndarray:
         """Return the rectangles of the labels, x0, y0, x1, y1 ``[N, 4]``."""
@@ -194,6 +195,8 @@ class Labels:
 
     def add_legend(self, rows: Sequence[Row], hidden: Callable[[np.ndarray], np.ndarray]) -> None:
         """Add a legend with as many rows as `LARGEST_LEGEND` permits, in the corner where it hides the least.
+
+        It must be the first of the labels in a corner.
 
         Args:
             rows: the rows, the most important first.
@@ -209,23 +212,12 @@ class Labels:
                 continue
             if width > self.width or height > self.height:
                 continue
-            spots = self._corners(width, height)
-            free = self._free(spots)
-            if free.any():
-                cost = hidden(spots) + np.where(np.arange(len(spots)) < 4, 0, ASIDE) + np.where(free, 0, np.inf)
-                x, y = spots[int(np.argmin(cost)), :2]
-                self.placed.append(Panel(int(x), int(y), width, height, shown, font))
-                return
-
-    def _corners(self, width: int, height: int) -> np.ndarray:
-        """Return the rectangles ``[N, 4]`` of a size in the four corners, then those next to labels at the sides."""
-        margin = max(0, min(self.scale.font // 3, (self.width - width) // 2, (self.height - height) // 2))
-        bottom = self.height - height - margin
-        taken = self.taken()
-        beside = [*(taken[:, 3] + margin), *(taken[:, 1] - margin - height)]
-        ys = [margin, bottom, *(y for y in beside if margin <= y <= bottom)]
-        spots = np.array([(x, y) for y in ys for x in (margin, self.width - width - margin)], np.float64)
-        return np.concatenate([spots, spots + np.array((width, height))], axis=1)
+            margin = max(0, min(self.scale.font // 3, (self.width - width) // 2, (self.height - height) // 2))
+            xs, ys = (margin, self.width - width - margin), (margin, self.height - height - margin)
+            corners = np.array([(x, y, x + width, y + height) for y in ys for x in xs], np.float64)
+            x, y = corners[int(np.argmin(hidden(corners))), :2]
+            self.placed.append(Panel(int(x), int(y), width, height, shown, font))
+            return
 
     def paint(self, out: np.ndarray) -> None:
         """Paint the labels on a BGR image, in place."""

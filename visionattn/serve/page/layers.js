@@ -66,8 +66,8 @@ export function colorOf(made, found) {
 export const visible = (made, threshold, hidden) =>
   made.detections.filter(found => found.score >= threshold && !hidden.has(found.label));
 
-/** Return the class of each legend entry with its count, or its share of the pixels. */
-export function legend(made, threshold) {
+/** Return the class of each legend entry with its count, or its share of the pixels; others only if they are hidden. */
+export function legend(made, threshold, hidden) {
   const counts = new Map();
   if (made.map) {
     for (const value of made.map) counts.set(value, (counts.get(value) ?? 0) + 1);
@@ -78,7 +78,8 @@ export function legend(made, threshold) {
   for (const found of made.detections) {
     counts.set(found.label, (counts.get(found.label) ?? 0) + (found.score >= threshold ? 1 : 0));
   }
-  return [...counts].sort((a, b) => b[1] - a[1]).map(([label, count]) => ({ label, text: String(count) }));
+  return [...counts].filter(([label, count]) => count || hidden.has(label)).sort((a, b) => b[1] - a[1])
+    .map(([label, count]) => ({ label, text: String(count) }));
 }
 
 /** Paint the layers that depend on the threshold and the classes. */

@@ -3,6 +3,7 @@ import { colorOf, defaultLayers, LAYERS, legend, visible } from "./layers.js";
 import { at, countOf, css, element, hiddenOf, modelOf, resultOf, state } from "./state.js";
 
 const MOST = 300; // entries of the list
+const TRANSPARENT = ["map", "heatmap", "mask", "masks"];
 const MIXED = "conic-gradient(#e34, #ec4, #3c6, #39e, #a4d, #e34)"; // each object has its own color
 
 /** Return the layers that are shown for a result. */
@@ -27,7 +28,9 @@ export function showLayers(changed) {
     });
     return element("label", { className: "check" }, box, LAYERS[kind]);
   }));
-  at("shown").hidden = !kinds.length;
+  at("shown").hidden = !all.length;
+  at("layers").hidden = kinds.length < 2;
+  at("opacityrow").hidden = !kinds.some(kind => TRANSPARENT.includes(kind));
   at("thresholdrow").hidden = !state.names.some(name => madeOf(name) && modelOf(name).options.includes("score_thr"));
 }
 
@@ -54,7 +57,7 @@ export function showResults(changed, mark) {
 function block(name, changed, mark) {
   const result = resultOf(state.current, name), made = result?.made;
   if (!made) return null;
-  const title = element("h3", {}, name), entries = legend(made, state.threshold), hidden = hiddenOf(name);
+  const title = element("h3", {}, name), hidden = hiddenOf(name), entries = legend(made, state.threshold, hidden);
   const seconds = made.record.seconds;
   const facts = element("span", { className: "faint" }, seconds === undefined ? "" : `${Math.round(1000 * seconds)} ms`);
   const parts = [element("div", { className: "row" }, title, facts)];

@@ -1,11 +1,13 @@
 """Frames by the name of their layout, and object databases."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from visionattn.errors import DataError
+from visionattn.heads.lidar.data.frames import PointCloudFrame, balanced_frames
 from visionattn.heads.lidar.data.layouts import LAYOUTS, build_object_database, known_classes, read_frames
 from visionattn.heads.lidar.data.object_database import ObjectDatabase
 from visionattn.heads.lidar.simulate.rays import Lidar
@@ -45,3 +47,18 @@ def test_what_is_refused(samples, tmp_path):
         build_object_database(tmp_path / "o.pkl", "folder", samples, "train")
     with pytest.raises(DataError, match="no object of tram"):
         build_object_database(tmp_path / "o.npz", "folder", samples, "train", ["tram"])
+
+
+def test_balanced_frames_have_each_class_equally_often():
+    one, two = (
+        PointCloudFrame("a", Path("a"), classes=("car",)),
+        PointCloudFrame("b", Path("b"), classes=("car", "bus")),
+    )
+    frames = [*[one] * 8, two, PointCloudFrame("c", Path("c"))]
+    chosen = balanced_frames(frames, ("car", "bus", "tram"))
+    # 9 frames with a car and 1 with a bus, of 3 classes: 3 of each class that there is.
+    assert len(chosen) == 6
+    assert [frame.name for frame in chosen[3:]] == ["b"] * 3
+    assert {frame.name for frame in chosen[:3]} <= {"a", "b"}
+    assert balanced_frames(frames, ("car", "bus", "tram")) == chosen
+    assert balanced_frames([frames[-1]], ("car",)) == []

@@ -12,6 +12,7 @@ from visionattn.heads.lidar.data.files import write_points
 from visionattn.heads.lidar.data.frames import PointCloudSet
 from visionattn.heads.lidar.data.infos import read_mmdet3d_infos
 from visionattn.heads.lidar.data.nuscenes import CATEGORIES, CLASSES, read_nuscenes
+from visionattn.heads.lidar.data.nuscenes_results import ATTRIBUTES, attribute_names, result_rows, write_results
 from visionattn.heads.lidar.data.sweeps import transform
 
 
@@ -130,6 +131,76 @@ def test_axes_turned_forward(root):
     np.testing.assert_allclose(turned["boxes"][0, 6], -0.6, atol=1e-5)
 
 
+def change(root, table, edit):
+    path = root / "v1.0-mini" / f"{table}.json"
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    edit(rows)
+    path.write_text(json.dumps(rows))
+
+
+def test_attributes_racks_and_poses(root):
+    names = ("pedestrian.standing", "vehicle.parked", "of another version")
+    change(root, "attribute", lambda rows: rows.extend({"token": f"a{k}", "name": n} for k, n in enumerate(names)))
+    change(root, "category", lambda rows: rows.append({"token": "rack", "name": "static_object.bicycle_rack"}))
+    change(root, "instance", lambda rows: rows.append({"token": "rack", "category_token": "rack"}))
+
+    def annotate(rows):
+        for row in rows:
+            row["attribute_tokens"] = {"car1": ["a1"], "walker1": ["a0"], "walker2": ["a2"]}.get(row["token"], [])
+        rack = {"translation": [515.0, 305.0, 0.5], "size": [1.0, 3.0, 1.2], "rotation": turn(0.3)}
+        rows.append({"token": "rack0", "sample_token": "s10", "instance_token": "rack", "prev": "", "next": "", **rack})
+
+    change(root, "sample_annotation", annotate)
+    frames = read_nuscenes(root)
+    known = [[ATTRIBUTES[k] if k >= 0 else "" for k in frame.attributes] for frame in frames]
+    assert known == [["", ""], ["vehicle.parked", "pedestrian.standing"], ["", ""], ["", ""]]
+    assert [len(frame.bike_racks) for frame in frames] == [0, 1, 0, 0]
+    for x_forward in (False, True):
+        item = PointCloudSet(frames, CLASSES, x_forward=x_forward).labels(1)
+        on_map = item["to_global"] @ [*item["bike_racks"][0, :3], 1]
+        np.testing.assert_allclose(on_map[:3], [515.0, 305.0, 0.5], atol=1e-4)
+        np.testing.assert_allclose(item["bike_racks"][0, 3:6], [3.0, 1.0, 1.2], rtol=1e-6)
+        np.testing.assert_allclose((item["to_global"] @ [*item["ego"], 1])[:3], pose(10)["translation"], atol=1e-9)
+        assert item["attributes"].tolist() == frames[1].attributes.tolist()
+
+
+def test_results_in_the_submission_format_are_the_annotations(root, tmp_path):
+    item = PointCloudSet(read_nuscenes(root), CLASSES, x_forward=True).labels(1)
+    scores, labels = np.array([0.4, 0.9]), item["labels"]
+    rows = result_rows("s10", CLASSES, item["boxes"], scores, labels, item["to_global"], item["velocity"])
+    write_results(tmp_path / "results_nusc.json", {"s10": rows})
+    written = json.loads((tmp_path / "results_nusc.json").read_text())
+    assert written["meta"] == {f"use_{k}": k == "lidar" for k in ("camera", "lidar", "radar", "map", "external")}
+    walker, car = written["results"]["s10"]  # in descending order of score
+    assert (walker["detection_name"], walker["detection_score"]) == ("pedestrian", 0.9)
+    assert (walker["attribute_name"], car["attribute_name"]) == ("pedestrian.moving", "vehicle.parked")
+    assert walker["sample_token"] == "s10"
+    for row, place, size, angle, speed in (
+        (car, [520.0, 310.0, 0.75], [1.8, 4.0, 1.5], 0.0, [0, 0]),
+        (walker, [511.0, 299.0, 0.9], [0.6, 0.8, 1.8], -np.pi / 4, [2, -2]),
+    ):
+        np.testing.assert_allclose(row["translation"], place, atol=2e-4)
+        np.testing.assert_allclose(row["size"], size, atol=1e-4)
+        np.testing.assert_allclose(row["velocity"], speed, atol=1e-3)
+        wanted = transform(turn(angle), [0, 0, 0])
+        np.testing.assert_allclose(transform(row["rotation"], [0, 0, 0]), wanted, atol=1e-4)
+    many = np.repeat(item["boxes"][:1], 600, 0)
+    rows = result_rows("s10", CLASSES, many, np.arange(600) / 600, np.zeros(600, int), item["to_global"])
+    assert len(rows) == 500
+    assert rows[0]["velocity"] == [0, 0]
+
+
+def test_attributes_by_class_and_speed():
+    speeds = np.array([[0.3, 0.0], [0.1, 0.1]])
+    found = {name: attribute_names(CLASSES, np.array([k, k]), speeds) for k, name in enumerate(CLASSES)}
+    assert found["car"] == found["trailer"] == ["vehicle.moving", "vehicle.parked"]
+    assert found["bus"] == ["vehicle.moving", "vehicle.stopped"]
+    assert found["bicycle"] == ["cycle.with_rider", "cycle.without_rider"]
+    assert found["pedestrian"] == ["pedestrian.moving", "pedestrian.standing"]
+    assert found["barrier"] == found["traffic_cone"] == ["", ""]
+    assert attribute_names(("car", "tram"), np.array([0]), speeds[:1]) is None
+
+
 def test_scenes(root):
     assert [frame.name for frame in read_nuscenes(root, scenes=["scene-0001"])] == ["s30"]
     (root / "val.txt").write_text("scene-0000\nscene-0777\n")
@@ -179,7 +250,10 @@ def infos(root) -> dict:
         ]  # fmt: skip
         data.append({
             "token": frame.name, "timestamp": step * 0.05, "instances": instances, "lidar_sweeps": sweeps,
-            "lidar_points": {"num_pts_feats": 5, "lidar_path": f"{step:02}.pcd.bin"},
+            "lidar_points": {
+                "num_pts_feats": 5, "lidar_path": f"{step:02}.pcd.bin", "lidar2ego": transform(**MOUNT).tolist(),
+            },
+            "ego2global": transform(**pose(step)).tolist(),
         })  # fmt: skip
     categories = {name: number for number, name in enumerate(CLASSES)} | {"animal": -1}
     return {"metainfo": {"categories": categories, "dataset": "nuscenes", "info_version": "1.1"}, "data_list": data}
@@ -189,7 +263,7 @@ def test_a_list_gives_what_the_tables_give(root):
     (root / "infos.pkl").write_bytes(pickle.dumps(infos(root)))
     for first, second in zip(read_nuscenes(root), read_mmdet3d_infos(root / "infos.pkl"), strict=True):
         a, b = (PointCloudSet([frame], CLASSES, columns=5, x_forward=True).load(0) for frame in (first, second))
-        for key in ("points", "boxes", "labels", "velocity"):
+        for key in ("points", "boxes", "labels", "velocity", "to_global", "ego"):
             np.testing.assert_allclose(a[key], b[key], atol=1e-3)
         assert second.ignore_classes == ("car",)
 

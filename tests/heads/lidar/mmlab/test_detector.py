@@ -110,6 +110,46 @@ def test_columns_through_tanh():
     assert torch.equal(points, before)
 
 
+def test_networks_in_the_axes_of_nuscenes_sensor(pillars, config):
+    """A network that reads x right, y forward finds what one in x forward, y left does in rotated data."""
+    torch.manual_seed(0)
+    square = {**config, "point_cloud_range": [-6.4, -6.4, -2.0, 6.4, 6.4, 2.0]}
+    head = {**config["bbox_head"], "velocity": True}
+    plain = MODELS.build({**square, "bbox_head": head}).eval()
+    turned = MODELS.build({**square, "bbox_head": head, "x_right": True, "data_preprocessor": {"intensity_max": 4}})
+    turned.load_state_dict(plain.state_dict())
+    ahead, right = items(pillars, (0, 1)), items(pillars, (0, 1))
+    for a, b in zip(ahead, right, strict=True):
+        for item in (a, b):  # within the range, and with a speed
+            kept = item["inputs"]["points"][:, :2].abs().amax(1) < 6.3
+            item["inputs"]["points"] = item["inputs"]["points"][kept]
+            truth = item["data_samples"].gt_instances
+            truth = truth[truth.boxes[:, :2].abs().amax(1) < 6]
+            truth.velocity = truth.boxes[:, 3:5].clone()
+            item["data_samples"].set_field(truth, "gt_instances")
+        points, truth = b["inputs"]["points"], b["data_samples"].gt_instances
+        points[:, :2] = torch.stack([-points[:, 1], points[:, 0]], 1)  # x right is -y, y forward is x
+        points[:, 3] *= 4
+        truth.boxes[:, :2] = torch.stack([-truth.boxes[:, 1], truth.boxes[:, 0]], 1)
+        truth.boxes[:, 6] += math.pi / 2
+        truth.velocity = torch.stack([-truth.velocity[:, 1], truth.velocity[:, 0]], 1)
+    given, wanted = pseudo_collate(ahead), pseudo_collate(right)
+    plain.train(), turned.train()
+    losses = [m(**m.data_preprocessor(d, True), mode="loss") for m, d in ((plain, wanted), (turned, given))]
+    for name, value in losses[0].items():
+        assert losses[1][name].item() == pytest.approx(value.item(), rel=1e-4), name
+    plain.eval(), turned.eval()
+    for a, b in zip(turned.test_step(given), plain.test_step(wanted), strict=True):
+        a, b = a.pred_instances, b.pred_instances
+        assert len(a) == len(b) > 0
+        assert torch.allclose(a.boxes[:, :2], torch.stack([b.boxes[:, 1], -b.boxes[:, 0]], 1), atol=1e-4)
+        assert torch.allclose(a.velocity, torch.stack([b.velocity[:, 1], -b.velocity[:, 0]], 1), atol=1e-4)
+        assert torch.allclose((a.boxes[:, 6] - b.boxes[:, 6] + math.pi / 2).cos(), torch.ones(len(a)), atol=1e-4)
+        assert (a.boxes[:, 6].abs() <= math.pi + 1e-5).all()
+    with pytest.raises(ConfigError, match="must be symmetric and the same for x and y"):
+        MODELS.build({**config, "x_right": True})
+
+
 def test_openpcdet_names(pillars, config):
     model = MODELS.build(config)
     own = model.state_dict()

@@ -18,7 +18,7 @@ from visionattn.heads.lidar.data.boxes import wrap_angle
 from visionattn.heads.lidar.data.camera_view import CameraView
 from visionattn.heads.lidar.data.files import PointCloud, read_points
 
-__all__ = ["BOX_KEYS", "PointCloudFrame", "PointCloudSet", "turn_boxes", "turn_points"]
+__all__ = ["BOX_KEYS", "PointCloudFrame", "PointCloudSet", "balanced_frames", "turn_boxes", "turn_points"]
 
 
 _TO_FORWARD = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float64)
@@ -173,6 +173,24 @@ class PointCloudSet(Dataset):
         if self.x_forward and frame.x_right:
             _turn_forward(item)
         return {**item, "frame": frame.name, "path": str(frame.path)}
+
+
+def balanced_frames(frames: Sequence[PointCloudFrame], classes: Sequence[str], seed: int = 0) -> list[PointCloudFrame]:
+    """Resample frames so that rare classes occur as often as others (class-balanced sampling, CBGS, arXiv 1908.09492).
+
+    From the frames with each class, the same number is drawn with replacement: the mean over the classes of the number
+    of frames with the class, at least 1. nuScenes then has about 4.4 times as many frames. Classes without frames are
+    skipped, and frames without any class are dropped.
+
+    Args:
+        frames: frames from one of the readers.
+        classes: class names.
+        seed: random seed.
+    """
+    pools = [np.flatnonzero([name in frame.classes for frame in frames]) for name in classes]
+    count = max(sum(map(len, pools)) // len(classes), 1)
+    rng = np.random.default_rng(seed)
+    return [frames[index] for pool in pools if len(pool) for index in rng.choice(pool, count)]
 
 
 def _turn_forward(item: dict[str, Any]) -> None:

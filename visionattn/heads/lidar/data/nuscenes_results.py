@@ -32,39 +32,42 @@ _BY_CLASS = {
 """Attribute of a moving and of a standing object of each class; barriers and cones have none."""
 
 
-def attribute_names(names: Sequence[str], velocity: np.ndarray) -> list[str] | None:
+def attribute_names(classes: Sequence[str], labels: np.ndarray, velocity: np.ndarray) -> list[str] | None:
     """Attributes of detections from their class and speed, which is the usual rule (CenterPoint, CVPR 2021).
 
     Args:
-        names: class name of each detection.
+        classes: class names by label.
+        labels: int64 ``[N]``.
         velocity: ``[N, 2]`` in meters per second.
 
     Returns:
         A name of `ATTRIBUTES` for each detection, or ``""`` if its class has none; None if a class is not of nuScenes.
     """
-    if not set(names) <= set(_BY_CLASS):
+    if not set(classes) <= set(_BY_CLASS):
         return None
-    speed = np.linalg.norm(velocity, axis=-1)
-    return [_BY_CLASS[name][0 if value > MOVING else 1] for name, value in zip(names, speed, strict=True)]
+    moving = np.linalg.norm(velocity, axis=-1) > MOVING
+    return [_BY_CLASS[classes[label]][0 if moves else 1] for label, moves in zip(labels, moving, strict=True)]
 
 
 def result_rows(
     token: str,
+    classes: Sequence[str],
     boxes: np.ndarray,
     scores: np.ndarray,
-    names: Sequence[str],
-    velocity: np.ndarray | None,
+    labels: np.ndarray,
     to_global: np.ndarray,
+    velocity: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Detections of one sample in the submission format, at most `MAX_BOXES`, in descending order of score.
 
     Args:
         token: token of the sample.
+        classes: class names by label.
         boxes: ``[N, 7]``, in the frame of the sensor.
         scores: ``[N]``.
-        names: class name of each detection.
-        velocity: ``[N, 2]`` in the frame of the sensor, in meters per second; None for 0.
+        labels: int64 ``[N]``.
         to_global: transform ``[4, 4]`` from the sensor's to the global frame.
+        velocity: ``[N, 2]`` in the frame of the sensor, in meters per second; None for 0.
 
     Returns:
         For each detection a dict with ``sample_token``, ``translation``, ``size`` (width, length, height),
@@ -74,7 +77,7 @@ def result_rows(
     rotation = require("scipy.spatial.transform").Rotation
     boxes = np.asarray(boxes, np.float64)
     velocity = np.zeros((len(boxes), 2)) if velocity is None else np.asarray(velocity, np.float64)
-    attributes = attribute_names(names, velocity) or [""] * len(boxes)
+    attributes = attribute_names(classes, labels, velocity) or [""] * len(boxes)
     turn = to_global[:3, :3]
     centers = boxes[:, :3] @ turn.T + to_global[:3, 3]
     speeds = np.column_stack([velocity, np.zeros(len(boxes))]) @ turn.T
@@ -87,7 +90,7 @@ def result_rows(
             "size": [round(float(value), 4) for value in boxes[index, [4, 3, 5]]],
             "rotation": [round(float(value), 6) for value in (w, x, y, z)],
             "velocity": [round(float(value), 4) for value in speeds[index, :2]],
-            "detection_name": names[index],
+            "detection_name": classes[labels[index]],
             "detection_score": round(float(scores[index]), 6),
             "attribute_name": attributes[index],
         })  # fmt: skip

@@ -15,7 +15,7 @@ from visionattn.engine.registry import DATASETS, TRANSFORMS
 from visionattn.errors import ConfigError, DataError
 from visionattn.heads.lidar.data import augment as point_augment
 from visionattn.heads.lidar.data.files import read_points
-from visionattn.heads.lidar.data.frames import BOX_KEYS, PointCloudFrame, PointCloudSet
+from visionattn.heads.lidar.data.frames import BOX_KEYS, PointCloudFrame, PointCloudSet, balanced_frames
 from visionattn.heads.lidar.data.layouts import LAYOUTS, known_classes, read_frames
 from visionattn.heads.lidar.data.object_database import ObjectDatabase, ObjectPaste
 from visionattn.io.console import count_of, examples
@@ -52,6 +52,8 @@ class PointCloudDataset(BaseDataset):
         crop_to_view: drop points and boxes outside the camera's view where only that is labeled.
         x_forward: rotate frames with axes x right, y forward to x forward, y left.
         every, offset: use every ``every``-th frame, starting at index ``offset``.
+        balanced: resample the frames so that each class occurs in about equally many, see
+            `visionattn.heads.lidar.data.frames.balanced_frames`.
         **arguments: passed to mmengine's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
@@ -72,6 +74,7 @@ class PointCloudDataset(BaseDataset):
         x_forward: bool = True,
         every: int = 1,
         offset: int = 0,
+        balanced: bool = False,
         data_prefix: dict | None = None,
         metainfo: Mapping[str, Any] | None = None,
         **arguments: Any,
@@ -88,7 +91,7 @@ class PointCloudDataset(BaseDataset):
                 f"PointCloudDataset: `metainfo` must have `classes` with layout {layout!r}, got {metainfo}"
             )
         self.layout, self.version, self.sweeps = layout, version, sweeps
-        self.every, self.offset = every, offset
+        self.every, self.offset, self.balanced = every, offset, balanced
         self.set_options = dict(columns=columns, crop_to_view=crop_to_view, x_forward=x_forward)
         super().__init__(data_root=data_root, data_prefix=data_prefix or {"pts": ""}, metainfo=metainfo, **arguments)
 
@@ -117,6 +120,10 @@ class PointCloudDataset(BaseDataset):
             raise DataError(
                 f"{frames[0].path}: no box of the dataset has a class of {list(classes)}; "
                 f"its classes are {sorted(there)[:12]}"
+            )
+        if self.balanced and not (frames := balanced_frames(frames, classes)):
+            raise DataError(
+                f"{self.data_root or self.ann_file}: `balanced` requires labeled frames, but none is labeled"
             )
         self.frames = PointCloudSet(frames, classes, **self.set_options)
         return [{"img_path": str(frame.path), "number": number} for number, frame in enumerate(frames)]

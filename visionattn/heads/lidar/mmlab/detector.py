@@ -1,5 +1,6 @@
 """LiDAR detector for mmengine: voxelization, voxel encoder, sparse backbone, dense neck and head."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ class PointDataPreprocessor(BaseDataPreprocessor):
         point_cloud_range: minimum x, y, z and maximum x, y, z, in meters.
         voxel_size: voxel size along x, y, z, in meters.
         tanh_columns: point columns to which tanh is applied, such as Waymo's intensity and elongation.
+        intensity_max: intensities, the fourth column in [0, 1], are multiplied by this number.
+        x_right: rotate the points from x forward, y left to x right, y forward.
         non_blocking: whether the transfer is asynchronous.
 
     Raises:
@@ -49,6 +52,8 @@ class PointDataPreprocessor(BaseDataPreprocessor):
         point_cloud_range: Sequence[float],
         voxel_size: Sequence[float],
         tanh_columns: Sequence[int] = (),
+        intensity_max: float = 1.0,
+        x_right: bool = False,
         non_blocking: bool = False,
     ) -> None:
         super().__init__(non_blocking)
@@ -57,18 +62,38 @@ class PointDataPreprocessor(BaseDataPreprocessor):
         except ValueError as error:
             raise ConfigError(f"model.data_preprocessor: {error}") from error
         self.point_cloud_range, self.voxel_size = tuple(point_cloud_range), tuple(voxel_size)
-        self.tanh_columns = list(tanh_columns)
+        self.tanh_columns, self.intensity_max, self.x_right = list(tanh_columns), intensity_max, x_right
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Convert a collated batch; ``inputs`` becomes ``{"voxels": Voxels}``."""
         data = self.cast_data(data)
         points = list(data["inputs"]["points"])
-        if self.tanh_columns:
-            points = [cloud.clone() for cloud in points]
-            for cloud in points:
-                cloud[:, self.tanh_columns] = cloud[:, self.tanh_columns].tanh()
+        if self.tanh_columns or self.x_right or self.intensity_max != 1:
+            points = [self._changed(cloud.clone()) for cloud in points]
         voxels = voxelize(points, self.point_cloud_range, self.voxel_size)
         return {"inputs": {"voxels": voxels}, "data_samples": data.get("data_samples")}
+
+    def _changed(self, cloud: Tensor) -> Tensor:
+        if self.x_right:
+            cloud = _turn(cloud, 1)
+        if self.intensity_max != 1:
+            cloud[:, 3] *= self.intensity_max
+        cloud[:, self.tanh_columns] = cloud[:, self.tanh_columns].tanh()
+        return cloud
+
+
+def _turn(rows: Tensor, quarter: int, heading: bool = False) -> Tensor:
+    """Rotate rows that begin with x and y by ``quarter`` * 90°, 1 or -1, counter-clockwise.
+
+    Args:
+        rows: ``[N, C]``.
+        quarter: 1 or -1.
+        heading: whether the seventh column is a heading, which is returned in [-pi, pi).
+    """
+    turned = torch.cat([-quarter * rows[:, 1:2], quarter * rows[:, :1], rows[:, 2:]], 1)
+    if heading:
+        turned[:, 6] = torch.remainder(rows[:, 6] + quarter * math.pi / 2 + math.pi, 2 * math.pi) - math.pi
+    return turned
 
 
 @MODELS.register_module()
@@ -131,6 +156,9 @@ class BEVDetector(BaseModel):
         neck: config of the neck, such as ``visionattn.CascadeDED``; None for no neck.
         data_preprocessor: further arguments of `PointDataPreprocessor`.
         stride: voxels per cell of the backbone's output.
+        x_right: whether the network works in axes x right, y forward, as those of nuScenes' sensor, for which its
+            authors trained it. Data and predictions are in x forward, y left; they are rotated here. The range must
+            be the same for x and y, and symmetric.
         init_cfg: see ``mmengine.model.BaseModule``.
 
     Raises:
@@ -149,12 +177,21 @@ class BEVDetector(BaseModel):
         neck: dict | None = None,
         data_preprocessor: dict | None = None,
         stride: int = 2,
+        x_right: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
+        x0, y0, _, x1, y1, _ = point_cloud_range
+        if x_right and not -x0 == -y0 == x1 == y1:
+            raise ConfigError(
+                f"model: `point_cloud_range` must be symmetric and the same for x and y with `x_right`, "
+                f"got {list(point_cloud_range)}"
+            )
         geometry = dict(point_cloud_range=point_cloud_range, voxel_size=voxel_size)
         super().__init__(
-            {"type": "visionattn.PointDataPreprocessor", **(data_preprocessor or {}), **geometry}, init_cfg
+            {"type": "visionattn.PointDataPreprocessor", "x_right": x_right, **(data_preprocessor or {}), **geometry},
+            init_cfg,
         )
+        self.x_right = x_right
         self.grid = grid_size(point_cloud_range, voxel_size)
         head = dict(bbox_head)
         try:
@@ -195,8 +232,12 @@ class BEVDetector(BaseModel):
         outputs = self.bbox_head(self.extract(inputs["voxels"]))
         if mode == "loss":
             truth = [sample.gt_instances for sample in data_samples]
+            boxes = [t.boxes for t in truth]
             velocity = [t.velocity for t in truth] if all("velocity" in t for t in truth) else None
-            return self.bbox_head.loss(outputs, [t.boxes for t in truth], [t.labels for t in truth], velocity)
+            if self.x_right:
+                boxes = [_turn(rows, 1, heading=True) for rows in boxes]
+                velocity = velocity and [_turn(rows, 1) for rows in velocity]
+            return self.bbox_head.loss(outputs, boxes, [t.labels for t in truth], velocity)
         if mode == "predict":
             return self._predict(outputs, data_samples)
         return outputs
@@ -205,8 +246,9 @@ class BEVDetector(BaseModel):
         if not all(torch.isfinite(value).all() for output in outputs for value in output.values()):
             raise CheckpointError("the model outputs NaN or infinity; the checkpoint is from a diverged training run")
         for found, sample in zip(self.bbox_head.predict(outputs), data_samples, strict=True):
-            values = dict(boxes=found.boxes, scores=found.scores, labels=found.labels)
+            boxes = _turn(found.boxes, -1, heading=True) if self.x_right else found.boxes
+            values = dict(boxes=boxes, scores=found.scores, labels=found.labels)
             if found.velocity is not None:
-                values["velocity"] = found.velocity
+                values["velocity"] = _turn(found.velocity, -1) if self.x_right else found.velocity
             sample.set_field(InstanceData(**values), "pred_instances")
         return list(data_samples)
