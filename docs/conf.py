@@ -27,7 +27,6 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_co
 exclude_patterns = ["_build", "licenses.md", "_generated/command_list.md"]  # the two are parts of other pages
 default_role = "py:obj"  # `name` in docstrings
 highlight_language = "text"
-smartquotes = False  # would change --option
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4

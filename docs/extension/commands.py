@@ -2,7 +2,7 @@
 
 import argparse
 
-from extension.rst import block, escaped, title
+from extension.rst import block, escaped, literal_options, title
 from visionattn.cli import COMMANDS, build_parser, values_of
 
 TITLES = {"positional arguments": "Arguments", "options": "Options"}
@@ -24,7 +24,7 @@ def page(command: str) -> str:
     parser = build_parser(command)
     parts = [
         title(f"visionattn {command}"),
-        f"{parser.description}\n",
+        f"{literal_options(parser.description)}\n",
         block("code-block", "text", parser.usage),
         block("program", f"visionattn {command}"),
     ]
@@ -33,7 +33,7 @@ def page(command: str) -> str:
         actions = [action for action in actions if not isinstance(action, argparse._HelpAction)]
         if actions:
             name = TITLES.get(group.title, group.title)
-            parts.append(title(name[0].upper() + name[1:], "-"))
+            parts.append(title(literal_options(name[0].upper() + name[1:]), "-"))
             parts += [f"{escaped(group.description)}.\n"] if group.description else []
             parts += [
                 block("option", _signature(action), escaped(parser._get_formatter()._expand_help(action)))

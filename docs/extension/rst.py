@@ -10,8 +10,13 @@ def title(text: str, line: str = "=") -> str:
 
 
 def escaped(text: str) -> str:
-    """Return plain text with the characters escaped that reStructuredText would interpret."""
-    return re.sub(r"([\\*`|]|_(?=\W|$))", r"\\\1", text)
+    """Return plain text with the characters escaped that reStructuredText would interpret, and options as literals."""
+    return literal_options(re.sub(r"([\\*`|]|_(?=\W|$))", r"\\\1", text))
+
+
+def literal_options(text: str) -> str:
+    """Return text with ``--option`` as a literal."""
+    return re.sub(r"(?<![\w`-])(--[a-z][\w-]*)", r"``\1``", text)
 
 
 def block(directive: str, argument: str, body: str = "", **options: str) -> str:
