@@ -3,7 +3,7 @@
 import argparse
 
 from extension.rst import block, escaped, title
-from visionattn.cli import COMMANDS, build_parser
+from visionattn.cli import COMMANDS, build_parser, values_of
 
 TITLES = {"positional arguments": "Arguments", "options": "Options"}
 
@@ -22,11 +22,10 @@ def pages() -> dict[str, str]:
 def page(command: str) -> str:
     """Return the page of a command."""
     parser = build_parser(command)
-    positional = " ".join(map(_values, parser._get_positional_actions()))
     parts = [
         title(f"visionattn {command}"),
         f"{parser.description}\n",
-        block("code-block", "text", " ".join(f"visionattn {command} {positional} [options]".split())),
+        block("code-block", "text", parser.usage),
         block("program", f"visionattn {command}"),
     ]
     for group in parser._action_groups:
@@ -36,26 +35,16 @@ def page(command: str) -> str:
             name = TITLES.get(group.title, group.title)
             parts.append(title(name[0].upper() + name[1:], "-"))
             parts += [f"{escaped(group.description)}.\n"] if group.description else []
-            parts += [block("option", _signature(action), escaped(_help(parser, action))) for action in actions]
+            parts += [
+                block("option", _signature(action), escaped(parser._get_formatter()._expand_help(action)))
+                for action in actions
+            ]
     return "\n".join(parts)
 
 
 def _signature(action: argparse.Action) -> str:
     """Return an option with its values, such as ``--out DIR``, or a positional argument."""
-    values = _values(action)
+    values = values_of(action)
     if not action.option_strings:
         return values
     return ", ".join(f"{option} {values}".rstrip() for option in action.option_strings)
-
-
-def _values(action: argparse.Action) -> str:
-    formatter = argparse.HelpFormatter("")
-    name = formatter._get_default_metavar_for_optional if action.option_strings else None
-    return formatter._format_args(action, name(action) if name else action.dest) if action.nargs != 0 else ""
-
-
-def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    text = parser._get_formatter()._expand_help(action) if action.help else ""
-    text = text[:1].upper() + text[1:]
-    text += "." if text and not text.endswith((".", ")")) else ""
-    return f"{text} Required." if action.required and action.option_strings else text

@@ -1,5 +1,6 @@
 """The door to all commands: names, exit statuses, one line for every failure."""
 
+import subprocess
 import sys
 import tempfile
 import types
@@ -36,6 +37,27 @@ def test_help_lists_the_commands(capsys):
     text = capsys.readouterr().out
     assert all(name in text for name in cli.COMMANDS)
     assert cli.main([]) == 2
+
+
+def test_help_imports_nothing_large():
+    code = (
+        "import sys; from visionattn.cli import main; main(['--help'])\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "assert not loaded & {'torch', 'numpy', 'timm', 'rich', 'cv2', 'mmengine'}, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_of_a_command_has_a_short_usage_and_groups(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: visionattn train [CONFIG] [options]\n")
+    common, fine_tuning, rest = text.index("--work-dir"), text.index("\nfine-tuning:\n"), text.index("--freeze")
+    assert common < fine_tuning < rest
+    assert "\n\nWith --data FOLDER and no CONFIG" in text  # a paragraph of its own
+    assert cli.required_arguments(cli.build_parser("forge")) == "FOLDER [FOLDER ...] --out DIR"
 
 
 def test_version(capsys):

@@ -57,11 +57,18 @@ def uses_openmmlab(command: str, args: argparse.Namespace) -> bool:
     return command in OPENMMLAB
 
 
+class Formatter(argparse.HelpFormatter):
+    """Keeps the paragraphs of descriptions."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(super(Formatter, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that requires complete flags, and names similar ones in the error for an unknown flag."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=Formatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with status 2."""
@@ -81,13 +88,39 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     parser = Parser(prog=f"visionattn {command}", description=module.__doc__)
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    parser.usage = f"{parser.prog} {required_arguments(parser)} [options]".replace("  ", " ")
     return parser
+
+
+def required_arguments(parser: argparse.ArgumentParser) -> str:
+    """Return the positional arguments and the required options of a command in one line, for its usage."""
+    words = []
+    for action in (*parser._get_positional_actions(), *parser._get_optional_actions()):
+        if not action.option_strings or action.required:
+            words += [*action.option_strings[:1], values_of(action)]
+    return " ".join(words)
+
+
+def values_of(action: argparse.Action) -> str:
+    """Return the values of an argument as its usage shows them, such as ``N [N ...]``; "" if it has none."""
+    if action.nargs == 0:
+        return ""
+    return argparse.HelpFormatter("")._format_args(
+        action, action.dest.upper() if action.option_strings else action.dest
+    )
 
 
 def usage() -> str:
     """Return the text of ``visionattn --help``."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}} {text}" for name, text in COMMANDS.items()]
+    options = {
+        "--version": "print the version",
+        "--install-completion [SHELL]": "complete commands, options and names with the Tab key: bash, zsh or fish",
+        "--show-completion SHELL": "print the completion script",
+    }
+    wide = max(map(len, options))
+    lines += ["", *(f"  {name:<{wide}} {text}" for name, text in options.items())]
     return "\n".join(["usage: visionattn COMMAND [arguments]   (visionattn COMMAND --help for each)", "", *lines])
 
 
@@ -100,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"visionattn {__version__}")
         return 0
+    if argv[0] in ("--install-completion", "--show-completion"):
+        return importlib.import_module("visionattn.cli.completion").run(argv)
     if argv[0] not in COMMANDS:
         print(f"error: no command {argv[0]!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2

@@ -39,16 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timm model name, such as dinat_mini, or the name of a trained model (see visionattn models), the folder "
         "of a training run, a config or a checkpoint",
     )
-    parser.add_argument("--model", dest="named", metavar="MODEL", help="the same as MODEL")
-    parser.add_argument(
-        "--weights", "--checkpoint", dest="checkpoint", metavar="FILE", help="weights file of MODEL or --config"
-    )
-    parser.add_argument("--features", action="store_true", help="output the feature maps of MODEL in place of logits")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes of MODEL")
-    parser.add_argument("--run", metavar="WORK_DIR", help="folder of a training run; uses its best checkpoint")
-    parser.add_argument(
-        "--config", metavar="FILE", help="config file (default of --checkpoint: the best of work_dirs/<config name>)"
-    )
     parser.add_argument("--out", metavar="FILE", help="output file, .pt2 or .onnx (default: <model>.pt2)")
     parser.add_argument(
         "--size",
@@ -57,24 +47,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="height and width, or one number for both (default: those of the timm model, or of the test images)",
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size (default: 1)")
     parser.add_argument(
         "--dynamic", nargs="+", default=[], metavar="AXIS", help="dynamic axes: batch, size, or both (default: none)"
     )
-    parser.add_argument(
-        "--opset", type=int, metavar="N", help="version of the ONNX operators (default: 18, the lowest)"
+    source = parser.add_argument_group("model", "in place of MODEL, or for it")
+    source.add_argument("--model", dest="named", metavar="MODEL", help="the same as MODEL")
+    source.add_argument("--run", metavar="WORK_DIR", help="folder of a training run; uses its best checkpoint")
+    source.add_argument(
+        "--config", metavar="FILE", help="config file (default of --checkpoint: the best of work_dirs/<config name>)"
     )
-    parser.add_argument("--uint8", action="store_true", help="the image is uint8 (default: float32)")
-    parser.add_argument(
-        "--paste-masks", action="store_true", help="instance masks at the size of the image (default: of the boxes)"
+    source.add_argument(
+        "--weights", "--checkpoint", dest="checkpoint", metavar="FILE", help="weights file of MODEL or --config"
     )
-    parser.add_argument(
+    source.add_argument("--features", action="store_true", help="output the feature maps of MODEL in place of logits")
+    source.add_argument("--num-classes", type=int, metavar="N", help="number of classes of MODEL")
+    program = parser.add_argument_group("inputs and outputs of the program")
+    program.add_argument("--batch", type=int, default=1, metavar="N", help="batch size (default: 1)")
+    program.add_argument("--uint8", action="store_true", help="the image is uint8 (default: float32)")
+    program.add_argument(
         "--resize",
         action="store_true",
         help="resize images in the program as for testing: it takes images of any size, and its outputs refer to them",
     )
-    parser.add_argument("--max-detections", type=int, metavar="K", help="rows of boxes (default: that of the config)")
-    parser.add_argument("--license", metavar="TEXT", help="license of the weights, for the metadata of the file")
+    program.add_argument("--max-detections", type=int, metavar="K", help="rows of boxes (default: that of the config)")
+    program.add_argument(
+        "--paste-masks", action="store_true", help="instance masks at the size of the image (default: of the boxes)"
+    )
+    program.add_argument(
+        "--opset", type=int, metavar="N", help="version of the ONNX operators (default: 18, the lowest)"
+    )
+    program.add_argument("--license", metavar="TEXT", help="license of the weights, for the metadata of the file")
     reduced = parser.add_argument_group("reduced precision", "of trained models as .onnx; decoding remains in float32")
     which = reduced.add_mutually_exclusive_group()
     which.add_argument("--half", action="store_true", help="compute in float16")

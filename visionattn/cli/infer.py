@@ -33,87 +33,68 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``visionattn infer``, those of every job included."""
     parser.add_argument(
-        "inputs",
-        nargs="*",
-        metavar="INPUT",
+        "inputs", nargs="*", metavar="INPUT",
         help="an image, a folder (searched recursively), a glob in quotes, a video, the address of such a "
         "file (https://...), a camera (0), a stream (rtsp://...), or a point cloud (.bin .pcd .npy .npz) for models of "
         "those; none: the sample image of a model of the package",
+    )  # fmt: skip
+    parser.add_argument("--model", metavar="NAME", help="trained model, see visionattn models; downloaded if necessary")
+    parser.add_argument("--run", metavar="WORK_DIR", help="folder of a training run; uses its best checkpoint")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the results (default: outputs/infer/<model>-<date>-<time>)"
     )
-    model = parser.add_argument_group("model", "a model by name, a training run, or a config and a checkpoint")
-    model.add_argument("--model", metavar="NAME", help="trained model, see visionattn models; downloaded if necessary")
-    model.add_argument("--onnx", metavar="FILE", help="file of visionattn export, run with ONNX Runtime")
-    model.add_argument(
-        "--provider", nargs="+", metavar="P", help="execution providers of --onnx: cpu, cuda, tensorrt, openvino, ..."
+    parser.add_argument(
+        "--score-thr", type=_score, default=0.3, metavar="S",
+        help="discard detections with a lower score (default: 0.3); best: the threshold of each class that visionattn "
+        "test --report has found for the run; FILE.json: the thresholds in this file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tile", type=_tile, metavar="N",
+        help='cut images larger than N pixels into tiles of that side; "auto" chooses the size that suits the model',
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda or cuda:N (default: the first GPU if there is one, else cpu)"
     )
-    model.add_argument("--run", metavar="WORK_DIR", help="folder of a training run; uses its best checkpoint")
+    model = parser.add_argument_group("model", "in place of --model and --run, or other weights for --model")
     model.add_argument("--config", metavar="FILE", help="config; its weights are --checkpoint, or the best of its run")
     model.add_argument(
         "--weights", "--checkpoint", dest="checkpoint", metavar="FILE",
         help="file of the weights: of --model, of --config, or of the run that it is in",
     )  # fmt: skip
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder for the results (default: outputs/infer/<model>-<date>-<time>)"
+    model.add_argument("--onnx", metavar="FILE", help="file of visionattn export, run with ONNX Runtime")
+    model.add_argument(
+        "--provider", nargs="+", metavar="P", help="execution providers of --onnx: cpu, cuda, tensorrt, openvino, ..."
     )
-    parser.add_argument(
-        "--score-thr",
-        type=_score,
-        default=0.3,
-        metavar="S",
-        help="discard detections with a lower score (default: 0.3); best: the threshold of each class that visionattn "
-        "test --report has found for the run; FILE.json: the thresholds in this file",
-    )
-    parser.add_argument(
-        "--tile",
-        type=_tile,
-        metavar="N",
-        help='cut images larger than N pixels into tiles of that side; "auto" chooses the size that suits the model',
-    )
-    parser.add_argument(
-        "--overlap",
-        type=int,
-        metavar="N",
-        help="overlap of tiles in pixels; larger objects are merged from their parts (default: a quarter tile)",
-    )
-    parser.add_argument(
-        "--alpha",
-        "--opacity",
-        dest="opacity",
-        type=float,
-        metavar="O",
-        help="opacity of masks, class maps and heat maps in overlays, from 0 to 1 (default: by their number)",
-    )
-    parser.add_argument(
-        "--line-width", type=int, metavar="N", help="line width in overlays (default: by the size of the image)"
-    )  # fmt: skip
-    parser.add_argument("--hide-labels", action="store_true", help="draw no names and scores in overlays")
-    parser.add_argument("--tta", action="store_true", help="also predict on mirrored images, and merge")
-    parser.add_argument(
-        "--scales",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="S",
+    accuracy = parser.add_argument_group("accuracy and speed")
+    accuracy.add_argument("--tta", action="store_true", help="also predict on mirrored images, and merge")
+    accuracy.add_argument(
+        "--scales", type=float, nargs="+", default=[1.0], metavar="S",
         help="predict at these multiples of the test size and merge, such as 0.75 1 1.25 (default: 1)",
-    )
-    parser.add_argument(
+    )  # fmt: skip
+    accuracy.add_argument(
+        "--overlap", type=int, metavar="N",
+        help="overlap of tiles in pixels; larger objects are merged from their parts (default: a quarter tile)",
+    )  # fmt: skip
+    accuracy.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="images of one size per forward pass (default: 8)"
     )
-    parser.add_argument(
-        "--device", metavar="D", help="cpu, cuda or cuda:N (default: the first GPU if there is one, else cpu)"
-    )
-    parser.add_argument(
-        "--amp",
-        action="store_true",
+    accuracy.add_argument(
+        "--amp", action="store_true",
         help="compute in half precision, except for boxes and maps: float16 on CUDA, bfloat16 on a CPU",
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        default=MAX_PIXELS,
-        metavar="N",
+    )  # fmt: skip
+    accuracy.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
         help=f"reject images with more pixels before decoding them (default: {MAX_PIXELS:,})",
+    )  # fmt: skip
+    overlays = parser.add_argument_group("overlays")
+    overlays.add_argument(
+        "--alpha", "--opacity", dest="opacity", type=float, metavar="O",
+        help="opacity of masks, class maps and heat maps, from 0 to 1 (default: by their number)",
+    )  # fmt: skip
+    overlays.add_argument(
+        "--line-width", type=int, metavar="N", help="width of lines (default: by the size of the image)"
     )
+    overlays.add_argument("--hide-labels", action="store_true", help="draw no names and scores")
     video = parser.add_argument_group("videos, cameras and streams")
     video.add_argument(
         "--track", action="store_true", help="give objects the same id in all frames (ByteTrack; pip install trackers)"

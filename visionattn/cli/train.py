@@ -22,13 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of images and annotations (COCO, YOLO, VOC, LabelMe, CVAT, index masks, folders of classes); "
         "with CONFIG, its custom_data.root",
     )
-    chosen = parser.add_argument_group("with --data and no CONFIG", "each is chosen from the data unless it is given")
-    chosen.add_argument("--task", metavar="T", help="detection, instance, semantic or localization")
-    chosen.add_argument("--model", metavar="NAME", help="backbone, a model name of timm, such as dinat-mini")
-    chosen.add_argument("--epochs", type=float, metavar="N", help="number of epochs")
-    chosen.add_argument("--size", type=int, metavar="S", help="longer side of the resized images in pixels")
-    chosen.add_argument("--batch", type=int, metavar="B", help="images per iteration")
-    chosen.add_argument("--lr", type=float, metavar="L", help="learning rate")
     parser.add_argument(
         "--work-dir", metavar="DIR", help="output folder (default: work_dirs/<name of the config or of the data>)"
     )
@@ -48,97 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "published file, or the name of a pretrained timm model; not loaded again by --resume",
     )
     parser.add_argument(
-        "--freeze",
-        type=_stages,
-        metavar="N",
-        help="freeze the stem and the first N stages of the backbone (0: only the stem), or all of it (all)",
-    )
-    parser.add_argument(
-        "--layer-decay",
-        type=float,
-        metavar="RATE",
-        help="layer-wise learning rates: the rate of each layer of the backbone is RATE times that of the next one, "
-        "such as 0.75",
-    )
-    parser.add_argument(
-        "--patience",
-        type=int,
-        metavar="N",
-        help="stop after N validations without an improvement of the validation metric (that of save_best, else the "
-        "first one); the best checkpoint is kept",
-    )
-    parser.add_argument(
         "--amp",
         action="store_true",
         help="automatic mixed precision: float16 on CUDA, bfloat16 on CPU (slow on most CPUs)",
     )
-    parser.add_argument(
-        "--ema",
-        nargs="?",
-        type=float,
-        const=True,
-        default=False,
-        metavar="MOMENTUM",
-        help="validate and save an exponential moving average of the weights; MOMENTUM is the weight of new values "
-        "(default: 0.0002, larger in the first few thousand iterations)",
-    )
-    parser.add_argument(
-        "--accumulate",
-        type=int,
-        metavar="N",
-        help="accumulate gradients over N iterations per optimizer step; max_iters, intervals and the learning rate "
-        "schedule still count iterations",
-    )
-    parser.add_argument(
-        "--shard-optimizer",
-        action="store_true",
-        help="divide the state of the optimizer among the processes to save memory; results and checkpoints are the "
-        "same (no effect with one process)",
-    )
-    parser.add_argument(
-        "--wandb",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="PROJECT",
-        help="log losses, metrics and the config to Weights & Biases, in addition to TensorBoard files",
-    )
-    parser.add_argument(
-        "--mlflow",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="EXPERIMENT",
-        help="log the same and the best checkpoint to MLflow (MLFLOW_TRACKING_URI, or MLflow's default)",
-    )
-    parser.add_argument(
-        "--skip-nonfinite",
-        type=int,
-        default=0,
-        metavar="N",
-        help="skip up to N iterations with NaN or infinite loss or gradients instead of stopping; each writes a dump "
-        "for visionattn replay (default: 0)",
-    )
-    parser.add_argument(
-        "--max-bad-samples",
-        type=int,
-        default=0,
-        metavar="N",
-        help="skip up to N training samples that cannot be read instead of stopping; they are listed in "
-        "bad_samples.json in the work dir (default: 0)",
-    )
-    parser.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="use deterministic algorithms on GPUs too, some of which are slower (CPUs always are deterministic)",
-    )
-    parser.add_argument(
-        "--partial",
-        action="store_true",
-        help="load the tensors of load_from that match the model, instead of stopping if others than those of another "
-        "number of classes differ",
-    )
-    parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: that of the config, or 0)")
     parser.add_argument(
         "--devices",
         type=int,
@@ -154,6 +60,104 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="override config keys, such as train_cfg.max_iters=100",
+    )
+    chosen = parser.add_argument_group("with --data and no CONFIG", "each is chosen from the data unless it is given")
+    chosen.add_argument("--task", metavar="T", help="detection, instance, semantic or localization")
+    chosen.add_argument("--model", metavar="NAME", help="backbone, a model name of timm, such as dinat-mini")
+    chosen.add_argument("--epochs", type=float, metavar="N", help="number of epochs")
+    chosen.add_argument("--size", type=int, metavar="S", help="longer side of the resized images in pixels")
+    chosen.add_argument("--batch", type=int, metavar="B", help="images per iteration")
+    chosen.add_argument("--lr", type=float, metavar="L", help="learning rate")
+    tuning = parser.add_argument_group("fine-tuning")
+    tuning.add_argument(
+        "--freeze",
+        type=_stages,
+        metavar="N",
+        help="freeze the stem and the first N stages of the backbone (0: only the stem), or all of it (all)",
+    )
+    tuning.add_argument(
+        "--layer-decay",
+        type=float,
+        metavar="RATE",
+        help="layer-wise learning rates: the rate of each layer of the backbone is RATE times that of the next one, "
+        "such as 0.75",
+    )
+    tuning.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop after N validations without an improvement of the validation metric (that of save_best, else the "
+        "first one); the best checkpoint is kept",
+    )
+    tuning.add_argument(
+        "--partial",
+        action="store_true",
+        help="load the tensors of load_from that match the model, instead of stopping if others than those of another "
+        "number of classes differ",
+    )
+    optimization = parser.add_argument_group("optimization")
+    optimization.add_argument(
+        "--ema",
+        nargs="?",
+        type=float,
+        const=True,
+        default=False,
+        metavar="MOMENTUM",
+        help="validate and save an exponential moving average of the weights; MOMENTUM is the weight of new values "
+        "(default: 0.0002, larger in the first few thousand iterations)",
+    )
+    optimization.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="accumulate gradients over N iterations per optimizer step; max_iters, intervals and the learning rate "
+        "schedule still count iterations",
+    )
+    optimization.add_argument("--seed", type=int, metavar="N", help="random seed (default: that of the config, or 0)")
+    optimization.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="use deterministic algorithms on GPUs too, some of which are slower (CPUs always are deterministic)",
+    )
+    optimization.add_argument(
+        "--shard-optimizer",
+        action="store_true",
+        help="divide the state of the optimizer among the processes to save memory; results and checkpoints are the "
+        "same (no effect with one process)",
+    )
+    tolerated = parser.add_argument_group("bad data and values")
+    tolerated.add_argument(
+        "--skip-nonfinite",
+        type=int,
+        default=0,
+        metavar="N",
+        help="skip up to N iterations with NaN or infinite loss or gradients instead of stopping; each writes a dump "
+        "for visionattn replay (default: 0)",
+    )
+    tolerated.add_argument(
+        "--max-bad-samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="skip up to N training samples that cannot be read instead of stopping; they are listed in "
+        "bad_samples.json in the work dir (default: 0)",
+    )
+    logging = parser.add_argument_group("logging")
+    logging.add_argument(
+        "--wandb",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="PROJECT",
+        help="log losses, metrics and the config to Weights & Biases, in addition to TensorBoard files",
+    )
+    logging.add_argument(
+        "--mlflow",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="EXPERIMENT",
+        help="log the same and the best checkpoint to MLflow (MLFLOW_TRACKING_URI, or MLflow's default)",
     )
 
 

@@ -30,36 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help="trained model, see visionattn models; the data is that of its config"
     )
-    parser.add_argument("--weights", metavar="FILE", help="file of the weights of --model, in place of a download")
-    parser.add_argument(
-        "--onnx",
-        metavar="FILE",
-        help="evaluate a file of visionattn export with ONNX Runtime, on the data of CONFIG or --model, or of the "
-        "config that the file was exported from, if it is one of the package",
-    )
-    parser.add_argument(
-        "--provider", nargs="+", metavar="P", help="execution providers of --onnx: cpu, cuda, tensorrt, openvino, ..."
-    )
     parser.add_argument(
         "--out",
         metavar="DIR",
         help="output folder (default: test/ in the folder of the checkpoint, outputs/test/NAME for --model)",
     )
     parser.add_argument(
-        "--amp",
+        "--report",
         action="store_true",
-        help="compute in half precision, except for boxes and maps: float16 on CUDA, bfloat16 on a CPU",
+        help="also write report.html with an analysis of the errors, and the best score thresholds",
     )
     parser.add_argument(
         "--robustness",
         nargs="*",
         metavar="KIND",
         help="evaluate on degraded images and draw curves; jpeg, blur, noise, resize (default: all)",
-    )
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="also write report.html with an analysis of the errors, and the best score thresholds",
     )
     parser.add_argument(
         "--devices",
@@ -69,12 +54,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of GPUs, or of processes on a CPU, among which the images are divided (default: 1)",
     )
     parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="compute in half precision, except for boxes and maps: float16 on CUDA, bfloat16 on a CPU",
+    )
+    parser.add_argument(
         "--cfg-options",
         nargs="+",
         action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="override config keys, such as test_dataloader.batch_size=4",
+    )
+    other = parser.add_argument_group("other weights")
+    other.add_argument("--weights", metavar="FILE", help="file of the weights of --model, in place of a download")
+    other.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="evaluate a file of visionattn export with ONNX Runtime, on the data of CONFIG or --model, or of the "
+        "config that the file was exported from, if it is one of the package",
+    )
+    other.add_argument(
+        "--provider", nargs="+", metavar="P", help="execution providers of --onnx: cpu, cuda, tensorrt, openvino, ..."
     )
 
 
