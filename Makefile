@@ -48,11 +48,11 @@ site: $(STAMP)
 
 # All tests.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # The tests marked `fast` (see tests/fixtures/slow.py).
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m fast
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m fast
 
 # New random inputs in every run: make fuzz EXAMPLES=1000. Failing examples are tried first in the next run.
 EXAMPLES ?= 200
