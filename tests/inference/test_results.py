@@ -106,6 +106,7 @@ def test_to_coco_with_ids_of_the_config_and_without_masks():
     "wrong",
     [
         {"boxes": np.zeros((2, 5))},
+        {"boxes": np.full((2, 4), np.nan)},
         {"scores": np.zeros(3)},
         {"labels": np.array([0, 2])},
         {"labels": np.array([-1, 0])},

@@ -50,6 +50,8 @@ def test_sample_image_of_the_package(tmp_path, capsys):
     assert (tmp_path / "out" / "nuclei.png").is_file()
     assert main(["infer", "--model", "blood-cells", "--out", str(tmp_path / "none")]) == 1
     assert "no INPUT given" in capsys.readouterr().err
+    assert main(["infer", "--model", "nuclie", "--out", str(tmp_path / "none")]) == 1
+    assert "no such --model: 'nuclie'; did you mean nuclei?" in capsys.readouterr().err
     assert main(["infer", "--config", "x.py", "--out", str(tmp_path / "none")]) == 1
 
 

@@ -20,7 +20,7 @@ from visionattn.cli.source import find_trained
 from visionattn.errors import ConfigError, DataError, require
 from visionattn.inference.bulk import arguments as bulk
 from visionattn.io.images import MAX_PIXELS
-from visionattn.zoo import find_model, given_file, model_names
+from visionattn.zoo import find_model, given_file, known_names, model_names, similar
 
 if TYPE_CHECKING:
     from visionattn.inference.job import Job
@@ -290,6 +290,8 @@ def _check_model_arguments(args: argparse.Namespace) -> None:
 def _sample(model: str | None) -> Path:
     """Return the sample image of a model of the package, the input if none is given."""
     sample = find_model(model).sample if model in model_names() else None
+    if model is not None and model not in known_names():
+        raise ConfigError(f"no such `model`: {model!r}; {similar(model)}")
     if sample is None:
         raise ConfigError("no INPUT given; give images, folders or globs")
     print(f"input: {sample}, the sample image of the package")

@@ -220,6 +220,8 @@ class Prediction:
         count = len(self.boxes)
         if self.boxes.shape != (count, 4):
             raise ValueError(f"`boxes` must have shape [N, 4], got {list(self.boxes.shape)}")
+        if not np.isfinite(self.boxes).all():
+            raise ValueError("`boxes` must be finite, got NaN or infinity")
         for name in ("scores", "labels", "masks", "track_ids"):
             value = getattr(self, name)
             if value is not None and len(value) != count:

@@ -158,3 +158,12 @@ def test_labels_of_small_objects_are_smaller():
     )
     assert small == 10
     assert large == 16
+
+
+def test_names_are_written_in_one_line():
+    plain = made((120, 200), [(20, 40, 90, 100)])
+    odd = replace(plain, classes=("per\n\tson\x00", *plain.classes[1:]))
+    spaced = replace(plain, classes=("per son", *plain.classes[1:]))
+    image = np.full((120, 200, 3), 90, np.uint8)
+    assert np.array_equal(odd.draw(image), spaced.draw(image))
+    assert not np.array_equal(odd.draw(image), plain.draw(image))

@@ -26,7 +26,16 @@ def _font() -> "cv2.FontFace":
 @lru_cache(maxsize=4096)
 def _measure(text: str, font: int, weight: int) -> int:
     """Return the width of a text in pixels."""
-    return cv2.getTextSize((0, 0), text, (0, 0), _font(), font, weight)[2]
+    return cv2.getTextSize((0, 0), _one_line(text), (0, 0), _font(), font, weight)[2]
+
+
+def _write(out: np.ndarray, text: str, start: tuple[int, int], color: Color, font: int, weight: int) -> None:
+    cv2.putText(out, _one_line(text), start, color, _font(), font, weight)
+
+
+def _one_line(text: str) -> str:
+    """Return the text with single spaces in place of line breaks, tabs and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,10 @@ class Label:
         _card(out, self, self.color, 1.0, self.radius)
         start, base = self.x + padding(self.font), self.y + _baseline(self.height, self.font)
         color = ink(self.color)
-        cv2.putText(out, self.text, (start, base), color, _font(), self.font, NAME_WEIGHT)
+        _write(out, self.text, (start, base), color, self.font, NAME_WEIGHT)
         if self.value:
             start += _measure(self.text, self.font, NAME_WEIGHT) + _gap(self.font)
-            cv2.putText(out, self.value, (start, base), color, _font(), self.font, VALUE_WEIGHT)
+            _write(out, self.value, (start, base), color, self.font, VALUE_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,9 @@ class Panel:
             if row.color is not None:
                 cv2.rectangle(out, (x, base - square), (x + square - 1, base - 1), row.color, cv2.FILLED)
             x += _indent(self.rows, font)
-            cv2.putText(out, row.name, (x, base), (255, 255, 255), _font(), font, NAME_WEIGHT)
+            _write(out, row.name, (x, base), (255, 255, 255), font, NAME_WEIGHT)
             end = self.x + self.width - pad - _measure(row.value, font, VALUE_WEIGHT)
-            cv2.putText(out, row.value, (end, base), (225, 225, 225), _font(), font, VALUE_WEIGHT)
+            _write(out, row.value, (end, base), (225, 225, 225), font, VALUE_WEIGHT)
 
 
 def label_size(text: str, value: str, font: int) -> tuple[int, int]:
