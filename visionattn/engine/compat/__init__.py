@@ -37,7 +37,7 @@ def install() -> None:
     - ``LoadImageFromFile`` in the registry of transforms: reads images as inference does
       (`visionattn.engine.compat.images`).
     - ``mmcv.imrescale`` and the transform ``Resize``: keep at least one pixel on each side
-      (`visionattn.engine.compat.resizing`).
+      (`visionattn.engine.compat.resizing`); loading a model for prediction makes this change, too.
     - ``mmengine.Config.pretty_text``: caches the text of the last config, which takes seconds to format.
     - ``warnings.filters``: ignores the deprecation warnings listed in `IGNORED_WARNINGS`.
     - ``os.environ``: sets ``NO_ALBUMENTATIONS_UPDATE=1`` unless it has a value, so that importing albumentations does

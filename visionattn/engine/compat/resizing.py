@@ -1,5 +1,6 @@
 """Images that are resized with their aspect ratio keep at least one pixel on each side."""
 
+import sys
 from collections.abc import Sequence
 
 __all__ = ["install", "scale_size"]
@@ -19,7 +20,8 @@ def install() -> None:
     """Use `scale_size` in ``imrescale`` and ``Resize`` of mmcv and mmdet. Repeated calls do nothing."""
     import mmcv.image.geometric
     import mmcv.transforms.processing
-    import mmdet.datasets.transforms.transforms
 
-    for module in (mmcv.image.geometric, mmcv.transforms.processing, mmdet.datasets.transforms.transforms):
-        module._scale_size = scale_size
+    later = sys.modules.get("mmdet.datasets.transforms.transforms")  # copies the function when it is imported
+    for module in (mmcv.image.geometric, mmcv.transforms.processing, later):
+        if module is not None:
+            module._scale_size = scale_size
