@@ -29,6 +29,7 @@ export async function attend(x, y, changed, report) {
     try {
       answer = await post("attention", picture.file, picture.name, { model: name, x, y });
     } catch (error) {
+      if (mine !== asked) return;
       found.delete(name);
       report(error.message);
       continue;

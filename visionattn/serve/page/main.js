@@ -11,8 +11,6 @@ import { listenForFiles } from "./sources.js";
 import { at, countOf, element, hiddenOf, LOWEST, modelOf, resultOf, state } from "./state.js";
 import { STEP, Transform, View } from "./view.js";
 
-const ASK = "Click a point of the picture, or move with the arrow keys and press Enter.";
-
 let views = [];
 const transform = new Transform(() => {
   views.forEach(view => view.draw());
@@ -170,7 +168,6 @@ function setAttending(on) {
   state.cursor = null;
   if (!on) clearAttention();
   show();
-  if (on) announce(ASK);
 }
 
 function mark(name, found, center) {
@@ -220,6 +217,7 @@ function show() {
   at("thresholdvalue").value = state.threshold.toFixed(2);
   at("opacityvalue").value = `${Math.round(100 * state.opacity)}%`;
   if (!state.attending) announce(describe());
+  else if (!state.cursor) announce("Click a point of the picture, or move with the arrow keys and press Enter.");
   const failed = state.names.map(name => current && resultOf(current, name)?.error).filter(Boolean);
   report(failed[0]);
   views.forEach((view, side) => view.canvas.setAttribute("aria-label", `${current.name}, ${state.names[side]}: `
@@ -283,7 +281,6 @@ function chooseModels() {
   fit();
   if (state.current) predictAll(state.current, predicted);
   show();
-  if (state.attending) announce(ASK);
 }
 
 function setTheme(theme) {
