@@ -4,8 +4,10 @@
 
 The server, the predictor alone, and the client are three processes. The first two take turns with the same images, so
 that a slow spell of the machine affects both; their results are compared first. The client keeps a number of requests
-open. In the mixed part, a fifth of the requests is malformed, and each has to get the status that belongs to it; the
-resident memory of the server is that of /proc.
+open; a latency includes the wait in the queue. In the mixed part, a fifth of the requests is malformed, and each has to
+get the expected status; latencies are those of the valid requests. The rates of the two parts cannot be compared:
+malformed requests are rejected before the model runs, which takes little time. The resident memory of the server is
+that of /proc.
 """
 
 import argparse
@@ -119,7 +121,7 @@ def good(content: bytes) -> dict:
 
 
 def malformed(content: bytes, choice: random.Random) -> tuple[dict, int]:
-    """Return a malformed request, and the status that belongs to it."""
+    """Return a malformed request, and the expected status."""
     kinds = [
         ({"files": [("files", ("x.png", choice.randbytes(500)))]}, 415),
         ({"files": [("files", ("x.png", content[: len(content) // 2]))]}, 422),

@@ -164,6 +164,8 @@ def jpeg(image: Image.Image = LARGE) -> bytes:
         ({"content": b"[" * 20000, "headers": {"content-type": "application/json"}}, 422, "not valid JSON"),
         ({"content": b"\xff\xfe{", "headers": {"content-type": "application/json"}}, 422, "not valid JSON"),
         ({"json": [1]}, 422, "must be an object"),
+        ({"content": b"null", "headers": {"content-type": "application/json"}}, 422, 'list "images", got null'),
+        ({"json": {"images": [{"name": 7, "data": "eA=="}]}}, 422, "images.0.name must be text"),
         ({"json": {"images": "x"}}, 422, "must be an object"),
         ({"json": {"images": []}}, 422, "no file given"),
         ({"json": {"images": [7]}}, 422, "images.0 must be a base64 text"),
@@ -177,7 +179,7 @@ def jpeg(image: Image.Image = LARGE) -> bytes:
         (bad(score_thr="{"), 422, "`score_thr`: is not valid JSON"),
         (bad(score_thr='{"green": 0.5}'), 422, "`score_thr` has a threshold for 'green'"),
         (bad(tile="8"), 422, "`tile` must be at least 128"),
-        (bad(tile="200", overlap="199"), 422, "`overlap` must be at most half"),
+        (bad(tile="200", overlap="199"), 422, "`overlap` must be from 0 to 100 pixels"),
         (bad(scales="1 1 1 1 1 1"), 422, "`scales` must be at most 5"),
         (bad(scales="inf"), 422, "`scales` must be at most"),
         (bad(line_width="900"), 422, "`line_width` must be in [1, 100]"),
@@ -228,6 +230,8 @@ class FailingModel(RectangleModel):
             raise RuntimeError("Kernel size can't be greater than actual input size")
         if any(image[0, 0, 0] == 255 for image in images):
             raise CheckpointError("the predictions are NaN")
+        if any(image[0, 0, 0] == 1 for image in images):
+            raise RuntimeError("OpenCV /io/opencv/src/resize.cpp:42: error: (-215) x > 0")
         return super().predict(images, scale)
 
 
@@ -239,6 +243,8 @@ def test_failures_of_the_model(serve, as_png):
         500, "0.png: prediction failed (Kernel size can't be greater than actual input size)"
     )  # fmt: skip
     assert client.post("/predict", files=form(white)).json() == {"error": "the predictions are NaN"}
+    dark = client.post("/predict", files=form(as_png(np.full((60, 80, 3), 1, np.uint8))))
+    assert (dark.status_code, dark.json()["error"]) == (500, "0.png: prediction failed (OpenCV error: (-215) x > 0)")
     records = client.post("/predict", files=form(as_png(IMAGE), small, as_png(IMAGE))).json()["images"]
     assert [found(record) if "error" not in record else None for record in records] == [BOXES, None, BOXES]
 
@@ -279,6 +285,8 @@ def test_attention(serve, as_png, attention_model):
         "layers"
     ]
     assert (second["index"], second["query"]) == (1, [3, 0])
+    twice = client.post("/attention", files=form(as_png(image)), data={"x": 0, "y": 63.5, "layers": "1 1"}).json()
+    assert [layer["index"] for layer in twice["layers"]] == [1]
     assert model.forward_passes == 2, "the forward pass of an image is kept"
 
 
@@ -289,8 +297,10 @@ def test_attention(serve, as_png, attention_model):
         ({"x": 64, "y": 0}, 422, "`x` and `y` must be inside the image of 64x64"),
         ({"x": "nan", "y": 0}, 422, "must be inside"),
         ({"x": 1, "y": 1, "layers": "2"}, 422, "`layers` must be in [0, 1]"),
+        ({"x": 1, "y": 1, "layers": "0,1,0"}, 422, "`layers` must be at most 2 indices, got 3"),
+        ({"x": 1, "y": 1, "layers": "1," * 20000}, 422, "`layers`: list should have at most 1000 items"),
         ({"x": 1, "y": 1, "tile": "auto"}, 422, "`tile`: extra inputs are not permitted"),
-        ({"x": 1, "y": 1, "model": "plain"}, 422, "has no `backbone`"),
+        ({"x": 1, "y": 1, "model": "plain"}, 422, "the model plain does not support attention maps"),
     ],
 )
 def test_errors_of_attention(serve, as_png, attention_model, data, status, text):

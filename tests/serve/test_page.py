@@ -55,8 +55,9 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def address(serve_http, attention_model) -> str:
-    """The address of a running server with a model of boxes, which has attention, and a semantic one."""
-    return f"http://127.0.0.1:{serve_http({'boxes': attention_model, 'map': RectangleModel(job='semantic')})}/"
+    """The address of a running server with a model of boxes that has attention, twice, and a semantic one."""
+    models = {"boxes": attention_model, "map": RectangleModel(job="semantic"), "more": attention_model}
+    return f"http://127.0.0.1:{serve_http(models)}/"
 
 
 @pytest.fixture
@@ -171,6 +172,23 @@ def test_a_click_shows_attention(page, as_png):
     page.keyboard.press("Escape")
     status_is(page, "3 objects")
     assert page.locator("#attention section").count() == 0
+
+
+def test_a_change_of_the_model_asks_for_a_point_again(page, as_png):
+    upload(page, as_png(paint(64, 96)))
+    page.locator("#results", has_text="nothing found").wait_for()
+    assert page.locator("#model option").all_inner_texts() == [
+        "boxes (detection)", "map (semantic segmentation)", "more (detection)"
+    ]  # fmt: skip
+    page.get_by_role("button", name="Attention").click()
+    page.mouse.click(*point(page, 50, 20))
+    status_is(page, "Attention from 50, 20 is shown")
+    assert page.locator("#attention .heads button").nth(1).inner_text().startswith("head 0, maximum 0.")
+    page.select_option("#model", "more")
+    status_is(page, "Click a point of the picture")
+    assert page.locator("#attention section").count() == 0
+    page.select_option("#model", "map")
+    page.locator("#attend").wait_for(state="hidden")
 
 
 def test_keys_and_wheel_zoom_and_pan(page, as_png):

@@ -164,3 +164,9 @@ def test_weights_of_another_model(tmp_path, capsys):
 def test_weights_without_class_names(tmp_path):
     torch.save({"state_dict": read(find_model("nuclei").weights)["state_dict"]}, tmp_path / "n.pth")
     assert Predictor.from_pretrained("nuclei", "cpu", weights=tmp_path / "n.pth").classes == ("nucleus",)
+
+
+def test_the_warning_is_the_first_sentence_of_the_limits():
+    assert find_model("blood-cells").warning == "All images are from one microscope and one stain."
+    assert find_model("forgery").warning.startswith("A baseline, not evidence: ")
+    assert all(find_model(name).warning.endswith(".") for name in model_names())

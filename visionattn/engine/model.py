@@ -17,6 +17,7 @@ from torch import nn
 
 from visionattn.engine.amp import use_amp
 from visionattn.engine.compat import checkpoint as checkpoints
+from visionattn.engine.compat import resizing
 from visionattn.engine.config.build import building, drop_initialisation, keep_arguments, quiet
 from visionattn.engine.config.class_names import checkpoint_classes
 from visionattn.engine.config.custom_data import palette as make_palette
@@ -170,6 +171,7 @@ def _array_pipeline(cfg: Config, name: str, scale: float) -> Any:
     """Build the test pipeline of a config for arrays instead of files, without the steps for annotations."""
     from mmcv.transforms import Compose
 
+    resizing.install()
     loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
     steps = cfg.get("test_pipeline")
     dataset = loader["dataset"] if loader else {}

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import os
+import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
@@ -11,10 +12,10 @@ from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any, TypeVar
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from visionattn import __version__
 from visionattn.errors import (
@@ -31,7 +32,7 @@ from visionattn.inference.writing import encode_png, to_json
 from visionattn.serve import schema
 from visionattn.serve.attention import AttentionMaps
 from visionattn.serve.guard import CONTENT_POLICY, RETRY_AFTER, Guard
-from visionattn.serve.models import Limits, ServedModel
+from visionattn.serve.models import Limits, ServedModel, check_passes
 from visionattn.serve.records import build_record, describe_answer
 from visionattn.serve.uploads import AttentionFields, PredictFields, Upload, given_options, parse, read, request_folder
 from visionattn.serve.worker import BusyError, Worker
@@ -41,6 +42,8 @@ __all__ = ["create_app"]
 T = TypeVar("T")
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 KEPT_VIEWS = 8
+ECHOED = 80
+"""Most characters of a value of a request in a message."""
 CHECKED = 0.5
 """Seconds after which a waiting request is checked for a client that has gone."""
 VIEW_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; sandbox allow-scripts; " \
@@ -117,6 +120,7 @@ class Server:
                 try:
                     async with self.reading:  # bounds the memory of decoded images
                         item = await self.in_thread(read, predictor.job, folder / str(index), upload)
+                        check_passes(predictor, item)
                         future = self.worker.submit(id(predictor), predictor.predict, item, limit)
                         prediction = await asyncio.wrap_future(future)
                         return await self.in_thread(
@@ -125,7 +129,7 @@ class Server:
                 except (VisionattnError, BusyError) as error:
                     return error
                 except Exception as error:  # for example, the image is too small for the model
-                    return VisionattnError(f"{upload.label}: prediction failed ({summary(error)[:200]})")
+                    return VisionattnError(f"{upload.label}: prediction failed ({_reason(error)})")
 
             with request_folder() as folder:  # until the end, as models of videos read them
                 found = await asyncio.gather(*(one(index, upload) for index, upload in enumerate(uploads)))
@@ -153,14 +157,19 @@ class Server:
             raise HTTPException(422, f"one file is required, got {len(uploads)}")
         served = self.model(fields.model)
         with self.worker.admit(1), request_folder() as folder:
+            if not served.attends:
+                raise ConfigError(f"the model {served.name} does not support attention maps")
             item = await self.in_thread(read, served.predictor.job, folder / "0", uploads[0])
-            if not isinstance(item, np.ndarray):
-                raise ConfigError(f"`model` {served.name} takes no images, so it has no attention maps of them")
 
             def run(images: Any) -> list[dict[str, Any]]:
                 return [self.attention.maps(served, image, fields.x, fields.y, fields.layers) for image in images]
 
-            found = await asyncio.wrap_future(self.worker.submit(object(), run, item))
+            try:
+                found = await asyncio.wrap_future(self.worker.submit(object(), run, item))
+            except (VisionattnError, BusyError):
+                raise
+            except Exception as error:
+                raise VisionattnError(f"{uploads[0].label}: attention failed ({_reason(error)})") from error
         return to_json({"model": served.name, **found})
 
     async def timed(self, action: Callable[[Request], Any], request: Request) -> Response:
@@ -172,6 +181,8 @@ class Server:
         except BusyError as error:
             text = f"{self.worker.admitted} of {self.worker.capacity} places in the queue are taken; try again later"
             raise HTTPException(503, text, RETRY_AFTER) from error
+        except ClientDisconnect as error:  # nobody receives the answer
+            raise HTTPException(499, "the client has gone") from error
         return Response(text, media_type="application/json")
 
 
@@ -186,6 +197,19 @@ async def _while_connected(request: Request, action: Coroutine[Any, Any, T]) -> 
         return task.result()
     finally:
         task.cancel()
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error of another library without paths, such as those where OpenCV was built."""
+    return " ".join(word for word in summary(error).split() if "/" not in word and "\\" not in word)[:200]
+
+
+def _shorten(text: str) -> str:
+    """Return a message in one line in which the values of the request have at most `ECHOED` characters."""
+    text = " ".join(text.split())
+    for pattern in (rf"'[^']{{{ECHOED},}}'", rf"\S{{{ECHOED + 1},}}"):
+        text = re.sub(pattern, lambda found: f"{found[0][: ECHOED - 4]} ...", text)
+    return text
 
 
 def _status(error: Exception) -> int:
@@ -227,11 +251,11 @@ def create_app(models: Mapping[str, ServedModel], limits: Limits, host: str = "1
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+        return JSONResponse({"error": _shorten(str(error.detail))}, error.status_code, error.headers)
 
     @app.exception_handler(VisionattnError)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": " ".join(str(error).split())}, _status(error))
+        return JSONResponse({"error": _shorten(str(error))}, _status(error))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

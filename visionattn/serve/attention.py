@@ -45,14 +45,16 @@ class AttentionMaps:
             where the weight is largest.
 
         Raises:
-            ConfigError: the position is outside the image, an index is out of range, or the model has no attention
-                over a feature map of images.
+            ConfigError: the position is outside the image, there are more indices than layers, an index is out of
+                range, or the model has no attention over a feature map of images.
         """
         height, width = image.shape[:2]
         if not (0 <= x < width and 0 <= y < height):
             raise ConfigError(f"`x` and `y` must be inside the image of {width}x{height} pixels, got {x:g} {y:g}")
         calls = self._calls(model, image)
-        chosen = range(len(calls)) if layers is None else layers
+        if layers is not None and len(layers) > len(calls):
+            raise ConfigError(f"`layers` must be at most {len(calls)} indices, got {len(layers)}")
+        chosen = range(len(calls)) if layers is None else list(dict.fromkeys(layers))
         wrong = [index for index in chosen if not 0 <= index < len(calls)]
         if wrong:
             raise ConfigError(f"`layers` must be in [0, {len(calls) - 1}], got {wrong[0]}")
@@ -68,7 +70,7 @@ class AttentionMaps:
         predictor = model.predictor
         calls = record_attention(*run_backbone(predictor.model, type(predictor.job), image, name=model.name))
         if not calls:
-            raise ConfigError(f"`model` {model.name} has no attention over a feature map")
+            raise ConfigError(f"the model {model.name} does not support attention maps")
         if sum(call.value.numel() for call in calls) <= MOST_VALUES:
             self._kept[key] = calls
             while len(self._kept) > KEPT:

@@ -11,19 +11,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from visionattn.errors import ConfigError
 from visionattn.inference.options import Options, pick_device
 from visionattn.inference.predictor import Predictor
+from visionattn.inference.tiling import tile_grid
 from visionattn.zoo import find_model, given_file, model_names, resolve
 
-__all__ = ["Limits", "ServedModel", "load_models"]
+__all__ = ["Limits", "ServedModel", "check_passes", "load_models"]
 
 REQUEST_OPTIONS = ("score_thr", "tile", "overlap", "tta", "scales", "opacity", "line_width", "hide_labels")
 """Fields of `Options` that a request may set."""
 PREDICTORS = 16
 """Number of predictors with other options that are kept for each model; they share its weights."""
+TITLES = {
+    "instance": "instance segmentation", "semantic": "semantic segmentation", "panoptic": "panoptic segmentation",
+    "forgery": "forgery detection", "points": "detection in point clouds", "action": "action recognition",
+}  # fmt: skip
+"""Names of jobs in menus; others are readable as they are."""
 SMALLEST_TILE = 128
 MOST_SCALES, LARGEST_SCALE = 5, 2.0
+MOST_PASSES = 512
+"""Forward passes at the test size for one image; a view at scale s counts as s * s passes."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,11 @@ class ServedModel:
         }  # fmt: skip
         return [*(name for name in REQUEST_OPTIONS if used[name]), *self._own]
 
+    @property
+    def attends(self) -> bool:
+        """Whether the model has a backbone that takes images, whose attention can be shown."""
+        return hasattr(self.predictor.model.model, "backbone") and self.predictor.job.noun == "image"
+
     def predictor_for(self, given: Mapping[str, Any]) -> Predictor:
         """Return a predictor with the options of a request.
 
@@ -115,7 +130,9 @@ class ServedModel:
         known = {*REQUEST_OPTIONS, *self._own}
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise ConfigError(f"`{unknown[0]}` is not an option of requests; known options: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"`{unknown[0][:80]}` is not an option of requests; known options: {', '.join(sorted(known))}"
+            )
         for name, kind in self._own.items():
             if name in given:
                 given[name] = _number(name, given[name], kind)
@@ -131,6 +148,7 @@ class ServedModel:
         return {
             "name": self.name,
             "task": job.name,
+            "title": TITLES.get(job.name, job.name.replace("_", " ")),
             "input": job.noun,
             "records": job.records,
             "about": self.about,
@@ -140,7 +158,7 @@ class ServedModel:
             "options": self.options,
             "score_thr": self.predictor.options.score_thr if job.thresholded else None,
             "sample": self.sample is not None,
-            "attention": hasattr(self.predictor.model.model, "backbone") and job.noun == "image",
+            "attention": self.attends,
             **job.describe_model(),
         }
 
@@ -153,7 +171,7 @@ def _number(name: str, value: Any, kind: Any) -> int | float:
     whole = float not in (typing.get_args(kind) or (kind,))
     try:
         return int(value) if whole else float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         what = "a whole number" if whole else "a number"
         raise ConfigError(f"`{name}` must be {what}, got {value!r:.40}") from error
 
@@ -163,13 +181,39 @@ def _check_work(given: Mapping[str, Any]) -> None:
     tile, scales = given.get("tile"), given.get("scales") or ()
     if isinstance(tile, int) and tile < SMALLEST_TILE:
         raise ConfigError(f"`tile` must be at least {SMALLEST_TILE} pixels in requests, or auto, got {tile}")
-    if given.get("overlap") is not None and isinstance(tile, int) and given["overlap"] > tile // 2:
-        raise ConfigError(f"`overlap` must be at most half of `tile` in requests, got {given['overlap']}")
+    if given.get("overlap") is not None and isinstance(tile, int) and not 0 <= given["overlap"] <= tile // 2:
+        raise ConfigError(
+            f"`overlap` must be from 0 to {tile // 2} pixels, half of `tile`, in requests, got {given['overlap']}"
+        )
     if given.get("overlap") is not None and tile == "auto":
         raise ConfigError("`overlap` requires a number for `tile` in requests")
     if len(scales) > MOST_SCALES or any(scale > LARGEST_SCALE for scale in scales):
         raise ConfigError(
-            f"`scales` must be at most {MOST_SCALES} numbers up to {LARGEST_SCALE:g} in requests, got {list(scales)}"
+            f"`scales` must be at most {MOST_SCALES} numbers up to {LARGEST_SCALE:g} in requests, "
+            f"got {list(scales)!r:.80}"
+        )
+
+
+def check_passes(predictor: Predictor, item: Any) -> None:
+    """Reject an image that takes too many forward passes with the options of a request.
+
+    Args:
+        predictor: the predictor with these options.
+        item: the input, as read by the job.
+
+    Raises:
+        ConfigError: there are more than `MOST_PASSES`.
+    """
+    tile, overlap = predictor.options.tile, predictor.options.overlap
+    if not isinstance(item, np.ndarray):
+        return
+    tiles = 1 if tile is None else len(tile_grid(*item.shape[:2], tile, overlap or 0))
+    passes = tiles * sum(view.scale**2 for view in predictor.job.test_views())
+    if passes > MOST_PASSES:
+        raise ConfigError(
+            f"`tile` {tile} with these options takes {passes:.0f} forward passes for an image of "
+            f"{item.shape[1]}x{item.shape[0]} pixels, more than {MOST_PASSES}; use larger tiles, a smaller `overlap`, "
+            f"or fewer `scales`"
         )
 
 
@@ -199,7 +243,9 @@ def load_models(
             with given_file(name, None):
                 predictor = Predictor(*resolve(name), where, **options)
             shipped = find_model(name) if name in model_names() else None
-            more = () if shipped is None else (shipped.sample, shipped.summary)
+            more = (
+                () if shipped is None else (shipped.sample, " ".join(filter(None, (shipped.summary, shipped.warning))))
+            )
             found[name] = ServedModel(name, "from_pretrained", predictor, *more)
         for run in runs:
             stem = Path(run).expanduser().resolve().name

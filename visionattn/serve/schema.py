@@ -28,6 +28,7 @@ class ModelInfo(BaseModel):
     model_config = ConfigDict(extra="allow")
     name: str
     task: str = Field(description="kind of prediction, such as instance or semantic")
+    title: str = Field(description="the kind of prediction in words, such as instance segmentation")
     input: str = Field(description="image, frame (a point cloud) or video")
     about: str
     records: str = Field(description="name of the list of records in answers")

@@ -28,6 +28,8 @@ from visionattn.serve.models import Limits
 __all__ = ["AttentionFields", "PredictFields", "Upload", "given_options", "parse", "read", "request_folder"]
 
 LONGEST_NAME = 120
+MOST_LAYERS = 1000
+"""Longest list of layers that is read; the model has a smaller limit, which is the number of its layers."""
 SUFFIX = re.compile(r"(\.pcd)?\.[A-Za-z0-9]{1,5}$")
 FILE_FIELDS = ("files", "file", "images", "image")
 """Names of the fields with files in a form; others are options."""
@@ -82,7 +84,9 @@ class AttentionFields(BaseModel):
     model: str | None = Field(None, description="name of the model; by default the only or first one")
     x: float = Field(description="column of the query in pixels of the image")
     y: float = Field(description="row of the query in pixels of the image")
-    layers: list[int] | None = Field(None, description="indices of the attention layers; by default all")
+    layers: list[int] | None = Field(
+        None, description="indices of the attention layers; by default all", max_length=MOST_LAYERS
+    )
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -177,7 +181,8 @@ def _json(body: bytes, limits: Limits) -> tuple[dict[str, Any], list[Upload]]:
         raise HTTPException(422, f"the request is not valid JSON ({' '.join(str(error).split())[:120]})") from error
     images = content.pop("images", []) if isinstance(content, dict) else None
     if not isinstance(images, list):
-        raise HTTPException(422, 'the request must be an object with a list "images"')
+        got = f", got {json.dumps(content)[:80]}" if not isinstance(content, dict) else ""
+        raise HTTPException(422, f'the JSON content must be an object with a list "images"{got}')
     if len(images) > limits.max_files:
         raise HTTPException(413, f"more than {limits.max_files} files")
     uploads = []
@@ -185,6 +190,8 @@ def _json(body: bytes, limits: Limits) -> tuple[dict[str, Any], list[Upload]]:
         entry = {"data": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or not isinstance(entry.get("data"), str):
             raise HTTPException(422, f'images.{number - 1} must be a base64 text, or an object with "name" and "data"')
+        if not isinstance(entry.get("name", ""), str):
+            raise HTTPException(422, f"images.{number - 1}.name must be text")
         data = entry["data"]
         if data.startswith("data:"):
             data = data.partition(",")[2]
@@ -192,14 +199,14 @@ def _json(body: bytes, limits: Limits) -> tuple[dict[str, Any], list[Upload]]:
             decoded = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
             raise HTTPException(422, f"images.{number - 1} is not valid base64 ({error})") from error
-        uploads.append(Upload.named(str(entry.get("name") or ""), number, decoded))
+        uploads.append(Upload.named(entry.get("name"), number, decoded))
     return content, uploads
 
 
 def problem(error: ValidationError) -> str:
     """Return the first problem of the fields of a request in one line."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"][:1])
+    where = ".".join(str(part) for part in first["loc"][:1])[:80]
     text = first["msg"].removeprefix("Value error, ")
     return f"`{where}`: {text[:1].lower()}{text[1:]}"
 

@@ -7,6 +7,7 @@ downloaded to the cache of `visionattn.io.cache`.
 """
 
 import difflib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,12 @@ class ShippedModel:
         """The first sentence of the card, in one line."""
         lines = self.card.read_text(encoding="utf-8").split("\n\n")
         return " ".join(lines[1].split())
+
+    @property
+    def warning(self) -> str:
+        """The first sentence of the section "Limits" of the card in one line, or an empty text."""
+        limits = self.card.read_text(encoding="utf-8").partition("\n## Limits\n")[2]
+        return re.split(r"(?<=\.)\s", " ".join(limits.split()))[0]
 
 
 def model_names() -> list[str]:

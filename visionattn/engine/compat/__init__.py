@@ -36,6 +36,8 @@ def install() -> None:
       follow the classes in ``metainfo`` (`visionattn.engine.compat.category_order`).
     - ``LoadImageFromFile`` in the registry of transforms: reads images as inference does
       (`visionattn.engine.compat.images`).
+    - ``mmcv.imrescale`` and the transform ``Resize``: keep at least one pixel on each side
+      (`visionattn.engine.compat.resizing`); loading a model for prediction makes this change, too.
     - ``mmengine.Config.pretty_text``: caches the text of the last config, which takes seconds to format.
     - ``warnings.filters``: ignores the deprecation warnings listed in `IGNORED_WARNINGS`.
     - ``os.environ``: sets ``NO_ALBUMENTATIONS_UPDATE=1`` unless it has a value, so that importing albumentations does
@@ -44,7 +46,15 @@ def install() -> None:
     Raises:
         MissingDependencyError: OpenMMLab is not installed.
     """
-    from visionattn.engine.compat import category_order, checkpoint, config_text, images, panopticapi, pretrained
+    from visionattn.engine.compat import (
+        category_order,
+        checkpoint,
+        config_text,
+        images,
+        panopticapi,
+        pretrained,
+        resizing,
+    )
 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     for pattern in IGNORED_WARNINGS:
@@ -55,3 +65,4 @@ def install() -> None:
     config_text.install()
     category_order.install()
     images.install()
+    resizing.install()

@@ -29,6 +29,7 @@ export async function attend(x, y, changed, report) {
     try {
       answer = await post("attention", picture.file, picture.name, { model: name, x, y });
     } catch (error) {
+      if (mine !== asked) return;
       found.delete(name);
       report(error.message);
       continue;
@@ -89,14 +90,15 @@ function show(changed) {
       element("p", { className: "faint" }, text),
       element("div", { className: "heads", role: "group", "aria-label": "Heads" }, ...heads),
       element("img", { className: "scale", src: "page/colors.png", alt: "" }),
-      element("p", { className: "faint" }, "From 0 to the largest weight of the head, by its square root."));
+      element("p", { className: "faint" }, "The colors go from 0 to the largest weight of the head. They show the square root of the weight, so that small "
+        + "weights remain visible: the middle of the scale is a quarter of the largest weight."));
   }));
 }
 
 function headButton(name, entry, layer, head, changed) {
   const canvas = heatCanvas(head < 0 ? layer.mean : layer.heads[head], layer.columns, layer.rows);
   canvas.setAttribute("aria-hidden", "true");
-  const text = head < 0 ? "mean" : `${head}: ${Number(layer.maxima[head].toPrecision(2))}`;
+  const text = head < 0 ? "mean" : `head ${head}, maximum ${Number(layer.maxima[head].toPrecision(2))}`;
   const button = element("button", {
     type: "button", "aria-pressed": String(chosen.get(name).head === head),
     title: head < 0 ? "mean of the heads" : `head ${head}, largest weight ${layer.maxima[head]}`,

@@ -168,7 +168,6 @@ function setAttending(on) {
   state.cursor = null;
   if (!on) clearAttention();
   show();
-  if (on) announce("Click a point of the picture, or move with the arrow keys and press Enter.");
 }
 
 function mark(name, found, center) {
@@ -218,6 +217,7 @@ function show() {
   at("thresholdvalue").value = state.threshold.toFixed(2);
   at("opacityvalue").value = `${Math.round(100 * state.opacity)}%`;
   if (!state.attending) announce(describe());
+  else if (!state.cursor) announce("Click a point of the picture, or move with the arrow keys and press Enter.");
   const failed = state.names.map(name => current && resultOf(current, name)?.error).filter(Boolean);
   report(failed[0]);
   views.forEach((view, side) => view.canvas.setAttribute("aria-label", `${current.name}, ${state.names[side]}: `
@@ -253,13 +253,16 @@ function showStrip() {
   }));
 }
 
+/** Return the parts of a text, in which backticks enclose code. */
+const withCode = text => text.split("`").map((part, i) => (i % 2 ? element("code", {}, part) : part));
+
 function showAbout() {
   at("about").hidden = Boolean(state.current);
   if (state.current) return;
   at("about").replaceChildren(element("h2", {}, "Models"), ...state.names.map(modelOf).map(model => {
     const names = model.classes.slice(0, 12).join(", ") + (model.classes.length > 12 ? ", …" : "");
-    const parts = [element("h3", {}, `${model.name}: ${model.task.replace("_", " ")}`)];
-    if (model.about) parts.push(element("p", {}, model.about));
+    const parts = [element("h3", {}, `${model.name}: ${model.title}`)];
+    if (model.about) parts.push(element("p", {}, ...withCode(model.about)));
     if (names) parts.push(element("p", { className: "faint" }, `${countOf(model.classes.length, "class", "classes")}: ${names}`));
     return element("section", { className: "block" }, ...parts);
   }));
@@ -272,6 +275,7 @@ function chooseModels() {
   at("accepted").textContent = inputs.includes("frame") ? "Point clouds: .bin, .pcd, .npy, .npz"
     : inputs.includes("video") ? "Videos: .mp4, .avi, .webm and others" : "JPEG, PNG, WebP, TIFF and others";
   clearAttention();
+  state.cursor = null;
   if (state.attending && !state.names.some(name => modelOf(name).attention)) state.attending = false;
   createViews();
   fit();
@@ -333,7 +337,7 @@ async function start() {
     report(error.message);
     return;
   }
-  const options = () => state.models.map(model => element("option", { value: model.name }, `${model.name} (${model.task})`));
+  const options = () => state.models.map(model => element("option", { value: model.name }, `${model.name} (${model.title})`));
   at("model").replaceChildren(...options());
   at("other").replaceChildren(element("option", { value: "" }, "no other model"), ...options());
   at("other").parentElement.hidden = state.models.length < 2;

@@ -63,6 +63,10 @@ function block(name, changed, mark) {
   const parts = [element("div", { className: "row" }, title, facts)];
   const scores = Object.entries(made.record.image_scores ?? made.record.class_scores ?? {});
   const best = scores.sort((a, b) => b[1] - a[1]).slice(0, 5).map(([text, score]) => `${text} ${score.toFixed(3)}`);
+  const lists = modelOf(name).options.includes("score_thr") && !made.map;
+  if (lists && !made.detections.some(found => found.score >= state.threshold)) {
+    parts.push(element("p", { className: "faint" }, "nothing found"));
+  }
   if (best.length) parts.push(element("p", { className: "lines" }, best.join(", ")));
   if (entries.length) {
     parts.push(element("ul", { className: "legend", "aria-label": `Classes of ${name}` },
