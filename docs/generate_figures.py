@@ -111,6 +111,7 @@ def layers() -> list[list[str]]:
 
 CONTENTS = {
     "cli": "the commands",
+    "serve": "page and HTTP API",
     "openmmlab": "the module that configs import; the list of jobs",
     "heads": "one folder for each job: heads, losses, datasets, metrics",
     "inference": "Predictor, tiling, drawing, result files, export",

@@ -1,6 +1,16 @@
 # The small ScatterFormer of scatterformer-pico_30e_lidar-samples.py with a small TransFusion head.
-_base_ = "./scatterformer-pico_30e_lidar-samples.py"
+_base_ = [
+    "../_base_/models/scatterformer_center.py",
+    "../_base_/datasets/lidar_samples.py",
+    "../_base_/schedules/onecycle_24e.py",
+    "../_base_/bev_runtime.py",
+]
 model = dict(
+    point_cloud_range=[-25.6, -25.6, -3.0, 25.6, 25.6, 1.0],
+    voxel_size=[0.32, 0.32, 0.5],
+    voxel_encoder=dict(in_channels=4),
+    backbone=dict(model_name="scatterformer_pico"),
+    neck=dict(in_channels=32, channels=48, num_units=1, blocks=(1, 1, 1)),
     bbox_head=dict(
         _delete_=True,
         type="visionattn.TransFusionHead",
@@ -21,3 +31,18 @@ model = dict(
         ),
     ),
 )
+train_cfg = dict(max_epochs=30, val_interval=10)
+optim_wrapper = dict(optimizer=dict(lr=0.004))
+param_scheduler = [
+    dict(
+        type="OneCycleLR",
+        eta_max=0.004,
+        total_steps=30,
+        pct_start=0.2,
+        div_factor=10,
+        final_div_factor=1e3,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    )
+]
+default_hooks = dict(checkpoint=dict(interval=5))

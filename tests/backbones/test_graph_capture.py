@@ -17,7 +17,7 @@ from visionattn.layers import pose_attention
 
 READS = ("item", "cpu", "numpy", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-WITH_KERNELS = ("dinat", "dinat_s", "dinat_isotropic", "biformer")
+WITH_KERNELS = ("dinat", "dinat_hybrid", "dinat_s", "dinat_isotropic", "biformer")
 NAMES = [name for name in REPRESENTATIVES if family(name) != "scatterformer"]  # its shapes depend on the data
 
 

@@ -163,7 +163,7 @@ def test_pretrained_file(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"model_name": "dinat_mno"}, "did you mean dinat_mini"),
+        ({"model_name": "dinat_mimi"}, "did you mean dinat_mini"),
         ({"model_name": "resnet10t", "out_indices": (1, 9)}, "a level that the model does not have"),
         ({"model_name": "resnet10t", "out_indices": (2, 1)}, "must be ascending integers"),
         (

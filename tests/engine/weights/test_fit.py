@@ -271,7 +271,9 @@ CLASS_LAYERS = {
     "localization/cam_dinat-mini_30e_cub-224.py": {"head.classifier"},
     "localization/sat_deit-small_30e_cub-224.py": {"sat.head"},
     "bev/scatterformer_1xb4-40e_kitti.py": {"bbox_head.heads_list.0.hm.1"},
-    "bev/scatterformer_8xb4-20e_nuscenes.py": {f"bbox_head.heads_list.{n}.hm.1" for n in range(6)},
+    "bev/scatterformer_8xb4-20e_nuscenes.py": {
+        "bbox_head.class_encoding", "bbox_head.heatmap_head.1", "bbox_head.prediction_head.heatmap.1",
+    },
     "pose/ntu/paab_timesformer-base_8xb8-15e_ntu60-224.py": {"head"},
     "forgery/forgery_net/forgery-net_dinat-mini_4xb16-200e_brgen-512x512.py": set(),
 }  # fmt: skip
