@@ -187,9 +187,6 @@ def test(
     else:
         report, runner.model.test_step = None, by_size(program.test_step)
     runner._has_loaded = True
-    for metric in runner.test_evaluator.metrics:
-        if hasattr(metric, "output_folder"):
-            metric.output_folder = folder
     if observer is not None:
         observer.start(runner.bare_model, config, runner.test_dataloader.dataset.metainfo)
         # the first one, as the panoptic metric of mmdet changes the maps of the samples
@@ -197,6 +194,9 @@ def test(
     started = time.monotonic()
     try:
         with to_log(runner.logger), building(name), plain_errors(name):
+            for metric in runner.test_evaluator.metrics:
+                if hasattr(metric, "output_folder"):
+                    metric.output_folder = folder
             iou, panoptic = keep_class_iou(runner), _keep_panoptic(runner)
             raw = runner.test()
     finally:
@@ -214,7 +214,8 @@ def test(
     if iou:
         per_class["semantic"] = iou
     for metric in runner.test_evaluator.metrics:
-        per_class |= getattr(metric, "per_class", {})
+        found = getattr(metric, "per_class", None)
+        per_class |= found if isinstance(found, dict) else {}  # an option of other metrics has the same name
         files += getattr(metric, "files", [])
     meta = checkpoints.meta_of(loaded)
     record = {
