@@ -2,7 +2,7 @@
 _base_ = [
     "../_base_/models/scatterformer_center.py",
     "../_base_/datasets/lidar_samples.py",
-    "../_base_/schedules/onecycle_24e.py",
+    "../_base_/schedules/onecycle_30e.py",
     "../_base_/bev_runtime.py",
 ]
 model = dict(
@@ -31,18 +31,4 @@ model = dict(
         ),
     ),
 )
-train_cfg = dict(max_epochs=30, val_interval=10)
-optim_wrapper = dict(optimizer=dict(lr=0.004))
-param_scheduler = [
-    dict(
-        type="OneCycleLR",
-        eta_max=0.004,
-        total_steps=30,
-        pct_start=0.2,
-        div_factor=10,
-        final_div_factor=1e3,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    )
-]
 default_hooks = dict(checkpoint=dict(interval=5))
