@@ -56,7 +56,7 @@ class TestResult:
         per_class: for COCO metrics ``{"bbox": {class: {"AP": .., "AP50": ..}}}``; for semantic segmentation, in
             percent, ``{"semantic": {class: {"IoU": .., "Acc": .., "pixels": ..}}}``; for panoptic segmentation, in
             percent, ``{"panoptic": {class: {"PQ": .., "SQ": .., "RQ": ..}}}``. Other metrics with an attribute
-            ``per_class`` add theirs. The values are -1 for absent classes.
+            ``class_table`` add theirs. The values are -1 for absent classes.
         images: number of test images.
         seconds: wall time of loading, inference and evaluation.
         files: ``results.json``, the predictions in COCO format, and those in the attribute ``files`` of a metric.
@@ -214,8 +214,7 @@ def test(
     if iou:
         per_class["semantic"] = iou
     for metric in runner.test_evaluator.metrics:
-        found = getattr(metric, "per_class", None)
-        per_class |= found if isinstance(found, dict) else {}  # an option of other metrics has the same name
+        per_class |= getattr(metric, "class_table", {})
         files += getattr(metric, "files", [])
     meta = checkpoints.meta_of(loaded)
     record = {

@@ -91,7 +91,7 @@ def test_tables_and_the_results_file(tmp_path, monkeypatch):
     evaluator.process(data_samples=samples + samples[:1], data_batch=None)
     figures = evaluator.evaluate(len(samples))
     (metric,) = evaluator.metrics
-    (table,) = metric.per_class.values()
+    (table,) = metric.class_table.values()
     assert table["car"]["AAE"] == figures["AAE_car"]
     assert [str(file) for file in metric.files] == ["out/results_nusc.json"]
     results = json.loads(metric.files[0].read_text())["results"]

@@ -21,7 +21,7 @@ class _LidarMetric(BaseMetric):
     """Create the measure once the dataset's classes are known, and collect one record per frame.
 
     Attributes:
-        per_class: after the evaluation, the table of the classes by its title, for `visionattn.engine.train.testing`.
+        class_table: after the evaluation, the table of the classes by its title, for `visionattn.engine.train.testing`.
     """
 
     title = ""
@@ -29,7 +29,7 @@ class _LidarMetric(BaseMetric):
     def __init__(self, collect_device: str, prefix: str | None, **options: Any) -> None:
         super().__init__(collect_device, prefix)
         self.options = options
-        self.per_class: dict[str, dict[str, dict[str, float]]] = {}
+        self.class_table: dict[str, dict[str, dict[str, float]]] = {}
 
     def make(self, classes: Sequence[str]) -> Any:
         """Create the measure for these classes."""
@@ -62,7 +62,7 @@ class _LidarMetric(BaseMetric):
         """Compute the metrics over all frames."""
         figures = self.measure.summarize(results)
         if self.title:
-            self.per_class = {self.title: self.measure.table(figures)}
+            self.class_table = {self.title: self.measure.table(figures)}
         return figures
 
 
