@@ -64,8 +64,8 @@ def torch_call(name: str, shape: list[int], threads: int) -> Callable[[], list[t
 def onnx_call(path: str, shape: list[int], threads: int) -> Callable[[], list[torch.Tensor]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # idle threads would otherwise take time from PyTorch, which is measured in the same process
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # waiting threads would otherwise take time from PyTorch, which is measured in the same process
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     x = images(shape).numpy()
     return lambda: [torch.from_numpy(output) for output in session.run(None, {"image": x})]

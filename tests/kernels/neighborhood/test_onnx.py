@@ -140,3 +140,22 @@ def test_layer_reads_its_projection_in_place(dilation, tmp_path):
         with torch.no_grad():
             expected = network(image)[0]
         torch.testing.assert_close(torch.from_numpy(session.run(None, {"image": image.numpy()})[0]), expected)
+
+
+def test_keys_outside_of_the_window_have_no_weight_whatever_their_score(tmp_path):
+    """Masked scores are raised to 60 below the largest allowed one, since lower ones give slow subnormal numbers."""
+    q, k, v = (x.abs() for x in tensors((2, 24, 20), 1, 1, 4, 4))
+    k[:, 12:] *= 1000  # queries of the upper half have masked scores in the thousands in their tiles
+    program = export(Attention(2, 1, 5), (q, k, v), tmp_path / "a.onnx")
+    expected = na2d(q, k, v, kernel_size=5, backend="reference")
+    torch.testing.assert_close(program.run((q, k, v))[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_score_of_minus_infinity_reaches_the_softmax(tmp_path):
+    import onnx
+
+    export(Attention(2, 2, 3), tensors((2, 9, 12), 2, 2, 4, 4), tmp_path / "a.onnx")
+    (scan,) = (node for node in onnx.load(tmp_path / "a.onnx").graph.node if node.op_type == "Scan")
+    nodes = next(attribute.g.node for attribute in scan.attribute if attribute.name == "body")
+    made_by = {name: node.op_type for node in nodes for name in node.output}
+    assert [made_by[node.input[0]] for node in nodes if node.op_type == "Softmax"] == ["Max"]
