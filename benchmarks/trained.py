@@ -24,8 +24,8 @@ COLUMNS = (
     "visionattn", "date",
 )  # fmt: skip
 REPORTED = (
-    "AP", "AP50", "AP75", "mask AP", "mask AP50", "mIoU", "aAcc", "mAcc", "pixel_f1", "pixel_auc", "image_auc", "PSNR", "SSIM",
-    "Top1", "MaxBoxAcc", "MaxBoxAccV2",
+    "AP", "AP50", "AP75", "mask AP", "mask AP50", "mIoU", "aAcc", "mAcc", "pixel_f1", "pixel_auc", "image_auc",
+    "PSNR", "SSIM", "Top1", "MaxBoxAcc", "MaxBoxAccV2",
 )  # fmt: skip
 """Metrics that are recorded, by their names in the table of a run."""
 
