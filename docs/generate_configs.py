@@ -113,6 +113,8 @@ TRAINED = {
     "forgery-net_dinat-pico_synthetic-cut": "pixel F1 0.586, image AUC 0.915 ([forgery](../docs/forgery.md))",
     "forgery-net_dinat-pico_photographs": "pixel F1 0.459, image AUC 0.816 ([card](../visionattn/zoo/forgery.md))",
     "atss_dinat-pico_fpn_bccd": "AP 0.570 ([README](../README.md))",
+    "atss_resnet18-ela_fpn_bccd": "AP 0.392, without ELA 0.395, 3 seeds, 400 iterations "
+    "([modules](../docs/attention_modules.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
     "semantic-fpn_dinat-pico_camvid": "mIoU 24.1, 3 seeds ([CamVid](../docs/trained.md#camvid))",
     "semantic-fpn_resnet18_camvid": "mIoU 28.4, 3 seeds ([CamVid](../docs/trained.md#camvid))",
