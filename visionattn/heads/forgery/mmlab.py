@@ -101,7 +101,7 @@ class ForgeryLocalizer(ForgeryModel):
     Args:
         backbone: config of the backbone, such as ``dict(type="visionattn.Backbone", model_name="dinat_mini")``.
         noise, noise_branch, guided, fuse_noise, embed_dim: see `ForgeryNet`.
-        label_from_mask, compare_regions, image_scale, residual_maps, aux: see `ForgeryNet`.
+        label_from_mask, compare_regions, image_scale, residual_maps, matches, aux: see `ForgeryNet`.
         data_preprocessor, loss, threshold, score_from_mask, init_cfg: see `ForgeryModel`.
 
     Raises:
@@ -120,6 +120,7 @@ class ForgeryLocalizer(ForgeryModel):
         compare_regions: bool = False,
         image_scale: float = 1.0,
         residual_maps: int = 48,
+        matches: bool = False,
         aux: bool = True,
         data_preprocessor: dict | None = None,
         loss: dict | None = None,
@@ -132,7 +133,7 @@ class ForgeryLocalizer(ForgeryModel):
             net = ForgeryNet(
                 built, built.num_features, built.strides, noise, noise_branch, guided=guided, fuse_noise=fuse_noise,
                 embed_dim=embed_dim, label_from_mask=label_from_mask, compare_regions=compare_regions,
-                image_scale=image_scale, residual_maps=residual_maps, aux=aux,
+                image_scale=image_scale, residual_maps=residual_maps, matches=matches, aux=aux,
             )  # fmt: skip
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model: {error}") from error

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionattn.heads.forgery.branches import STRIDES, NFABlock, NoiseBranch, NoiseExtractor
 from visionattn.heads.forgery.heads import ForgeryHead, ForgeryOutput, FusionHead, forgery_losses
+from visionattn.heads.forgery.matches import SelfMatch
 from visionattn.heads.forgery.noise import HighPassResidual, NoiseFeatures, NoiseStatistics
 from visionattn.kernels.exporting import extend_to_multiple
 
@@ -40,6 +42,8 @@ class ForgeryNet(nn.Module):
         image_scale: scale of the image for the backbone; below 1 it reduces the cost. The noise branch always receives
             the full resolution, because resizing removes noise.
         residual_maps: number of learned maps of the extractor; may be 0 for ``"statistics"`` and ``"highpass"``.
+        matches: whether the noise branch also receives the maps of `SelfMatch`, for copied and moved regions; needs an
+            extractor of stride 4, ``"statistics"`` or ``"features"``.
         aux: whether the noise branch predicts an auxiliary mask in training.
 
     Raises:
@@ -60,9 +64,12 @@ class ForgeryNet(nn.Module):
         compare_regions: bool = False,
         image_scale: float = 1.0,
         residual_maps: int = 48,
+        matches: bool = False,
         aux: bool = True,
     ) -> None:
         super().__init__()
+        if matches and noise not in ("statistics", "features"):
+            raise ValueError(f"`matches` needs `noise` to be 'statistics' or 'features', got {noise!r}")
         if noise is not None and noise not in EXTRACTORS:
             raise ValueError(f"`noise` must be None or one of {', '.join(EXTRACTORS)}, got {noise!r}")
         if len(channels) != len(strides) or not channels:
@@ -73,6 +80,7 @@ class ForgeryNet(nn.Module):
             raise ValueError(f"`image_scale` must be 1, 1/2, 1/4, ..., got {image_scale}")
         strides = [round(stride / image_scale) for stride in strides]
         self.backbone, self.image_scale = backbone, image_scale
+        self.matches = SelfMatch() if matches else None
         self.multiple = max([*strides, STRIDES[-1]])
         self.noise_extractor = self.noise_backbone = self.aux_decoder = None
         self.guided = nn.ModuleDict()
@@ -87,7 +95,9 @@ class ForgeryNet(nn.Module):
                 extractors = {"features": NoiseFeatures, "statistics": NoiseStatistics, "highpass": HighPassResidual}
                 extractor = extractors[noise](residual_maps)
                 self.noise_extractor = extractor
-                given = dict(in_chans=extractor.out_chans, in_stride=extractor.stride)
+                given = dict(
+                    in_chans=extractor.out_chans + (SelfMatch.out_chans if matches else 0), in_stride=extractor.stride
+                )
             self.noise_backbone = NoiseBranch(**given, **options)
             if guided:
                 for index, (dim, stride) in enumerate(zip(channels, strides, strict=True)):
@@ -126,7 +136,10 @@ class ForgeryNet(nn.Module):
         features = list(self.backbone(content))
         noise_features: list[Tensor] = []
         if self.noise_backbone is not None:
-            noise_features, own = self.noise_backbone(self.noise_extractor(image))
+            noise = self.noise_extractor(image)
+            if self.matches is not None:
+                noise = torch.cat([noise, self.matches(image).to(noise.dtype)], 1)
+            noise_features, own = self.noise_backbone(noise)
             masks = own if noise_masks is None else noise_masks
             for key, block in self.guided.items():
                 features[int(key)] = self._guide(block, features[int(key)], masks[self._level[self.strides[int(key)]]])
