@@ -13,7 +13,9 @@ def scene(height=96, width=128, seed=0):
     generator = torch.Generator().manual_seed(seed)
     layers = [
         torch.nn.functional.interpolate(
-            torch.rand(1, 3, height // side + 1, width // side + 1, generator=generator), (height, width), mode="bicubic"
+            torch.rand(1, 3, height // side + 1, width // side + 1, generator=generator),
+            (height, width),
+            mode="bicubic",
         )
         for side in (4, 8, 16)
     ]
@@ -81,3 +83,17 @@ def test_the_network_learns_from_the_maps():
 def test_other_extractors_are_refused():
     with pytest.raises(ValueError, match="matches"):
         ForgeryNet(torch.nn.Identity(), [8], [4], noise="highpass", matches=True)
+
+
+def test_exported_for_any_size(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    module, dynamic = SelfMatch(), torch.export.Dim.DYNAMIC
+    x = torch.randn(2, 3, 64, 88)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},))
+    torch.onnx.export(program, (x,), tmp_path / "a.onnx", dynamo=True, opset_version=18, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    for shape in ((1, 3, 40, 48), (3, 3, 50, 71)):
+        x = torch.randn(*shape)
+        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(out), module(x), atol=1e-4, rtol=1e-4)

@@ -98,11 +98,11 @@ class SelfMatch(nn.Module):
         batch, _, height, width = patches.shape
         norm = patches.square().sum(1, keepdim=True).sqrt()
         cells = (patches / (norm + FLAT)).flatten(2).transpose(1, 2)  # [B, N, C]
-        index = torch.arange(height * width, device=cells.device)
-        row, column = index // width, index % width
+        row = torch.arange(height, device=cells.device)[:, None].expand(height, width).flatten()
+        column = torch.arange(width, device=cells.device).expand(height, width).flatten()
         best, offsets = [], []
         # all rows are compared in blocks, since the matrix of all similarities can take gigabytes
-        step = -(-(height * width) // BLOCKS)
+        step = (height * width + BLOCKS - 1) // BLOCKS
         padded = F.pad(cells, (0, 0, 0, step * BLOCKS - height * width)).unflatten(1, (BLOCKS, step))
         places = F.pad(torch.stack([row, column]), (0, step * BLOCKS - height * width)).unflatten(1, (BLOCKS, step))
         for block in range(BLOCKS):
@@ -111,7 +111,7 @@ class SelfMatch(nn.Module):
             similarity = padded[:, block] @ cells.transpose(1, 2)
             value, match = similarity.masked_fill(near, -1.0).max(-1)  # [B, step]
             best.append(value)
-            offsets.append(torch.stack([match // width - here[0, :, 0], match % width - here[1, :, 0]], 1))
+            offsets.append(torch.stack([row[match] - here[0, :, 0], column[match] - here[1, :, 0]], 1))
         value = torch.cat(best, 1)[:, : height * width].view(batch, 1, height, width)
         offset = torch.cat(offsets, 2)[..., : height * width].view(batch, 2, height, width).to(cells.dtype)
         around = F.pad(offset, [WINDOW // 2] * 4, value=1e6)
