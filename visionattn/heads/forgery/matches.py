@@ -1,8 +1,8 @@
 """Regions of an image that occur twice in it, from the correlation of its patches; nothing is learned.
 
-Copied and moved regions are found by comparing all patches of an image with all others, as in Fridrich, Soukal and Lukas,
-"Detection of copy-move forgery in digital images" (DFRWS 2003): quantized DCT coefficients describe patches, and many
-neighboring patches with the same offset to their match are a copy.
+Copied and moved regions are found by comparing all patches of an image with all others, as in Fridrich, Soukal and
+Lukas, "Detection of copy-move forgery in digital images" (DFRWS 2003): DCT coefficients describe the patches, and
+neighboring patches with the same offset to their matches are a copy.
 """
 
 import math

@@ -211,8 +211,8 @@ def _body(
         scores = call("Add", scores, bias)
     masks = call("Gather", mask, call("Add", tiles.kinds, row_kind), axis=0)
     scores = call("Add", scores, call("Unsqueeze", masks, second))
-    # exp(-60) is zero beside a sum of at least 1. Lower scores, -inf above all, give subnormal numbers in the softmax of
-    # ONNX Runtime, which took 13 times as long with them on an Intel Xeon.
+    # exp(-60) is zero beside a sum of at least 1. Lower scores, -inf above all, give subnormal numbers in the softmax
+    # of ONNX Runtime, which took 13 times as long with them on an Intel Xeon.
     scores = call("Max", scores, call("Sub", call("ReduceMax", scores, last, keepdims=1), lowest))
     out = call("MatMul", call("Softmax", scores, axis=-1), v)
     if return_lse:
