@@ -1,7 +1,8 @@
-"""Small DiNAT whose first levels are convolutional, for training on small datasets and CPUs; not a published model.
+"""Small networks of residual blocks with convolutions and neighborhood attention; not published models.
 
-Convolutions with batch norm replace the stem and the blocks of the high-resolution levels, where attention costs most
-and learns slowest from few images; the levels at strides 16 and 32 are those of DiNAT (arXiv 2209.15001).
+Convolutions with batch norm learn fast from few images and are the fastest operations on a CPU. In the levels with few
+positions, each block first attends to a neighborhood, as in DiNAT (arXiv 2209.15001). Few blocks per level learn faster in
+short training than many; `benchmarks/backbone_comparison.py` compares them with networks of timm at equal time.
 """
 
 from collections.abc import Sequence
@@ -12,21 +13,19 @@ from timm.layers import DropPath
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from visionattn.backbones._backbone import NormLayer, drop_path_rates
-from visionattn.backbones._neighborhood import NeighborhoodBackbone, create_hierarchical, default_cfg
-from visionattn.backbones.dinat import ConvDownsample
+from visionattn.backbones._backbone import NormLayer, check_levels, drop_path_rates
+from visionattn.backbones._neighborhood import (
+    NeighborhoodBackbone,
+    create_hierarchical,
+    default_cfg,
+    resolve_dilations,
+)
+from visionattn.layers.neighborhood import NeighborhoodAttention2d
 
 __all__ = ["HybridDiNAT"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "dinat_nano": {
-        "embed_dim": 32,
-        "depths": (2, 2, 6, 2),
-        "num_heads": (1, 2, 4, 8),
-        "mlp_ratio": 2.5,
-        "drop_path_rate": 0.0,
-        "dilations": "classification",
-    },
+    "dinat_nano": {"embed_dim": 32, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)},
 }
 
 
@@ -56,7 +55,10 @@ class ConvStem(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Residual block of two 3x3 convolutions with batch norm (He et al., CVPR 2016), on ``[B, C, H, W]``."""
+    """Residual block of two 3x3 convolutions with batch norm (He et al., CVPR 2016), on ``[B, H, W, C]``.
+
+    The weight of the second norm starts at 0, so that the block does at first what it would do without convolutions.
+    """
 
     def __init__(self, dim: int, drop_path: float = 0.0, **dd: Any) -> None:
         super().__init__()
@@ -64,39 +66,54 @@ class ConvBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(dim, **dd)
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False, **dd)
         self.norm2 = nn.BatchNorm2d(dim, **dd)
+        nn.init.zeros_(self.norm2.weight)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
         hidden = self.norm1(self.conv1(x)).relu()
-        return (x + self.drop_path(self.norm2(self.conv2(hidden)))).relu()
+        return (x + self.drop_path(self.norm2(self.conv2(hidden)))).relu().permute(0, 2, 3, 1)
 
 
-class ConvLevel(nn.Module):
-    """The convolutional blocks of one resolution, and the downsampling to the next one, on ``[B, H, W, C]``.
+class AttentionBlock(nn.Module):
+    """Neighborhood attention of the normalized map, added to it, and then a `ConvBlock`; on ``[B, H, W, C]``."""
+
+    def __init__(self, attn: nn.Module, dim: int, drop_path: float = 0.0, **dd: Any) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(dim, **dd)
+        self.attn = attn
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.convs = ConvBlock(dim, drop_path, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.convs(x + self.drop_path(self.attn(normed)))
+
+
+class HybridLevel(nn.Module):
+    """The blocks of one resolution, and the downsampling to the next one, on ``[B, H, W, C]``.
 
     As in `NeighborhoodLevel`, `forward` runs the blocks only.
     """
 
-    def __init__(self, dim: int, drop_path: Sequence[float], downsample: nn.Module, **dd: Any) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.blocks = nn.ModuleList(ConvBlock(dim, rate, **dd) for rate in drop_path)
+        self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 3, 1, 2)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(tuple(self.blocks), x)
-        else:
-            for block in self.blocks:
-                x = block(x)
-        return x.permute(0, 2, 3, 1)
+            return checkpoint_seq(tuple(self.blocks), x)
+        for block in self.blocks:
+            x = block(x)
+        return x
 
 
 class HybridDiNAT(NeighborhoodBackbone):
-    """DiNAT with a convolutional stem and convolutional first levels.
+    """Residual convolutional network with neighborhood attention in its later levels, for images of any size.
 
-    Accepts images of any size. The levels with attention are those of `DiNAT`, with the same names and zero padding.
+    Maps that are smaller than a window are padded with zeros, as in `DiNAT`.
 
     Args:
         in_chans: image channels.
@@ -104,16 +121,15 @@ class HybridDiNAT(NeighborhoodBackbone):
         global_pool: ``"avg"``, ``"max"``, ``"avgmax"``, ``"catavgmax"``, or ``""`` for no pooling.
         embed_dim: channels of the first level; they double with each further level.
         depths: blocks per level.
-        num_heads: attention heads per level; those of convolutional levels are not used.
-        conv_levels: number of levels, from the first, with convolutional blocks.
+        num_heads: attention heads per level; those of levels without attention are not used.
+        conv_levels: number of levels, from the first, without attention.
         kernel_size: size of the neighborhood, odd.
-        dilations: as in `DiNAT`, with entries for the convolutional levels too.
-        mlp_ratio: ratio of the MLPs' hidden width to their channels.
+        dilations: as in `DiNAT`, with entries for the levels without attention too.
         qkv_bias: add a bias to the query, key and value projections.
         drop_rate: dropout rate before the classifier.
-        proj_drop_rate: dropout rate after the attention projections and in the MLPs.
+        proj_drop_rate: dropout rate after the attention projections.
         drop_path_rate: stochastic depth rate of the last block, increasing linearly from 0 at the first.
-        norm_layer: norm class or factory of the levels with attention, called with the number of channels.
+        norm_layer: norm class or factory before the classifier and of the outputs, called with the number of channels.
         out_norms: as in `DiNAT`.
         backend: backend of the attention kernels; None selects the best available one.
         device, dtype: device and dtype of the parameters.
@@ -130,12 +146,11 @@ class HybridDiNAT(NeighborhoodBackbone):
         num_classes: int = 1000,
         global_pool: str = "avg",
         embed_dim: int = 32,
-        depths: Sequence[int] = (2, 2, 6, 2),
+        depths: Sequence[int] = (1, 1, 1, 1),
         num_heads: Sequence[int] = (1, 2, 4, 8),
         conv_levels: int = 2,
         kernel_size: int = 7,
         dilations: str | Sequence[Sequence[int]] | None = None,
-        mlp_ratio: float = 2.5,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -147,29 +162,27 @@ class HybridDiNAT(NeighborhoodBackbone):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_levels(depths=depths, num_heads=num_heads)
         if not 0 <= conv_levels <= len(depths):
             raise ValueError(f"`conv_levels` must be in 0..{len(depths)}, the number of levels, got {conv_levels}")
         dd = {"device": device, "dtype": dtype}
-        self.patch_embed = ConvStem(in_chans, embed_dim, **dd)
-        feature_info = self._build_levels(
-            embed_dim,
-            depths,
-            num_heads,
-            dilations,
-            drop_path_rate,
-            downsample=lambda dim: ConvDownsample(dim, norm_layer, **dd),
-            reduction=4,
-            attn_kwargs=dict(
-                kernel_size=kernel_size, qkv_bias=qkv_bias, proj_drop=proj_drop_rate, backend=backend, **dd
-            ),
-            block_kwargs=dict(mlp_ratio=mlp_ratio, proj_drop=proj_drop_rate, norm_layer=norm_layer, **dd),
-        )
+        options = dict(kernel_size=kernel_size, qkv_bias=qkv_bias, proj_drop=proj_drop_rate, backend=backend, **dd)
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
-        for index, depth in enumerate(depths[:conv_levels]):
-            dim = feature_info[index]["num_chs"]
-            # the last convolutional level is followed by the downsampling of DiNAT, or by none
-            downsample = ConvStep(dim, 2 * dim, **dd) if index < conv_levels - 1 else self.levels[index].downsample
-            self.levels[index] = ConvLevel(dim, [next(rates) for _ in range(depth)], downsample, **dd)
+        levels, feature_info = [], []
+        for level, per_block in enumerate(resolve_dilations(dilations, depths)):
+            dim = embed_dim * 2**level
+            blocks: list[nn.Module] = []
+            for dilation in per_block:
+                if level < conv_levels:
+                    blocks.append(ConvBlock(dim, next(rates), **dd))
+                else:
+                    attn = NeighborhoodAttention2d(dim, num_heads[level], dilation=dilation, **options)
+                    blocks.append(AttentionBlock(attn, dim, next(rates), **dd))
+            downsample = ConvStep(dim, 2 * dim, **dd) if level < len(depths) - 1 else nn.Identity()
+            levels.append(HybridLevel(blocks, downsample))
+            feature_info.append({"num_chs": dim, "reduction": 4 * 2**level, "module": f"levels.{level}"})
+        self.patch_embed = ConvStem(in_chans, embed_dim, **dd)
+        self.levels = nn.ModuleList(levels)
         self._build_head(in_chans, num_classes, global_pool, drop_rate, norm_layer, feature_info, out_norms, **dd)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -185,5 +198,5 @@ default_cfgs = generate_default_cfgs({"dinat_nano": default_cfg(first_conv="patc
 
 @register_model
 def dinat_nano(pretrained: bool = False, **kwargs: Any) -> HybridDiNAT:
-    """DiNAT-Nano, not a published size: under 3 M parameters, the first two levels convolutional."""
+    """Four residual blocks, two of them with neighborhood attention; 2.3 M parameters. Not a published model."""
     return create_hierarchical(HybridDiNAT, "dinat_nano", VARIANTS["dinat_nano"], pretrained, **kwargs)
