@@ -1,8 +1,8 @@
 """Small networks of residual blocks with convolutions and neighborhood attention; not published models.
 
 Convolutions with batch norm learn fast from few images and are the fastest operations on a CPU. In the levels with few
-positions, each block first attends to a neighborhood, as in DiNAT (arXiv 2209.15001). Few blocks per level learn faster in
-short training than many; `benchmarks/backbone_comparison.py` compares them with networks of timm at equal time.
+positions, each block first attends to a neighborhood, as in DiNAT (arXiv 2209.15001). Few blocks per level learn faster
+in short training than many; `benchmarks/backbone_comparison.py` compares them with networks of timm at equal time.
 """
 
 from collections.abc import Sequence
