@@ -40,6 +40,7 @@ TASKS: dict[str, tuple[str, tuple[int, ...], str]] = {  # config, strides of the
     "nuclei": ("detection/mask_rcnn/mask-rcnn_dinat-pico_fpn_nuclei.py", (4, 8, 16, 32), "mask AP"),
 }
 MODELS: dict[str, dict[str, Any]] = {  # arguments of timm.create_model
+    "dinat_nano": {},
     "dinat_pico": {"dilations": [[1, 6], [1, 3], [1, 2, 1, 2, 1, 2], [1, 1]]},
     "convnextv2_atto": {},
     "edgenext_xx_small": {},

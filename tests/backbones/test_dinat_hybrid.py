@@ -23,16 +23,21 @@ def test_position_biases_have_no_weight_decay():
     assert HybridDiNAT(**TINY).no_weight_decay() == {"*.rpb"}
 
 
-def test_convolutions_of_a_block_start_without_effect():
-    block = HybridDiNAT(**TINY).eval().levels[0].blocks[0]
-    x = torch.rand(1, 5, 6, 8)
-    assert torch.equal(block(x), x)
-    assert all(p.requires_grad for p in block.parameters())
+@pytest.mark.parametrize("level", [0, 2])
+def test_blocks_start_without_effect_and_learn(level):
+    block = HybridDiNAT(**TINY).train().levels[level].blocks[0]
+    x = torch.rand(1, 9, 10, 8 * 2**level)
+    out = block(x)
+    assert torch.equal(out, x)
+    (out * torch.randn_like(out)).sum().backward()
+    last = [block.norm2.weight] if level == 0 else [block.convs.norm2.weight, block.attn.proj.weight]
+    assert all(p.grad.abs().sum() > 0 for p in last)
 
 
 def test_attention_reaches_as_far_as_its_window():
     torch.manual_seed(0)
     block = HybridDiNAT(**TINY).eval().levels[2].blocks[0]
+    torch.nn.init.normal_(block.attn.proj.weight)
     x = torch.rand(1, 15, 15, 32, requires_grad=True)
     block(x)[0, 7, 7].sum().backward()
     reached = (x.grad[0].abs().sum(-1) > 0).nonzero()

@@ -184,6 +184,9 @@ class HybridDiNAT(NeighborhoodBackbone):
         self.patch_embed = ConvStem(in_chans, embed_dim, **dd)
         self.levels = nn.ModuleList(levels)
         self._build_head(in_chans, num_classes, global_pool, drop_rate, norm_layer, feature_info, out_norms, **dd)
+        for module in self.modules():
+            if isinstance(module, AttentionBlock):  # without effect at first, as the convolutions
+                nn.init.zeros_(module.attn.proj.weight)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return normed features ``[B, ceil(H / 32), ceil(W / 32), C]`` of images ``[B, in_chans, H, W]``."""
