@@ -1,10 +1,10 @@
-"""Photographs of single objects, with image labels and boxes, cut from detection data: for weakly supervised localization.
+"""Cut objects with image labels and boxes out of detection data, for weakly supervised localization.
 
     python benchmarks/object_crops.py data/coco128 data/raccoon --out data/objects
 
 Each folder is in COCO format, with `*_train*.json` and `*_val*.json`, and images in `images/PART`. The classes are the
-supercategories of COCO with the most objects; raccoons are animals. Each object with sides of at least 40 pixels gives a
-crop of 1.3 to 2.5 times its size at a random place around it. Written are `OUT/{train,val}/CLASS/*.jpg`, as for
+supercategories of COCO with the most objects; raccoons are animals. Each object with sides of at least 40 pixels gives
+a crop of 1.3 to 2.5 times its size at a random place around it. Written are `OUT/{train,val}/CLASS/*.jpg`, as for
 `cam_dinat-pico_folders_custom`, and `boxes.csv` with all boxes of the class in each crop. Crops for training and for
 validation are from different photographs.
 """
