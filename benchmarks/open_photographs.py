@@ -66,7 +66,9 @@ LARGEST = 64 << 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("data/photos"), help="output folder")
-    out = parser.parse_args().out
+    parser.add_argument("--coco", type=Path, help="folder with images of COCO train2017 (default: they are downloaded)")
+    args = parser.parse_args()
+    out = args.out
     for split in ("train", "heldout"):
         (out / split).mkdir(parents=True, exist_ok=True)
 
@@ -81,7 +83,8 @@ def main() -> None:
     for name, digest in STDLIB_NAMES.items():
         _store(out, f"{name}.jpg", _member(_get(STDLIB.format(name), digest), "/data/image.jpg"))
     for number in COCO_IDS:
-        _store(out, f"{number:012d}.jpg", _get(COCO.format(number)))
+        name = f"{number:012d}.jpg"
+        _store(out, name, (args.coco / name).read_bytes() if args.coco else _get(COCO.format(number)))
     for name in ("china.jpg", "flower.jpg"):  # CC BY 2.0
         _store(out, name, Path(sklearn.datasets.__file__).with_name("images").joinpath(name).read_bytes())
     for split in ("train", "heldout"):
