@@ -1,8 +1,10 @@
 """The queue and its thread."""
 
 import threading
+import time
 
 import pytest
+import torch
 
 from visionattn.serve.worker import BusyError, Worker
 
@@ -59,4 +61,65 @@ def test_places_are_given_back():
     with pytest.raises(KeyError), worker.admit(3):
         raise KeyError
     assert worker.admitted == 0
+    worker.stop()
+
+
+def test_a_running_call_ends_when_nobody_waits_for_it():
+    worker, started, ended = Worker(5), threading.Event(), threading.Event()
+
+    class Step(torch.nn.Module):
+        def forward(self, x):
+            started.set()
+            time.sleep(0.01)
+            return x
+
+    model = torch.nn.Sequential(*(Step() for _ in range(3000)))
+
+    def run(items):
+        try:
+            return [model(item) for item in items]
+        finally:
+            ended.set()
+
+    slow = worker.submit("slow", run, 0)
+    assert started.wait(10)
+    assert not slow.cancel()  # it is running
+    assert ended.wait(10)  # all steps would take 30 s
+    assert worker.submit("next", lambda items: items, 1).result(10) == 1
+    worker.stop()
+
+
+def test_a_call_goes_on_while_one_of_its_results_is_wanted():
+    worker, hold, go = Worker(5), threading.Event(), threading.Event()
+    worker.submit("hold", lambda items: [go.wait(10)], None)
+    started = threading.Event()
+
+    class Step(torch.nn.Module):
+        def forward(self, x):
+            started.set()
+            hold.wait(10)
+            return x
+
+    model = torch.nn.Sequential(Step(), Step())
+    unwanted, wanted = (worker.submit("key", lambda items: [model(x) for x in items], n, 2) for n in (1, 2))
+    go.set()
+    assert started.wait(10)
+    unwanted.cancel()
+    hold.set()
+    assert wanted.result(10) == 2
+    worker.stop()
+
+
+def test_modules_of_other_threads_are_not_stopped():
+    worker, started, go = Worker(5), threading.Event(), threading.Event()
+
+    def run(items):
+        started.set()
+        return [go.wait(10)]
+
+    running = worker.submit("key", run, 0)
+    assert started.wait(10)
+    running.cancel()
+    assert torch.nn.Identity()(3) == 3
+    go.set()
     worker.stop()

@@ -8,11 +8,27 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch.nn.modules.module import register_module_forward_pre_hook
+
 __all__ = ["BusyError", "Worker"]
 
 
 class BusyError(Exception):
     """The queue is full."""
+
+
+class AbandonedError(Exception):
+    """Nobody waits for the results of the running call."""
+
+
+class _Result(Future):
+    """A future that knows whether it was cancelled while it was running, too."""
+
+    abandoned = False
+
+    def cancel(self) -> bool:
+        self.abandoned = True
+        return super().cancel()
 
 
 @dataclass
@@ -21,14 +37,15 @@ class _Task:
     run: Callable[[Sequence[Any]], Sequence[Any]]
     item: Any
     limit: int
-    future: Future = field(default_factory=Future)
+    future: _Result = field(default_factory=_Result)
 
 
 class Worker:
     """Runs tasks in one thread, the oldest first.
 
     PyTorch uses all cores, or the whole GPU, for one call, so that several threads would not be faster. Also, reading
-    attention weights replaces functions of PyTorch for the time of a call.
+    attention weights replaces functions of PyTorch for the time of a call. A call whose futures were all cancelled ends
+    before its next module of PyTorch.
 
     Args:
         capacity: number of items that may be admitted at one time.
@@ -40,6 +57,8 @@ class Worker:
         self._tasks: deque[_Task] = deque()
         self._changed = threading.Condition()
         self._stopped = False
+        self._running: list[_Task] = []
+        self._hook = register_module_forward_pre_hook(self._check)
         self._thread = threading.Thread(target=self._work, name="visionattn-worker", daemon=True)
         self._thread.start()
 
@@ -66,7 +85,7 @@ class Worker:
                 self._admitted -= count
 
     def submit(self, key: Any, run: Callable[[Sequence[Any]], Sequence[Any]], item: Any, limit: int = 1) -> Future:
-        """Add an item to the queue, and return its result as a future; a cancelled one does not run.
+        """Add an item to the queue, and return its result as a future; a cancelled one does not run, or stops.
 
         Args:
             key: items with equal keys may share a call.
@@ -92,6 +111,14 @@ class Worker:
             self._tasks.clear()
             self._changed.notify()
         self._thread.join(timeout=10)
+        self._hook.remove()
+
+    def _check(self, module: Any, inputs: Any) -> None:
+        """Called before each forward pass of a module, in any thread."""
+        if not self._running or threading.current_thread() is not self._thread:
+            return
+        if all(task.future.abandoned for task in self._running):
+            raise AbandonedError
 
     def _next(self) -> list[_Task]:
         """Wait for a task, and return it with the others of its key; an empty list ends the thread."""
@@ -110,8 +137,10 @@ class Worker:
     def _work(self) -> None:
         while batch := self._next():
             running = [task for task in batch if task.future.set_running_or_notify_cancel()]
+            self._running = running
             if running:
                 _run(running)
+            self._running = []
             del batch, running  # so that the images are freed while the thread waits
 
 
@@ -119,8 +148,9 @@ def _run(tasks: Sequence[_Task]) -> None:
     try:
         results = tasks[0].run([task.item for task in tasks])
     except Exception as error:
-        if len(tasks) == 1:
-            tasks[0].future.set_exception(error)
+        if len(tasks) == 1 or isinstance(error, AbandonedError):
+            for task in tasks:
+                task.future.set_exception(error)
             return
         for task in tasks:  # find out which of the items it is
             _run([task])
