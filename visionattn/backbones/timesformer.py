@@ -4,18 +4,15 @@ Bertasius et al., "Is Space-Time Attention All You Need for Video Understanding?
 "Seeing the Pose in the Pixels" (arXiv 2306.09331). Parameter names are those of the published checkpoints.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import (
     DropPath,
     Mlp,
     PatchEmbed,
-    register_notrace_function,
     register_notrace_module,
     trunc_normal_,
 )
@@ -26,12 +23,22 @@ from torch import Tensor, nn
 
 from visionattn.backbones._backbone import NormLayer, drop_path_rates
 from visionattn.backbones._conversion import Conversion, backbone_tensors
+from visionattn.backbones._timesformer_parts import (
+    add_embeddings,
+    call,
+    check_arguments,
+    init_linear,
+    initialize_temporal,
+    pose_masks,
+    resize_positions,
+    resize_times,
+    to_frames,
+)
 from visionattn.backbones._weights import checkpoint_filter_fn
-from visionattn.layers.pose_attention import ATTENTIONS, JointHead, PoseBlock, PoseBlocks
+from visionattn.layers.pose_attention import JointHead, PoseBlock, PoseBlocks
 
 __all__ = ["TimeSformer", "TimeSformerBlock"]
 
-LAYOUTS = ("tyx", "legacy")
 POOLS = ("token", "avg", "")
 
 
@@ -156,7 +163,9 @@ class TimeSformer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check(depth, embed_dim, num_heads, paab, paab_attention, num_pose_blocks, paat, num_joints, mask_layout)
+        check_arguments(
+            depth, embed_dim, num_heads, paab, paab_attention, num_pose_blocks, paat, num_joints, mask_layout
+        )
         if global_pool not in POOLS:
             raise ValueError(f"`global_pool` must be one of {POOLS}, got {global_pool!r}")
         dd = {"device": device, "dtype": dtype}
@@ -195,11 +204,11 @@ class TimeSformer(nn.Module):
 
     def init_weights(self) -> None:
         """Initialize with a truncated normal; temporal branches start at zero, which leaves frames independent."""
-        self.apply(partial(_init_linear, std=self.init_std))
+        self.apply(partial(init_linear, std=self.init_std))
         for block in self.blocks:
             nn.init.zeros_(block.temporal_fc.weight)
         for place in self.paat:
-            self.blocks[place - 1].pose_blocks.apply(_init_linear)
+            self.blocks[place - 1].pose_blocks.apply(init_linear)
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
 
@@ -235,7 +244,7 @@ class TimeSformer(nn.Module):
         self.num_classes = num_classes
         like = {"device": self.cls_token.device, "dtype": self.cls_token.dtype}
         self.head = nn.Linear(self.num_features, num_classes, **like) if num_classes else nn.Identity()
-        _init_linear(self.head)
+        init_linear(self.head)
         self.head.train(self.training)
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,7 +268,7 @@ class TimeSformer(nn.Module):
             attention = self.blocks[self.paab[0] - 1].pose_blocks[0].attention
             size = tuple(self.patch_embed.patch_size)
             mask, attended = pose_masks(pose, patches, x, size, self.mask_layout, attention)
-        run = checkpoint if self.grad_checkpointing and not torch.jit.is_scripting() else _call
+        run = checkpoint if self.grad_checkpointing and not torch.jit.is_scripting() else call
         kept, found = [], []
         for index, block in enumerate(self.blocks if last is None else self.blocks[: last + 1]):
             cls, patches = run(block, cls, patches)
@@ -357,7 +366,7 @@ class TimeSformer(nn.Module):
         conversion = backbone_tensors(state_dict)
         given, own = conversion.state_dict, self.state_dict()
         if not any(".temporal_attn." in name for name in given):
-            _initialize_temporal(conversion, own)
+            initialize_temporal(conversion, own)
         for name in [n for n in given if n.startswith(("head_dist.", "dist_token"))]:
             conversion.drop(name, "used for distillation only")
         for name in [n for n in given if ".pose_blocks." in n and n not in own]:
@@ -370,119 +379,13 @@ class TimeSformer(nn.Module):
         for name in ("pos_embed", "time_embed"):
             if name in given and name in own and given[name].shape != own[name].shape and given[name].ndim == 3:
                 if name == "pos_embed":
-                    resized = _resize_positions(given[name], self.patch_embed.grid_size)
+                    resized = resize_positions(given[name], self.patch_embed.grid_size)
                 else:
-                    resized = _resize_times(given[name], own[name].shape[1])
+                    resized = resize_times(given[name], own[name].shape[1])
                 if resized is not None and resized.shape == own[name].shape:
                     conversion.interpolated[name] = f"{given[name].shape[1]} to {own[name].shape[1]}"
                     given[name] = resized
         return conversion
-
-
-@register_notrace_function  # torch.fx does not wrap functions whose names start with an underscore
-def to_frames(x: Tensor) -> Tensor:
-    """Return the frames ``[B * T, C, H, W]`` of clips or images."""
-    if x.ndim not in (4, 5):
-        raise ValueError(f"`x` must be [B, channels, T, H, W] or [B, channels, H, W], got shape {tuple(x.shape)}")
-    return x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
-
-
-@register_notrace_function
-def add_embeddings(
-    patches: Tensor,
-    x: Tensor,
-    pos_embed: Tensor,
-    time_embed: Tensor,
-    grid_size: tuple[int, int],
-    patch_size: tuple[int, int],
-) -> Tensor:
-    """Add position and time embeddings to the patches ``[B * T, N, C]`` of clips `x`; returns ``[B, N, T, C]``."""
-    table = pos_embed[:, 1:]
-    rows, columns = (-(-side // patch) for side, patch in zip(x.shape[-2:], patch_size, strict=True))
-    if (rows, columns) != grid_size:
-        grid = table.transpose(1, 2).unflatten(2, grid_size)
-        table = F.interpolate(grid, (rows, columns), mode="nearest").flatten(2).transpose(1, 2)
-    T = x.shape[2] if x.ndim == 5 else 1
-    if time_embed.shape[1] != T:
-        time_embed = F.interpolate(time_embed.transpose(1, 2), T, mode="nearest").transpose(1, 2)
-    return (patches + table).unflatten(0, (x.shape[0], T)).transpose(1, 2) + time_embed[:, None]
-
-
-@register_notrace_function
-def pose_masks(
-    pose: Tensor | None, patches: Tensor, x: Tensor, patch_size: tuple[int, int], layout: str, attention: str
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the mask ``[B, N, T]`` of the patches to replace and, for the published code, the attention mask."""
-    if pose is None:  # in traced graphs, which always have the argument
-        return None, None
-    B, N, T, _ = patches.shape
-    flat = layout == "legacy" and pose.ndim == 2
-    grid = (-(-side // patch) for side, patch in zip(x.shape[-2:], patch_size, strict=True))
-    expected = (B, T * N) if flat else (B, T, *grid)
-    if tuple(pose.shape) != expected:
-        raise ValueError(f"`pose` must have shape {expected} for this clip, got {tuple(pose.shape)}")
-    if layout == "tyx":
-        return pose.flatten(2).transpose(1, 2), None
-    vector = pose if flat else pose.transpose(2, 3).reshape(B, T * N)
-    replaced = vector.view(B, N, T)
-    return replaced, replaced if attention == "joint" else vector.view(B, T, N).transpose(1, 2)
-
-
-def _call(module: nn.Module, *inputs: Any) -> Any:
-    return module(*inputs)
-
-
-def _init_linear(module: nn.Module, std: float = 0.02) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=std)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _check(
-    depth: int, dim: int, heads: int, paab: Sequence[int], attention: str, number: int, paat: Sequence[int],
-    joints: int, layout: str,
-) -> None:  # fmt: skip
-    if dim % heads:
-        raise ValueError(f"`embed_dim` must be a multiple of `num_heads`={heads}, got {dim}")
-    for name, places in (("paab", paab), ("paat", paat)):
-        if any(isinstance(p, bool) or not isinstance(p, int) or not 1 <= p <= depth for p in places):
-            raise ValueError(f"`{name}` must be block numbers in 1..{depth}, got {tuple(places)}")
-        if len(set(places)) != len(places):
-            raise ValueError(f"`{name}` must not contain a block twice, got {tuple(places)}")
-    if set(paab) & set(paat):
-        raise ValueError(f"`paab` and `paat` must not share a block, got {tuple(paab)} and {tuple(paat)}")
-    for name, value, allowed in (("paab_attention", attention, ATTENTIONS), ("mask_layout", layout, LAYOUTS)):
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}")
-    for name, value in (("num_pose_blocks", number), ("num_joints", joints)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
-
-
-def _initialize_temporal(conversion: Conversion, own: Mapping[str, Tensor]) -> None:
-    """Initialize temporal attention and norms from the spatial ones of an image ViT."""
-    given = conversion.state_dict
-    for name in list(given):
-        found = re.fullmatch(r"(blocks\.\d+)\.(attn|norm1)\.(.+)", name)
-        if found:
-            given[f"{found[1]}.temporal_{found[2]}.{found[3]}"] = given[name].clone()
-    for name in own:
-        if (".temporal_fc." in name and ".pose_blocks." not in name) or name == "time_embed":
-            conversion.missing[name] = "the checkpoint is of an image model"
-
-
-def _resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor | None:
-    side = round((table.shape[1] - 1) ** 0.5)
-    if side * side + 1 != table.shape[1]:
-        return None
-    patches = table[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-    resized = F.interpolate(patches.float(), grid, mode="nearest").to(table.dtype)
-    return torch.cat([table[:, :1], resized.flatten(2).transpose(1, 2)], 1)
-
-
-def _resize_times(table: Tensor, frames: int) -> Tensor:
-    return F.interpolate(table.float().transpose(1, 2), frames, mode="nearest").transpose(1, 2).to(table.dtype)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
