@@ -57,7 +57,7 @@ def trained() -> str:
         cells = [first["data"], metric, values, seeds, f"{first['iterations']}, {minutes:.0f} min", first["machine"]]
         rows.append([*cells, first["date"], f"`{command}`{note}"])
     columns = ("data", "metric", "value", "seeds", "iterations, time", "machine", "date", "command")
-    return markdown(columns, rows)
+    return markdown(columns, rows) if rows else ""
 
 
 def comparison() -> str:
