@@ -211,7 +211,8 @@ class Comparison:
         lengths = {model: round(budget / cost) for model, cost in costs.items()}
         self.all([(model, "grid", 0, rate, lengths[model] // 4) for rate in RATES for model in MODELS])
         rates = self.rates()
-        self.all([(model, "time", 0, rates[model], lengths[model]) for model in MODELS])
+        likely = sorted(MODELS, key=lambda model: -max(float(row["value"]) for row in self.found("grid", model=model)))
+        self.all([(model, "time", 0, rates[model], lengths[model]) for model in likely])
         order = sorted(MODELS, key=lambda model: -float(self.found("time", model=model, seed=0)[0]["value"]))
         first = next(iter(MODELS))
         chosen = [*order[:3], *([first] if first not in order[:3] else [])]
