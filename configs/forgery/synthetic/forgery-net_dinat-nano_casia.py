@@ -12,11 +12,6 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs", meta_keys=meta_keys),
 ]
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="visionattn.LoadForgeryMask"),
-    dict(type="PackSegInputs", meta_keys=meta_keys),
-]
 train_dataloader = dict(
     _delete_=True,
     batch_size=8,
@@ -31,17 +26,8 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    _delete_=True,
-    batch_size=1,
-    num_workers=0,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="visionattn.ForgeryDataset",
-        layout="mani",
-        data_root="data/casia/test",
-        with_authentic=True,
-        pipeline=test_pipeline,
-    ),
+    batch_size=1,  # of two sizes
+    dataset=dict(layout="mani", data_root="data/casia/test", with_authentic=True),
 )
 test_dataloader = val_dataloader
 max_iters = 1000
