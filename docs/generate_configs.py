@@ -85,7 +85,6 @@ DATASETS = {
     "brgen": "BR-Gen",
     "synthetic": "synthetic forgeries",
     "photographs": "synthetic forgeries",
-    "casia": "CASIA v1",
     "smarthome": "Toyota Smarthome",
     "ntu60": "NTU RGB+D 60",
     "nucla": "NW-UCLA",
