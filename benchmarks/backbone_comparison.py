@@ -118,18 +118,18 @@ def iteration_cost(config: Path) -> float:
     return statistics.median(b - a for a, b in itertools.pairwise(moments[4:]))
 
 
-def measure_costs(task: str, data: Path, out: Path) -> dict[str, float]:
-    """CPU seconds per iteration of all models: the lower of two rounds over the models."""
+def measure_costs(task: str, models: list[str], data: Path, out: Path) -> dict[str, float]:
+    """CPU seconds per iteration of the models: the lower of two rounds over them."""
     rounds: list[dict[str, float]] = [{}, {}]
     for number, costs in enumerate(rounds):
-        for model in MODELS:
+        for model in models:
             folder = out / f"{task}-{model}-cost{number}"
             config = write_config(task, model, 1.0, 17, data, folder)
             words = [sys.executable, __file__, str(data), "--cost", str(config)]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
             costs[model] = float(done.stdout.split()[-1])
-    return {model: min(costs[model] for costs in rounds) for model in MODELS}
+    return {model: min(costs[model] for costs in rounds) for model in models}
 
 
 class Comparison:
@@ -165,11 +165,9 @@ class Comparison:
 
     def costs(self) -> dict[str, float]:
         """CPU seconds per iteration of each model, measured at the first call."""
-        rows = self.found("cost")
-        if {row["model"] for row in rows} != set(MODELS):
-            for model, seconds in measure_costs(self.task, self.data, self.out).items():
-                if model not in {row["model"] for row in rows}:
-                    self.add(model, "cost", cpu_seconds_per_iteration=round(seconds, 4))
+        missing = [model for model in MODELS if not self.found("cost", model=model)]
+        for model, seconds in measure_costs(self.task, missing, self.data, self.out).items():
+            self.add(model, "cost", cpu_seconds_per_iteration=round(seconds, 4))
         return {row["model"]: float(row["cpu_seconds_per_iteration"]) for row in self.found("cost")}
 
     def run(self, model: str, rule: str, seed: int, rate: float, iterations: int) -> None:

@@ -139,6 +139,8 @@ class HybridDiNAT(NeighborhoodBackbone):
     """
 
     STAGES = "levels"
+    OUT_NORM = False
+    """Dense models need no layer norms of the outputs, since all blocks end with a batch norm."""
 
     def __init__(
         self,

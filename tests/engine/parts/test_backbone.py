@@ -63,6 +63,11 @@ def test_dense_norms_of_our_transformers(indices):
         assert normed.is_contiguous()
 
 
+def test_models_whose_blocks_end_with_a_norm_have_no_output_norms_unless_asked():
+    assert not Backbone("dinat_nano").out_norm
+    assert Backbone("dinat_nano", out_norm=True).out_norm
+
+
 def test_dense_norms_of_biformer(tmp_path):
     """They have another name in its checkpoints, and another epsilon."""
     small = {"embed_dim": 16, "depths": (1, 1, 1, 1), "head_dim": 8}

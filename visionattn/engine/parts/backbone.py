@@ -44,7 +44,8 @@ class Backbone(BaseModule):
         norm_eval: keep batch norms in eval mode, so that their statistics do not change.
         out_norm: apply a LayerNorm over the channels to each output, named ``norm0`` and so on by level, as in the
             published dense models of NAT, DiNAT and DaViT. The input of the next level is not normalized. None, the
-            default, enables it for channels-last models of this package (NAT, DiNAT, ...) and for all DaViT models.
+            default, enables it for channels-last models of this package (NAT, DiNAT, ...), except for ``dinat_nano``,
+            whose blocks end with a batch norm, and for all DaViT models.
         plugins: attention modules that replace those of the timm model or are inserted into it, applied in order after
             pretrained weights of the original model are loaded; see `visionattn.engine.parts.plugins`. ``pretrained``
             may also be a checkpoint of the model with these modules. Frozen stages include their new modules.
@@ -90,7 +91,9 @@ class Backbone(BaseModule):
         entrypoint = timm.models.model_entrypoint(bare_name(model_name))
         own = entrypoint.__module__.startswith("visionattn.")
         if out_norm is None:  # models with `out_norms` have their own
-            published = (own and _works_channels_last(self.net)) or is_davit(self.net)
+            inner = getattr(self.net, "model", self.net)
+            published = own and _works_channels_last(self.net) and getattr(inner, "OUT_NORM", True)
+            published = published or is_davit(self.net)
             out_norm = published and not kwargs.get("out_norms")
         self.out_norm = bool(out_norm)
         if self.out_norm:
