@@ -1,4 +1,4 @@
-"""Write docs/results.md, and the six lines of it in README.md, from the CSV files in benchmarks/results.
+"""Write docs/results.md from the CSV files in benchmarks/results.
 
 python docs/generate_results.py [--check]
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TARGET, README, RESULTS = ROOT / "docs/results.md", ROOT / "README.md", ROOT / "benchmarks/results"
+TARGET, RESULTS = ROOT / "docs/results.md", ROOT / "benchmarks/results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from backbone_comparison import TASKS, table  # noqa: E402
@@ -33,7 +33,6 @@ KERNELS = {  # file: title, columns that tell the cases
     "pose_attention": ("attention to poses", ("attention", "clips", "patches", "share")),
     "super_resolution": ("CATANet", ("model", "input")),
 }
-MARKERS = "<!-- results: begin -->\n", "<!-- results: end -->"
 
 
 def markdown(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -70,9 +69,7 @@ def comparison() -> str:
 def search() -> str:
     """The changes on the way to the small backbones, in their order."""
     rows = read_rows(RESULTS / "backbone_search.csv")
-    columns = [name for name in rows[0] if name not in ("stem", "levels")]
-    names = [name.replace("_", " ") for name in columns]
-    return markdown(names, [[row[name] for name in columns] for row in rows])
+    return markdown([name.replace("_", " ") for name in rows[0]], [row.values() for row in rows])
 
 
 def fastest_peers(name: str) -> dict[str, list[tuple[float, str]]]:

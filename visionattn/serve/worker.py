@@ -85,7 +85,7 @@ class Worker:
                 self._admitted -= count
 
     def submit(self, key: Any, run: Callable[[Sequence[Any]], Sequence[Any]], item: Any, limit: int = 1) -> Future:
-        """Add an item to the queue, and return its result as a future; a cancelled one does not run, or stops.
+        """Add an item to the queue, and return its result as a future; cancel it if the result is not needed any more.
 
         Args:
             key: items with equal keys may share a call.

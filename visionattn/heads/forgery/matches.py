@@ -20,11 +20,11 @@ __all__ = ["SelfMatch"]
 PATCH = 16
 STRIDE = 4
 ORDER = 5
-"""Coefficients of luma whose horizontal and vertical frequency have a sum of at most this describe a patch."""
+"""Coefficients of luma that describe a patch: both frequencies are below this, and their sum is at most this."""
 CHROMA = 1.5
 """Weight of the two lowest frequencies of each chroma channel."""
 FLAT = 20.0
-"""Norm of the coefficients in gray levels below which patches count as flat, without matches."""
+"""Added to the norm of the coefficients, in gray levels, so that nearly flat patches have low similarities."""
 NEAR = 6
 """Cells: matches are at least this far away in one direction, since neighboring patches overlap and are alike."""
 WINDOW = 7
@@ -32,8 +32,8 @@ BLOCKS = 16
 
 
 def _basis() -> tuple[Tensor, Tensor]:
-    """DCT basis functions as filters: of luma ``[19, 1, 16, 16]`` and of a chroma channel ``[2, 1, 16, 16]``."""
-    k, i = torch.arange(float(ORDER + 1))[:, None], torch.arange(float(PATCH))[None, :]
+    """DCT basis functions as filters: of luma ``[18, 1, 16, 16]`` and of a chroma channel ``[2, 1, 16, 16]``."""
+    k, i = torch.arange(float(ORDER))[:, None], torch.arange(float(PATCH))[None, :]
     scale = torch.where(k == 0, math.sqrt(1 / PATCH), math.sqrt(2 / PATCH))
     basis = scale * torch.cos(math.pi * (2 * i + 1) * k / (2 * PATCH))
     filters = torch.einsum("ai,bj->abij", basis, basis)
@@ -49,8 +49,8 @@ class SelfMatch(nn.Module):
     found as well.
 
     Args:
-        limit: largest number of cells. Larger images are reduced before, since the time is quadratic in the cells;
-            not in exported programs.
+        limit: largest number of cells. Larger images are reduced to it before the comparison, since its time is
+            quadratic in the number of cells. Exported programs do not reduce images.
     """
 
     stride = STRIDE

@@ -186,7 +186,7 @@ def _body(
     bias: Any,
     scale: Any,
     mask: Any,
-    lowest: Any,
+    largest_gap: Any,
     return_lse: bool,
     name: str,
 ) -> ir.Graph:
@@ -213,7 +213,7 @@ def _body(
     scores = call("Add", scores, call("Unsqueeze", masks, second))
     # exp(-60) is zero beside a sum of at least 1. Lower scores, -inf above all, give subnormal numbers in the softmax
     # of ONNX Runtime, which took 13 times as long with them on an Intel Xeon.
-    scores = call("Max", scores, call("Sub", call("ReduceMax", scores, last, keepdims=1), lowest))
+    scores = call("Max", scores, call("Sub", call("ReduceMax", scores, last, keepdims=1), largest_gap))
     out = call("MatMul", call("Softmax", scores, axis=-1), v)
     if return_lse:
         out = call("Concat", out, call("ReduceLogSumExp", scores, last, keepdims=1), axis=-1)
