@@ -8,9 +8,9 @@ again as JPEG of quality 90, since the tables of the original files tell the cla
 Au).
 
 Printed are the scores on the test half of a predictor that marks every pixel, of one that always predicts the mean of
-the training masks, resized to the image, and of the offset map of `SelfMatch`, with which nothing is learned; the latter
-for spliced photographs (``Sp_D``) and copy-move forgeries (``Sp_S``), with the AUC of its 20 highest values between these
-and the authentic photographs.
+the training masks, resized to the image, and of the offset map of `SelfMatch`, with which nothing is learned. The last
+one is scored on spliced photographs (``Sp_D``) and copy-move forgeries (``Sp_S``) apart, with the AUC of its 20 highest
+values between these and the authentic photographs.
 """
 
 import argparse
