@@ -110,6 +110,43 @@ def exported() -> str:
     return markdown(("model", "input", "dynamic", "time", "peak memory", "machine"), rows)
 
 
+def quantized() -> str:
+    rows = [
+        [row["model"], row["precision"], row["metric"], row["float32_value"], row["value"],
+         f"{float(row['cpu_ms']) / float(row['float32_cpu_ms']):.2f}", row["mib"], row["machine"]]
+        for row in read_rows(RESULTS / "onnx_quantized.csv")
+    ]  # fmt: skip
+    columns = ("model", "precision", "metric", "in float32", "value", "CPU time, relative", "MiB", "machine")
+    return markdown(columns, rows)
+
+
+def actions() -> str:
+    """Top-1 of the test clips, over the seeds of each model."""
+    found: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for row in read_rows(RESULTS / "pose_actions.csv"):
+        if row["split"] == "test":
+            found[row["model"], row["points"] or "not used", row["machine"]].append(row)
+    rows = [
+        [model, points, spread([float(row["Top1"]) for row in runs]), len(runs), runs[0]["iteration"], machine]
+        for (model, points, machine), runs in found.items()
+    ]
+    return markdown(("model", "keypoints in testing", "top-1", "seeds", "iterations", "machine"), rows)
+
+
+def channel_attention() -> str:
+    """Box AP with and without ELA, over the seeds."""
+    found: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in read_rows(RESULTS / "ela_detection.csv"):
+        if row["iteration"] == row["of"]:
+            found[row["model"], row["machine"]].append(row)
+    rows = [
+        [{"plain": "ResNet-18", "ela": "ResNet-18 with ELA"}[model], spread([float(row["AP"]) for row in runs]),
+         len(runs), runs[0]["iteration"], machine]
+        for (model, machine), runs in found.items()
+    ]  # fmt: skip
+    return markdown(("backbone", "AP on BCCD", "seeds", "iterations", "machine"), rows)
+
+
 SECTIONS = {
     "Trained models": ("", trained),
     "Backbones at equal cost": (
@@ -132,6 +169,21 @@ SECTIONS = {
         "ONNX Runtime relative to the same model in PyTorch with this package's kernels: "
         "`python benchmarks/onnx_speed.py`.",
         exported,
+    ),
+    "Quantized files": (
+        "ONNX files of the models of the package in float16 and int8 (`visionattn export --half` or `--int8`), on the "
+        "validation data: `python benchmarks/onnx_quantized.py`.",
+        quantized,
+    ),
+    "Actions with poses": (
+        "Synthetic clips, in which only the given keypoints tell which of two figures counts ([pose](pose.md)): "
+        "`python benchmarks/pose_actions.py RUNS`.",
+        actions,
+    ),
+    "ELA in a ResNet": (
+        "Channel and position attention of ELA, trained from random weights ([modules](attention_modules.md)): "
+        "`python benchmarks/ela_detection.py DATA`.",
+        channel_attention,
     ),
 }
 

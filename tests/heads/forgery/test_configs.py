@@ -53,6 +53,10 @@ def home(tmp_path_factory) -> Path:
             write(home / f"data/brgen/{split}/Au/COCO_{index}.png", photo())
             write(home / f"data/brgen/{split}/Tp/MAT_Stuff_COCO_{index}.png", photo())
             write(home / f"data/brgen/{split}/Gt/MAT_Stuff_COCO_{index}_mask.png", mask)
+        for split in ("train", "test"):
+            write(home / f"data/casia/{split}/Au/Au_{index}.jpg", photo())
+            write(home / f"data/casia/{split}/Tp/Sp_{index}.jpg", photo())
+            write(home / f"data/casia/{split}/Gt/Sp_{index}.png", mask)
         write(home / f"data/forgery/Columbia/Tp/{index}.png", photo())
         write(home / f"data/forgery/Columbia/Gt/{index}_gt.png", mask)
     write(home / "data/forged/val/masks/1.png", mask)
