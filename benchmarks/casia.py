@@ -1,31 +1,42 @@
-"""Prepare CASIA v1 for `visionattn.ForgeryDataset` and score predictors that do not look at the image.
+"""Prepare CASIA v1 for `visionattn.ForgeryDataset`, and score predictors on half of it: results/casia.csv.
 
     python benchmarks/casia.py data/casia1 --out data/casia
+    python benchmarks/casia.py data/casia1 --out data/casia --models forgery fine-tuned=work_dirs/RUN
 
 The folder has `pairs.csv`, `images`, `masks` and `authentic`. All files, forged and authentic, are decoded and saved
 again as JPEG of quality 90, since the tables of the original files tell the classes apart. ``OUT/train`` and
 ``OUT/test`` get half of the authentic photographs each, with all forgeries made from them (layout ``mani``: Tp, Gt and
 Au).
 
-Printed are the scores on the test half of a predictor that marks every pixel, of one that always predicts the mean of
-the training masks, resized to the image, and of the offset map of `SelfMatch`, with which nothing is learned. The last
-one is scored on spliced photographs (``Sp_D``) and copy-move forgeries (``Sp_S``) apart, with the AUC of its 20 highest
-values between these and the authentic photographs.
+The scores are those of the test half, for spliced photographs (``Sp_D``), copy-move forgeries (``Sp_S``) and both:
+pixel metrics are means over forged images at a threshold of 0.5, and the image AUC is that of the forged photographs
+of the kind among the authentic ones. Three predictors learn nothing from images: one marks every pixel, one always
+predicts the mean of the training masks, resized to the image, and one is the offset map of `SelfMatch`, with the mean
+of its 20 highest values as the score of the image. ``--models`` adds models of the package and training runs.
 """
 
 import argparse
 import csv
+import datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from common import RESULTS, machine, read_rows, write_csv
 
+import visionattn
 from visionattn.heads.forgery.matches import SelfMatch
 from visionattn.heads.forgery.metrics import binary_auc, pixel_scores
 from visionattn.heads.forgery.noise import MEAN, STD
+from visionattn.inference import Predictor
 
+CSV = RESULTS / "casia.csv"
 SIDE = 64
+KINDS = {"spliced": ("Sp_D",), "copy-move": ("Sp_S",), "both": ("Sp_D", "Sp_S")}
+Method = Callable[[Path], tuple[np.ndarray, float]]
+"""Returns the map of an image, with any size, and its score."""
 
 
 def save(source: Path, target: Path, quality: int) -> None:
@@ -50,42 +61,65 @@ def prepare(data: Path, out: Path, quality: int, seed: int) -> None:
         save(data / name, out / half / "Au" / f"{Path(name).stem}.jpg", quality)
 
 
-def masks(folder: Path) -> list[np.ndarray]:
-    return [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 127 for path in sorted(folder.glob("*.png"))]
+def read_mask(path: Path) -> np.ndarray:
+    return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 127
 
 
-def mean_scores(prediction: np.ndarray, truths: list[np.ndarray]) -> dict[str, float]:
-    """Means over images of a fixed map, which is resized to each of them."""
-    scores = []
-    for truth in truths:
-        resized = cv2.resize(prediction, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        scores.append(pixel_scores(resized, truth))
-    return {name: float(np.nanmean([score[name] for score in scores])) for name in ("f1", "iou", "auc")}
+def resize(prediction: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return cv2.resize(prediction, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def consistency(paths: list[Path]) -> list[np.ndarray]:
-    """Return the offset map of each image."""
-    module, maps = SelfMatch(), []
+def mean_mask(folder: Path) -> np.ndarray:
+    """The mean of masks; the threshold with the best F1 on them becomes 0.5."""
+    truths = [read_mask(path) for path in sorted(folder.glob("*.png"))]
+    small = [cv2.resize(truth.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA) for truth in truths]
+    mean = np.mean(small, axis=0)
+
+    def f1(level: float) -> float:
+        return float(np.nanmean([pixel_scores(resize(mean * 0.5 / level, t.shape), t)["f1"] for t in truths]))
+
+    return np.clip(mean * 0.5 / max(np.linspace(0.05, 0.5, 10), key=f1), 0, 1).astype(np.float32)
+
+
+def matches() -> Method:
+    module = SelfMatch()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    for path in paths:
+
+    def method(path: Path) -> tuple[np.ndarray, float]:
         pixels = torch.from_numpy(cv2.imread(str(path))[:, :, ::-1].copy()).permute(2, 0, 1) / 255
-        maps.append(module(((pixels - mean) / std)[None])[0, 1].numpy())
-    return maps
+        found = module(((pixels - mean) / std)[None])[0, 1].numpy()
+        return found, float(np.sort(found.ravel())[-20:].mean())
+
+    return method
 
 
-def score_matches(folder: Path) -> None:
-    """Print the scores of the offset map."""
-    highest = [float(np.sort(found.ravel())[-20:].mean()) for found in consistency(sorted(folder.glob("Au/*.jpg")))]
-    for kind in ("Sp_D", "Sp_S"):
-        paths = sorted(folder.glob(f"Tp/{kind}*.jpg"))
-        maps = consistency(paths)
-        truths = [cv2.imread(str(folder / "Gt" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) > 127 for path in paths]
-        scores = [pixel_scores(cv2.resize(m, t.shape[::-1]), t) for m, t in zip(maps, truths, strict=True)]
-        means = {key: np.nanmean([score[key] for score in scores]) for key in ("f1", "auc")}
-        forged = [float(np.sort(found.ravel())[-20:].mean()) for found in maps]
-        image_auc = binary_auc(np.array(forged + highest), np.array([1] * len(forged) + [0] * len(highest)))
-        text = " ".join(f"{key} {value:.3f}" for key, value in means.items())
-        print(f"matches, {kind}: {text} image auc {image_auc:.3f} ({len(paths)} photographs)")
+def trained(source: str) -> Method:
+    """A model of the package, or a training run."""
+    predictor = Predictor.from_run(source) if Path(source).is_dir() else Predictor.from_pretrained(source)
+
+    def method(path: Path) -> tuple[np.ndarray, float]:
+        prediction = predictor(str(path))
+        return prediction.heatmap, float(prediction.forgery_score)
+
+    return method
+
+
+def score(method: Method, folder: Path) -> dict[str, dict[str, float]]:
+    """The metrics of each kind of forgery."""
+    authentic = [method(path)[1] for path in sorted(folder.glob("Au/*.jpg"))]
+    forged = {path: method(path) for path in sorted(folder.glob("Tp/*.jpg"))}
+    found = {}
+    for kind, starts in KINDS.items():
+        paths = [path for path in forged if path.stem.startswith(starts)]
+        truths = [read_mask(folder / "Gt" / f"{path.stem}.png") for path in paths]
+        scores = [
+            pixel_scores(resize(forged[path][0], truth.shape), truth) for path, truth in zip(paths, truths, strict=True)
+        ]
+        found[kind] = {f"pixel_{key}": float(np.nanmean([one[key] for one in scores])) for key in ("f1", "iou", "auc")}
+        values = [forged[path][1] for path in paths] + authentic
+        found[kind]["image_auc"] = binary_auc(np.array(values), np.array([1] * len(paths) + [0] * len(authentic)))
+        found[kind]["forged"] = len(paths)
+    return found
 
 
 def main() -> None:
@@ -94,18 +128,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/casia"))
     parser.add_argument("--quality", type=int, default=90)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models", nargs="*", default=[], metavar="[TEXT=]NAME_OR_RUN", help="only score these")
     args = parser.parse_args()
-    prepare(args.data, args.out, args.quality, args.seed)
-    train, test = (masks(args.out / half / "Gt") for half in ("train", "test"))
-    small = [cv2.resize(mask.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA) for mask in train]
-    prior = np.mean(small, axis=0)
-    # the threshold with the best F1 on the training half becomes 0.5
-    best = max(np.linspace(0.05, 0.5, 10), key=lambda level: mean_scores(prior * 0.5 / level, train)["f1"])
-    for name, fixed in (("all pixels", np.ones((SIDE, SIDE))), ("mean of the masks", prior * 0.5 / best)):
-        scores = mean_scores(np.clip(fixed, 0, 1).astype(np.float32), test)
-        print(f"{name:18}", *(f"{key} {value:.3f}" for key, value in scores.items()))
-    score_matches(args.out / "test")
-    print(f"{len(train)} forged photographs for training, {len(test)} for testing")
+    if not args.out.exists():
+        prepare(args.data, args.out, args.quality, args.seed)
+    if args.models:
+        named = [model.rsplit("=", 1) for model in args.models]
+        methods = {words[0]: trained(words[-1]) for words in named}
+    else:
+        prior = mean_mask(args.out / "train/Gt")
+        methods = {
+            "all pixels": lambda path: (np.ones((SIDE, SIDE), np.float32), 0.5),
+            "mean of the training masks": lambda path: (prior, 0.5),
+            "matches of patches": matches(),
+        }
+    rows: list[dict] = list(read_rows(CSV))
+    for name, method in methods.items():
+        rows = [row for row in rows if row["predictor"] != name]
+        for kind, values in score(method, args.out / "test").items():
+            numbers = {key: round(value, 3) for key, value in values.items()}
+            print(f"{name}, {kind}:", *(f"{key} {value}" for key, value in numbers.items()), flush=True)
+            constant = {"machine": machine(), "visionattn": visionattn.__version__, "quality": args.quality}
+            date = datetime.date.today().isoformat()
+            rows.append({"predictor": name, "forgeries": kind} | numbers | constant | {"date": date})
+    write_csv(CSV, rows)
 
 
 if __name__ == "__main__":

@@ -42,20 +42,22 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def trained() -> str:
-    """Trained models: one row per command and metric."""
-    runs: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    """Trained models: one row per command."""
+    runs: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in read_rows(RESULTS / "trained.csv"):
-        runs[row["command"].replace(f"--seed {row['seed']}", "--seed N"), row["metric"]].append(row)
+        runs[row["command"].replace(f"--seed {row['seed']}", "--seed N")].append(row)
     rows = []
-    for (command, metric), found in runs.items():
+    for command, found in runs.items():
         first = found[0]
+        values: dict[str, list[float]] = defaultdict(list)
+        for row in found:
+            values[row["metric"]].append(float(row["value"]))
+        result = ", ".join(f"{metric} {spread(numbers)}" for metric, numbers in values.items())
         seeds = ", ".join(sorted({row["seed"] for row in found}))
         minutes = statistics.mean(float(row["minutes"]) for row in found)
-        values = spread([float(row["value"]) for row in found])
-        note = f" {first['note']}" if first["note"] else ""
-        cells = [first["data"], metric, values, seeds, f"{first['iterations']}, {minutes:.0f} min", first["machine"]]
-        rows.append([*cells, first["date"], f"`{command}`{note}"])
-    columns = ("data", "metric", "value", "seeds", "iterations, time", "machine", "date", "command")
+        cells = [first["data"], result, first["note"], seeds, f"{first['iterations']}, {minutes:.0f} min"]
+        rows.append([*cells, first["machine"], first["date"], f"`{command}`"])
+    columns = ("data", "result", "note", "seeds", "iterations, time", "machine", "date", "command")
     return markdown(columns, rows) if rows else ""
 
 

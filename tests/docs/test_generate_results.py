@@ -37,9 +37,11 @@ def test_the_fastest_peer_of_each_case_counts_and_slower_cases_are_listed(result
 def test_seeds_of_a_command_are_one_row(results, tmp_path, monkeypatch):
     rows = ["data,config,seed,iterations,metric,value,minutes,command,note,machine,date"]
     for seed, value in ((0, 0.5), (1, 0.6)):
-        rows.append(f"bccd,c,{seed},100,AP,{value},10,visionattn train c --seed {seed},,CPU,2026-11-30")
+        for metric, number in (("AP", value), ("AP50", value + 0.3)):
+            rows.append(f"bccd,c,{seed},100,{metric},{number},10,visionattn train c --seed {seed},small,CPU,2026-11-30")
     (tmp_path / "trained.csv").write_text("\n".join(rows))
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     (line,) = results.trained().splitlines()[2:]
-    assert line.startswith("| bccd | AP | 0.550 (0.500 to 0.600) | 0, 1 | 100, 10 min | CPU |")
+    result = "AP 0.550 (0.500 to 0.600), AP50 0.850 (0.800 to 0.900)"
+    assert line.startswith(f"| bccd | {result} | small | 0, 1 | 100, 10 min | CPU |")
     assert "`visionattn train c --seed N`" in line
