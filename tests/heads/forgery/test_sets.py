@@ -89,14 +89,16 @@ def test_brgen_splits(tmp_path):
 
     both = [("COCO_00012", False), ("COCO_00012", True)]
     assert sources("train2017/00012.jpg\n") == both  # the name of the original dataset
-    assert sources("\ufeffCOCO_00012.png\r\n\r\nunknown.jpg") == both
+    with pytest.warns(UserWarning, match=r"list\.txt: 1 of its 2 names are not images of .*, such as unknown"):
+        assert sources("\ufeffCOCO_00012.png\r\n\r\nunknown.jpg") == both
     assert sources('["00012.jpg", "Places_x_5.png"]', "list.json") == [
         ("COCO_00012", False), ("Places_x_5", False), ("COCO_00012", True), ("Places_x_5", True),
     ]  # fmt: skip
     (tmp_path / "lists" / "list.json").unlink()
     (tmp_path / "lists" / "more").mkdir()
     (tmp_path / "lists" / "more" / "Places_image_list.txt").write_text("x_5.jpg\n")
-    assert len(read_brgen(tmp_path, names=tmp_path / "lists")) == 4
+    with pytest.warns(UserWarning, match="lists: 1 of its 3 names"):
+        assert len(read_brgen(tmp_path, names=tmp_path / "lists")) == 4
     with pytest.raises(DataError, match="none of its 1 names is an image of"):
         sources("00099.jpg")
     with pytest.raises(DataError, match="must contain names of images, got 7"):

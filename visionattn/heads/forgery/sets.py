@@ -3,6 +3,7 @@
 Each reader returns `ForgeryItem` records without reading pixels.
 """
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def read_brgen(
         names: list of the authentic images of a split, to which the images and their forgeries are restricted: a text
             file with one file name per line, as the ``*_image_list.txt`` of the dataset, a JSON list of names, or a
             folder of such files. Directories and suffixes of the names are ignored, and so is the prefix of the
-            origin, such as ``COCO_``, if they have none.
+            origin, such as ``COCO_``, if they have none. A warning tells how many names are not in the folder.
 
     Raises:
         DataError: if a folder, mask or list is missing or malformed, the name of a forged image has another format, or
@@ -134,6 +135,13 @@ def read_brgen(
         forged = [item for item in forged if _is_listed(item.source or "", listed)]
         if not forged and not authentic:
             raise DataError(f"{names}: none of its {len(listed)} names is an image of {folder}")
+        stems = {*(path.stem for path in authentic), *(item.source or "" for item in forged)}
+        absent = sorted(listed - stems - {stem.partition("_")[2] for stem in stems})
+        if absent:
+            warnings.warn(
+                f"{names}: {len(absent)} of its {len(listed)} names are not images of {folder}, such as {absent[0]}",
+                stacklevel=2,
+            )
     if balanced and len(forged) > len(authentic):
         if not authentic:
             raise DataError(f"{folder}: `balanced` needs authentic images in Au/, got none")
