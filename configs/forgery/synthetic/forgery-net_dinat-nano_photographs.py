@@ -40,8 +40,8 @@ train_dataloader = dict(
 )
 val_dataloader = dict(dataset=dict(data_root="data/forged/cut"))
 test_dataloader = val_dataloader
-max_iters = 4000
-train_cfg = dict(max_iters=max_iters, val_interval=2000)
+max_iters = 3000
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", eta_min=2e-5, by_epoch=False, begin=100, end=max_iters, T_max=max_iters - 100),
