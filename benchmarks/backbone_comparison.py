@@ -27,7 +27,7 @@ from typing import Any
 
 import timm
 import torch
-from common import RESULTS, machine, read_rows
+from common import RESULTS, machine, read_rows, spread
 
 import visionattn
 from visionattn.engine.train.curve import read_records
@@ -222,24 +222,32 @@ class Comparison:
 def table(task: str, rows: list[dict[str, str]]) -> str:
     """A Markdown table of one task: equal time, with mean and range over the seeds, and equal iterations."""
     rows = [row for row in rows if row["task"] == task]
-    timed = {model: [row for row in rows if row["model"] == model and row["rule"] == "time"] for model in MODELS}
-    timed = {model: found for model, found in timed.items() if found}
-    mean = {model: statistics.mean(float(row["value"]) for row in found) for model, found in timed.items()}
-    equal = {row["model"]: row for row in rows if row["rule"] == "iterations"}
+
+    def values(model: str, rule: str) -> list[float]:
+        return [float(row["value"]) for row in rows if row["model"] == model and row["rule"] == rule]
+
+    timed = {row["model"]: row for row in rows if row["rule"] == "time"}
+    first = next(iter(MODELS))
+    minutes = max(int(row["iterations"]) * float(row["cpu_seconds_per_iteration"]) for row in timed.values()) / 60
     lines = [
-        f"| {TASKS[task][2]} on {task} | equal time | seeds | iterations | equal iterations | learning rate | "
-        "backbone, M parameters | CPU s per iteration |",
-        "|---" * 8 + "|",
+        f"| {TASKS[task][2]} on {task} | {minutes:.0f} minutes | seeds | {minutes / 4:.1f} minutes | learning rate | "
+        f"iterations in {minutes:.0f} minutes | as many iterations as {first} | backbone, M parameters | "
+        "CPU s per iteration |",
+        "|---" * 9 + "|",
     ]
-    for model in sorted(mean, key=lambda name: -mean[name]):
-        found = timed[model]
-        values = [float(row["value"]) for row in found]
-        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-        other = equal.get(model, found[0] if model == next(iter(MODELS)) else None)
+    grid = {model: max(values(model, "grid"), default=0.0) for model in MODELS}
+    means = {model: statistics.mean(values(model, "time")) if model in timed else 0.0 for model in MODELS}
+    for model in sorted(MODELS, key=lambda name: (-means[name], -grid[name])):
+        cost = next((row for row in rows if row["model"] == model and row["rule"] == "cost"), None)
+        if cost is None:
+            continue
+        equal = values(model, "iterations") or (values(model, "time")[:1] if model == first else [])
+        row = timed.get(model)
         cells = [
-            model, f"{mean[model]:.3f}{spread}", len(values), found[0]["iterations"],
-            f"{float(other['value']):.3f}" if other else "", f"{found[0]['rate']}x",
-            f"{int(found[0]['backbone_parameters']) / 1e6:.2f}", found[0]["cpu_seconds_per_iteration"],
+            model, spread(values(model, "time")) if row else "", len(values(model, "time")) or "",
+            spread([grid[model]]) if grid[model] else "", f"{row['rate']}x" if row else "",
+            row["iterations"] if row else "", spread(equal) if equal else "",
+            f"{int(cost['backbone_parameters']) / 1e6:.2f}", f"{float(cost['cpu_seconds_per_iteration']):.3f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

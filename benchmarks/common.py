@@ -87,3 +87,12 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     print(f"wrote {path}")
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean over seeds, with the range of two and more; one decimal for percentages, three for fractions."""
+    digits = 1 if max(values) > 2 else 3
+    mean = f"{statistics.mean(values):{sign}.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):{sign}.{digits}f} to {max(values):{sign}.{digits}f})"

@@ -9,13 +9,12 @@ Times are those of the iterations, without validations, and depend on what else 
 
 import argparse
 import csv
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-from common import RESULTS, machine
+from common import RESULTS, machine, spread
 
 from visionattn import __version__
 from visionattn.engine.config.load import load_config
@@ -92,10 +91,6 @@ def table(rows: list[dict]) -> str:
         cells = [spread([a[key] - b[key] for a, b in pairs], "+") for key in ("AP", "AP50", "AP75")]
         lines.append(f"| difference | {len(pairs)} | {' | '.join(cells)} | |")
     return "\n".join(lines)
-
-
-def spread(values: list[float], sign: str = "") -> str:
-    return f"{statistics.mean(values):{sign}.3f} ({min(values):{sign}.3f} to {max(values):{sign}.3f})"
 
 
 def main() -> None:

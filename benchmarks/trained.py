@@ -8,7 +8,6 @@ of the iterations, without validations and the loading of the first batch; it de
 
 import argparse
 import csv
-import statistics
 from pathlib import Path
 
 import torch
@@ -53,13 +52,6 @@ def rows_of(folder: Path, command: str, note: str) -> list[dict[str, object]]:
     }  # fmt: skip
     found = {name: last["val"][name] for name in REPORTED if name in last["val"]}
     return [common | {"metric": name, "value": round(value, 4)} for name, value in found.items()]
-
-
-def spread(values: list[float]) -> str:
-    """Mean of the seeds, with the range of two and more."""
-    digits = 1 if max(values) > 2 else 3  # percentages and fractions
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:
