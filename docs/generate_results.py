@@ -172,9 +172,10 @@ SECTIONS = {
     "Trained models": ("", trained),
     "Backbones at equal cost": (
         "The same head, data, augmentation and optimizer for all; the learning rate of each is the best of three. "
-        "`python benchmarks/backbone_comparison.py DATA` trains them and prints these tables. Times are CPU times of one "
-        "thread. The short runs only choose the learning rate; on CamVid, those of the models of timm have a fifth more "
-        "iterations than the costs in the table allow, since they were made on a faster machine.",
+        "`python benchmarks/backbone_comparison.py DATA` trains them and prints these tables. Times are CPU times of "
+        "one thread. The short runs only choose the learning rate; on CamVid, those of the models of timm and of "
+        "dinat_pico have 7 to 28 % more iterations than the costs in the table allow, since they were made on a faster "
+        "machine.",
         comparison,
     ),
     "When to use another backbone": ("", other_backbones),
