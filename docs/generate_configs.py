@@ -116,8 +116,7 @@ TRAINED = {
     "atss_resnet18-ela_fpn_bccd": "AP 0.392, without ELA 0.395, 3 seeds, 400 iterations "
     "([modules](../docs/attention_modules.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",
-    "semantic-fpn_dinat-pico_camvid": "mIoU 24.1, 3 seeds ([CamVid](../docs/trained.md#camvid))",
-    "semantic-fpn_resnet18_camvid": "mIoU 28.4, 3 seeds ([CamVid](../docs/trained.md#camvid))",
+    "semantic-fpn_dinat-nano_camvid": "mIoU 61.7 ([CamVid](../docs/trained.md#camvid))",
     "mask-rcnn_dinat-pico_fpn_nuclei": "mask AP 0.534 ([page](../docs/trained.md#nuclei))",
 }
 
