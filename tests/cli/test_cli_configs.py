@@ -25,8 +25,8 @@ def test_list(capsys):
     (line,) = [n for n, text in enumerate(lines) if text.split()[:1] == ["upernet_nat-mini_8xb2-160k_ade20k-512x512"]]
     assert line > heading
     assert lines[line].endswith("UPerHead, nat_mini.in1k, ADE20K; published: 45.1")
-    (line,) = [text for text in lines if text.split()[:1] == ["semantic-fpn_dinat-pico_camvid"]]
-    assert line.endswith("FPNHead, dinat_pico, CamVid; mIoU 24.1, 3 seeds")
+    (line,) = [text for text in lines if text.split()[:1] == ["semantic-fpn_dinat-nano_camvid"]]
+    assert line.endswith("FPNHead, dinat_nano, CamVid; mIoU 61.7")
 
 
 def test_json(capsys):

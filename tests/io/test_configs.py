@@ -24,7 +24,10 @@ def test_the_index_lists_every_config():
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
-        ("semantic-fpn_*_camvid", ["semantic-fpn_dinat-pico_camvid", "semantic-fpn_resnet18_camvid"]),
+        (
+            "semantic-fpn_*_camvid",
+            ["semantic-fpn_dinat-nano_camvid", "semantic-fpn_dinat-pico_camvid", "semantic-fpn_resnet18_camvid"],
+        ),
         ("SEMANTIC-fpn_resnet*", ["semantic-fpn_resnet18_camvid"]),
         ("waymo", ["scatterformer_1xb4-40e_kitti", "scatterformer_8xb4-24e_waymo"]),  # by the backbone too
         (f"{NAME}.py", [NAME]),
