@@ -131,6 +131,20 @@ def exported() -> str:
     return markdown(("model", "input", "dynamic", "time", "peak memory", "machine"), rows)
 
 
+def forgeries() -> str:
+    """Scores on the half of CASIA v1 for testing: one row per predictor, with its scores for each kind of forgery."""
+    found: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for row in read_rows(RESULTS / "casia.csv"):
+        found[row["predictor"], row["machine"], row["date"]].append(row)
+    kinds = " / ".join(row["forgeries"] for row in next(iter(found.values())))
+    rows = []
+    for (predictor, *rest), scores in found.items():
+        cells = (" / ".join(row[name] for row in scores) for name in ("pixel_f1", "pixel_auc", "image_auc"))
+        rows.append([predictor, *cells, *rest])
+    columns = ("pixel F1", "pixel AUC", "image AUC")
+    return markdown(("predictor", *(f"{name}: {kinds}" for name in columns), "machine", "date"), rows)
+
+
 def quantized() -> str:
     rows = [
         [row["model"], row["precision"], row["metric"], row["float32_value"], row["value"],
@@ -184,6 +198,11 @@ SECTIONS = {
         "minutes of CPU time on one core, seed 0 only: differences of one or two points are not more than those "
         "between seeds.",
         search,
+    ),
+    "Forgeries made by people": (
+        "64 spliced photographs and 64 copy-move forgeries of CASIA v1, and the authentic photographs of the same "
+        "half, saved again as JPEG of quality 90: `python benchmarks/casia.py FOLDER` ([forgery](forgery.md)).",
+        forgeries,
     ),
     "Kernels on a CPU": (
         "Time of the fastest alternative relative to this package, in one run for each case. Above 1, this package is "

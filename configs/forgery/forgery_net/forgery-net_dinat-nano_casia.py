@@ -23,7 +23,7 @@ train_dataloader = dict(
 )
 val_dataloader = dict(batch_size=1, dataset=dict(data_root="data/casia/test", **casia))
 test_dataloader = val_dataloader
-max_iters = 1000
+max_iters = 600
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
