@@ -326,7 +326,8 @@ def test_mask_config_trains_and_predicts(file, mask_folders, tmp_path, capsys):
         main(["browse", str(run / file.name), "--number", "1", "--out", str(tmp_path / "seen"), "--split", "val"]) == 0
     )
     seen = [cv2.imread(str(path)).shape for path in (tmp_path / "seen").glob("*.png")]
-    assert seen == [(240, 320, 3)], "the map is drawn at the size of the image that the model sees"
+    width, height = load_config(file).scale
+    assert seen == [(height, width, 3)], "the map is drawn at the size of the image that the model sees"
     assert main(["test", str(run)]) == 0, capsys.readouterr().err
     tested = json.loads((run / "test" / "results.json").read_text())
     assert tested["metrics"]["mIoU"] == pytest.approx(records[-1]["val"]["mIoU"])
