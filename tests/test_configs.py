@@ -326,7 +326,7 @@ def test_mask_config_trains_and_predicts(file, mask_folders, tmp_path, capsys):
         main(["browse", str(run / file.name), "--number", "1", "--out", str(tmp_path / "seen"), "--split", "val"]) == 0
     )
     seen = [cv2.imread(str(path)).shape for path in (tmp_path / "seen").glob("*.png")]
-    width, height = load_config(file).scale
+    width, height = load_config(run / file.name).scale
     assert seen == [(height, width, 3)], "the map is drawn at the size of the image that the model sees"
     assert main(["test", str(run)]) == 0, capsys.readouterr().err
     tested = json.loads((run / "test" / "results.json").read_text())
