@@ -94,24 +94,31 @@ class SelfMatch(nn.Module):
             found = self._match(self.describe(x))
         return found if found.shape[2:] == size else F.interpolate(found, size, mode="bilinear", align_corners=False)
 
+    @staticmethod
+    def _near(size: int, device: torch.device) -> Tensor:
+        """Pairs of rows or columns that are too near to be compared, bool ``[size, size]``."""
+        position = torch.arange(size, device=device)
+        return (position[:, None] - position).abs() < NEAR
+
     def _match(self, patches: Tensor) -> Tensor:
         batch, _, height, width = patches.shape
         norm = patches.square().sum(1, keepdim=True).sqrt()
         cells = (patches / (norm + FLAT)).flatten(2).transpose(1, 2)  # [B, N, C]
         row = torch.arange(height, device=cells.device)[:, None].expand(height, width).flatten()
         column = torch.arange(width, device=cells.device).expand(height, width).flatten()
+        close_rows, close_columns = (self._near(size, cells.device) for size in (height, width))
         best, offsets = [], []
         # all rows are compared in blocks, since the matrix of all similarities can take gigabytes
         step = (height * width + BLOCKS - 1) // BLOCKS
         padded = F.pad(cells, (0, 0, 0, step * BLOCKS - height * width)).unflatten(1, (BLOCKS, step))
         places = F.pad(torch.stack([row, column]), (0, step * BLOCKS - height * width)).unflatten(1, (BLOCKS, step))
         for block in range(BLOCKS):
-            here = places[:, block, :, None]
-            near = ((here[0] - row).abs() < NEAR) & ((here[1] - column).abs() < NEAR)
+            here = places[:, block]
+            near = (close_rows[here[0], :, None] & close_columns[here[1], None, :]).flatten(1)
             similarity = padded[:, block] @ cells.transpose(1, 2)
             value, match = similarity.masked_fill(near, -1.0).max(-1)  # [B, step]
             best.append(value)
-            offsets.append(torch.stack([row[match] - here[0, :, 0], column[match] - here[1, :, 0]], 1))
+            offsets.append(torch.stack([row[match] - here[0], column[match] - here[1]], 1))
         value = torch.cat(best, 1)[:, : height * width].view(batch, 1, height, width)
         offset = torch.cat(offsets, 2)[..., : height * width].view(batch, 2, height, width).to(cells.dtype)
         around = F.pad(offset, [WINDOW // 2] * 4, value=1e6)
