@@ -220,13 +220,18 @@ class Comparison:
 
 
 def table(task: str, rows: list[dict[str, str]]) -> str:
-    """A Markdown table of one task: equal time, with mean and range over the seeds, and equal iterations."""
+    """A Markdown table of one task: equal time, with mean and range over the seeds, and equal iterations.
+
+    Models whose long runs are missing come last, with the best value of their short runs.
+    """
     rows = [row for row in rows if row["task"] == task]
 
     def values(model: str, rule: str) -> list[float]:
         return [float(row["value"]) for row in rows if row["model"] == model and row["rule"] == rule]
 
     timed = {row["model"]: row for row in rows if row["rule"] == "time"}
+    if not timed:
+        return f"{task}: no runs yet"
     first = next(iter(MODELS))
     minutes = max(int(row["iterations"]) * float(row["cpu_seconds_per_iteration"]) for row in timed.values()) / 60
     lines = [

@@ -12,7 +12,8 @@ The scores are those of the test half, for spliced photographs (``Sp_D``), copy-
 pixel metrics are means over forged images at a threshold of 0.5, and the image AUC is that of the forged photographs
 of the kind among the authentic ones. Three predictors learn nothing from images: one marks every pixel, one always
 predicts the mean of the training masks, resized to the image, and one is the offset map of `SelfMatch`, with the mean
-of its 20 highest values as the score of the image. ``--models`` adds models of the package and training runs.
+of its 20 highest values as the score of the image. ``--models`` scores models of the package and training runs
+instead. An existing OUT is used as it is.
 """
 
 import argparse
@@ -33,32 +34,33 @@ from visionattn.heads.forgery.noise import MEAN, STD
 from visionattn.inference import Predictor
 
 CSV = RESULTS / "casia.csv"
+QUALITY, SEED = 90, 0
 SIDE = 64
 KINDS = {"spliced": ("Sp_D",), "copy-move": ("Sp_S",), "both": ("Sp_D", "Sp_S")}
 Method = Callable[[Path], tuple[np.ndarray, float]]
 """Returns the map of an image, with any size, and its score."""
 
 
-def save(source: Path, target: Path, quality: int) -> None:
+def save(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(target), cv2.imread(str(source)), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    cv2.imwrite(str(target), cv2.imread(str(source)), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
 
 
-def prepare(data: Path, out: Path, quality: int, seed: int) -> None:
+def prepare(data: Path, out: Path) -> None:
     """Write both halves."""
     with (data / "pairs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = sorted({row["authentic"] for row in rows} - {""})
-    order = np.random.default_rng(seed).permutation(len(names))
+    order = np.random.default_rng(SEED).permutation(len(names))
     halves = {names[i]: ("train", "test")[place % 2] for place, i in enumerate(order)}
     for row in rows:
         folder, stem = out / halves.get(row["authentic"], "train"), Path(row["image"]).stem
-        save(data / row["image"], folder / "Tp" / f"{stem}.jpg", quality)
+        save(data / row["image"], folder / "Tp" / f"{stem}.jpg")
         mask = cv2.imread(str(data / row["mask"]), cv2.IMREAD_GRAYSCALE)
         (folder / "Gt").mkdir(exist_ok=True)
         cv2.imwrite(str(folder / "Gt" / f"{stem}.png"), np.where(mask > 127, 255, 0).astype(np.uint8))
     for name, half in halves.items():
-        save(data / name, out / half / "Au" / f"{Path(name).stem}.jpg", quality)
+        save(data / name, out / half / "Au" / f"{Path(name).stem}.jpg")
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -126,12 +128,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("data/casia"))
-    parser.add_argument("--quality", type=int, default=90)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", nargs="*", default=[], metavar="[TEXT=]NAME_OR_RUN", help="only score these")
     args = parser.parse_args()
     if not args.out.exists():
-        prepare(args.data, args.out, args.quality, args.seed)
+        prepare(args.data, args.out)
     if args.models:
         named = [model.rsplit("=", 1) for model in args.models]
         methods = {words[0]: trained(words[-1]) for words in named}
@@ -148,7 +148,7 @@ def main() -> None:
         for kind, values in score(method, args.out / "test").items():
             numbers = {key: round(value, 3) for key, value in values.items()}
             print(f"{name}, {kind}:", *(f"{key} {value}" for key, value in numbers.items()), flush=True)
-            constant = {"machine": machine(), "visionattn": visionattn.__version__, "quality": args.quality}
+            constant = {"machine": machine(), "visionattn": visionattn.__version__, "quality": QUALITY}
             date = datetime.date.today().isoformat()
             rows.append({"predictor": name, "forgeries": kind} | numbers | constant | {"date": date})
     write_csv(CSV, rows)

@@ -84,7 +84,8 @@ def other_backbones() -> str:
   {best("resnet10t", "time")} and {best("dinat_nano", "time")}.
 - **A GPU**: the speed of these small networks there is not known. The costs above are those of one CPU thread.
 - **Published results matter**: use `dinat_mini` and larger, whose weights and figures are the authors'.
-- `dinat_pico`, all attention, is kept for its trained models; `dinat_nano` learns faster and costs less."""
+- **Many small objects with masks**: on nuclei, `dinat_pico` with attention in all levels is better than `dinat_nano`
+  (see the trained models), at a higher cost per iteration."""
 
 
 def search() -> str:

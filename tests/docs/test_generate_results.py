@@ -45,3 +45,27 @@ def test_seeds_of_a_command_are_one_row(results, tmp_path, monkeypatch):
     result = "AP 0.550 (0.500 to 0.600), AP50 0.850 (0.800 to 0.900)"
     assert line.startswith(f"| bccd | {result} | small | 0, 1 | 100, 10 min | CPU |")
     assert "`visionattn train c --seed N`" in line
+
+
+def test_table_of_backbones_with_runs_that_are_missing(results):
+    def row(model, rule, value="", seed="0", iterations="100"):
+        return {
+            "task": "camvid", "model": model, "rule": rule, "value": value, "seed": seed, "iterations": iterations,
+            "rate": "1.0", "cpu_seconds_per_iteration": "6.0", "backbone_parameters": "2000000",
+        }  # fmt: skip
+
+    assert results.table("bccd", [row("resnet18", "cost")]) == "bccd: no runs yet"
+    rows = [row(model, "cost") for model in ("resnet18", "dinat_nano", "fastvit_t8")]
+    rows += [row("resnet18", "grid", "40", iterations="25"), row("resnet18", "grid", "45", iterations="25")]
+    rows += [
+        row("dinat_nano", "time", "50"),
+        row("fastvit_t8", "time", "52"),
+        row("fastvit_t8", "time", "56", seed="1"),
+    ]
+    head, _, *lines = results.table("camvid", rows).splitlines()
+    assert "| 10 minutes | seeds | 2.5 minutes |" in head
+    assert [line.split(" | ")[:4] for line in lines] == [
+        ["| fastvit_t8", "54.0 (52.0 to 56.0)", "2", ""],
+        ["| dinat_nano", "50.0", "1", ""],
+        ["| resnet18", "", "", "45.0"],
+    ]
