@@ -18,13 +18,18 @@ def small(scale=2, **changes):
     return CATANet(scale, **(SMALL | changes)).eval()
 
 
-def test_recorded_models(shared_dir):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_recorded_models(shared_dir, dtype):
+    """One recorded model has a token whose two best centers differ in similarity by 4e-8, which is below the precision
+    of float32: the rounding of the CPU decides, so that this model is compared in float64 alone."""
     spec = importlib.util.spec_from_file_location("fill", shared_dir / "parity/fill.py")
     fill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill)
     files = sorted((shared_dir / "parity/catanet").glob("catanet_full_*.pt"))
     assert files
     for file in files:
+        if dtype == torch.float32 and file.stem == "catanet_full_x2_uninitialised_33x31":
+            continue
         record = torch.load(file, weights_only=True)
         model = CATANet(record["meta"]["cfg"]["upscale"], overlap="published").eval()
         weights = fill.official_state_dict(record)
@@ -32,14 +37,14 @@ def test_recorded_models(shared_dir):
         initted = torch.tensor(record["meta"]["initted"])
         model.load_state_dict(weights | {f"blocks.{i}.0.initted": initted for i in range(8)})
         assert sum(p.numel() for p in model.parameters()) == record["n_params"]
-        x = fill.fixture_input(record).requires_grad_()
-        y = model(x)
+        x = fill.fixture_input(record).to(dtype).requires_grad_()
+        y = model.to(dtype)(x).float()
         stride, expected = record.get("output_stride", 1), record["outputs"][0]
         tolerance = 1e-5 * max(1, float(expected.abs().max()))
         torch.testing.assert_close(y[..., ::stride, ::stride], expected, rtol=0, atol=tolerance)
         fill.loss([y]).backward()
         largest = float(record["grad_input_sub37"].abs().max())
-        torch.testing.assert_close(x.grad.flatten()[::37], record["grad_input_sub37"], rtol=0, atol=1e-4 * largest)
+        torch.testing.assert_close(x.grad.float().flatten()[::37], record["grad_input_sub37"], rtol=0, atol=1e-4 * largest)
         norms = {name: float(p.grad.norm()) for name, p in model.named_parameters()}
         assert norms == pytest.approx(record["grad_norms"], rel=1e-4)
 
