@@ -5,6 +5,8 @@
 #   --operations splice copy_move removal resample --feather 0 --colour-match 0
 _base_ = "./forgery-net_dinat-pico_synthetic.py"
 
+# copied regions are found by comparison of patches, without training; validation takes longer
+model = dict(copies=True)
 crop_size = (144, 144)
 hard_edges = dict(
     type="visionattn.ForgeImage",

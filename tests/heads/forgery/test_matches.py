@@ -51,6 +51,21 @@ def test_flat_patches_have_no_matches():
     assert contrast.max() < 1e-3
 
 
+def test_regions_of_a_copy_are_marked_and_other_images_are_not():
+    image, module = scene(160, 192), SelfMatch()
+    plain, score = module.copies(normalized(image))
+    assert plain.max() <= score.item() < -2
+    image[..., 90:150, 110:170] = image[..., 10:70, 20:80]
+    pixels, score = module.copies(normalized(image))
+    assert pixels.shape == (1, 1, 160, 192)
+    assert score > 2
+    both = torch.zeros(160, 192, dtype=torch.bool)
+    both[90:150, 110:170] = both[10:70, 20:80] = True
+    marked = pixels[0, 0] > 0
+    assert (marked & both).sum() > 0.85 * both.sum()
+    assert (marked & ~both).sum() < 0.2 * both.sum()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 70), (33, 41)])
 def test_small_images_and_batches(size):
     x = torch.randn(2, 3, *size)
@@ -59,6 +74,9 @@ def test_small_images_and_batches(size):
     assert out.shape == (2, 3, -(-size[0] // 8) * 2, -(-size[1] // 8) * 2)
     torch.testing.assert_close(out[1:], module(x[1:]), atol=1e-5, rtol=1e-4)
     assert torch.isfinite(out).all()
+    pixels, score = module.copies(x)
+    assert pixels.shape == (2, 1, *size)
+    assert (score < 0).all()
 
 
 def test_large_images_are_reduced_and_copies_are_still_found():
@@ -88,12 +106,12 @@ def test_other_extractors_are_refused():
 def test_exported_for_any_size(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    module, dynamic = SelfMatch(), torch.export.Dim.DYNAMIC
+    module, dynamic = SelfMatch(limit=420), torch.export.Dim.DYNAMIC
     x = torch.randn(2, 3, 64, 88)
     program = torch.export.export(module, (x,), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},))
     torch.onnx.export(program, (x,), tmp_path / "a.onnx", dynamo=True, opset_version=18, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
-    for shape in ((1, 3, 40, 48), (3, 3, 50, 71)):
+    for shape in ((1, 3, 40, 48), (3, 3, 50, 71), (1, 3, 160, 70)):  # the last is reduced
         x = torch.randn(*shape)
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(out), module(x), atol=1e-4, rtol=1e-4)

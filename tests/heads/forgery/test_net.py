@@ -87,3 +87,24 @@ def test_wrong_arguments():
             build(**options)
     with pytest.raises(ValueError, match="must have one number for each map"):
         ForgeryNet(torch.nn.Identity(), (8, 16), (4,))
+
+
+def test_copies_are_added_to_predictions_alone():
+    """The probability of a pixel or image is 1 - (1 - p) (1 - q) for that of the network, p, and of the comparison, q."""
+    image = torch.nn.functional.interpolate(torch.randn(2, 3, 24, 33), (96, 130), mode="bicubic")
+    image[0, :, 52:96, 72:122] = image[0, :, 4:48, 12:62]
+    plain, joint = build("resnet10t", levels=(1, 2, 3, 4)), build("resnet10t", levels=(1, 2, 3, 4), copies=True)
+    assert joint.state_dict().keys() == plain.state_dict().keys()
+    joint.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        p, both = plain.eval()(image), joint.eval()(image)
+    pixels, label = (logits.sigmoid() for logits in joint.copies.copies(image))
+    torch.testing.assert_close(both.mask, 1 - (1 - p.mask) * (1 - pixels))
+    torch.testing.assert_close(both.label, 1 - (1 - p.label) * (1 - label))
+    assert label[0] > 0.9
+    assert both.mask[0, :, 20:30, 25:40].min() > 0.9
+    assert label[1] < 0.1
+    torch.manual_seed(0)
+    a = plain.train()(image).mask_logits
+    torch.manual_seed(0)
+    assert torch.equal(a, joint.train()(image).mask_logits)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionattn.heads.forgery.noise import MEAN, STD, YCC
-from visionattn.kernels.exporting import extend_to_multiple
+from visionattn.kernels.exporting import any_symbolic, extend_to_multiple
 from visionattn.kernels.transforms import full_precision
 
 __all__ = ["SelfMatch"]
@@ -28,7 +28,12 @@ FLAT = 20.0
 NEAR = 6
 """Cells: matches are at least this far away in one direction, since neighboring patches overlap and are alike."""
 WINDOW = 7
+TOP = 20
+STEEPNESS, PIXEL_LEVEL, IMAGE_LEVEL = 20.0, 0.5, 0.8
+"""Chosen by results on synthetic forgeries and half of CASIA v1, see docs/forgery.md."""
 BLOCKS = 16
+"""Blocks of the comparison in compiled and exported programs; otherwise, a block has about `BLOCK_SIZE` similarities."""
+BLOCK_SIZE = 2**19
 
 
 def _basis() -> tuple[Tensor, Tensor]:
@@ -50,7 +55,7 @@ class SelfMatch(nn.Module):
 
     Args:
         limit: largest number of cells. Larger images are reduced to it before the comparison, since its time is
-            quadratic in the number of cells. Exported programs do not reduce images.
+            quadratic in the number of cells.
     """
 
     stride = STRIDE
@@ -72,6 +77,29 @@ class SelfMatch(nn.Module):
         parts = [(planes[:, :1], self.luma), (planes[:, 1:2], self.chroma), (planes[:, 2:], self.chroma)]
         return torch.cat([F.conv2d(plane, basis, stride=STRIDE) for plane, basis in parts], 1)
 
+    def copies(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell which pixels belong to a region that occurs twice, and whether the image has one, by a fixed rule.
+
+        The logit of a pixel rises with the fraction of the cells around it that have the same offset to their matches;
+        regions are enlarged by 8 pixels, since only patches that are entirely inside have matches. The logit of the
+        image depends on the mean of the 20 highest fractions, which exceeds 0.8 in few authentic photographs, and no
+        pixel has a higher logit than the image.
+
+        Args:
+            x: see `forward`.
+
+        Returns:
+            Logits of the pixels ``[B, 1, H, W]`` and of the images ``[B]``.
+        """
+        fraction = self(x)[:, 1:2]
+        highest = F.pad(fraction.flatten(1), (0, TOP)).topk(TOP).values
+        image = STEEPNESS * (highest.mean(1) - IMAGE_LEVEL)
+        smooth = F.avg_pool2d(fraction, 5, 1, 2, count_include_pad=False)
+        pixels = STEEPNESS * (F.max_pool2d(smooth, 5, 1, 2) - PIXEL_LEVEL)
+        pixels = torch.minimum(pixels, image[:, None, None, None])
+        pixels = F.interpolate(pixels, scale_factor=STRIDE, mode="bilinear", align_corners=False)
+        return pixels[..., : x.shape[2], : x.shape[3]], image
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Compare all patches.
@@ -86,19 +114,17 @@ class SelfMatch(nn.Module):
         """
         with full_precision(x.device.type):
             x = extend_to_multiple(x.float(), 8)
-            size = (x.shape[2] // STRIDE, x.shape[3] // STRIDE)
-            if not torch.compiler.is_exporting() and size[0] * size[1] > self.limit:
-                factor = math.sqrt(self.limit / (size[0] * size[1]))
-                smaller = [max(8, int(side * factor) * STRIDE // 8 * 8) for side in size]
+            size = [side // STRIDE for side in x.shape[2:]]
+            flexible = any_symbolic(size)
+            if flexible or size[0] * size[1] > self.limit:
+                factor = torch.sym_max(1.0, (size[0] * size[1] / self.limit) ** 0.5)
+                # a little is added, since programs may compute this in single precision
+                smaller = [torch.sym_max(8, torch.sym_int(side / factor + 0.01) * STRIDE // 8 * 8) for side in size]
                 x = F.interpolate(x, smaller, mode="bilinear", antialias=True)
             found = self._match(self.describe(x))
-        return found if found.shape[2:] == size else F.interpolate(found, size, mode="bilinear", align_corners=False)
-
-    @staticmethod
-    def _near(size: int, device: torch.device) -> Tensor:
-        """Pairs of rows or columns that are too near to be compared, bool ``[size, size]``."""
-        position = torch.arange(size, device=device)
-        return (position[:, None] - position).abs() < NEAR
+        if flexible or list(found.shape[2:]) != size:
+            found = F.interpolate(found, size, mode="bilinear", align_corners=False)
+        return found
 
     def _match(self, patches: Tensor) -> Tensor:
         batch, _, height, width = patches.shape
@@ -106,17 +132,20 @@ class SelfMatch(nn.Module):
         cells = (patches / (norm + FLAT)).flatten(2).transpose(1, 2)  # [B, N, C]
         row = torch.arange(height, device=cells.device)[:, None].expand(height, width).flatten()
         column = torch.arange(width, device=cells.device).expand(height, width).flatten()
-        close_rows, close_columns = (self._near(size, cells.device) for size in (height, width))
+        distance = torch.arange(1 - NEAR, NEAR, device=cells.device)
         best, offsets = [], []
-        # all rows are compared in blocks, since the matrix of all similarities can take gigabytes
-        step = (height * width + BLOCKS - 1) // BLOCKS
-        padded = F.pad(cells, (0, 0, 0, step * BLOCKS - height * width)).unflatten(1, (BLOCKS, step))
-        places = F.pad(torch.stack([row, column]), (0, step * BLOCKS - height * width)).unflatten(1, (BLOCKS, step))
-        for block in range(BLOCKS):
+        # in blocks, since the matrix of all similarities can take gigabytes; small ones stay in the caches of CPUs
+        blocks = BLOCKS if torch.compiler.is_compiling() else max(1, (height * width) ** 2 // BLOCK_SIZE)
+        step = (height * width + blocks - 1) // blocks
+        padded = F.pad(cells, (0, 0, 0, step * blocks - height * width)).unflatten(1, (blocks, step))
+        places = F.pad(torch.stack([row, column]), (0, step * blocks - height * width)).unflatten(1, (blocks, step))
+        for block in range(blocks):
             here = places[:, block]
-            near = (close_rows[here[0], :, None] & close_columns[here[1], None, :]).flatten(1)
+            near_rows = (here[0, :, None] + distance).clamp(0, height - 1)
+            near_columns = (here[1, :, None] + distance).clamp(0, width - 1)
+            near = (near_rows[:, :, None] * width + near_columns[:, None]).flatten(1).expand(batch, -1, -1)
             similarity = padded[:, block] @ cells.transpose(1, 2)
-            value, match = similarity.masked_fill(near, -1.0).max(-1)  # [B, step]
+            value, match = similarity.scatter_(2, near, -1.0).max(-1)  # [B, step]
             best.append(value)
             offsets.append(torch.stack([row[match] - here[0], column[match] - here[1]], 1))
         value = torch.cat(best, 1)[:, : height * width].view(batch, 1, height, width)

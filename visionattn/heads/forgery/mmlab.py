@@ -101,7 +101,7 @@ class ForgeryLocalizer(ForgeryModel):
     Args:
         backbone: config of the backbone, such as ``dict(type="visionattn.Backbone", model_name="dinat_mini")``.
         noise, noise_branch, guided, fuse_noise, embed_dim: see `ForgeryNet`.
-        label_from_mask, compare_regions, image_scale, residual_maps, matches, aux: see `ForgeryNet`.
+        label_from_mask, compare_regions, image_scale, residual_maps, matches, aux, copies: see `ForgeryNet`.
         data_preprocessor, loss, threshold, score_from_mask, init_cfg: see `ForgeryModel`.
 
     Raises:
@@ -122,6 +122,7 @@ class ForgeryLocalizer(ForgeryModel):
         residual_maps: int = 48,
         matches: bool = False,
         aux: bool = True,
+        copies: bool = False,
         data_preprocessor: dict | None = None,
         loss: dict | None = None,
         threshold: float = 0.5,
@@ -133,7 +134,7 @@ class ForgeryLocalizer(ForgeryModel):
             net = ForgeryNet(
                 built, built.num_features, built.strides, noise, noise_branch, guided=guided, fuse_noise=fuse_noise,
                 embed_dim=embed_dim, label_from_mask=label_from_mask, compare_regions=compare_regions,
-                image_scale=image_scale, residual_maps=residual_maps, matches=matches, aux=aux,
+                image_scale=image_scale, residual_maps=residual_maps, matches=matches, aux=aux, copies=copies,
             )  # fmt: skip
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model: {error}") from error

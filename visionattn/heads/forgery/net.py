@@ -19,6 +19,12 @@ EXTRACTORS = ("features", "statistics", "highpass", "dncnn")
 SMALL_BRANCH = dict(dims=(24, 48, 64, 96), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 4), mlp_ratio=2.0)
 
 
+def _either(a: Tensor, b: Tensor) -> Tensor:
+    """Logits of the probability that at least one of two independent events occurs, from their logits, in float32."""
+    a = a.float()
+    return torch.logaddexp(torch.logaddexp(a, b), a + b)
+
+
 class ForgeryNet(nn.Module):
     """Any backbone combined with the components of NFA-ViT: noise branch, noise-guided attention and fusion head.
 
@@ -45,6 +51,9 @@ class ForgeryNet(nn.Module):
         matches: whether the noise branch also receives the maps of `SelfMatch`, for copied and moved regions; needs an
             extractor of stride 4, ``"statistics"`` or ``"features"``.
         aux: whether the noise branch predicts an auxiliary mask in training.
+        copies: whether predictions also mark regions that occur twice in the image, as found by `SelfMatch.copies`
+            without any learned parameter: pixels and images are forged if the network or this comparison says so. It
+            has no effect in training.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -66,6 +75,7 @@ class ForgeryNet(nn.Module):
         residual_maps: int = 48,
         matches: bool = False,
         aux: bool = True,
+        copies: bool = False,
     ) -> None:
         super().__init__()
         if matches and noise not in ("statistics", "features"):
@@ -81,6 +91,7 @@ class ForgeryNet(nn.Module):
         strides = [round(stride / image_scale) for stride in strides]
         self.backbone, self.image_scale = backbone, image_scale
         self.matches = SelfMatch() if matches else None
+        self.copies = SelfMatch() if copies else None
         self.multiple = max([*strides, STRIDES[-1]])
         self.noise_extractor = self.noise_backbone = self.aux_decoder = None
         self.guided = nn.ModuleDict()
@@ -127,7 +138,7 @@ class ForgeryNet(nn.Module):
             image: ``[B, 3, H, W]`` of any size, normalized with the ImageNet mean and standard deviation.
             noise_masks: four masks ``[B, heads_i or 1, H_i * W_i, M_i]`` that replace those of the noise branch.
         """
-        size = (image.shape[2], image.shape[3])
+        given, size = image, (image.shape[2], image.shape[3])
         image = extend_to_multiple(image, self.multiple)
         padded = (image.shape[2], image.shape[3])
         content = image
@@ -149,6 +160,10 @@ class ForgeryNet(nn.Module):
         if self.aux_decoder is not None and self.training:
             aux = F.interpolate(self.aux_decoder(noise_features), size=padded, mode="bilinear", align_corners=False)
             output.aux_logits = aux[..., : size[0], : size[1]]
+        if self.copies is not None and not self.training:
+            pixels, label = self.copies.copies(given)
+            output.mask_logits = _either(output.mask_logits, pixels)
+            output.label_logits = _either(output.label_logits, label)
         return output
 
     @staticmethod
