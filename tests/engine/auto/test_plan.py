@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("mmdet")
@@ -189,6 +190,28 @@ def test_a_model_of_the_same_classes_is_not_the_start(tmp_path):
     assert plan(tmp_path / "same", start_from="nuclei").start_from == "nuclei"
 
 
+def test_the_backbone_is_that_of_the_weights_to_start_from(tmp_path):
+    root = coco(tmp_path / "in", {"train": 4, "val": 2}, masks=(0, 1))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "tiny.py").write_text("model = dict(type='X', backbone=dict(type='Y', model_name='resnet10t'))\n")
+    torch.save({"state_dict": {}, "meta": {}}, run / "iter_1.pth")
+    starts = {
+        "blood-cells": "dinat_nano",
+        "digits": "dinat_pico",
+        "mask-rcnn_dinat-mini_3x_coco": "dinat_mini",
+        "resnet18.a1_in1k": "resnet18",
+        str(run): "resnet10t",
+    }
+    for start, backbone in starts.items():
+        made = plan(root, start_from=start, task="detection")
+        assert made.options["model.backbone.model_name"] == backbone
+        assert start in row(made, "backbone")
+    asked = plan(root, start_from="blood-cells", model="resnet18")
+    assert row(asked, "backbone") == "resnet18; as asked"
+    assert row(plan(root, start_from="weights.pth"), "backbone").startswith("dinat_pico; small")
+
+
 @pytest.mark.parametrize(("masks", "task"), [((), "detection"), ((0, 1), "instance")])
 def test_another_backbone_is_built(tmp_path, masks, task):
     from mmengine.registry import MODELS, DefaultScope
@@ -200,8 +223,6 @@ def test_another_backbone_is_built(tmp_path, masks, task):
     assert max(made.options["scale"]) == 96
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(config.model)
-    import torch
-
     features = model.extract_feat(torch.zeros(1, 3, 96, 96))
     assert {f.shape[1] for f in features} == {128}
 

@@ -118,7 +118,7 @@ def plan_training(root: str | Path, jobs: Sequence[TrainableJob], wishes: Wishes
         raise ConfigError(f"`task` must be one of {', '.join(sorted(by_name))}, got {wishes.task!r}")
     given = _custom_data(wishes.cfg_options)
     gpu = torch.cuda.is_available()
-    name, why = choose_backbone(wishes.model, gpu)
+    name, why = choose_backbone(wishes.model, gpu, wishes.start_from)
     found, given, notes = recognize(root, given)
     if wishes.task is not None:
         _check_found(root, found, by_name[wishes.task])

@@ -9,11 +9,13 @@ import timm
 
 from visionattn.data.recipes import Levels
 from visionattn.engine.config.load import load_config
+from visionattn.engine.model import find_run
 from visionattn.engine.parts.backbone import Backbone
 from visionattn.errors import ConfigError
 from visionattn.io.cache import models_dir
-from visionattn.zoo import find_model
+from visionattn.zoo import find_model, model_names
 from visionattn.zoo.backbones import published_backbones
+from visionattn.zoo.catalog import published_models
 
 __all__ = ["cached_weights", "choose_backbone", "choose_start", "levels_of"]
 
@@ -21,8 +23,13 @@ SMALL, LARGE = "dinat_pico", "dinat_mini"
 """Backbone of the models of the package, and that for GPUs if its published weights are in the cache."""
 
 
-def choose_backbone(asked: str | None, gpu: bool) -> tuple[str, str]:
+def choose_backbone(asked: str | None, gpu: bool, start: str | None = None) -> tuple[str, str]:
     """Return the name of the backbone, and why it was chosen.
+
+    Args:
+        asked: the backbone that the user wants.
+        gpu: whether there is one.
+        start: the weights that the user wants to start from.
 
     Raises:
         ConfigError: timm does not know the name.
@@ -34,9 +41,24 @@ def choose_backbone(asked: str | None, gpu: bool) -> tuple[str, str]:
             hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() has the names"
             raise ConfigError(f"`model` {asked!r} is not a backbone of timm or of this package{hint}")
         return name, "as asked"
+    if start is not None and (name := _backbone_of(start)) is not None:
+        return name, f"that of {start}, from which the training starts"
     if gpu and cached_weights(LARGE) is not None:
         return LARGE, "GPU, and its published weights are in the cache"
     return SMALL, "small; models of the package have it" if not gpu else "its weights are in the package; see --model"
+
+
+def _backbone_of(start: str) -> str | None:
+    """Return the backbone of a trained model by name, of a run or of a timm model, or None if it has none of timm."""
+    if start in model_names():
+        config = find_model(start).config
+    elif start in published_models():
+        config = published_models()[start].config
+    else:
+        config = find_run(start)[0] if Path(start).expanduser().is_dir() else None
+    backbone = load_config(config, resolve_data=False).model.get("backbone") if config else {"model_name": start}
+    name = str((backbone or {}).get("model_name")).partition(".")[0]
+    return name if timm.is_model(name) else None
 
 
 def cached_weights(name: str) -> Path | None:
