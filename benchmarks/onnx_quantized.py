@@ -5,7 +5,7 @@
 
 The folders are those of the configs, with the training images for calibration beside the validation images. That of
 `forgery` has two folders in it, which ``visionattn forge`` made: ``cut``, as in its config, and ``calibration``.
-The CPU time of one thread is measured, since it depends less on other programs than the duration.
+Rows of other models are kept. The CPU time of one thread is measured, since it depends less on other programs than the duration.
 ``--table`` only prints the rows of the CSV as a Markdown table.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from common import RESULTS, machine, write_csv
+from common import RESULTS, machine, read_rows, write_csv
 
 import visionattn.openmmlab  # noqa: F401  adds the jobs
 from visionattn import __version__
@@ -94,8 +94,9 @@ def main() -> None:
     install()
     torch.set_num_threads(arguments.threads)
     common = {"machine": machine(), "onnxruntime": onnxruntime.__version__, "visionattn": __version__}
-    rows: list[dict] = []
-    for name, folder in (entry.split("=", 1) for entry in arguments.data):
+    entries = dict(entry.split("=", 1) for entry in arguments.data)
+    rows: list[dict] = [row for row in read_rows(arguments.out) if row["model"] not in entries]
+    for name, folder in entries.items():
         option, calibration, size, dynamic = CASES[name]
         source = export(name, size, dynamic, arguments.files)
         config = load_config(find_model(name).config, [option.format(folder)])
@@ -119,7 +120,7 @@ def main() -> None:
                 found = {"metric": metric, **{key: round(value, 4) for key, value in values.items()}}
                 rows.append(row | found | {"calibration_images": len(given or ()), "written": out.exists()} | common)
                 print(rows[-1], flush=True)
-        write_csv(arguments.out, rows)
+        write_csv(arguments.out, sorted(rows, key=lambda row: list(CASES).index(row["model"])))
 
 
 if __name__ == "__main__":

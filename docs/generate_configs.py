@@ -111,8 +111,9 @@ TRAINED = {
     "forgery-net_dinat-pico_synthetic": "pixel F1 0.427, image AUC 0.763 ([forgery](../docs/forgery.md))",
     "forgery-net_dinat-pico_synthetic-pairs": "pixel F1 0.444, image AUC 0.782 ([forgery](../docs/forgery.md))",
     "forgery-net_dinat-pico_synthetic-cut": "pixel F1 0.586, image AUC 0.915 ([forgery](../docs/forgery.md))",
-    "forgery-net_dinat-pico_photographs": "pixel F1 0.459, image AUC 0.816 ([card](../visionattn/zoo/forgery.md))",
-    "atss_dinat-pico_fpn_bccd": "AP 0.570 ([README](../README.md))",
+    "forgery-net_dinat-pico_photographs": "pixel F1 0.469, image AUC 0.819 ([card](../visionattn/zoo/forgery.md))",
+    "atss_dinat-pico_fpn_bccd": "AP 0.570 ([BCCD](../docs/trained.md#bccd))",
+    "atss_dinat-nano_fpn_bccd": "AP 0.611 ([BCCD](../docs/trained.md#bccd))",
     "atss_resnet18-ela_fpn_bccd": "AP 0.392, without ELA 0.395, 3 seeds, 400 iterations "
     "([modules](../docs/attention_modules.md))",
     "atss_dinat-pico_fpn_digits": "AP 0.455 ([README](../README.md))",

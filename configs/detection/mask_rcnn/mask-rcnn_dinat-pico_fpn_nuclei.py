@@ -8,8 +8,8 @@ custom_data = dict(
     train_img="images/train",
     val_img="images/val",
 )
-max_iters = 4000
-train_cfg = dict(max_iters=max_iters, val_interval=1000)
+max_iters = 8000
+train_cfg = dict(max_iters=max_iters, val_interval=2000)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", eta_min=1e-5, by_epoch=False, begin=100, end=max_iters, T_max=max_iters - 100),
