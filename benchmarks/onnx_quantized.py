@@ -5,7 +5,8 @@
 
 The folders are those of the configs, with the training images for calibration beside the validation images. That of
 `forgery` has two folders in it, which ``visionattn forge`` made: ``cut``, as in its config, and ``calibration``.
-Rows of other models are kept. The CPU time of one thread is measured, since it depends less on other programs than the duration.
+Rows of other models are kept. The CPU time of one thread is measured, since it depends less on other programs than the
+duration.
 ``--table`` only prints the rows of the CSV as a Markdown table.
 """
 

@@ -90,7 +90,7 @@ def test_wrong_arguments():
 
 
 def test_copies_are_added_to_predictions_alone():
-    """The probability of a pixel or image is 1 - (1 - p) (1 - q) for that of the network, p, and of the comparison, q."""
+    """The probability is 1 - (1 - p) (1 - q) for that of the network, p, and of the comparison, q."""
     image = torch.nn.functional.interpolate(torch.randn(2, 3, 24, 33), (96, 130), mode="bicubic")
     image[0, :, 52:96, 72:122] = image[0, :, 4:48, 12:62]
     plain, joint = build("resnet10t", levels=(1, 2, 3, 4)), build("resnet10t", levels=(1, 2, 3, 4), copies=True)

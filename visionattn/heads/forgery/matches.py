@@ -32,7 +32,7 @@ TOP = 20
 STEEPNESS, PIXEL_LEVEL, IMAGE_LEVEL = 20.0, 0.5, 0.8
 """Chosen by results on synthetic forgeries and half of CASIA v1, see docs/forgery.md."""
 BLOCKS = 16
-"""Blocks of the comparison in compiled and exported programs; otherwise, a block has about `BLOCK_SIZE` similarities."""
+"""Blocks of the comparison in compiled and exported programs; otherwise, a block has `BLOCK_SIZE` similarities."""
 BLOCK_SIZE = 2**19
 
 
