@@ -26,5 +26,6 @@ val_dataloader = dict(
     dataset=dict(type="visionattn.LocalizationDataset", test_mode=True, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="visionattn.LocalizationMetric")
+# centre_from is set to the folder of the training images if it has boxes.csv, for CentreBoxV2
+val_evaluator = dict(type="visionattn.LocalizationMetric", centre_from=None)
 test_evaluator = val_evaluator

@@ -11,6 +11,7 @@ from fixtures.paths import REPO
 from visionattn.engine.config.class_names import follow_checkpoint
 from visionattn.engine.config.data_checks import check_data
 from visionattn.engine.config.load import load_config
+from visionattn.engine.registry import METRICS
 from visionattn.errors import ConfigError, DataError
 from visionattn.heads.localization.mmlab_data import LocalizationDataset
 
@@ -89,6 +90,27 @@ def test_what_the_evaluators_need(folders):
     config.val_evaluator = [{"type": "visionattn.SATLocalizationMetric"}]
     with pytest.raises(DataError, match="has no box, as 4 of 4 images, but SATLocalizationMetric needs boxes"):
         check_data(config)
+
+
+def test_centered_boxes_are_chosen_on_the_training_images(folders, tmp_path):
+    assert resolved(folders).val_evaluator.centre_from is None
+    names = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(2)]
+    # the same share of each image: 12 of 30 columns, 16 of 20 rows
+    (folders / "train/boxes.csv").write_text("".join(f"{name},9,2,20,17\n" for name in names))
+    (folders / "val/boxes.csv").write_text("".join(f"{name},9,2,20,17\n" for name in names[:3]) + f"{names[3]},0,0,5,5\n")
+    config = resolved(folders)
+    assert config.val_evaluator.centre_from == config.test_evaluator.centre_from == str(folders / "train")
+    check_data(config)
+    metric = METRICS.build(config.val_evaluator)
+    infos = LocalizationDataset(**{k: v for k, v in config.val_dataloader.dataset.items()
+                                   if k not in ("type", "pipeline")})  # fmt: skip
+    samples = [
+        {"true_map": np.ones((7, 7)), "pred_scores": np.array([1.0, 0.0]), "gt_label": info["gt_label"],
+         "true_boxes": info["true_boxes"], "ori_shape": (20, 30)}
+        for info in map(infos.get_data_info, range(4))
+    ]  # fmt: skip
+    metric.process(None, samples)
+    assert metric.compute_metrics(metric.results)["CentreBoxV2"] == 75
 
 
 def test_folders_that_are_missing(folders, tmp_path):

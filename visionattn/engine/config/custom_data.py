@@ -228,6 +228,12 @@ def _resolve_folders(config: Config, block: Any, root: Path, name: str) -> None:
             dataset["data_prefix"] = {"img_path": str(found.images)}
             dataset["boxes"] = None if found.boxes is None else str(found.boxes)
             dataset["metainfo"] = {"classes": tuple(classes), "palette": palette(len(classes))}
+    train = splits["train"]
+    boxed = train.boxes is not None and train.boxes.parent == train.images
+    for evaluator in filter(None, map(config.get, ("val_evaluator", "test_evaluator"))):
+        for item in evaluator if isinstance(evaluator, list) else [evaluator]:
+            if "centre_from" in item:  # of the metric that compares with centered boxes
+                item["centre_from"] = str(train.images) if boxed else None
     set_num_classes(config["model"], len(classes))
 
 

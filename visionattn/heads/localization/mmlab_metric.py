@@ -1,6 +1,8 @@
 """Weakly supervised localization metrics for mmengine's evaluator."""
 
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,8 @@ from visionattn.heads.localization.metrics import (
     truth_mask,
 )
 from visionattn.heads.localization.metrics_sat import LocalizationAccuracy, crop_boxes, normalize_map
-from visionattn.heads.localization.sets import read_localization
-from visionattn.io.images import decode_image
+from visionattn.heads.localization.sets import read_class_folders, read_localization
+from visionattn.io.images import decode_image, image_size
 
 __all__ = ["LocalizationMetric", "SATLocalizationMetric"]
 
@@ -50,7 +52,8 @@ class LocalizationMetric(BaseMetric):
     Args:
         size: height and width that maps and boxes are resized to.
         threshold: threshold on the map for the three localization accuracies.
-        centre_from: metadata folder with boxes and sizes of the training images, for ``CentreBoxV2``.
+        centre_from: for ``CentreBoxV2``, the metadata folder of the training images with boxes and sizes, or a folder
+            with one subfolder of images per class and ``boxes.csv``.
         step: step of the box thresholds.
         pixel_step: bin width of PxAP.
         collect_device, prefix: see ``mmengine.evaluator.BaseMetric``.
@@ -77,7 +80,7 @@ class LocalizationMetric(BaseMetric):
             DataError: they are missing.
         """
         if self.centre_from:
-            _train_boxes(self.centre_from, self.size)
+            _ = self._centre_box
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Evaluate each sample of a batch."""
@@ -96,6 +99,11 @@ class LocalizationMetric(BaseMetric):
                 for name, accuracy in self._accuracies().items():
                     result[name] = accuracy.best_ious(score_map, boxes, found)
             self.results.append(result)
+
+    @cached_property
+    def _centre_box(self) -> np.ndarray:
+        """The centered box that is best on the training images."""
+        return best_center_box(_train_boxes(str(self.centre_from), self.size), self.size)[0]
 
     def _accuracies(self) -> dict[str, BoxAccuracy]:
         return {
@@ -133,8 +141,7 @@ class LocalizationMetric(BaseMetric):
             metrics[f"Top{k}Loc"] = accuracies["single"].compute(right).at(50, threshold)
         metrics["PlainV2"] = accuracies["plain"].compute().max_box_acc_v2
         if self.centre_from:
-            box, _ = best_center_box(_train_boxes(self.centre_from, self.size), self.size)
-            best = np.array([box_iou(box, r["boxes"]).max() for r in results])
+            best = np.array([box_iou(self._centre_box, r["boxes"]).max() for r in results])
             metrics["CentreBoxV2"] = float(np.mean([(best >= iou).mean() * 100 for iou in (0.3, 0.5, 0.7)]))
         return metrics
 
@@ -212,6 +219,13 @@ def _mask(path: str) -> np.ndarray:
 
 
 def _train_boxes(folder: str, size: tuple[int, int]) -> list[np.ndarray]:
+    if (boxes := Path(folder, "boxes.csv")).is_file():
+        classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
+        images = [image for image in read_class_folders(folder, classes, boxes) if len(image.boxes)]
+        for image in images:
+            width, height, turned = image_size(Path(folder, image.image_id))
+            image.size = (width, height) if turned else (height, width)
+        return [resize_boxes(image.boxes, image.size, size) for image in images]
     images = [image for image in read_localization(folder, need_objects=True) if len(image.boxes)]
     lacking = [image.image_id for image in images if image.size is None]
     if lacking:
