@@ -43,8 +43,12 @@ def main() -> None:
             if any(row["model"] == model and int(row["seed"]) == seed for row in rows):
                 continue
             folder = args.out / f"{config.split('_')[0]}-{len(options)}-{seed}"
-            given = [f"custom_data.root={args.data}", f"max_iters={args.iterations}",
-                     f"train_cfg.val_interval={args.iterations}", *(text.format(area=args.area) for text in options)]  # fmt: skip
+            given = [
+                f"custom_data.root={args.data}",
+                f"max_iters={args.iterations}",
+                f"train_cfg.val_interval={args.iterations}",
+                *(text.format(area=args.area) for text in options),
+            ]
             words = [config, "--work-dir", str(folder), "--resume", "--seed", str(seed), "--cfg-options", *given]
             subprocess.run([sys.executable, "-m", "visionattn", "train", *words], check=True)
             values = next(record["val"] for record in reversed(read_records(folder)) if record.get("val"))

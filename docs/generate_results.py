@@ -25,6 +25,7 @@ All models were trained here, from random weights unless a row says otherwise. V
 on the validation data: the mean, and in parentheses the lowest and highest of several seeds. Nothing was measured on a
 GPU.
 """
+METRICS_OF_BOXES = ("MaxBoxAccV2", "BoxAcc50", "Top1")
 KERNELS = {  # file: title, columns that tell the cases
     "na_cpu": ("neighborhood attention", ("shape", "kernel", "dilation", "heads")),
     "routing_cpu": ("routing attention", ("shape", "topk", "regions", "heads")),
@@ -75,13 +76,20 @@ def other_backbones() -> str:
         values = [float(row["value"]) for row in rows if row["model"] == model and row["rule"] == rule]
         return f"{max(values):.1f}"
 
+    def mean(model: str) -> str:
+        values = [float(row["value"]) for row in rows if row["model"] == model and row["rule"] == "time"]
+        return f"{statistics.mean(values):.1f}"
+
     return f"""- **Pretrained weights are at hand**: use them, such as those of timm's `resnet18` or `convnextv2_atto`.
   `dinat_nano` and `dinat_pico` have none, and all figures above are from random weights. On small data, weights of
   ImageNet are usually worth more than the choice between these networks; this was not measured here, since no weights
   could be downloaded.
 - **Training lasts only minutes**: `resnet10t` learns faster at first. After 2.5 minutes on CamVid its mIoU is
   {best("resnet10t", "grid")}, and that of `dinat_nano` {best("dinat_nano", "grid")}; after ten minutes, they are
-  {best("resnet10t", "time")} and {best("dinat_nano", "time")}.
+  {mean("resnet10t")} and {mean("dinat_nano")}.
+- **The number of iterations is limited, not the time**: after as many iterations as `dinat_nano` has in ten minutes,
+  `fastvit_t8` has {best("fastvit_t8", "iterations")} and `resnet10t` {best("resnet10t", "iterations")}; these take
+  about twice as long.
 - **A GPU**: the speed of these small networks there is not known. The costs above are those of one CPU thread.
 - **Published results matter**: use `dinat_mini` and larger, whose weights and figures are the authors'.
 - **Many small objects with masks**: on nuclei, `dinat_pico` with attention in all levels is better than `dinat_nano`
@@ -183,6 +191,21 @@ def channel_attention() -> str:
     return markdown(("backbone", "AP on BCCD", "seeds", "iterations", "machine"), rows)
 
 
+def localization() -> str:
+    """Localization from image labels on crops of photographs, over the seeds."""
+    found: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in read_rows(RESULTS / "object_localization.csv"):
+        found[row["model"], row["machine"]].append(row)
+    if not found:
+        return ""
+    rows = [
+        [model, *(spread([float(run[key]) for run in runs]) if runs[0][key] else "" for key in METRICS_OF_BOXES),
+         len(runs) if runs[0]["iterations"] else "", runs[0]["iterations"], machine]
+        for (model, machine), runs in found.items()
+    ]  # fmt: skip
+    return markdown(("model", *METRICS_OF_BOXES, "seeds", "iterations", "machine"), rows)
+
+
 SECTIONS = {
     "Trained models": ("", trained),
     "Backbones at equal cost": (
@@ -224,6 +247,13 @@ SECTIONS = {
         "Synthetic clips, in which only the given keypoints tell which of two figures counts ([pose](pose.md)): "
         "`python benchmarks/pose_actions.py RUNS`.",
         actions,
+    ),
+    "Localization from image labels": (
+        "531 crops of photographs of COCO and of raccoons for training, 134 of other photographs for validation, six "
+        "classes: `python benchmarks/object_crops.py data/coco128 data/raccoon --out data/objects` and `python "
+        "benchmarks/object_localization.py data/objects`. All models start from random weights; the published results "
+        "of SAT start from ImageNet weights.",
+        localization,
     ),
     "ELA in a ResNet": (
         "Channel and position attention of ELA, trained from random weights ([modules](attention_modules.md)): "

@@ -97,7 +97,9 @@ def test_centered_boxes_are_chosen_on_the_training_images(folders, tmp_path):
     names = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(2)]
     # the same share of each image: 12 of 30 columns, 16 of 20 rows
     (folders / "train/boxes.csv").write_text("".join(f"{name},9,2,20,17\n" for name in names))
-    (folders / "val/boxes.csv").write_text("".join(f"{name},9,2,20,17\n" for name in names[:3]) + f"{names[3]},0,0,5,5\n")
+    (folders / "val/boxes.csv").write_text(
+        "".join(f"{name},9,2,20,17\n" for name in names[:3]) + f"{names[3]},0,0,5,5\n"
+    )
     config = resolved(folders)
     assert config.val_evaluator.centre_from == config.test_evaluator.centre_from == str(folders / "train")
     check_data(config)
