@@ -22,7 +22,6 @@ from visionattn.engine.train.curve import read_records
 CSV = RESULTS / "object_localization.csv"
 MODELS = {  # config, options
     "SAT, small vision transformer": ("sat_vit-pico_folders_custom", ["model.area={area}"]),
-    "class activation maps, dinat_pico": ("cam_dinat-pico_folders_custom", []),
     "class activation maps, dinat_nano": (
         "cam_dinat-pico_folders_custom", ["model.backbone.model_name=dinat_nano", "model.backbone.out_indices=[2]"],
     ),

@@ -115,3 +115,16 @@ def test_exported_for_any_size(tmp_path):
         x = torch.randn(*shape)
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(out), module(x), atol=1e-4, rtol=1e-4)
+
+
+def test_no_positions_are_stored_in_optimized_files(tmp_path):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    program = torch.export.export(SelfMatch(), (torch.randn(1, 3, 128, 128),))
+    torch.onnx.export(program, (), tmp_path / "a.onnx", dynamo=True, opset_version=18, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "b.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    onnxruntime.InferenceSession(tmp_path / "a.onnx", options)
+    largest = max(onnx.numpy_helper.to_array(t).nbytes for t in onnx.load(tmp_path / "b.onnx").graph.initializer)
+    assert largest < 32 * 32 * 121

@@ -10,7 +10,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import onnx
-import onnxruntime
 
 from visionattn.inference.onnx import reduced
 from visionattn.inference.onnx.graph import network_nodes, simplified
@@ -85,38 +84,6 @@ def test_boxes_are_no_features(tmp_path):
     ]
     path = save_program(tmp_path / "a.onnx", nodes, weights, {"logits": (1, [4, 2, 2, 2])})
     assert network_nodes(simplified(path)) == {"features", "regions", "logits"}
-
-
-def test_tables_of_positions_are_not_stored(tmp_path):
-    """The weight, the transpose of another, is; a table of positions that is computed from constants is not."""
-    random = np.random.default_rng(0)
-    weights = {
-        "t": random.normal(size=(4, 3, 1, 1)).astype(np.float32), "start": np.array(0), "step": np.array(1),
-        "end": np.array(480), "rows": 480 * np.arange(24)[:, None],
-    }  # fmt: skip
-    nodes = [
-        (("Transpose", ["t"], ["w"]), {"perm": [1, 0, 2, 3]}),
-        (("Conv", ["image", "v"], ["features"]), {}),
-        (("Flatten", ["features"], ["flat"]), {"axis": 0}),
-        (("Range", ["start", "end", "step"], ["columns"]), {}),
-        (("Add", ["rows", "columns"], ["places"]), {}),
-        (("Gather", ["flat", "places"], ["found"]), {"axis": 1}),
-        (("Conv", ["features", "w"], ["logits"]), {}),
-    ]
-    weights["v"] = random.normal(size=(4, 3, 1, 1)).astype(np.float32)
-    outputs = {"found": (1, [1, 24, 480]), "logits": (1, [1, 3, 96, 120])}
-    path = save_program(tmp_path / "a.onnx", nodes, weights, outputs)
-    model = simplified(path)
-    stored = {tensor.name for tensor in model.graph.initializer}
-    assert "w" in stored
-    assert "places" not in stored
-    assert model.ByteSize() < 8192 < 24 * 480 * 8
-    image = random.normal(size=(1, 3, 96, 120)).astype(np.float32)
-    results = [
-        onnxruntime.InferenceSession(source).run(None, {"image": image}) for source in (path, model.SerializeToString())
-    ]
-    for one, other in zip(*results, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_float16(program, images, tmp_path):

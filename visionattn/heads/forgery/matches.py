@@ -132,6 +132,10 @@ class SelfMatch(nn.Module):
         cells = (patches / (norm + FLAT)).flatten(2).transpose(1, 2)  # [B, N, C]
         row = torch.arange(height, device=cells.device)[:, None].expand(height, width).flatten()
         column = torch.arange(width, device=cells.device).expand(height, width).flatten()
+        if torch.compiler.is_compiling():
+            # adds 0; the positions depend on the image, so that optimizers of exported files do not store 121 of them
+            # for each cell, which would take more space than the weights
+            row = row + (norm[0, 0, 0, 0] < 0)
         distance = torch.arange(1 - NEAR, NEAR, device=cells.device)
         best, offsets = [], []
         # in blocks, since the matrix of all similarities can take gigabytes; small ones stay in the caches of CPUs

@@ -12,8 +12,6 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators of convolutions and linear layers."""
 POSITIONS = {"RoiAlign": (1, 2), "GridSample": (1,), "NonMaxSuppression": (0, 1, 2, 3, 4)}
 """Inputs of operators that are boxes or positions, not features."""
-TABLE = 2**16
-"""Bytes from which a table of integers is computed when a file is loaded."""
 
 
 def simplified(path: str | Path) -> Any:
@@ -39,48 +37,8 @@ def simplified(path: str | Path) -> Any:
     for entry in [entry for entry in model.opset_import if entry.domain not in ("", "ai.onnx")]:
         model.opset_import.remove(entry)
     del model.graph.value_info[:]
-    _restore_tables(model, source)
     restore_metadata(model, source)
     return onnx.shape_inference.infer_shapes(model)
-
-
-def _restore_tables(model: Any, source: Any) -> None:
-    """Replace large tables of integers that were computed from constants by the operators that compute them.
-
-    In a file for one image size, tables of positions can take more space than the weights.
-    """
-    types = require("onnx", "onnx").TensorProto
-    made = {output: node for node in source.graph.node for output in node.output}
-    given = {tensor.name: tensor for tensor in source.graph.initializer}
-    integers = (types.INT64, types.INT32, types.BOOL)
-    tables = [
-        tensor
-        for tensor in model.graph.initializer
-        if tensor.name in made and tensor.data_type in integers and len(tensor.raw_data) > TABLE
-    ]
-    for tensor in tables:
-        model.graph.initializer.remove(tensor)
-    there = {tensor.name for tensor in model.graph.initializer}
-    there.update(output for node in model.graph.node for output in node.output)
-    nodes = []
-
-    def add(name: str) -> None:
-        if not name or name in there:
-            return
-        there.add(name)
-        if name in given:
-            model.graph.initializer.append(given[name])
-            return
-        for other in made[name].input:
-            add(other)
-        there.update(made[name].output)
-        nodes.append(made[name])
-
-    for tensor in tables:
-        add(tensor.name)
-    nodes += model.graph.node
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def float_names(model: Any) -> set[str]:
