@@ -140,7 +140,7 @@ def main() -> None:
         methods = {
             "all pixels": lambda path: (np.ones((SIDE, SIDE), np.float32), 0.5),
             "mean of the training masks": lambda path: (prior, 0.5),
-            "matches of patches": matches(),
+            "patch matching": matches(),
         }
     rows: list[dict] = list(read_rows(CSV))
     for name, method in methods.items():

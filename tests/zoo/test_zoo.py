@@ -168,5 +168,5 @@ def test_weights_without_class_names(tmp_path):
 
 def test_the_warning_is_the_first_sentence_of_the_limits():
     assert find_model("blood-cells").warning == "All images are from one microscope and one stain."
-    assert find_model("forgery").warning.startswith("A baseline, not evidence: ")
+    assert find_model("forgery").warning == "Its output is no evidence that a photograph was forged."
     assert all(find_model(name).warning.endswith(".") for name in model_names())

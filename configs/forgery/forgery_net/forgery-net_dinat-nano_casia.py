@@ -1,6 +1,7 @@
 # Fine-tuning on half of CASIA v1, whose photographs were forged by people, and testing on the other half:
 #   python benchmarks/casia.py FOLDER --out data/casia
-#   visionattn train forgery-net_dinat-nano_casia --from forgery
+#   visionattn train forgery-net_dinat-nano_casia --from RUN      a run of forgery-net_dinat-nano_photographs
+# With the model of the package: --from forgery --cfg-options model.backbone.model_name=dinat_pico model.matches=False
 # A plain segmentation head: model.noise=None model.noise_branch=None model.matches=False
 _base_ = "../synthetic/forgery-net_dinat-pico_synthetic.py"
 
