@@ -92,8 +92,8 @@ def other_backbones() -> str:
   about twice as long.
 - **A GPU**: the speed of these small networks there is not known. The costs above are those of one CPU thread.
 - **Published results matter**: use `dinat_mini` and larger, whose weights and figures are the authors'.
-- **Many small objects with masks**: on nuclei, `dinat_pico`, with attention in all levels, had a mask AP of 0.534 after 60
-  minutes, and `dinat_nano` 0.516 after 46 minutes; their box AP was similar (0.501 and 0.494; one seed each)."""
+- **Many small objects with masks**: on nuclei, `dinat_pico`, with attention in all levels, had a mask AP of 0.534 after
+  60 minutes, and `dinat_nano` 0.516 after 46 minutes; their box AP was similar (0.501 and 0.494; one seed each)."""
 
 
 def search() -> str:
