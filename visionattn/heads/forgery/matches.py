@@ -133,8 +133,8 @@ class SelfMatch(nn.Module):
         row = torch.arange(height, device=cells.device)[:, None].expand(height, width).flatten()
         column = torch.arange(width, device=cells.device).expand(height, width).flatten()
         if torch.compiler.is_compiling():
-            # adds 0; the positions depend on the image, so that optimizers of exported files do not store 121 of them
-            # for each cell, which would take more space than the weights
+            # This adds 0. Without it, the positions are constants, and optimizers of exported files would store the
+            # 121 near positions of each cell, which takes more space than the weights.
             row = row + (norm[0, 0, 0, 0] < 0)
         distance = torch.arange(1 - NEAR, NEAR, device=cells.device)
         best, offsets = [], []

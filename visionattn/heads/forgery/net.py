@@ -52,8 +52,8 @@ class ForgeryNet(nn.Module):
             extractor of stride 4, ``"statistics"`` or ``"features"``.
         aux: whether the noise branch predicts an auxiliary mask in training.
         copies: whether predictions also mark regions that occur twice in the image, as found by `SelfMatch.copies`
-            without any learned parameter: pixels and images are forged if the network or this comparison says so. It
-            has no effect in training.
+            without any learned parameter: the probability is that of the network or this patch matching being
+            right, as if they were independent. It has no effect in training.
 
     Raises:
         ValueError: if an argument is out of range.
